@@ -1,0 +1,39 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+# They need Python 3.11 or newer and a network; all they install goes into .venv here.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test bench lint clean
+
+help:           ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+venv: $(READY)  ## make .venv with everything the project needs
+
+# Made anew whenever what is to be installed or built has changed.
+$(READY): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --editable ".[train,bench,dev]"
+	@touch $@
+
+demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-report/report.html
+	$(BIN)/lgf demo $(ARGS)
+
+test: $(READY)  ## all tests; ARGS="-k name" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY) ## time the operators on this machine's CPU
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+lint: $(READY)  ## style
+	$(BIN)/ruff check .
+
+clean:          ## remove builds and .venv
+	rm -rf $(VENV) build dist *.egg-info lgf_kernels/*.so

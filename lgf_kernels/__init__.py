@@ -1,0 +1,41 @@
+"""Relational alignment losses for video diffusion, without the Gram matrices.
+
+    import lgf_kernels as lgf
+    loss = lgf.lgf_kl_loss(student_features, [teacher_forward, teacher_backward])
+
+Local Gram Flow with KL (SAM2VideoX) and token relation distances (VideoREPA, MoAlign) as PyTorch operators with
+autograd, `torch.compile` and autocast. Start with `lgf_kl_loss`; `lgf doctor` on the command line says what runs here.
+"""
+
+__version__ = "0.1.0"
+
+from .backends import BackendInfo, backends, use_backend
+from .errors import BackendUnavailableError, OnceDifferentiableError
+from .functional import (
+    lgf_kl_loss,
+    lgf_kl_loss_from_logits,
+    local_gram_flow,
+    local_window_mask,
+    moalign_pair_weight,
+    token_relation_loss,
+    videorepa_pair_weight,
+)
+from .modules import LocalGramFlowKLLoss, TokenRelationLoss
+
+__all__ = [
+    "BackendInfo",
+    "BackendUnavailableError",
+    "LocalGramFlowKLLoss",
+    "OnceDifferentiableError",
+    "TokenRelationLoss",
+    "__version__",
+    "backends",
+    "lgf_kl_loss",
+    "lgf_kl_loss_from_logits",
+    "local_gram_flow",
+    "local_window_mask",
+    "moalign_pair_weight",
+    "token_relation_loss",
+    "use_backend",
+    "videorepa_pair_weight",
+]

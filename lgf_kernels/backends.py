@@ -1,0 +1,162 @@
+"""Which backend runs an operator: an ordered table, and one predicate for each backend that both decides and explains.
+
+    native      C++ (CPU tensors) or CUDA C++ (CUDA tensors), where its module was built
+    triton      Triton kernels (CUDA tensors)
+    portable    lean PyTorch, on any device torch has
+    reference   the literal formulas; slow and large, and so never chosen by itself
+
+An operator asks `resolve` for the first that can. `backend="..."` in a call, `use_backend`, or the environment variable
+LGF_BACKEND name one instead; one that cannot run the inputs raises with the reason rather than falling back.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import native
+from .errors import BackendUnavailableError
+
+OPERATORS = ("local_gram_flow", "lgf_kl", "token_relation")
+
+
+class Request(NamedTuple):
+    """What decides whether a backend can run a call."""
+
+    operator: str
+    device_type: str
+
+
+class BackendInfo(NamedTuple):
+    """One row of `lgf_kernels.backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def _native(request: Request) -> str | None:
+    return native.why_not(request.operator, request.device_type)
+
+
+def _triton(request: Request) -> str | None:
+    return "this release has no Triton kernels"
+
+
+def _anywhere(request: Request) -> str | None:
+    return None
+
+
+#: In order of preference. A predicate returns None if the backend can run the request, else the reason why not.
+PREDICATES: dict[str, Callable[[Request], str | None]] = {
+    "native": _native,
+    "triton": _triton,
+    "portable": _anywhere,
+    "reference": _anywhere,
+}
+NEVER_BY_ITSELF = ("reference",)
+
+_forced: str | None = None
+
+
+class use_backend:
+    """Run every operator on one backend, instead of the first that can.
+
+    Args:
+        name: "native", "triton", "portable" or "reference"; None gives the choice back to the library.
+
+    As a plain call it holds until the next call; as a context manager until the end of the block. It wins over the
+    environment variable LGF_BACKEND and is itself overridden by the argument `backend` of a call. It acts on the whole
+    process, all threads included.
+
+    Raises:
+        ValueError: there is no backend of that name.
+
+    Example:
+        >>> import torch, lgf_kernels as lgf
+        >>> features = torch.randn(1, 3, 4, 5, 8)
+        >>> with lgf.use_backend("portable"):
+        ...     lgf.local_gram_flow(features, window=3).shape
+        torch.Size([1, 2, 4, 5, 9])
+    """
+
+    def __init__(self, name: str | None):
+        global _forced
+        if name is not None:
+            _known(name, "use_backend")
+        self._previous, _forced = _forced, name
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def backends() -> list[BackendInfo]:
+    """What can run here, in order of preference: rows of name, available, and a reason for people to read.
+
+    "Available" is for the best device of this machine and every operator the backend has; whether it takes a
+    particular call is decided, and if need be explained, in that call.
+
+    Example:
+        >>> import lgf_kernels as lgf
+        >>> [row.name for row in lgf.backends()]
+        ['native', 'triton', 'portable', 'reference']
+    """
+    return [BackendInfo(name, *_availability(name)) for name in PREDICATES]
+
+
+def _availability(name: str) -> tuple[bool, str]:
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    runs, refusals = [], []
+    for device in devices:
+        for operator in OPERATORS:
+            why_not = PREDICATES[name](Request(operator, device))
+            (refusals if why_not else runs).append(why_not or f"{operator} on {device}")
+    if not runs:
+        return False, "; ".join(dict.fromkeys(refusals))
+    note = "never chosen by itself" if name in NEVER_BY_ITSELF else ""
+    return True, "; ".join(filter(None, [", ".join(runs), note]))
+
+
+def resolve(operator: str, tensor: Tensor, backend: str | None, function: str) -> str:
+    """The name of the backend that runs `operator` on tensors like this one. `function`: whom an error speaks for."""
+    return _resolve(operator, tensor.device.type, backend, function)
+
+
+@torch.compiler.assume_constant_result
+def _resolve(operator: str, device_type: str, backend: str | None, function: str) -> str:
+    request = Request(operator, device_type)
+    named = backend or _forced or os.environ.get("LGF_BACKEND") or None
+    if named is None:
+        candidates = (name for name in PREDICATES if name not in NEVER_BY_ITSELF)
+        return next(name for name in candidates if PREDICATES[name](request) is None)
+    why_not = PREDICATES[_known(named, function)](request)
+    if why_not:
+        able = [name for name, predicate in PREDICATES.items() if predicate(request) is None]
+        raise BackendUnavailableError(
+            f"{function}: backend {named!r} cannot run this: {why_not}. "
+            f"Leave `backend` (and LGF_BACKEND) unset, or choose one of {', '.join(map(repr, able))}; "
+            "`lgf doctor` prints what is here and why."
+        )
+    return named
+
+
+def _known(name: str, function: str) -> str:
+    if name not in PREDICATES:
+        raise ValueError(
+            f"{function}: `backend` must be one of {', '.join(map(repr, PREDICATES))}, or None to let the library "
+            f"choose; got {name!r}."
+        )
+    return name
+
+
+def implementation(backend: str, operator: str) -> ModuleType:
+    """The module that implements an operator in a backend, imported when it is first needed."""
+    return importlib.import_module(f".{backend}.{operator}", __package__)

@@ -1,0 +1,222 @@
+"""Every check of an argument, made before anything runs.
+
+A message names the function and the argument, says what was expected and what was given, and shows the way out. The
+checks look at shapes, types and Python numbers, never at values on a device: that would make the host wait. Values of
+tensors that live on the CPU are checked inside the operators (`nonnegative`).
+"""
+
+import math
+import operator as op
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from .options import BOUNDARIES, DIRECTIONS, DIVERGENCES, MAX_WINDOW, REDUCTIONS, SIMILARITIES, LgfOptions
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOAT_NAMES = "float32, bfloat16, float16 or float64"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "(" + ", ".join(map(str, tensor.shape)) + ")"
+
+
+def tensor(function: str, name: str, value) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: `{name}` must be a torch.Tensor, got {type(value).__name__}.")
+    return value
+
+
+def floating(function: str, name: str, value: Tensor) -> None:
+    if value.dtype not in FLOATS:
+        raise TypeError(
+            f"{function}: `{name}` must be {FLOAT_NAMES}, got {value.dtype}. Convert it first, for example {name}.float()."
+        )
+
+
+def detached(function: str, name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{function}: `{name}` requires grad, but the loss has no gradient for it: it is a constant of the loss. "
+            f"Detach it: {name}.detach(), or compute it under torch.no_grad()."
+        )
+
+
+def same_device(function: str, name: str, value: Tensor, student_name: str, student: Tensor) -> None:
+    if value.device != student.device:
+        raise ValueError(
+            f"{function}: all tensors must be on one device; `{student_name}` is on {student.device} and `{name}` on "
+            f"{value.device}. Move it: {name}.to({student_name}.device)."
+        )
+
+
+def features(function: str, name: str, value) -> Tensor:
+    """Features of Local Gram Flow: a floating (B, T, H, W, C) with at least two frames and nothing empty."""
+    tensor(function, name, value)
+    floating(function, name, value)
+    if value.ndim != 5:
+        way_out = f"Add the batch dimension: {name}.unsqueeze(0)." if value.ndim == 4 else "Reshape it."
+        raise ValueError(
+            f"{function}: `{name}` must have shape (B, T, H, W, C): batch, frames, rows, columns, channels; got "
+            f"{value.ndim} dimensions, {_shape(value)}. {way_out}"
+        )
+    not_empty(function, name, value, "(B, T, H, W, C)")
+    if value.shape[1] < 2:
+        raise ValueError(
+            f"{function}: `{name}` must have at least 2 frames (T in (B, T, H, W, C)), because the loss compares each "
+            f"frame with the next; got {value.shape[1]} in {_shape(value)}. Channels come last and frames second: "
+            "permute if yours are elsewhere."
+        )
+    return value
+
+
+def not_empty(function: str, name: str, value: Tensor, layout: str) -> None:
+    if value.numel() == 0:
+        raise ValueError(
+            f"{function}: `{name}` must have no empty dimension in {layout}; got {_shape(value)}. Skip empty batches "
+            "before calling the loss."
+        )
+
+
+def relation_features(function: str, value) -> Tensor:
+    """A student of token relations: a floating (B, F, H, W, C) or (B, F, N, C) with nothing empty."""
+    tensor(function, "student", value)
+    floating(function, "student", value)
+    layout = "(B, F, H, W, C) or (B, F, N, C)"
+    if value.ndim not in (4, 5):
+        raise ValueError(
+            f"{function}: `student` must have shape {layout}: batch, frames, tokens of a frame, channels; got "
+            f"{value.ndim} dimensions, {_shape(value)}. Tokens of all frames in one dimension unflatten to frames: "
+            "student.unflatten(1, (F, N))."
+        )
+    not_empty(function, "student", value, layout)
+    return value
+
+
+def teacher_list(function: str, name: str, teachers) -> tuple[list[Tensor], list[str]]:
+    """One tensor or a sequence of them as a list, and what to call each in a message."""
+    if isinstance(teachers, Tensor):
+        return [teachers], [name]
+    if not isinstance(teachers, Sequence) or isinstance(teachers, str | bytes):
+        raise TypeError(f"{function}: `{name}` must be a tensor or a sequence of tensors, got {type(teachers).__name__}.")
+    if not teachers:
+        raise ValueError(f"{function}: `{name}` must hold at least one teacher, got an empty sequence.")
+    names = [f"{name}[{m}]" for m in range(len(teachers))]
+    return [tensor(function, one, teacher) for one, teacher in zip(names, teachers, strict=True)], names
+
+
+def teacher(function: str, name: str, value: Tensor, student: Tensor, shape: tuple, layout: str, way_out: str) -> None:
+    """A constant of the given shape next to the student; a `None` in the shape stands for any size."""
+    floating(function, name, value)
+    same_device(function, name, value, "student", student)
+    detached(function, name, value)
+    matches = value.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(value.shape, shape, strict=True)
+    )
+    if not matches:
+        expected = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{function}: `{name}` must have shape {layout} = ({expected}), got {_shape(value)}. {way_out}")
+    not_empty(function, name, value, layout)
+
+
+def teacher_weights(function: str, weights, count: int) -> list[float]:
+    """The fusion weights as floats: uniform with sum 1 if None."""
+    if weights is None:
+        return [1 / count] * count
+    if isinstance(weights, Tensor):
+        raise TypeError(
+            f"{function}: `teacher_weights` must be a sequence of Python floats, got a tensor (reading it would make the "
+            "host wait for the device). Use teacher_weights.tolist() once, outside the training loop."
+        )
+    if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
+        raise TypeError(
+            f"{function}: `teacher_weights` must be a sequence of floats, one for each teacher, or None for equal "
+            f"weights; got {type(weights).__name__}."
+        )
+    if len(weights) != count:
+        raise ValueError(
+            f"{function}: `teacher_weights` must have one weight for each teacher: {count} expected, got {len(weights)}."
+        )
+    return [number(function, f"teacher_weights[{m}]", w, minimum=0.0) for m, w in enumerate(weights)]
+
+
+def number(function: str, name: str, value, minimum: float | None = None, above: float | None = None) -> float:
+    """A finite Python number, at least `minimum` or greater than `above`."""
+    wanted = "a finite number" + (f" >= {minimum:g}" if minimum is not None else "")
+    wanted += f" > {above:g}" if above is not None else ""
+    if isinstance(value, Tensor) or not isinstance(value, Real):
+        raise TypeError(f"{function}: `{name}` must be {wanted}, got {type(value).__name__} {value!r}.")
+    value = float(value)
+    if not math.isfinite(value) or (minimum is not None and value < minimum) or (above is not None and value <= above):
+        raise ValueError(f"{function}: `{name}` must be {wanted}, got {value!r}.")
+    return value
+
+
+def integer(function: str, name: str, value) -> int:
+    try:
+        return op.index(value)
+    except TypeError:
+        raise TypeError(f"{function}: `{name}` must be an int, got {type(value).__name__} {value!r}.") from None
+
+
+def size(function: str, name: str, value) -> int:
+    if integer(function, name, value) < 1:
+        raise ValueError(f"{function}: `{name}` must be at least 1, got {value!r}.")
+    return op.index(value)
+
+
+def window(function: str, value) -> int:
+    K = integer(function, "window", value)
+    if K < 1 or K % 2 == 0 or K > MAX_WINDOW:
+        raise ValueError(
+            f"{function}: `window` must be odd and between 1 and {MAX_WINDOW}, so that it has a centre and its logits fit "
+            f"in a kernel's registers; got {K}. The paper uses 7."
+        )
+    return K
+
+
+def choice(function: str, name: str, value, choices: Sequence[str], way_out: str = "") -> str:
+    if not isinstance(value, str) or value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"{function}: `{name}` must be one of {expected}; got {value!r}.{way_out and ' ' + way_out}")
+    return value
+
+
+def lgf_options(function: str, directions: Sequence[str] = DIRECTIONS, direction_hint: str = "", **given) -> LgfOptions:
+    """The options of a Local Gram Flow operator; those not given keep their defaults."""
+    tests = {
+        "window": lambda v: window(function, v),
+        "temperature": lambda v: number(function, "temperature", v, above=0.0),
+        "similarity": lambda v: choice(function, "similarity", v, SIMILARITIES),
+        "boundary": lambda v: choice(function, "boundary", v, BOUNDARIES),
+        "divergence": lambda v: choice(function, "divergence", v, DIVERGENCES),
+        "direction": lambda v: choice(function, "direction", v, directions, direction_hint),
+        "reduction": lambda v: choice(function, "reduction", v, REDUCTIONS),
+    }
+    return LgfOptions(**{name: tests[name](value) for name, value in given.items()})
+
+
+def weight_tensor(function: str, name: str, value, student: Tensor, shape: tuple, layout: str) -> Tensor:
+    """A constant tensor of weights of any real type next to the student."""
+    tensor(function, name, value)
+    if value.dtype.is_complex:
+        raise TypeError(f"{function}: `{name}` must be real, got {value.dtype}.")
+    same_device(function, name, value, "student", student)
+    detached(function, name, value)
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"{function}: `{name}` must have shape {layout} = {shape}, got {_shape(value)}. Use {name}.expand(...) or "
+            f"{name}.reshape(...) to bring it to that shape."
+        )
+    return value
+
+
+def nonnegative(function: str, name: str, value: Tensor) -> None:
+    """Refuse negative weights, where reading them makes no host wait for a device."""
+    if value.device.type == "cpu" and bool((value < 0).any()):
+        raise ValueError(
+            f"{function}: `{name}` must be >= 0 everywhere, got a minimum of {value.min().item():g}. Clamp it: "
+            f"{name}.clamp(min=0)."
+        )

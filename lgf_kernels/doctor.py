@@ -1,0 +1,108 @@
+"""Say what is installed, what runs on this machine, and why the rest does not.
+
+Made to be pasted into a bug report: versions, devices, backends, the compile options of the native modules, and the
+environment variables that change anything. No paths, user or host names.
+
+  lgf doctor            for people
+  lgf doctor --json     for programs
+"""
+
+import argparse
+import json
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+from . import __version__, native
+from .backends import backends
+
+PACKAGES = (
+    "torch", "triton", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sam2", "av",
+)  # fmt: skip
+VARIABLES = ("LGF_BACKEND", "LGF_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    report = examine()
+    print(json.dumps(report, indent=2) if arguments.json else as_text(report))
+    return 0
+
+
+def examine() -> dict:
+    """Everything the report says, as plain data."""
+    return {
+        "versions": {"lgf-kernels": __version__, "python": platform.python_version(), **_package_versions()},
+        "system": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "threads": torch.get_num_threads(),
+            "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
+            "torch cuda": torch.version.cuda or torch.version.hip or "none (CPU build)",
+        },
+        "devices": _cuda_devices(),
+        "backends": [row._asdict() for row in backends()],
+        "native modules": {module: _module(device_type) for device_type, module in native.MODULES.items()},
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def as_text(report: dict) -> str:
+    """The report for a terminal."""
+    sections = []
+    for title in ("versions", "system"):
+        sections.append((title, list(report[title].items())))
+    devices = [(row["name"], row["about"]) for row in report["devices"]]
+    sections.append(("GPUs", devices or [("none", "torch sees no CUDA device")]))
+    rows = [(b["name"], ("available: " if b["available"] else "no: ") + b["reason"]) for b in report["backends"]]
+    sections.append(("backends, in order of preference", rows))
+    for module, about in report["native modules"].items():
+        sections.append((f"lgf_kernels.{module}", list(about.items())))
+    sections.append(("environment", list(report["environment"].items()) or [("none set", ", ".join(VARIABLES))]))
+    width = max(len(str(key)) for _, rows in sections for key, _ in rows) + 2
+    return "\n\n".join(
+        "\n".join([title, *(f"  {key!s:<{width}}{value}" for key, value in rows)]) for title, rows in sections
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cuda_devices() -> list[dict[str, str]]:
+    devices = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        about = (
+            f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.multi_processor_count} SMs, "
+            f"{properties.total_memory / 2**30:.0f} GiB"
+        )
+        devices.append({"name": f"cuda:{index}", "about": about})
+    return devices
+
+
+def _module(device_type: str) -> dict[str, str]:
+    module, reason = native.load(device_type)
+    if module is None:
+        return {"available": "no", "reason": reason}
+    return {"available": "yes", **{key: str(value) for key, value in module.build_info().items()}}

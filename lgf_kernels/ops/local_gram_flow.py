@@ -1,0 +1,58 @@
+"""`lgf::local_gram_flow`: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K)."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import implementation
+from ..numerics import accumulate_dtype, lgf_pairs_shape
+from ..options import LgfOptions
+from .common import forbid_double_backward, without_autocast
+
+
+def local_gram_flow(features: Tensor, options: LgfOptions, backend: str) -> Tensor:
+    if backend == "reference":
+        with without_autocast(features):
+            return reference.local_gram_flow(features, options)
+    return _forward(features, options.window, options.similarity, options.direction, backend)
+
+
+@torch.library.custom_op("lgf::local_gram_flow", mutates_args=())
+def _forward(features: Tensor, window: int, similarity: str, direction: str, backend: str) -> Tensor:
+    options = LgfOptions(window=window, similarity=similarity, direction=direction)
+    with without_autocast(features):
+        return implementation(backend, "local_gram_flow").forward(features, options)
+
+
+@_forward.register_fake
+def _(features, window, similarity, direction, backend):
+    shape = (*lgf_pairs_shape(features), window * window)
+    return features.new_empty(shape, dtype=accumulate_dtype(features))
+
+
+@torch.library.custom_op("lgf::local_gram_flow_backward", mutates_args=())
+def _backward(
+    grad_logits: Tensor, features: Tensor, window: int, similarity: str, direction: str, backend: str
+) -> Tensor:
+    options = LgfOptions(window=window, similarity=similarity, direction=direction)
+    with without_autocast(features):
+        return implementation(backend, "local_gram_flow").backward(grad_logits, features, options)
+
+
+@_backward.register_fake
+def _(grad_logits, features, window, similarity, direction, backend):
+    return torch.empty_like(features, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output):
+    features, *ctx.options = inputs
+    ctx.save_for_backward(features)
+
+
+def _differentiate(ctx, grad_logits):
+    (features,) = ctx.saved_tensors
+    return _backward(grad_logits, features, *ctx.options), None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+forbid_double_backward(_backward, "local_gram_flow")

@@ -1,0 +1,128 @@
+"""Token relation distances by tiles on the upper triangle: no n x n matrix, and both sides of a pair from one tile.
+
+    D[i, j] = relu( |S_Z[i, j] - S_M[i, j]| - margin )
+    loss_b = sum_{f, g} c[f, g] / N^2 * sum_{i in f, j in g} D[i, j]
+    dz^_i = 2 / N^2 * sum_j c[f_i, f_j] sign(S_Z - S_M)[i, j] 1[|S_Z - S_M|[i, j] > margin] z^_j
+
+A tile is a block of queries i against a block of keys j, for all videos of the batch at once. D and the gradient's
+coefficients are symmetric, so a tile right of the diagonal counts twice in the loss, and gives the rows of its
+queries and, transposed, those of its keys. Loss and gradient are made in the same pass: the upstream gradient is one
+number a video and scales the result in backward.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_videos, video_scale
+from ..options import LgfOptions
+from .local_gram_flow import normalised, normalised_gradient
+
+#: Tokens on a side of a tile, at most (small frames are grouped, large ones split), and elements of a tile over the
+#: whole batch. Tiles of a few hundred keep torch's products near their peak and their temporaries in cache.
+TILE_TOKENS = 512
+TILE_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Block:
+    """Successive tokens of one video: whole frames, or a part of a single frame."""
+
+    tokens: slice
+    frames: slice
+
+    @property
+    def frame_count(self) -> int:
+        return self.frames.stop - self.frames.start
+
+
+def forward(
+    student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss, and for backward the gradient of each video's own loss (B, F, N, C), if needed.
+
+    student (B, F, N, C), teacher (B, F, N, C'), pair_weight (F, F).
+    """
+    dtype = accumulate_dtype(student)
+    B, frames, N, C = student.shape
+    cosine = LgfOptions(similarity="cosine")
+    z, norm = normalised(student.reshape(B, frames * N, C), cosine, dtype)
+    m, _ = normalised(teacher.reshape(B, frames * N, teacher.shape[-1]), cosine, dtype)
+    # The distances are symmetric, so only the symmetric part of the weights matters.
+    c = ((pair_weight + pair_weight.mT) / 2).to(dtype)
+    losses = z.new_zeros(B)
+    gradient = torch.zeros_like(z) if needs_grad else None
+
+    for rows, columns in tiles(frames, N, B, c):
+        weight = c[rows.frames, columns.frames] / N**2
+        difference = z[:, rows.tokens] @ z[:, columns.tokens].mT
+        difference.baddbmm_(m[:, rows.tokens], m[:, columns.tokens].mT, alpha=-1)
+        if margin > 0:
+            difference = F.softshrink(difference, margin)
+        per_frame = by_frames(difference, rows, columns)
+        distance = torch.where(weight != 0, weight * sum_of_distances(per_frame), 0).sum((1, 2))
+        losses += distance if rows == columns else 2 * distance
+        if needs_grad:
+            coefficient = by_frames(difference.sign_(), rows, columns)
+            coefficient.mul_(2 * weight[:, None, :, None])
+            gradient[:, rows.tokens].baddbmm_(difference, z[:, columns.tokens])
+            if rows != columns:
+                gradient[:, columns.tokens].baddbmm_(difference.mT, z[:, rows.tokens])
+
+    loss = reduce_videos(non_finite_to_nan(losses), reduction)
+    if not needs_grad:
+        return loss, loss.new_empty(0)
+    return loss, normalised_gradient(gradient, z, norm).view(B, frames, N, C)
+
+
+def backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
+    return (residual * video_scale(grad_loss, reduction, len(residual)).view(-1, 1, 1, 1)).to(dtype)
+
+
+def empty_residual(student: Tensor, needs_grad: bool) -> Tensor:
+    """What `forward` makes for `backward`; empty where no gradient is asked for."""
+    return student.new_empty(student.shape if needs_grad else (0,), dtype=accumulate_dtype(student))
+
+
+def tiles(frames: int, tokens_per_frame: int, videos: int, c: Tensor) -> Iterator[tuple[Block, Block]]:
+    """The tiles on and right of the diagonal that some weight of c makes count.
+
+    Only weights on the CPU are read: elsewhere that would make the host wait for the device, and a tile of weight 0
+    adds 0.
+    """
+    blocks = token_blocks(frames, tokens_per_frame, videos)
+    used = (c != 0).tolist() if c.device.type == "cpu" else None
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            if used is None or any(any(row[columns.frames]) for row in used[rows.frames]):
+                yield rows, columns
+
+
+def token_blocks(frames: int, tokens_per_frame: int, videos: int) -> list[Block]:
+    """Cut a video into blocks of a tile's side: several small frames together, or a large frame into equal parts."""
+    N = tokens_per_frame
+    side = max(1, min(TILE_TOKENS, int((TILE_ELEMENTS / videos) ** 0.5)))
+    group = max(1, side // (2 * N))
+    parts = -(-N // side)
+    blocks = []
+    for f in range(0, frames, group):
+        stop = min(f + group, frames)
+        length = (stop - f) * N
+        bounds = [f * N + length * i // parts for i in range(parts + 1)]
+        blocks += [Block(slice(a, b), slice(f, stop)) for a, b in itertools.pairwise(bounds)]
+    return blocks
+
+
+def by_frames(tile: Tensor, rows: Block, columns: Block) -> Tensor:
+    """View (B, frames, tokens, frames, tokens) of a tile (B, tokens, tokens)."""
+    return tile.unflatten(2, (columns.frame_count, -1)).unflatten(1, (rows.frame_count, -1))
+
+
+def sum_of_distances(per_frame: Tensor) -> Tensor:
+    """sum |x| over the tokens of each pair of frames: (B, frames, frames). Row by row first, which keeps float32 exact
+    enough for millions of terms and needs no copy of |x|."""
+    return torch.linalg.vector_norm(per_frame, ord=1, dim=4).sum(2)

@@ -1,0 +1,18 @@
+"""What every test starts from: a fixed seed, and uninitialised memory full of NaN so that an unwritten output shows."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch fills what `torch.empty` returns with NaN while deterministic algorithms are on."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,43 @@
+"""Inputs, tolerances and backends that several tests share."""
+
+import torch
+
+import lgf_kernels as lgf
+
+#: The backends that run on this machine, the oracle left out.
+BACKENDS = [row.name for row in lgf.backends() if row.available and row.name != "reference"]
+
+
+def features(*shape, dtype=torch.float32, requires_grad=False):
+    """Random features, made in float64 so that the numbers do not depend on the type."""
+    return torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+
+
+def value_and_gradient(loss, student, *arguments, upstream=None, **options):
+    """The loss, and its gradient with respect to a fresh leaf with the student's values and strides."""
+    leaf = student.detach().requires_grad_()
+    value = loss(leaf, *arguments, **options)
+    upstream = torch.ones_like(value) if upstream is None else upstream.to(value.dtype)
+    return value.detach(), torch.autograd.grad(value, leaf, upstream)[0]
+
+
+def double(value):
+    """The same numbers in float64, through lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return value.double()
+    return [double(v) for v in value] if isinstance(value, list) else value
+
+
+def relative_error(value, truth):
+    """Norm of the error over the norm of the truth, in float64."""
+    value, truth = value.double(), truth.double()
+    return (torch.linalg.vector_norm(value - truth) / torch.linalg.vector_norm(truth)).item()
+
+
+def assert_close(value, truth, tolerance, absolute=0.0):
+    """The error's norm is at most `tolerance` of the truth's, or every element's at most `absolute`."""
+    assert value.shape == truth.shape
+    if (value.double() - truth).abs().max() <= absolute:
+        return
+    error = relative_error(value, truth)
+    assert error <= tolerance, f"relative error {error:.2e} > {tolerance:.0e}"
