@@ -87,7 +87,7 @@ class use_backend:
     def __init__(self, name: str | None):
         global _forced
         if name is not None:
-            _known(name, "use_backend")
+            known(name, "use_backend")
         self._previous, _forced = _forced, name
 
     def __enter__(self) -> "use_backend":
@@ -137,7 +137,7 @@ def _resolve(operator: str, device_type: str, backend: str | None, function: str
     if named is None:
         candidates = (name for name in PREDICATES if name not in NEVER_BY_ITSELF)
         return next(name for name in candidates if PREDICATES[name](request) is None)
-    why_not = PREDICATES[_known(named, function)](request)
+    why_not = PREDICATES[known(named, function)](request)
     if why_not:
         able = [name for name, predicate in PREDICATES.items() if predicate(request) is None]
         raise BackendUnavailableError(
@@ -148,7 +148,8 @@ def _resolve(operator: str, device_type: str, backend: str | None, function: str
     return named
 
 
-def _known(name: str, function: str) -> str:
+def known(name: str, function: str) -> str:
+    """The name, if there is a backend of that name at all."""
     if name not in PREDICATES:
         raise ValueError(
             f"{function}: `backend` must be one of {', '.join(map(repr, PREDICATES))}, or None to let the library "

@@ -149,7 +149,9 @@ def number(function: str, name: str, value, minimum: float | None = None, above:
     if isinstance(value, Tensor) or not isinstance(value, Real):
         raise TypeError(f"{function}: `{name}` must be {wanted}, got {type(value).__name__} {value!r}.")
     value = float(value)
-    if not math.isfinite(value) or (minimum is not None and value < minimum) or (above is not None and value <= above):
+    # A comparison, because math.isfinite breaks the graph of a compiled function whose numbers are symbolic.
+    finite = -math.inf < value < math.inf
+    if not finite or (minimum is not None and value < minimum) or (above is not None and value <= above):
         raise ValueError(f"{function}: `{name}` must be {wanted}, got {value!r}.")
     return value
 

@@ -18,9 +18,7 @@ import torch
 from . import __version__, native
 from .backends import backends
 
-PACKAGES = (
-    "torch", "triton", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sam2", "av",
-)  # fmt: skip
+PACKAGES = ("triton", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sam2", "av")
 VARIABLES = ("LGF_BACKEND", "LGF_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
 
 
@@ -37,7 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
 def examine() -> dict:
     """Everything the report says, as plain data."""
     return {
-        "versions": {"lgf-kernels": __version__, "python": platform.python_version(), **_package_versions()},
+        "versions": {
+            "lgf-kernels": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **_package_versions(),
+        },
         "system": {
             "platform": platform.platform(),
             "cpu": _cpu_name(),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from . import checks, functional
+from .backends import known
 from .options import REDUCTIONS
 
 
@@ -56,7 +57,7 @@ class LocalGramFlowKLLoss(nn.Module):
         if teacher_weights is not None:
             teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, len(teacher_weights))
         self.teacher_weights = teacher_weights
-        self.backend = backend
+        self.backend = backend and known(backend, "LocalGramFlowKLLoss")
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
@@ -73,6 +74,10 @@ class LocalGramFlowKLLoss(nn.Module):
     def extra_repr(self) -> str:
         shown = {**self.options, "teacher_weights": self.teacher_weights, "backend": self.backend}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+#: The margin each form was published with.
+MARGINS = {"moalign": 0.0, "videorepa": 0.1, "videorepa-spatial": 0.1, "videorepa-temporal": 0.1}
 
 
 class TokenRelationLoss(nn.Module):
@@ -107,8 +112,6 @@ class TokenRelationLoss(nn.Module):
         >>> criterion(student, torch.randn(1, 6, 20, 48)).backward()
     """
 
-    MARGINS = {"moalign": 0.0, "videorepa": 0.1, "videorepa-spatial": 0.1, "videorepa-temporal": 0.1}
-
     def __init__(
         self,
         form: str = "moalign",
@@ -119,11 +122,11 @@ class TokenRelationLoss(nn.Module):
     ):
         super().__init__()
         here = "TokenRelationLoss"
-        self.form = checks.choice(here, "form", form, tuple(self.MARGINS))
+        self.form = checks.choice(here, "form", form, tuple(MARGINS))
         self.tau = checks.number(here, "tau", tau, above=0.0)
-        self.margin = self.MARGINS[form] if margin is None else checks.number(here, "margin", margin, minimum=0.0)
+        self.margin = MARGINS[form] if margin is None else checks.number(here, "margin", margin, minimum=0.0)
         self.reduction = checks.choice(here, "reduction", reduction, REDUCTIONS)
-        self.backend = backend
+        self.backend = backend and known(backend, here)
 
     def pair_weight(self, num_frames: int, device=None) -> Tensor:
         """The form's frame-pair weights, (F, F) float32."""
@@ -144,4 +147,4 @@ class TokenRelationLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"form={self.form!r}, tau={self.tau}, margin={self.margin}, reduction={self.reduction!r}"
+        return f"form={self.form!r}, tau={self.tau}, margin={self.margin}, reduction={self.reduction!r}, backend={self.backend!r}"

@@ -17,8 +17,8 @@ def value_and_gradient(loss, student, *arguments, upstream=None, **options):
     """The loss, and its gradient with respect to a fresh leaf with the student's values and strides."""
     leaf = student.detach().requires_grad_()
     value = loss(leaf, *arguments, **options)
-    upstream = torch.ones_like(value) if upstream is None else upstream.to(value.dtype)
-    return value.detach(), torch.autograd.grad(value, leaf, upstream)[0]
+    value.backward(torch.ones_like(value) if upstream is None else upstream.to(value.dtype))
+    return value.detach(), leaf.grad
 
 
 def double(value):

@@ -1,0 +1,108 @@
+"""The choice of a backend: order, overrides, and what is said of one that cannot."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import BACKENDS, features
+
+import lgf_kernels as lgf
+
+table = importlib.import_module("lgf_kernels.backends")
+
+
+@pytest.fixture
+def run_by(monkeypatch):
+    """A function that says which backend a call ran on."""
+    seen = []
+    implementation = table.implementation
+
+    def watched(backend, operator):
+        seen.append(backend)
+        return implementation(backend, operator)
+
+    for operator in ("lgf_kl", "local_gram_flow", "token_relation"):
+        monkeypatch.setattr(importlib.import_module(f"lgf_kernels.ops.{operator}"), "implementation", watched)
+
+    def run(**options):
+        seen.clear()
+        lgf.lgf_kl_loss(features(1, 2, 3, 4, 5), features(1, 2, 3, 4, 5), **options)
+        return seen[0] if seen else "reference"
+
+    return run
+
+
+def test_the_first_that_can(run_by):
+    assert run_by() == BACKENDS[0]
+
+
+def test_argument_before_use_backend_before_environment(run_by, monkeypatch):
+    monkeypatch.setenv("LGF_BACKEND", "reference")
+    assert run_by() == "reference"
+    with lgf.use_backend("portable"):
+        assert run_by() == "portable"
+        assert run_by(backend="reference") == "reference"
+        with lgf.use_backend(None):
+            assert run_by() == "reference"
+        assert run_by() == "portable"
+    assert run_by() == "reference"
+
+
+def test_use_backend_as_a_plain_call(run_by):
+    try:
+        lgf.use_backend("portable")
+        assert run_by() == "portable"
+    finally:
+        lgf.use_backend(None)
+    assert run_by() == BACKENDS[0]
+
+
+def test_use_backend_ends_with_an_error(run_by):
+    with pytest.raises(KeyError), lgf.use_backend("reference"):
+        raise KeyError
+    assert run_by() == BACKENDS[0]
+
+
+def test_environment_with_an_unknown_name(monkeypatch):
+    monkeypatch.setenv("LGF_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"'fast'.*|.*LGF_BACKEND"):
+        lgf.local_gram_flow(features(1, 2, 3, 4, 5))
+
+
+def test_rows_are_for_people():
+    rows = lgf.backends()
+    assert [row.name for row in rows] == ["native", "triton", "portable", "reference"]
+    for row in rows:
+        assert isinstance(row.available, bool) and row.reason
+    assert rows[2].available and rows[3].available
+
+
+def test_one_that_cannot_says_why_and_is_a_value_and_runtime_error():
+    with pytest.raises(lgf.BackendUnavailableError, match="meta tensors") as caught:
+        lgf.local_gram_flow(torch.empty(1, 2, 3, 4, 5, device="meta"), backend="native")
+    assert isinstance(caught.value, ValueError) and isinstance(caught.value, RuntimeError)
+
+
+def test_import_is_light():
+    """`import lgf_kernels` imports neither the native modules nor Triton kernels, the trainer or the demo."""
+    heavy = "lgf_kernels._cpu lgf_kernels._cuda lgf_kernels.triton_kernels lgf_kernels.demo lgf_trainer diffusers matplotlib"
+    code = f"import sys, lgf_kernels; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_module_that_fails_to_load_keeps_its_reason(monkeypatch):
+    from lgf_kernels import native
+
+    def broken(name):
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(native.importlib, "import_module", broken)
+    native.load.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"libgomp\.so\.1"):
+            lgf.local_gram_flow(features(1, 2, 3, 4, 5), backend="native")
+        assert "libgomp" in lgf.backends()[0].reason
+    finally:
+        native.load.cache_clear()

@@ -1,0 +1,186 @@
+"""The operators as PyTorch's machinery meets them: opcheck, compile, autocast, checkpointing, second derivatives."""
+
+import copy
+
+import pytest
+import torch
+from helpers import BACKENDS, features, value_and_gradient
+from torch.utils.checkpoint import checkpoint
+
+import lgf_kernels as lgf
+
+LOSSES = {
+    "lgf_kl": lambda student, teacher, **o: lgf.lgf_kl_loss(student, [teacher, teacher.half()], window=3, **o),
+    "lgf_kl token weights": lambda student, teacher, **o: lgf.lgf_kl_loss(
+        student, teacher, window=3, direction="both", token_weight=teacher[:, 1:, ..., 0].abs(), **o
+    ),
+    "lgf_kl none": lambda student, teacher, **o: lgf.lgf_kl_loss(student, teacher, reduction="none", **o).sum(),
+    "from logits": lambda student, teacher, **o: lgf.lgf_kl_loss_from_logits(
+        student, lgf.local_gram_flow(teacher, backend="portable").half(), **o
+    ),
+    "local_gram_flow": lambda student, teacher, **o: (lgf.local_gram_flow(student, **o) ** 2).mean(),
+    "token_relation": lambda student, teacher, **o: lgf.token_relation_loss(
+        student, teacher, pair_weight=lgf.moalign_pair_weight(student.shape[1]), **o
+    ),
+    "token_relation none": lambda student, teacher, **o: lgf.token_relation_loss(
+        student, teacher, pair_weight=torch.ones(student.shape[1], student.shape[1]), reduction="none", **o
+    ).sum(),
+}
+losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+def student_and_teacher(dtype=torch.float32):
+    return features(2, 3, 4, 5, 6, dtype=dtype), features(2, 3, 4, 5, 7)
+
+
+def opcheck(operator, arguments):
+    with torch.random.fork_rng():
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_opcheck_lgf_kl(backend, direction, reduction):
+    options = (3, 0.1, "cosine", "exclude", "kl", direction, reduction)
+    student, teacher = student_and_teacher()
+    arguments = (student.requires_grad_(), [teacher, teacher], [0.5, 0.5], torch.rand(2, 2, 4, 5), False, True, backend)
+    opcheck(torch.ops.lgf.lgf_kl.default, (*arguments, *options))
+    loss, residual = (x.detach() for x in torch.ops.lgf.lgf_kl(*arguments, *options))
+    opcheck(
+        torch.ops.lgf.lgf_kl_backward.default,
+        (torch.randn_like(loss), student.detach(), residual, torch.rand(2, 2, 4, 5), backend, *options),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_local_gram_flow(backend):
+    student, _ = student_and_teacher(torch.bfloat16)
+    opcheck(torch.ops.lgf.local_gram_flow.default, (student.requires_grad_(), 3, "cosine", "forward", backend))
+    opcheck(
+        torch.ops.lgf.local_gram_flow_backward.default,
+        (torch.randn(2, 2, 4, 5, 9), student.detach(), 3, "cosine", "forward", backend),
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_opcheck_token_relation(reduction):
+    student, teacher = (f.flatten(2, 3) for f in student_and_teacher(torch.bfloat16))
+    arguments = (student.detach().requires_grad_(), teacher, torch.ones(3, 3), 0.1, reduction, True, "portable")
+    opcheck(torch.ops.lgf.token_relation.default, arguments)
+    loss, residual = (x.detach() for x in torch.ops.lgf.token_relation(*arguments))
+    opcheck(
+        torch.ops.lgf.token_relation_backward.default,
+        (torch.randn_like(loss), residual, reduction, torch.bfloat16, "portable"),
+    )
+
+
+@losses
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(loss, dynamic):
+    student, teacher = student_and_teacher()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for ours, theirs in zip(
+        value_and_gradient(compiled, student, teacher), value_and_gradient(loss, student, teacher), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_compiles_with_inductor():
+    """The default compiler, with arithmetic before and after the loss."""
+    loss = lambda student, teacher: 0.5 * lgf.lgf_kl_loss(student * 2, teacher, window=3)  # noqa: E731
+    student, teacher = student_and_teacher()
+    compiled = torch.compile(loss, fullgraph=True)
+    for ours, theirs in zip(
+        value_and_gradient(compiled, student, teacher), value_and_gradient(loss, student, teacher), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_compile_sees_use_backend_and_the_environment(monkeypatch):
+    student, teacher = student_and_teacher()
+
+    def run():
+        torch.compiler.reset()
+        return torch.compile(LOSSES["lgf_kl"], fullgraph=True, backend="aot_eager")(student, teacher)
+
+    monkeypatch.setenv("LGF_BACKEND", "portable")
+    assert torch.equal(run(), LOSSES["lgf_kl"](student, teacher, backend="portable"))
+    monkeypatch.setenv("LGF_BACKEND", "nonsense")
+    with pytest.raises(Exception, match="nonsense"):
+        run()
+
+
+@losses
+def test_autocast_changes_nothing(loss):
+    student, teacher = student_and_teacher(torch.bfloat16)
+    plain = value_and_gradient(loss, student, teacher)
+    leaf = student.detach().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(leaf, teacher)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, plain[0]) and torch.equal(gradient, plain[1])
+
+
+def test_autocast_changes_nothing_in_the_oracle():
+    student, teacher = student_and_teacher()
+    plain = lgf.token_relation_loss(student, teacher, pair_weight=torch.ones(3, 3), backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = lgf.token_relation_loss(student, teacher, pair_weight=torch.ones(3, 3), backend="reference")
+    assert torch.equal(plain, cast)
+
+
+@losses
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(loss, use_reentrant):
+    student, teacher = student_and_teacher()
+    plain = value_and_gradient(loss, student, teacher)
+    again = value_and_gradient(lambda s, t: checkpoint(loss, s, t, use_reentrant=use_reentrant), student, teacher)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@losses
+def test_no_gradient_is_asked_for(loss):
+    student, teacher = student_and_teacher()
+    with torch.no_grad():
+        frozen = loss(student.requires_grad_(), teacher)
+    with torch.inference_mode():
+        inference = loss(student.detach(), teacher)
+    assert not frozen.requires_grad and torch.equal(frozen, inference)
+    assert torch.equal(frozen, loss(student, teacher).detach())
+
+
+@losses
+def test_gradient_goes_through_to_what_made_the_student(loss):
+    student, teacher = student_and_teacher()
+    layer = torch.nn.Linear(6, 9)
+    loss(layer(student), teacher).backward()
+    truth = copy.deepcopy(layer)
+    truth.zero_grad()
+    loss(truth(student), teacher, backend="reference").backward()
+    torch.testing.assert_close(layer.weight.grad, truth.weight.grad, rtol=1e-4, atol=1e-7)
+
+
+@losses
+def test_second_derivative_is_refused(loss):
+    student, teacher = student_and_teacher()
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(student, teacher), student, create_graph=True)
+    with pytest.raises(ValueError, match="once differentiable"):
+        gradient.square().sum().backward()
+
+
+@losses
+def test_threads_do_not_change_the_portable_result_beyond_rounding(loss):
+    student, teacher = student_and_teacher()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = value_and_gradient(loss, student, teacher, backend="portable")
+        torch.set_num_threads(2)
+        two = value_and_gradient(loss, student, teacher, backend="portable")
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b)
