@@ -33,7 +33,7 @@ bench: $(READY) ## time the operators on this machine's CPU
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
 lint: $(READY)  ## style
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:          ## remove builds and .venv
 	rm -rf $(VENV) build dist *.egg-info lgf_kernels/*.so

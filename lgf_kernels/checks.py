@@ -100,7 +100,9 @@ def teacher_list(function: str, name: str, teachers) -> tuple[list[Tensor], list
     if isinstance(teachers, Tensor):
         return [teachers], [name]
     if not isinstance(teachers, Sequence) or isinstance(teachers, str | bytes):
-        raise TypeError(f"{function}: `{name}` must be a tensor or a sequence of tensors, got {type(teachers).__name__}.")
+        raise TypeError(
+            f"{function}: `{name}` must be a tensor or a sequence of tensors, got {type(teachers).__name__}."
+        )
     if not teachers:
         raise ValueError(f"{function}: `{name}` must hold at least one teacher, got an empty sequence.")
     names = [f"{name}[{m}]" for m in range(len(teachers))]
@@ -117,7 +119,9 @@ def teacher(function: str, name: str, value: Tensor, student: Tensor, shape: tup
     )
     if not matches:
         expected = ", ".join("any" if want is None else str(want) for want in shape)
-        raise ValueError(f"{function}: `{name}` must have shape {layout} = ({expected}), got {_shape(value)}. {way_out}")
+        raise ValueError(
+            f"{function}: `{name}` must have shape {layout} = ({expected}), got {_shape(value)}. {way_out}"
+        )
     not_empty(function, name, value, layout)
 
 

@@ -10,6 +10,7 @@ from . import __version__
 #: Subcommand -> (its module, with add_arguments(parser) and run(arguments) -> exit code; what it does).
 COMMANDS = {
     "doctor": ("lgf_kernels.doctor", "say what is installed, what runs here and why not; paste it into bug reports"),
+    "bench": ("lgf_kernels.bench.cli", "time and memory of the losses, next to what one would run instead"),
     "demo": ("lgf_kernels.demo.cli", "train a tiny video model with and without the loss, and show the difference"),
 }
 

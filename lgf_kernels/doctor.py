@@ -43,7 +43,7 @@ def examine() -> dict:
         },
         "system": {
             "platform": platform.platform(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
             "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
             "torch cuda": torch.version.cuda or torch.version.hip or "none (CPU build)",
@@ -83,7 +83,8 @@ def _package_versions() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's own name, where the operating system tells it."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

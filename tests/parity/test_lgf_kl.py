@@ -56,7 +56,9 @@ def test_every_option(backend, dtype, options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [o for o in OPTIONS if o["direction"] != "both"], ids=lambda o: "-".join(o.values()))
+@pytest.mark.parametrize(
+    "options", [o for o in OPTIONS if o["direction"] != "both"], ids=lambda o: "-".join(o.values())
+)
 def test_every_option_from_logits(backend, options):
     student = features(2, 3, 5, 6, 7)
     logits = [

@@ -23,9 +23,7 @@ def against_reference(backend, student, teacher, tolerance=1e-5, **options):
     runs_token_relation(backend)
     B = len(student)
     upstream = torch.randn(B if options.get("reduction") == "none" else (), dtype=torch.float64)
-    ours = value_and_gradient(
-        lgf.token_relation_loss, student, teacher, backend=backend, upstream=upstream, **options
-    )
+    ours = value_and_gradient(lgf.token_relation_loss, student, teacher, backend=backend, upstream=upstream, **options)
     truth = value_and_gradient(
         lgf.token_relation_loss, student.double(), teacher.double(), backend="reference", upstream=upstream, **options
     )
@@ -41,9 +39,7 @@ def test_shapes_margins_reductions(backend, reduction, margin, shape):
     B, frames, N, C, D = shape
     student, teacher = features(B, frames, N, C, dtype=torch.float64), features(B, frames, N, D, dtype=torch.float64)
     c = lgf.moalign_pair_weight(frames)
-    against_reference(
-        backend, student, teacher, pair_weight=c, margin=margin, reduction=reduction, tolerance=1e-11
-    )
+    against_reference(backend, student, teacher, pair_weight=c, margin=margin, reduction=reduction, tolerance=1e-11)
 
 
 @pytest.mark.parametrize("form", ["moalign", "videorepa", "videorepa-spatial", "videorepa-temporal"])

@@ -40,9 +40,7 @@ def test_loss_equals_the_loops(margin):
     truth = [loop_loss(z[b].tolist(), m[b].tolist(), c.tolist(), margin) for b in range(2)]
     truth = torch.tensor(truth, dtype=torch.float64)
     for reduction, expected in [("none", truth), ("mean", truth.mean()), ("sum", truth.sum())]:
-        loss = lgf.token_relation_loss(
-            z, m, pair_weight=c, margin=margin, reduction=reduction, backend="reference"
-        )
+        loss = lgf.token_relation_loss(z, m, pair_weight=c, margin=margin, reduction=reduction, backend="reference")
         torch.testing.assert_close(loss, expected)
 
 
