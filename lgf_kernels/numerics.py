@@ -6,6 +6,8 @@ They stand here once so that two backends cannot disagree on them.
 import torch
 from torch import Tensor
 
+from .options import LgfOptions
+
 #: Norms below this count as this (`f / max(||f||, EPS)`), so that a zero vector has similarity 0 and not NaN.
 EPS = 1e-6
 
@@ -29,6 +31,12 @@ def lgf_pairs_shape(features: Tensor) -> tuple[int, ...]:
     """(B, T-1, H, W): one entry for each query token of features (B, T, H, W, C)."""
     B, T, H, W, _ = features.shape
     return (B, T - 1, H, W)
+
+
+def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
+    """Room for d KL_i / d zS, (directions, B, T-1, H, W, K*K): what a forward keeps for its backward. Empty if it need not."""
+    shape = (len(options.directions), *lgf_pairs_shape(student), options.window**2) if needs_grad else (0,)
+    return student.new_empty(shape, dtype=accumulate_dtype(student))
 
 
 def non_finite_to_nan(values: Tensor) -> Tensor:

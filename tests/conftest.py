@@ -1,5 +1,10 @@
 """What every test starts from: a fixed seed, and uninitialised memory full of NaN so that an unwritten output shows."""
 
+import os
+
+# cuBLAS is deterministic only with a workspace of fixed size, and reads this when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import pytest
 import torch
 

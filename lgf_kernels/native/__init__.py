@@ -8,6 +8,9 @@ import functools
 import importlib
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 #: What each module implements, by the type of device whose tensors it takes.
 MODULES = {"cpu": "_cpu"}
 OPERATORS = {"cpu": ("local_gram_flow", "lgf_kl")}
@@ -38,3 +41,19 @@ def why_not(operator: str, device_type: str) -> str | None:
     if operator not in OPERATORS[device_type]:
         return f"{operator} has no native kernel for {device_type} tensors"
     return None
+
+
+def module(tensor: Tensor) -> ModuleType:
+    """The module that takes this tensor, once `why_not` has found nothing against it."""
+    return load(tensor.device.type)[0]
+
+
+def last_dimension_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last dimension is contiguous, whatever the other strides; else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def described(tensor: Tensor) -> tuple:
+    """A tensor (B, T, H, W, channels) as the modules take it: address, type, channels, the four outer strides."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return tensor.data_ptr(), dtype, tensor.shape[-1], tensor.stride()[:4]

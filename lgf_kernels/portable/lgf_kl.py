@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..numerics import (
     accumulate_dtype,
+    empty_residual,
     lgf_pairs_shape,
     non_finite_to_nan,
     reduce_tokens,
@@ -55,12 +56,6 @@ def backward(
     return features_gradient(student, dict(zip(options.directions, residual, strict=True)), scale, options)
 
 
-def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
-    """What `forward` fills for `backward`; empty where no gradient is asked for."""
-    shape = (len(options.directions), *lgf_pairs_shape(student), options.window**2) if needs_grad else (0,)
-    return student.new_empty(shape, dtype=accumulate_dtype(student))
-
-
 def fused_pairs(teachers, teacher_weights, options: LgfOptions, from_logits: bool, dtype: torch.dtype):
     """Yield the fused teacher's logits (H, W, K*K), pair of frames by pair of frames."""
     if from_logits:
@@ -95,7 +90,7 @@ class Divergence:
         value = (p * difference).sum(-1)
         if not needs_grad:
             return value, None
-        return value, log_q.exp_().sub_(p).div_(self.options.temperature).masked_fill_(self.outside, 0)
+        return value, log_q.exp_().sub_(p).div_(self.options.temperature)
 
     def log_softmax(self, z: Tensor) -> Tensor:
         return (z.masked_fill(self.outside, 0) / self.options.temperature).add_(self.bias).log_softmax(-1)

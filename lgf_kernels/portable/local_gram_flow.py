@@ -59,7 +59,8 @@ def features_gradient(
 ) -> Tensor:
     """Gradient of `sum scale[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
-    `grad_logits[direction]` is (B, T-1, H, W, K*K) and 0 outside the frame, `scale` (B, T-1, H, W).
+    `grad_logits[direction]` is (B, T-1, H, W, K*K), `scale` (B, T-1, H, W). What stands outside the frame is ignored, be
+    it NaN: the logits there are constants.
     """
     B, T, H, W, _ = features.shape
     dtype, window = accumulate_dtype(features), options.window

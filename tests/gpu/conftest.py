@@ -1,0 +1,11 @@
+"""Tests that need a CUDA device; without one they skip, and say so."""
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "tests/gpu/" in item.path.as_posix():
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))

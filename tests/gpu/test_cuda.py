@@ -1,0 +1,146 @@
+"""Every backend that takes CUDA tensors, against the oracle in float64 on the same device."""
+
+import importlib
+
+import pytest
+import torch
+from helpers import assert_close, double, features, relative_error, value_and_gradient
+
+import lgf_kernels as lgf
+
+table = importlib.import_module("lgf_kernels.backends")
+
+
+def backends_of(operator):
+    request = table.Request(operator, "cuda")
+    return [n for n, why_not in table.PREDICATES.items() if n != "reference" and why_not(request) is None]
+
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+lgf_backends = pytest.mark.parametrize("backend", backends_of("lgf_kl"))
+relation_backends = pytest.mark.parametrize("backend", backends_of("token_relation"))
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def full_precision_products():
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def against_reference(loss, student, others, backend, **options):
+    ours = value_and_gradient(loss, student, others, backend=backend, **options)
+    truth = value_and_gradient(loss, student.double(), double(others), backend="reference", **options)
+    assert_close(ours[0], truth[0], 1e-12 if student.dtype == torch.float64 else 1e-5)
+    assert_close(ours[1], truth[1], TOLERANCE[student.dtype])
+
+
+@lgf_backends
+@dtypes
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("divergence", ["kl", "l2"])
+@pytest.mark.parametrize("boundary", ["exclude", "zero"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_lgf_kl(backend, similarity, boundary, divergence, direction, dtype):
+    student = 0.3 * features(2, 3, 9, 19, 40, dtype=dtype).cuda()
+    teachers = [0.3 * features(2, 3, 9, 19, C, dtype=dtype).cuda() for C in (40, 17)]
+    a = torch.rand(2, 2, 9, 19, device="cuda")
+    against_reference(
+        lgf.lgf_kl_loss, student, teachers, backend, similarity=similarity, boundary=boundary, divergence=divergence,
+        direction=direction, token_weight=a, teacher_weights=[0.3, 0.9],
+    )  # fmt: skip
+
+
+@lgf_backends
+@dtypes
+def test_from_logits(backend, dtype):
+    student = features(1, 3, 9, 19, 40, dtype=dtype).cuda()
+    cache = lgf.local_gram_flow(features(1, 3, 9, 19, 30).cuda()).half()
+    against_reference(lgf.lgf_kl_loss_from_logits, student, cache, backend)
+
+
+@relation_backends
+@dtypes
+@pytest.mark.parametrize("form", ["moalign", "videorepa-temporal"])
+def test_token_relation(backend, form, dtype):
+    student, teacher = features(2, 4, 70, 40, dtype=dtype).cuda(), features(2, 4, 70, 24, dtype=dtype).cuda()
+    loss = lgf.TokenRelationLoss(form)
+    weight = loss.pair_weight(4, "cuda")
+    against_reference(
+        lambda s, t, **o: lgf.token_relation_loss(s, t, pair_weight=weight, margin=loss.margin, **o),
+        student, teacher, backend,
+    )  # fmt: skip
+
+
+def losses(backend, device="cuda"):
+    student, teacher = features(1, 3, 9, 19, 40).to(device), features(1, 3, 9, 19, 24).to(device)
+    weight = lgf.moalign_pair_weight(3, device=device)
+    return student, [
+        lambda s: lgf.lgf_kl_loss(s, [teacher, teacher], direction="both", backend=backend),
+        lambda s: lgf.token_relation_loss(s, teacher, pair_weight=weight, margin=0.1, backend=backend),
+        lambda s: lgf.local_gram_flow(s, backend=backend).square().mean(),
+    ]
+
+
+@lgf_backends
+def test_the_host_never_waits(backend):
+    student, functions = losses(backend)
+    for loss in functions:
+        value_and_gradient(loss, student)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            value_and_gradient(loss, student)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@lgf_backends
+def test_cuda_graph(backend):
+    student, functions = losses(backend)
+    for loss in functions:
+        expected = value_and_gradient(loss, student)
+        leaf = student.detach().requires_grad_()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            loss(leaf).backward()
+        torch.cuda.current_stream().wait_stream(side)
+        leaf.grad = None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            value = loss(leaf)
+            value.backward()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_close(value.detach(), expected[0].double(), 1e-6)
+        assert_close(leaf.grad, expected[1].double(), 1e-6)
+
+
+@lgf_backends
+def test_two_runs_are_bitwise_equal(backend):
+    student, functions = losses(backend)
+    for loss in functions:
+        first, second = value_and_gradient(loss, student), value_and_gradient(loss, student)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@lgf_backends
+def test_compiled(backend):
+    student, functions = losses(backend)
+    for loss in functions:
+        ours = value_and_gradient(torch.compile(loss, fullgraph=True), student)
+        for a, b in zip(ours, value_and_gradient(loss, student), strict=True):
+            assert relative_error(a, b) <= 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second CUDA device")
+@lgf_backends
+def test_second_device(backend):
+    torch.cuda.set_device(0)
+    student, functions = losses(backend, "cuda:1")
+    for loss in functions:
+        value, gradient = value_and_gradient(loss, student)
+        assert value.device == gradient.device == torch.device("cuda:1") and value.isfinite()

@@ -1,0 +1,33 @@
+"""What the documentation shows runs, and shows what it says."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("module", ["functional", "modules", "backends"])
+def test_docstring_examples(module):
+    module = importlib.import_module(f"lgf_kernels.{module}")
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_readme_examples():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shapes = dict.fromkeys(("projected", "sam2_forward", "sam2_backward"), torch.randn(1, 3, 4, 5, 6))
+    names = {"diffusion_loss": torch.tensor(0.0), **shapes}
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(block, names)
+
+
+def test_links_lead_somewhere():
+    for document in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert "://" in target or (document.parent / target).exists(), f"{document.name} links to {target}"
