@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import BACKENDS, features, value_and_gradient
+from helpers import backends_of, features, value_and_gradient
 from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
@@ -38,7 +38,7 @@ def opcheck(operator, arguments):
         torch.library.opcheck(operator, arguments)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends_of("lgf_kl"))
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_opcheck_lgf_kl(backend, direction, reduction):
@@ -53,7 +53,7 @@ def test_opcheck_lgf_kl(backend, direction, reduction):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends_of("lgf_kl"))
 def test_opcheck_local_gram_flow(backend):
     student, _ = student_and_teacher(torch.bfloat16)
     opcheck(torch.ops.lgf.local_gram_flow.default, (student.requires_grad_(), 3, "cosine", "forward", backend))

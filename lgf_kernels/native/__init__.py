@@ -8,7 +8,6 @@ import functools
 import importlib
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 #: What each module implements, by the type of device whose tensors it takes.

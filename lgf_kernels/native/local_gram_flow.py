@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, lgf_pairs_shape
+from ..numerics import accumulate_dtype, lgf_pairs_shape, window_mask
 from ..options import LgfOptions
 from . import described, last_dimension_contiguous, module
 
@@ -26,7 +26,9 @@ def forward(features: Tensor, options: LgfOptions) -> Tensor:
 
 
 def backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
-    grad_logits = grad_logits.to(accumulate_dtype(features)).contiguous()
+    inside = window_mask(*features.shape[2:4], options.window, features.device)
+    # The logits outside the frame are constants, so their gradient is ignored, be it NaN.
+    grad_logits = torch.where(inside, grad_logits.to(accumulate_dtype(features)), 0.0).contiguous()
     return features_gradient(features, {options.direction: grad_logits}, None, options)
 
 

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BACKENDS, assert_close, double, features, relative_error, value_and_gradient
+from helpers import assert_close, backends_of, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = pytest.mark.parametrize("backend", backends_of("lgf_kl"))
 
 OPTIONS = [
     dict(zip(("similarity", "boundary", "divergence", "direction", "reduction"), values, strict=True))

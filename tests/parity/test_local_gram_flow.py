@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import BACKENDS, assert_close, features, value_and_gradient
+from helpers import assert_close, backends_of, features, value_and_gradient
 
 import lgf_kernels as lgf
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = pytest.mark.parametrize("backend", backends_of("local_gram_flow"))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -3,24 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BACKENDS, assert_close, features, relative_error, value_and_gradient
+from helpers import assert_close, backends_of, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
 from lgf_kernels.portable import token_relation as portable
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = pytest.mark.parametrize("backend", backends_of("token_relation"))
 
 #: (B, F, N, C, teacher's C)
 SHAPES = [(1, 1, 1, 1, 1), (2, 5, 1, 3, 2), (1, 2, 700, 5, 9), (3, 7, 40, 17, 64), (1, 3, 130, 256, 768)]
 
 
-def runs_token_relation(backend):
-    if backend == "native":
-        pytest.skip("the native module has no token relations: they stay on torch's own matrix products")
-
-
 def against_reference(backend, student, teacher, tolerance=1e-5, **options):
-    runs_token_relation(backend)
     B = len(student)
     upstream = torch.randn(B if options.get("reduction") == "none" else (), dtype=torch.float64)
     ours = value_and_gradient(lgf.token_relation_loss, student, teacher, backend=backend, upstream=upstream, **options)
@@ -44,7 +38,6 @@ def test_shapes_margins_reductions(backend, reduction, margin, shape):
 
 @pytest.mark.parametrize("form", ["moalign", "videorepa", "videorepa-spatial", "videorepa-temporal"])
 def test_published_forms(backend, form):
-    runs_token_relation(backend)
     student, teacher = features(2, 6, 3, 5, 24), features(2, 6, 3, 5, 40)
     loss = lgf.TokenRelationLoss(form, backend=backend)
     truth = lgf.TokenRelationLoss(form, backend="reference")
@@ -72,7 +65,6 @@ def eager(student, teacher, *, pair_weight):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_at_most_twice_as_far_off_as_eager(backend, dtype):
-    runs_token_relation(backend)
     student, teacher = features(1, 4, 40, 64, dtype=dtype), features(1, 4, 40, 48, dtype=dtype)
     c = lgf.moalign_pair_weight(4)
     truth = value_and_gradient(
@@ -96,7 +88,6 @@ def test_strided_inputs(backend):
 @pytest.mark.parametrize("where", ["student", "teacher"])
 @pytest.mark.parametrize("margin", [0.0, 0.1])
 def test_not_a_number_in_is_not_a_number_out(backend, margin, where, bad):
-    runs_token_relation(backend)
     tensors = {"student": features(2, 3, 20, 8), "teacher": features(2, 3, 20, 8)}
     tensors[where][1, 2, 7, 3] = bad
     losses = lgf.token_relation_loss(
@@ -106,7 +97,6 @@ def test_not_a_number_in_is_not_a_number_out(backend, margin, where, bad):
 
 
 def test_a_frame_of_weight_zero_is_no_part_of_the_loss(backend):
-    runs_token_relation(backend)
     student, teacher = features(1, 4, 200, 8), features(1, 4, 200, 8)
     c = torch.ones(4, 4)
     c[2] = c[:, 2] = 0
@@ -117,7 +107,6 @@ def test_a_frame_of_weight_zero_is_no_part_of_the_loss(backend):
 
 
 def test_two_runs_are_bitwise_equal(backend):
-    runs_token_relation(backend)
     student, teacher, c = features(2, 5, 60, 32), features(2, 5, 60, 16), lgf.moalign_pair_weight(5)
     first, second = (
         value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=c, backend=backend) for _ in range(2)

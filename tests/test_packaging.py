@@ -1,0 +1,100 @@
+"""What is built is what works: the sdist and the wheel, with a C++ compiler and without one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, **environment):
+    result = subprocess.run(
+        [str(c) for c in command], env={**os.environ, **environment}, capture_output=True, text=True, cwd="/"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sdist, and the wheel made from it, each in an isolated environment, from the tracked files alone."""
+    place = tmp_path_factory.mktemp("build")
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if tracked.returncode:
+        pytest.skip("this is no git checkout: there is no telling what belongs to the project")
+    for name in filter(lambda n: (ROOT / n).is_file(), tracked.stdout.splitlines()):
+        (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place / "source" / name)
+    run(sys.executable, "-m", "build", "--outdir", place / "dist", place / "source")
+    return next((place / "dist").glob("*.tar.gz")), next((place / "dist").glob("*.whl"))
+
+
+def installed(package, place, **environment):
+    """Install into a folder of its own, and ask the doctor there."""
+    log = run(
+        sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--target", place, package, **environment
+    )
+    report = json.loads(run(sys.executable, "-m", "lgf_kernels.cli", "doctor", "--json", PYTHONPATH=str(place)))
+    where = run(sys.executable, "-c", "import lgf_kernels; print(lgf_kernels.__file__)", PYTHONPATH=str(place))
+    assert where.startswith(str(place)), "the installed package is not what was imported"
+    loss = "import torch, lgf_kernels as l; f = torch.randn(1, 2, 3, 4, 5); print(l.lgf_kl_loss(f, f).item())"
+    assert abs(float(run(sys.executable, "-c", loss, PYTHONPATH=str(place)))) < 1e-5
+    return report, log
+
+
+def test_sdist_holds_what_a_build_needs(built):
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert sources <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "CMakeLists.txt", "lgf_kernels/cli.py"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_wheel_holds_the_packages_and_nothing_else(built):
+    with zipfile.ZipFile(built[1]) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+    tops = {name.partition("/")[0] for name in names}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"lgf_kernels", "lgf_trainer"}
+    for name in ("lgf_kernels/ops/lgf_kl.py", "lgf_kernels/demo/report.html", "lgf_trainer/__init__.py"):
+        assert name in names
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert any(n.endswith("entry_points.txt") for n in names)
+    assert any(n.startswith("lgf_kernels/_cpu") for n in names) == bool(COMPILER)
+    assert "Requires-Dist: torch>=2.11" in metadata
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert len(required) == 1, "the core depends on torch alone"
+
+
+def test_wheel_installs(built, tmp_path):
+    report, _ = installed(built[1], tmp_path / "site")
+    assert report["native modules"]["_cpu"]["available"] == ("yes" if COMPILER else "no")
+
+
+def test_sdist_installs_without_a_compiler(built, tmp_path):
+    report, log = installed(built[0], tmp_path / "site", CXX="/nonexistent/c++", CC="/nonexistent/cc")
+    assert report["native modules"]["_cpu"]["available"] == "no"
+    assert "was not built" in report["native modules"]["_cpu"]["reason"]
+    lines = [line for line in log.splitlines() if "native module lgf_kernels._cpu not built" in line]
+    assert len(lines) == 1
+
+
+def test_a_compiler_can_be_insisted_on(built, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path, built[0]],
+        env={**os.environ, "CXX": "/nonexistent/c++", "LGF_NATIVE": "on"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode != 0 and "lgf_kernels._cpu not built" in result.stdout + result.stderr
