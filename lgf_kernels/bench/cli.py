@@ -89,7 +89,7 @@ def measure_case(name: str, arguments: argparse.Namespace) -> list[dict]:
         rows[p] |= spread(seconds)
     if not arguments.no_memory:
         for p in progress(losses, "measuring memory"):
-            rows[p]["peak_bytes"] = peak_memory(name, p)
+            rows[p]["peak_bytes"] = peak_memory(case, p)
     return [row | provenance(arguments) for row in rows.values()]
 
 

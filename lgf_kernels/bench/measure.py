@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from .cases import CASES, Case
+from .cases import Case
 from .providers import provider
 
 
@@ -56,12 +57,13 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {"median_ms": median, "low_ms": low, "high_ms": high}
 
 
-def peak_memory(case_name: str, provider_name: str) -> int | None:
+def peak_memory(case: Case, provider_name: str) -> int | None:
     """Bytes that one forward and backward needs beyond the inputs and the gradient, in a fresh process.
 
     None where the operating system does not tell (anything but Linux).
     """
-    command = [sys.executable, "-m", __name__, case_name, provider_name]
+    job = json.dumps({"case": asdict(case), "provider": provider_name, "threads": torch.get_num_threads()})
+    command = [sys.executable, "-m", __name__, job]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -90,4 +92,6 @@ def _high_water_mark() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_peak_memory_here(CASES[sys.argv[1]], sys.argv[2])))
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    print(json.dumps(_peak_memory_here(Case(**job["case"]), job["provider"])))

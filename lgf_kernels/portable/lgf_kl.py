@@ -82,15 +82,14 @@ class Divergence:
         return (self.kl if self.options.divergence == "kl" else self.l2)(zS, zT, needs_grad)
 
     def kl(self, zS: Tensor, zT: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-        log_p = self.log_softmax(zT)
-        log_q = self.log_softmax(zS)
-        p = log_p.exp()
+        log_p, log_q = self.log_softmax(zT), self.log_softmax(zS)
+        p, q = log_p.exp(), log_q.exp()
         # Outside the window both are -inf and their difference NaN; p is 0 there and so must be the term.
         difference = (log_p - log_q).masked_fill_(self.bias.isinf(), 0)
-        value = (p * difference).sum(-1)
-        if not needs_grad:
-            return value, None
-        return value, log_q.exp_().sub_(p).div_(self.options.temperature)
+        # Adding Q - P, which sums to 0, cancels the rounding of the log-sums: near convergence that is all there is.
+        excess = q.sub_(p)
+        value = torch.addcmul(excess, p, difference).sum(-1)
+        return value, excess.div_(self.options.temperature) if needs_grad else None
 
     def log_softmax(self, z: Tensor) -> Tensor:
         return (z.masked_fill(self.outside, 0) / self.options.temperature).add_(self.bias).log_softmax(-1)

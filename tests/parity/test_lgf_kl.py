@@ -153,6 +153,16 @@ def test_vanishing_vectors(backend, norm):
     against_reference(backend, student, teacher)
 
 
+def test_near_convergence(backend):
+    """The loss of a trained student is a small difference of large terms; it is still right to a thousandth."""
+    teacher = features(1, 3, 9, 10, 64)
+    student = teacher + 1e-3 * features(1, 3, 9, 10, 64)
+    value = lgf.lgf_kl_loss(student, teacher, backend=backend)
+    truth = lgf.lgf_kl_loss(student.double(), teacher.double(), backend="reference")
+    assert 1e-6 < truth < 2e-6
+    assert_close(value, truth, 1e-3)
+
+
 def test_equal_features_have_no_divergence(backend):
     student = features(1, 3, 5, 6, 8)
     value, gradient = value_and_gradient(lgf.lgf_kl_loss, student, student.clone(), backend=backend)

@@ -1,0 +1,215 @@
+// Forward drivers. Each thread takes a contiguous run of image rows (b, pair, y): the work per row does
+// not depend on where a run starts, so results are the same for any number of threads.
+#pragma once
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "divergence.h"
+#include "gram.h"
+#include "transpose.h"
+
+namespace lgf {
+namespace LGF_ISA {
+namespace {
+
+// A row of a (batch, frames or pairs, rows) grid.
+struct RowIndex {
+  int64_t b, t, y;
+  RowIndex(int64_t row, int64_t frames, int64_t rows)
+      : b(row / (frames * rows)), t(row / rows % frames), y(row % rows) {}
+};
+
+// Calls function(first row, end row, scratch of the thread) on up to `threads` threads.
+template <class Function>
+void for_each_thread(int64_t rows, int threads, std::size_t scratch_bytes, Function&& function) {
+  const int64_t limit = threads < 1 ? 1 : threads;
+  const int64_t wanted = rows < limit ? rows : limit;
+  const Scratch scratch(static_cast<std::size_t>(wanted) * scratch_bytes);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(wanted)) if (wanted > 1)
+  {
+    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
+    function(me * rows / team, (me + 1) * rows / team, scratch.data() + static_cast<std::size_t>(me) * scratch_bytes);
+  }
+#else
+  function(int64_t(0), rows, scratch.data());
+#endif
+}
+
+// Bytes that Buffers{call, arena} takes from an arena.
+template <class Buffers, class Call>
+std::size_t measure(const Call& call) {
+  Arena arena(nullptr);
+  Buffers buffers(call, arena);
+  return arena.used();
+}
+
+// ---- local_gram_flow --------------------------------------------------------------------------
+
+template <class T>
+struct GramFlowBuffers {
+  Layout<T> layout;
+  FrameGram<T> gram;
+  T* planes;
+
+  GramFlowBuffers(const GramFlowCall& call, Arena& arena)
+      : layout(call.grid, call.window.size, call.features.channels),
+        gram(layout, arena),
+        planes(arena.take<T>(layout.planes_size())) {}
+};
+
+template <class T>
+void local_gram_flow(const GramFlowCall& call) {
+  const int64_t pairs = call.grid.frames - 1;
+  const auto run = [&](int64_t begin, int64_t end, char* scratch) {
+    Arena arena(scratch);
+    GramFlowBuffers<T> buffers(call, arena);
+    const Layout<T>& layout = buffers.layout;
+    for (int64_t row = begin; row < end; ++row) {
+      const RowIndex at(row, pairs, layout.rows);
+      buffers.gram.row(call.features, call.window, at.b, at.t, at.y, row == begin || at.y == 0, T(1), false,
+                       buffers.planes);
+      clear_outside<T>(layout, at.y, buffers.planes);
+      T* logits = static_cast<T*>(call.logits) + row * layout.cols * layout.positions();
+      transpose<T>(buffers.planes, layout.plane_pitch, layout.positions(), layout.cols, logits, layout.positions());
+    }
+  };
+  for_each_thread(call.grid.batch * pairs * call.grid.rows, call.threads, measure<GramFlowBuffers<T>>(call), run);
+}
+
+// ---- lgf_kl -----------------------------------------------------------------------------------
+
+// Rows whose teacher logits are computed before the student's turn: one feature tensor at a time keeps
+// its ring of key rows in cache.
+constexpr int64_t kBandRows = 32;
+
+// planes (+)= weight * cached logits of row (b, pair, y). `tokens` is room for one row, token-major.
+template <class T>
+void cached_logits_row(const Tensor& f, const Layout<T>& layout, int64_t b, int64_t pair, int64_t y, T weight,
+                       bool accumulate, T* tokens, T* row_planes, T* planes) {
+  const int64_t positions = layout.positions();
+  with_storage_type(f.dtype, [&](auto tag) {
+    using Storage = typename decltype(tag)::type;
+    for (int64_t x = 0; x < layout.cols; ++x) {
+      const Storage* source = token_address<Storage>(f, b, pair, y, x);
+      T* target = tokens + x * positions;
+      for (int64_t d = 0; d < positions; d += kLanes<T>) {
+        const int64_t left = positions - d;
+        if (left >= kLanes<T>) store<T>(target + d, Convert<T, Storage>::from(source + d));
+        else store_partial<T>(target + d, load_partial<T>(source + d, left), left);
+      }
+    }
+  });
+  transpose<T>(tokens, positions, layout.cols, positions, row_planes, layout.plane_pitch);
+  for (int64_t d = 0; d < positions; ++d)
+    for (int64_t x = 0; x < layout.plane_pitch; x += kLanes<T>) {
+      const int64_t at = d * layout.plane_pitch + x;
+      const Vec<T> value = load(row_planes + at) * weight;
+      store(planes + at, accumulate ? load(planes + at) + value : value);
+    }
+}
+
+template <class T>
+struct LgfKlBuffers {
+  Layout<T> layout;
+  T* teacher_planes;  // a band of rows
+  T* student_planes;  // one row
+  T* tokens;          // one row of cached logits, token-major
+
+  LgfKlBuffers(const LgfKlCall& call, Arena& arena)
+      : layout(call.grid, call.window.size, call.student.channels),
+        teacher_planes(arena.take<T>(kBandRows * layout.planes_size())),
+        student_planes(arena.take<T>(layout.planes_size())),
+        tokens(arena.take<T>(call.teachers_are_logits ? layout.cols * layout.positions() : 0)) {}
+};
+
+// Room for the FrameGram of any tensor of the call; they take turns.
+template <class T>
+std::size_t gram_bytes(const LgfKlCall& call) {
+  const auto bytes = [&](const Tensor& f) {
+    Arena arena(nullptr);
+    const Layout<T> layout(call.grid, call.window.size, f.channels);
+    FrameGram<T> gram(layout, arena);
+    return arena.used();
+  };
+  std::size_t most = bytes(call.student);
+  for (int64_t m = 0; m < call.teacher_count && !call.teachers_are_logits; ++m) {
+    const std::size_t one = bytes(call.teachers[m].tensor);
+    most = one > most ? one : most;
+  }
+  return most;
+}
+
+// zT = sum_m w_m z_m for the rows of a band, into buffers.teacher_planes.
+template <class T>
+void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena gram_arena, const RowIndex& first,
+                    int64_t band) {
+  for (int64_t m = 0; m < call.teacher_count; ++m) {
+    const Tensor& f = call.teachers[m].tensor;
+    const T weight = static_cast<T>(call.teachers[m].weight);
+    const Layout<T> layout(call.grid, call.window.size, f.channels);
+    Arena arena = gram_arena;
+    FrameGram<T> gram(layout, arena);
+    for (int64_t i = 0; i < band; ++i) {
+      T* planes = buffers.teacher_planes + i * layout.planes_size();
+      if (call.teachers_are_logits)
+        cached_logits_row<T>(f, layout, first.b, first.t, first.y + i, weight, m > 0, buffers.tokens,
+                             buffers.student_planes, planes);
+      else
+        gram.row(f, call.window, first.b, first.t, first.y + i, i == 0, weight, m > 0, planes);
+    }
+  }
+  for (int64_t i = 0; i < band; ++i)
+    clear_outside<T>(buffers.layout, first.y + i, buffers.teacher_planes + i * buffers.layout.planes_size());
+}
+
+// Divergence and gradient of one row, written to the outputs at token index `token`.
+template <class T>
+void divergence_row(const LgfKlCall& call, const Layout<T>& layout, int64_t y, int64_t token, T* teacher, T* student) {
+  const bool gradient = call.g != nullptr;
+  T* out = static_cast<T*>(call.kl) + token;
+  for (int64_t x = 0; x < layout.cols; x += kLanes<T>) {
+    const Vec<T> value =
+        call.squared_error
+            ? squared_error<T>(layout, y, x, call.exclude_boundary, gradient, teacher, student)
+            : kl_divergence<T>(layout, y, x, call.exclude_boundary, static_cast<T>(1 / call.temperature), gradient,
+                               teacher, student);
+    const int64_t left = layout.cols - x;
+    store_partial<T>(out + x, value, left < kLanes<T> ? left : kLanes<T>);
+  }
+  if (gradient)
+    transpose<T>(student, layout.plane_pitch, layout.positions(), layout.cols,
+                 static_cast<T*>(call.g) + token * layout.positions(), layout.positions());
+}
+
+template <class T>
+void lgf_kl_forward(const LgfKlCall& call) {
+  const int64_t pairs = call.grid.frames - 1;
+  const auto run = [&](int64_t begin, int64_t end, char* scratch) {
+    Arena arena(scratch);
+    const LgfKlBuffers<T> buffers(call, arena);
+    const Layout<T>& layout = buffers.layout;
+    for (int64_t row = begin; row < end;) {
+      const RowIndex first(row, pairs, layout.rows);
+      int64_t band = layout.rows - first.y < kBandRows ? layout.rows - first.y : kBandRows;
+      band = end - row < band ? end - row : band;
+      teacher_logits<T>(call, buffers, arena, first, band);
+      Arena gram_arena = arena;
+      FrameGram<T> gram(layout, gram_arena);
+      for (int64_t i = 0; i < band; ++i, ++row) {
+        gram.row(call.student, call.window, first.b, first.t, first.y + i, i == 0, T(1), false, buffers.student_planes);
+        clear_outside<T>(layout, first.y + i, buffers.student_planes);
+        divergence_row<T>(call, layout, first.y + i, row * layout.cols,
+                          buffers.teacher_planes + i * layout.planes_size(), buffers.student_planes);
+      }
+    }
+  };
+  for_each_thread(call.grid.batch * pairs * call.grid.rows, call.threads,
+                  measure<LgfKlBuffers<T>>(call) + gram_bytes<T>(call), run);
+}
+
+}  // namespace
+}  // namespace LGF_ISA
+}  // namespace lgf
