@@ -1,0 +1,1 @@
+"""The demonstration behind `lgf demo`; start reading at `main.demonstrate`."""

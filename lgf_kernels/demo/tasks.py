@@ -1,0 +1,90 @@
+"""The two things the demo can learn from: generated clips, or a video file."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lgf_kernels import lgf_kl_loss, local_gram_flow
+
+from .clips import TOKEN, Clip, make_clip
+from .experiment import Task
+from .model import encode
+from .motion import end_point_error, expected_motion, motion_of
+from .oracle import oracle_features
+from .training import Split
+from .video import VideoError, liveliest_part, patch_descriptors, read_video, warping_psnr
+
+EPE, KL, PSNR = "EPE (tokens)", "KL to the teacher", "PSNR (dB)"
+
+
+def generated_task(seed: int, grid: tuple[int, int, int], train: int, held_out: int) -> Task:
+    """Articulated clips with an oracle teacher, judged by the end-point error over the moving tokens."""
+    seeds = torch.arange(train + held_out) + 10_000 * seed
+    clips = [make_clip(int(s), *grid) for s in seeds]
+    judged = clips[train:]
+    motion = torch.stack([clip.motion for clip in judged])
+    moving = torch.stack([clip.moving for clip in judged])
+    split = _generated_split(judged)
+    fused = sum(local_gram_flow(teacher) for teacher in split.teachers) / len(split.teachers)
+    teacher = expected_motion(fused)
+
+    def error(predicted: Tensor) -> float:
+        return end_point_error(predicted, motion, moving)
+
+    return Task(
+        train=_generated_split(clips[:train]),
+        held_out=split,
+        video=torch.stack([clip.video for clip in judged]),
+        measures={EPE: lambda features: error(motion_of(features))},
+        context={"no motion": {EPE: error(torch.zeros_like(motion))}, "the teacher itself": {EPE: error(teacher)}},
+        reference=("true motion", motion),
+        teacher=teacher,
+        drawn=moving,
+    )
+
+
+def _generated_split(clips: list[Clip]) -> Split:
+    forward, backward = zip(*[oracle_features(clip) for clip in clips], strict=True)
+    return Split(encode(torch.stack([clip.video for clip in clips])), (torch.stack(forward), torch.stack(backward)))
+
+
+def video_task(path: Path, grid: tuple[int, int, int], share_held_out: float = 0.25) -> Task:
+    """Windows of a video with pixel descriptors as the teacher, judged by KL and by warping; the end is held out.
+
+    Raises:
+        VideoError: the file cannot be read or is too short for a training and a held-out window.
+    """
+    frames, height, width = grid
+    size = (height * TOKEN, width * TOKEN)
+    whole = read_video(path, (2 * size[0], 2 * size[1]), at_least=3 * frames)
+    video = liveliest_part(whole, size)
+    descriptors = patch_descriptors(video)
+    first_held_out = min(round(len(video) * (1 - share_held_out)), len(video) - frames)
+
+    def windows(x: Tensor, stride: int) -> Tensor:
+        return torch.stack([x[start : start + frames] for start in range(0, len(x) - frames + 1, stride)])
+
+    train = Split(encode(windows(video[:first_held_out], 1)), (windows(descriptors[:first_held_out], 1),))
+    pixels = windows(video[first_held_out:], frames - 1)
+    held_out = Split(encode(pixels), (windows(descriptors[first_held_out:], frames - 1),))
+    teacher = motion_of(held_out.teachers[0])
+    still = torch.zeros_like(teacher)
+    if not (teacher.norm(dim=-1) > 0.1).any():
+        raise VideoError(f"nothing moves in the last part of {path}: give a video with motion")
+    return Task(
+        train=train,
+        held_out=held_out,
+        video=pixels,
+        measures={
+            KL: lambda features: lgf_kl_loss(features, held_out.teachers[0]).item(),
+            PSNR: lambda features: warping_psnr(pixels, motion_of(features)),
+        },
+        context={
+            "no motion": {PSNR: warping_psnr(pixels, still)},
+            "the teacher itself": {KL: 0.0, PSNR: warping_psnr(pixels, teacher)},
+        },
+        reference=("teacher's motion", teacher),
+        teacher=teacher,
+        drawn=teacher.norm(dim=-1) > 0.25,
+    )

@@ -1,0 +1,50 @@
+"""The projector: from diffusion features to the teacher's space."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+class Projector(nn.Module):
+    """A residual temporal convolution and a pointwise MLP, the head of SAM2VideoX (section 4.1 and appendix A).
+
+        x = conv_1x1x1(features)                          in_channels -> hidden
+        x = interpolate(x, frames)                        over time, end frames aligned: latent i <-> frame 4i
+        x = x + SiLU(GN(conv_3x1x1(x)))
+        x = conv_1x1x1 (GN SiLU conv_1x1x1)*              hidden -> widths[0] -> ... -> widths[-1], last layer bare
+
+    Args:
+        in_channels: channels of the diffusion features (3072 for CogVideoX-5B, 1920 for 2B).
+        hidden: channels of the temporal part.
+        widths: output channels of the pointwise layers; the last is the teacher-side feature size.
+        frames: frames to put out (49 for a 49-frame video); None keeps those of the input.
+        groups: groups of every GroupNorm; must divide `hidden` and all `widths` but the last.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int = 768,
+        widths: Sequence[int] = (512, 256, 256),
+        frames: int | None = None,
+        groups: int = 32,
+    ):
+        super().__init__()
+        self.frames = frames
+        self.stem = nn.Conv3d(in_channels, hidden, 1)
+        self.temporal = nn.Sequential(
+            nn.Conv3d(hidden, hidden, (3, 1, 1), padding=(1, 0, 0)), nn.GroupNorm(groups, hidden), nn.SiLU()
+        )
+        layers: list[nn.Module] = [nn.Conv3d(hidden, widths[0], 1)]
+        for width, wider in zip(widths[1:], widths[:-1], strict=True):
+            layers += [nn.GroupNorm(groups, wider), nn.SiLU(), nn.Conv3d(wider, width, 1)]
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, H, W, in_channels) -> (B, frames or T, H, W, widths[-1])."""
+        x = self.stem(features.permute(0, 4, 1, 2, 3))
+        if self.frames is not None and self.frames != x.shape[2]:
+            x = interpolate(x, size=(self.frames, *x.shape[3:]), mode="trilinear", align_corners=True)
+        x = x + self.temporal(x)
+        return self.mlp(x).permute(0, 2, 3, 4, 1).contiguous()

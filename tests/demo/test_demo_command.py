@@ -1,0 +1,143 @@
+"""The comparison is fair, the costs are of one and the same number, and the command does what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lgf_kernels.cli import main
+from lgf_kernels.demo import cost
+
+for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
+    pytest.importorskip(package)
+
+tasks = pytest.importorskip("lgf_kernels.demo.tasks")
+training = pytest.importorskip("lgf_kernels.demo.training")
+model = pytest.importorskip("lgf_kernels.demo.model")
+report = pytest.importorskip("lgf_kernels.demo.report")
+
+ROOT = Path(__file__).parents[2]
+GRID = (3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.generated_task(0, GRID, train=3, held_out=2)
+
+
+def trained(task, weight: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    student = model.make_student(0, GRID)
+    history = training.train(student, task.train, training.Recipe(steps=3, seed=0), weight, on_step=lambda: None)
+    return student.state_dict(), history
+
+
+def test_both_arms_start_alike_and_see_the_same(task):
+    (plain, history), (aligned, aligned_history) = trained(task, 0.0), trained(task, 0.5)
+    assert torch.equal(history[0], aligned_history[0])  # one initialisation, one clip, one noise
+    untouched = model.make_student(0, GRID).state_dict()
+    for name, value in plain.items():
+        changed = not torch.equal(value, untouched[name])
+        assert not changed or "lora" in name, f"{name} must be frozen in the arm without the loss"
+        if "lora" not in name and not name.startswith("projector"):
+            assert torch.equal(aligned[name], value)
+    assert any(not torch.equal(aligned[name], plain[name]) for name in plain if name.startswith("projector"))
+    assert any(not torch.equal(aligned[name], plain[name]) for name in plain if "lora" in name)
+
+
+def test_training_repeats_itself(task):
+    assert torch.equal(trained(task, 0.5)[1], trained(task, 0.5)[1])
+
+
+def test_held_out_clips_are_not_trained_on(task):
+    for held_out in task.held_out.latents:
+        assert not any(torch.equal(held_out, clip) for clip in task.train.latents)
+
+
+def test_the_students_projector_begins_as_an_isometry():
+    projector = model.make_student(0, GRID).projector
+    features = torch.randn(1, *GRID, 128)
+    torch.testing.assert_close(projector(features).norm(dim=-1), features.norm(dim=-1))
+
+
+def test_latents_keep_the_energy_of_smooth_pictures():
+    latents = model.encode(torch.full((1, 1, 3, 16, 24), 0.5))
+    assert latents.shape == (1, 1, 16, 4, 6)
+    torch.testing.assert_close(latents[0, 0, :3].square().sum(), torch.tensor(1.4**2 * 3 * 16 * 24 * 0.25))
+    assert latents[0, 0, 3:].abs().max() < 1e-5
+
+
+def test_memory_of_unfolding_is_many_copies_of_the_features():
+    shape = (1, 3, 16, 24, 64)
+    costs = cost.measure_cost(shape, rounds=2)
+    features_mb = torch.Size(shape).numel() * 4 / 1e6
+    assert costs["F.unfold"]["peak_mb"] > 20 * features_mb
+    assert costs[cost.LIBRARY]["peak_mb"] < costs["F.unfold"]["peak_mb"] / 2
+    losses = [figures["loss"] for figures in costs.values()]
+    assert max(losses) - min(losses) < 1e-5 and all(figures["ms"] > 0 for figures in costs.values())
+
+
+def lgf(*arguments: object) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "lgf_kernels.cli", "demo", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_quick_demo_writes_a_report_in_one_file(tmp_path):
+    done = lgf("--quick", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "out" / "report.html").read_text()
+    for wanted in ("trained with LGF-KL", "no motion", "the teacher itself", "F.unfold", "Seed 0"):
+        assert wanted in html
+    assert html.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"(?!data:)", html), "the report must not need other files"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["motion.png", "report.html"]
+    for wanted in ("trained without LGF-KL", "peak memory", str(tmp_path / "out" / "report.html")):
+        assert wanted in done.stdout
+
+
+def test_quick_demo_on_a_video(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parent))
+    from test_video_files import write_video
+
+    video = write_video(tmp_path / "a.mp4", frames=24)
+    done = lgf("--quick", "--video", video, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "PSNR" in done.stdout and "a.mp4" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--video", "gone.mp4"], "no such file"),
+        (["--seed", "-1"], "must not be negative"),
+        (["--output", __file__], "is a file. Name a directory"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(arguments, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *arguments]) == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_missing_packages_name_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr("lgf_kernels.demo.cli.REQUIRED", ("no_such_package",))
+    assert main(["demo"]) == 2
+    assert 'pip install "lgf-kernels[train]"' in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    report.write_atomically(path, b"old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        report.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_tables_are_aligned():
+    assert report.format_table([["name", "x"], ["a", "1.00"]]) == "name     x\n----------\na     1.00"

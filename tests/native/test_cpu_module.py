@@ -1,0 +1,100 @@
+"""The CPU module by itself: instruction sets, threads, types at the edges, and bad calls."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import assert_close, double, features, value_and_gradient
+
+import lgf_kernels as lgf
+from lgf_kernels import native
+
+cpu, reason = native.load("cpu")
+pytestmark = pytest.mark.skipif(cpu is None, reason=f"no native module: {reason}")
+ISAS = cpu.isas() if cpu else []
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    best = cpu.build_info()["isa"]
+    cpu.set_isa(request.param)
+    yield request.param
+    cpu.set_isa(best)
+
+
+def both(student, teachers, **options):
+    return value_and_gradient(lgf.lgf_kl_loss, student, teachers, backend="native", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1, 1), (2, 3, 1, 7, 3), (1, 3, 9, 1, 17), (1, 4, 6, 21, 70)], ids=str)
+@pytest.mark.parametrize("window", [3, 7, 13])
+def test_every_instruction_set(isa, window, shape, dtype):
+    student = features(*shape, dtype=dtype)
+    teachers = [features(*shape[:4], 5, dtype=dtype), features(*shape[:4], 40)]
+    options = dict(window=window, direction="both", similarity="dot", temperature=3.0)
+    value, gradient = both(student, teachers, **options)
+    truth = value_and_gradient(lgf.lgf_kl_loss, student.double(), double(teachers), backend="reference", **options)
+    assert_close(value, truth[0], 1e-5, absolute=1e-7)
+    limit = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 4e-3, torch.float16: 2e-3}[dtype]
+    assert_close(gradient, truth[1], limit, absolute=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_converts_as_torch_does(isa, dtype):
+    """Every bit pattern in, and out again: gradients are rounded to nearest even, subnormals, inf and NaN included."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    every = bits.view(dtype).view(1, 2, 1, 2**15, 1)
+    z = lgf.local_gram_flow(every, window=1, similarity="dot", backend="native")
+    torch.testing.assert_close(z.flatten(), every.float().prod(1).flatten(), equal_nan=True, rtol=0, atol=0)
+    ones = torch.ones(1, 2, 1, 2**15, 1, dtype=dtype, requires_grad=True)
+    fine = torch.linspace(-3, 3, 2**15).exp() * torch.logspace(-12, 6, 2**15)
+    upstream = fine.view(1, 1, 1, 2**15, 1)
+    lgf.local_gram_flow(ones, window=1, similarity="dot", backend="native").backward(upstream)
+    assert torch.equal(ones.grad[:, :1], upstream.to(dtype))
+
+
+def test_threads_change_no_bit(isa):
+    student, teachers = features(2, 4, 11, 13, 40), [features(2, 4, 11, 13, 24), features(2, 4, 11, 13, 9)]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 5, 64):
+            torch.set_num_threads(count)
+            results.append(both(student, teachers, direction="both"))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_isa_by_environment():
+    code = "from lgf_kernels import native; print(native.load('cpu')[1] or native.load('cpu')[0].build_info()['isa'])"
+
+    def chosen(isa):
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env={**os.environ, "LGF_CPU_ISA": isa}, capture_output=True, text=True).stdout
+
+    assert chosen("baseline") == "baseline\n"
+    assert "mmx" in chosen("mmx") and "baseline" in chosen("mmx")
+
+
+def test_build_info_is_for_bug_reports():
+    info = cpu.build_info()
+    assert info["version"] == lgf.__version__ and info["isa"] in info["isas_compiled"]
+    assert info["compiler"] and info["flags"] and info["cxx_standard"] >= 201703
+
+
+def test_bad_calls_raise():
+    f = features(1, 2, 3, 4, 5)
+    good = native.described(f)
+    common = dict(similarity="cosine", backward=False, num_threads=1)
+    out = torch.empty(1, 1, 3, 4, 9)
+    with pytest.raises(ValueError, match="window"):
+        cpu.local_gram_flow(good, (1, 2, 3, 4), out.data_ptr(), window=4, **common)
+    with pytest.raises(ValueError, match="dtype"):
+        cpu.local_gram_flow((good[0], "int8", *good[2:]), (1, 2, 3, 4), out.data_ptr(), window=3, **common)
+    with pytest.raises(ValueError, match="shape"):
+        cpu.local_gram_flow(good, (1, 1, 3, 4), out.data_ptr(), window=3, **common)

@@ -1,0 +1,117 @@
+"""The projector, the block capture, and the module that joins them to a transformer."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from diffusers import CogVideoXTransformer3DModel
+from lgf_trainer import AlignedTransformer, BlockCapture, Projector
+from peft import LoraConfig
+
+FRAMES, HEIGHT, WIDTH, CHANNELS = 3, 4, 6, 32
+TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
+
+
+def make_transformer() -> CogVideoXTransformer3DModel:
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=8, num_layers=3, sample_width=2 * WIDTH, sample_height=2 * HEIGHT, sample_frames=FRAMES,
+        temporal_compression_ratio=1, max_text_seq_length=2,
+    )  # fmt: skip
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS, init_lora_weights=False))
+    return transformer
+
+
+def make_model() -> AlignedTransformer:
+    transformer = make_transformer()
+    return AlignedTransformer(transformer, Projector(CHANNELS, hidden=16, widths=(16, 8), groups=4), block=1)
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(2, FRAMES, 4, 2 * HEIGHT, 2 * WIDTH, generator=rng),
+        "encoder_hidden_states": torch.randn(2, 2, 8, generator=rng),
+        "timestep": torch.tensor([10, 500]),
+    }
+
+
+def gradients(model: AlignedTransformer) -> dict[str, torch.Tensor]:
+    prediction, projected = model(**inputs())
+    (prediction.square().mean() + projected.square().mean()).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("frames", [None, 9])
+def test_projector_shapes(frames):
+    projector = Projector(12, hidden=16, widths=(8, 8, 4), frames=frames, groups=4)
+    assert projector(torch.randn(2, 3, 4, 5, 12)).shape == (2, frames or 3, 4, 5, 4)
+
+
+def test_projector_of_the_paper():
+    projector = Projector(1920, frames=49)
+    shapes = [tuple(p.shape[:2]) for n, p in projector.named_parameters() if n.endswith("weight") and p.ndim == 5]
+    assert shapes == [(768, 1920), (768, 768), (512, 768), (256, 512), (256, 256)]
+
+
+def test_interpolation_aligns_latent_frames_with_every_fourth_frame():
+    projector = Projector(8, hidden=8, widths=(8,), frames=9, groups=4)
+    torch.nn.init.zeros_(projector.temporal[1].weight)  # closes the residual branch, which mixes frames
+    features = torch.randn(1, 3, 2, 2, 8)
+    long = projector(features)
+    projector.frames = None
+    short = projector(features)
+    torch.testing.assert_close(long[:, ::4], short)
+    torch.testing.assert_close(long[:, 2], (short[:, 0] + short[:, 1]) / 2)
+
+
+def test_prediction_is_the_transformers_own():
+    model = make_model()
+    torch.testing.assert_close(model(**inputs())[0], model.transformer(**inputs()).sample, rtol=0, atol=0)
+
+
+def test_captured_features_are_the_blocks_output_on_the_token_grid():
+    model, seen = make_model(), []
+    model.transformer.transformer_blocks[1].register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
+    _, features = model.predict_and_capture(**inputs())
+    assert features.shape == (2, FRAMES, HEIGHT, WIDTH, CHANNELS)
+    assert torch.equal(features.flatten(1, 3), seen[0])
+
+
+def test_gradients_under_checkpointing_equal_a_plain_run():
+    plain, checkpointed = make_model(), make_model()
+    checkpointed.load_state_dict(plain.state_dict())
+    checkpointed.transformer.enable_gradient_checkpointing()
+    expected, actual = gradients(plain), gradients(checkpointed)
+    assert all(expected[name].abs().sum() > 0 for name in expected if "to_v" in name or "mlp" in name)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_alignment_reaches_the_blocks_up_to_the_aligned_one_only():
+    model = make_model()
+    model(**inputs())[1].square().mean().backward()
+    reached = [any(p.grad is not None for p in block.parameters()) for block in model.transformer.transformer_blocks]
+    assert reached == [True, True, False]
+
+
+def test_capture_keeps_the_first_call_only_and_must_be_armed():
+    block = torch.nn.Module()
+    block.forward = lambda x: (x, x)
+    capture = BlockCapture(block)
+    block(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="has not run"):
+        capture.take()
+    capture.arm()
+    block(torch.ones(1)), block(torch.full((1,), 2.0))
+    assert capture.take() == 1
+    with pytest.raises(RuntimeError, match="has not run"):
+        capture.take()
+    capture.remove()
+    capture.arm()
+    block(torch.ones(1))
+    with pytest.raises(RuntimeError, match="has not run"):
+        capture.take()
