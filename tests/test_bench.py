@@ -63,6 +63,12 @@ def test_memory_counts_what_is_allocated():
     assert measure.peak_memory(case, "portable") < matrix
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_memory_of_every_provider_can_be_measured(name):
+    for provider_name in who.providers(SMALL[name]):
+        assert measure.peak_memory(SMALL[name], provider_name) >= 0
+
+
 @pytest.mark.parametrize("arguments", [["no-such-case"], ["--rounds", "1"], ["small-lgf", "--providers", "cudnn"]])
 def test_bad_arguments_say_what_there_is(arguments):
     with pytest.raises(SystemExit) as caught:

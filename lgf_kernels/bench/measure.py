@@ -64,17 +64,19 @@ def peak_memory(case: Case, provider_name: str) -> int | None:
     """
     job = json.dumps({"case": asdict(case), "provider": provider_name, "threads": torch.get_num_threads()})
     command = [sys.executable, "-m", __name__, job]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {provider_name} failed:\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def _peak_memory_here(case: Case, provider_name: str) -> int | None:
     student, teachers = case.inputs()
     loss = provider(provider_name, case)
     # Everything that is allocated once and kept (libraries, thread pools, compiled code) comes before the measurement.
-    if provider_name == "compile":
-        step(loss, student, teachers)
     small = Case(case.operator, (1, 2, *[min(n, 8) for n in case.shape[2:-1]], 16), (16,), "")
-    step(provider(provider_name, small) if provider_name != "compile" else loss, *small.inputs())
+    warm_up = case if provider_name == "compile" else small
+    step(loss if warm_up is case else provider(provider_name, warm_up), *warm_up.inputs())
     student.grad = None
     try:
         with open("/proc/self/clear_refs", "w") as control:
