@@ -22,9 +22,13 @@ from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_videos, video
 from ..options import LgfOptions
 from .local_gram_flow import normalised, normalised_gradient
 
-#: Tokens on a side of a tile, at most (small frames are grouped, large ones split), and elements of a tile over the
-#: whole batch. Tiles of a few hundred keep torch's products near their peak and their temporaries in cache.
-TILE_TOKENS = 512
+#: Tokens on a side of a tile, at most. Tiles of a few hundred keep torch's products near their peak and their
+#: temporaries in cache.
+TILE_TOKENS = 1024
+#: Small frames are grouped up to so many tokens. Where some weights are 0 and can be read, to fewer, so that more tiles
+#: can be left out.
+GROUP_TOKENS, GROUP_TOKENS_SPARSE = 512, 128
+#: Elements of a tile over the whole batch, at most.
 TILE_ELEMENTS = 2**22
 
 
@@ -94,19 +98,20 @@ def tiles(frames: int, tokens_per_frame: int, videos: int, c: Tensor) -> Iterato
     Only weights on the CPU are read: elsewhere that would make the host wait for the device, and a tile of weight 0
     adds 0.
     """
-    blocks = token_blocks(frames, tokens_per_frame, videos)
     used = (c != 0).tolist() if c.device.type == "cpu" else None
+    dense = used is None or all(map(all, used))
+    blocks = token_blocks(frames, tokens_per_frame, videos, GROUP_TOKENS if dense else GROUP_TOKENS_SPARSE)
     for i, rows in enumerate(blocks):
         for columns in blocks[i:]:
             if used is None or any(any(row[columns.frames]) for row in used[rows.frames]):
                 yield rows, columns
 
 
-def token_blocks(frames: int, tokens_per_frame: int, videos: int) -> list[Block]:
+def token_blocks(frames: int, tokens_per_frame: int, videos: int, group_tokens: int) -> list[Block]:
     """Cut a video into blocks of a tile's side: several small frames together, or a large frame into equal parts."""
     N = tokens_per_frame
     side = max(1, min(TILE_TOKENS, int((TILE_ELEMENTS / videos) ** 0.5)))
-    group = max(1, side // (2 * N))
+    group = max(1, min(group_tokens, side) // N)
     parts = -(-N // side)
     blocks = []
     for f in range(0, frames, group):
