@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench lint clean
+.PHONY: help venv demo test sanitize bench lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +28,18 @@ demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-rep
 
 test: $(READY)  ## all tests; ARGS="-k name" picks some
 	$(BIN)/python -m pytest $(ARGS)
+
+# The native module once more with the sanitizers, in a copy of the package of its own.
+SANE := build/sanitize
+sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf $(SANE)/site && mkdir -p $(SANE)/site
+	cp -r lgf_kernels $(SANE)/site/ && rm -f $(SANE)/site/lgf_kernels/*.so
+	$(BIN)/cmake -S . -B $(SANE)/cmake -G Ninja -DLGF_SANITIZE=ON -DLGF_OUTPUT_DIR=$(CURDIR)/$(SANE)/site/lgf_kernels \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
+	$(BIN)/cmake --build $(SANE)/cmake
+	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+		PYTHONPATH=$(SANE)/site $(BIN)/python -m pytest tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
 
 bench: $(READY) ## time the operators on this machine's CPU
 	$(BIN)/python -m pytest benchmarks $(ARGS)

@@ -75,7 +75,9 @@ def reason(error):
         return f"{error.filename} not found"
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
-    found = re.search(r"CMake Error[^\n]*:\n((?:  [^\n]*\n|\n)+)", error.output) or re.search(r"error: (.+)", error.output)
+    found = re.search(r"CMake Error[^\n]*:\n((?:  [^\n]*\n|\n)+)", error.output) or re.search(
+        r"error: (.+)", error.output
+    )
     return " ".join(found[1].split())[:200] if found else f"{error.cmd[0]} exited with {error.returncode}"
 
 

@@ -135,17 +135,20 @@ def _resolve(operator: str, device_type: str, backend: str | None, function: str
     request = Request(operator, device_type)
     named = backend or _forced or os.environ.get("LGF_BACKEND") or None
     if named is None:
-        candidates = (name for name in PREDICATES if name not in NEVER_BY_ITSELF)
-        return next(name for name in candidates if PREDICATES[name](request) is None)
+        return next(name for name in able(request) if name not in NEVER_BY_ITSELF)
     why_not = PREDICATES[known(named, function)](request)
     if why_not:
-        able = [name for name, predicate in PREDICATES.items() if predicate(request) is None]
         raise BackendUnavailableError(
             f"{function}: backend {named!r} cannot run this: {why_not}. "
-            f"Leave `backend` (and LGF_BACKEND) unset, or choose one of {', '.join(map(repr, able))}; "
+            f"Leave `backend` (and LGF_BACKEND) unset, or choose one of {', '.join(map(repr, able(request)))}; "
             "`lgf doctor` prints what is here and why."
         )
     return named
+
+
+def able(request: Request) -> list[str]:
+    """The backends that can run a request, in order of preference, the oracle last."""
+    return [name for name, predicate in PREDICATES.items() if predicate(request) is None]
 
 
 def known(name: str, function: str) -> str:

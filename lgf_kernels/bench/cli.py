@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import subprocess
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from .cases import CASES
 from .measure import errors, interleaved, peak_memory, spread, truth
 from .providers import BASELINES, provider, providers
 
-#: A float32 answer is right if its relative errors are at most these: loss and gradient.
-TOLERANCE = (1e-4, 1e-4)
+#: An answer is right if its relative errors are at most these: loss and gradient.
+TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 2e-2)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: all that run here\n" + "\n".join(f"{name}: {about}" for name, about in BASELINES.items())
         + "\nnative, portable: the backends of this library",
     )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=TOLERANCE, default="float32", help="of student and teachers (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each provider (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's)")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory measurements")
@@ -67,7 +71,7 @@ def measure_case(name: str, arguments: argparse.Namespace) -> list[dict]:
     """One row of numbers for each provider of a case."""
     from tqdm import tqdm
 
-    case = CASES[name]
+    case = replace(CASES[name], dtype=arguments.dtype)
     here = providers(case)
     chosen = arguments.providers or here
     if unknown := [p for p in chosen if p not in here]:
@@ -81,8 +85,15 @@ def measure_case(name: str, arguments: argparse.Namespace) -> list[dict]:
     for p in progress(chosen, "checking the answers"):
         loss = provider(p, case)
         off = errors(loss, case, true_value, true_gradient)
-        right = all(error <= limit for error, limit in zip(off, TOLERANCE, strict=True))
-        rows[p] = {"case": name, "provider": p, "right": right, "loss_error": off[0], "gradient_error": off[1]}
+        right = all(error <= limit for error, limit in zip(off, TOLERANCE[case.dtype], strict=True))
+        rows[p] = {
+            "case": name,
+            "dtype": case.dtype,
+            "provider": p,
+            "right": right,
+            "loss_error": off[0],
+            "gradient_error": off[1],
+        }
         if right:
             losses[p] = loss
     for p, seconds in interleaved(losses, case, arguments.rounds, lambda r: progress(r, "timing")).items():
@@ -115,7 +126,7 @@ def table(name: str, rows: list[dict]) -> str:
     eager = next((row for row in rows if row["provider"] == "eager" and "median_ms" in row), None)
     lines = [
         f"\n{name}: {CASES[name].about}",
-        f"student {CASES[name].shape}, teachers {CASES[name].teacher_channels}, float32, {rows[0]['threads']} threads",
+        f"student {CASES[name].shape}, teachers {CASES[name].teacher_channels}, {rows[0]['dtype']}, {rows[0]['threads']} threads",
         f"  {'provider':<14}{'forward + backward':>30}{'vs eager':>10}{'peak memory':>13}{'loss err':>10}{'grad err':>10}",
     ]
     for row in rows:

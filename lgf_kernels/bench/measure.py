@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,11 @@ def truth(case: Case) -> tuple[Tensor, Tensor]:
     """Loss and gradient of the oracle in float64 on the case's inputs."""
     student, teachers = case.inputs()
     student = student.detach().double().requires_grad_()
-    value = step(lambda s, t: case.loss()(s, t, backend="reference"), student, [t.double() for t in teachers])
+    value = step(
+        lambda s, t: case.loss()(s, t, backend="reference"),
+        student,
+        [t if case.cached else t.double() for t in teachers],
+    )
     return value, student.grad
 
 
@@ -76,7 +80,7 @@ def _peak_memory_here(case: Case, provider_name: str) -> int | None:
     student, teachers = case.inputs()
     loss = provider(provider_name, case)
     # Everything that is allocated once and kept (libraries, thread pools, compiled code) comes before the measurement.
-    small = Case(case.operator, (1, 2, *[min(n, 8) for n in case.shape[2:-1]], 16), (16,), "")
+    small = replace(case, shape=(1, 2, *[min(n, 8) for n in case.shape[2:-1]], 16), teacher_channels=(16,))
     warm_up = case if provider_name == "compile" else small
     step(loss if warm_up is case else provider(provider_name, warm_up), *warm_up.inputs())
     student.grad = None

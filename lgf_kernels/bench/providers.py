@@ -8,6 +8,7 @@ from torch import Tensor
 
 import lgf_kernels as lgf
 
+from ..backends import NEVER_BY_ITSELF, Request, able
 from .cases import Case
 
 #: Provider -> what it is. Baselines first; the backends follow under their own names.
@@ -20,11 +21,8 @@ BASELINES = {
 
 def providers(case: Case) -> list[str]:
     """Those that can run a case on this machine."""
-    names = [name for name in BASELINES if name != "eager-unfold" or case.operator == "lgf_kl"]
-    for row in lgf.backends():
-        if row.available and row.name != "reference" and case.operator in row.reason:
-            names.append(row.name)
-    return names
+    names = [name for name in BASELINES if name != "eager-unfold" or (case.operator == "lgf_kl" and not case.cached)]
+    return names + [name for name in able(Request(case.operator, "cpu")) if name not in NEVER_BY_ITSELF]
 
 
 def provider(name: str, case: Case) -> Callable[[Tensor, list[Tensor]], Tensor]:
