@@ -36,10 +36,11 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 	cp -r lgf_kernels $(SANE)/site/ && rm -f $(SANE)/site/lgf_kernels/*.so
 	$(BIN)/cmake -S . -B $(SANE)/cmake -G Ninja -DLGF_SANITIZE=ON -DLGF_OUTPUT_DIR=$(CURDIR)/$(SANE)/site/lgf_kernels \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
+		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+		-DLGF_VERSION=$$($(BIN)/python -c 'import lgf_kernels; print(lgf_kernels.__version__)') > /dev/null
 	$(BIN)/cmake --build $(SANE)/cmake
-	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-		PYTHONPATH=$(SANE)/site $(BIN)/python -m pytest tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+		PYTHONPATH=$(SANE)/site $(BIN)/python -P -m pytest tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
 
 bench: $(READY) ## time the operators on this machine's CPU
 	$(BIN)/python -m pytest benchmarks $(ARGS)

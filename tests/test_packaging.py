@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -46,12 +47,17 @@ def installed(package, place, **environment):
     log = run(
         sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--target", place, package, **environment
     )
-    report = json.loads(run(sys.executable, "-m", "lgf_kernels.cli", "doctor", "--json", PYTHONPATH=str(place)))
-    where = run(sys.executable, "-c", "import lgf_kernels; print(lgf_kernels.__file__)", PYTHONPATH=str(place))
+
+    def python(*arguments):
+        # -S leaves the .pth files alone, and with them the editable install, which would lend its modules.
+        paths = os.pathsep.join([str(place), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+        return run(sys.executable, "-S", *arguments, PYTHONPATH=paths)
+
+    where = python("-c", "import lgf_kernels; print(lgf_kernels.__file__)")
     assert where.startswith(str(place)), "the installed package is not what was imported"
     loss = "import torch, lgf_kernels as l; f = torch.randn(1, 2, 3, 4, 5); print(l.lgf_kl_loss(f, f).item())"
-    assert abs(float(run(sys.executable, "-c", loss, PYTHONPATH=str(place)))) < 1e-5
-    return report, log
+    assert abs(float(python("-c", loss))) < 1e-5
+    return json.loads(python("-m", "lgf_kernels.cli", "doctor", "--json")), log
 
 
 def test_sdist_holds_what_a_build_needs(built):
