@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def test_readme_examples():
     assert len(blocks) >= 4
     for block in blocks:
         exec(block, names)
+
+
+def test_numbers_in_the_readme_are_those_of_the_results():
+    """Every row of the README's table is a row of the recorded results."""
+    recorded = set()
+    for file in (ROOT / "benchmarks" / "results").rglob("*.jsonl"):
+        for row in map(json.loads, file.read_text().splitlines()):
+            recorded.add(f"{row['median_ms']:.1f} ms | {row['peak_bytes'] / 2**20:.1f} MiB")
+    shown = re.findall(r"\| ([\d.]+ ms \| [\d.]+ MiB) \|", (ROOT / "README.md").read_text())
+    assert len(shown) > 10 and set(shown) <= recorded
 
 
 def test_links_lead_somewhere():

@@ -106,9 +106,6 @@ def measure_case(name: str, arguments: argparse.Namespace) -> list[dict]:
 
 def provenance(arguments: argparse.Namespace) -> dict:
     """Where and from what the numbers come."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
     return {
         "device": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -116,9 +113,21 @@ def provenance(arguments: argparse.Namespace) -> dict:
         "lgf_kernels": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "date": date.today().isoformat(),
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, "-dirty" if the library's code differs from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
+
+    head = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--", root / "lgf_kernels", root / "csrc").stdout
+    return head.stdout.strip() + ("-dirty" if changed else "") if head.returncode == 0 else None
 
 
 def table(name: str, rows: list[dict]) -> str:
