@@ -71,7 +71,7 @@ class use_backend:
 
     As a plain call it holds until the next call; as a context manager until the end of the block. It wins over the
     environment variable LGF_BACKEND and is itself overridden by the argument `backend` of a call. It acts on the whole
-    process, all threads included.
+    process, all threads included. A function that `torch.compile` has compiled keeps the backend it was compiled with.
 
     Raises:
         ValueError: there is no backend of that name.

@@ -11,6 +11,7 @@ same run. Memory is what a fresh process needs at its peak beyond the inputs and
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import subprocess
@@ -49,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if importlib.util.find_spec("tqdm") is None:
+        raise SystemExit('lgf bench: tqdm not installed. Get it with: pip install "lgf-kernels[bench]"')
     if unknown := [name for name in arguments.cases if name not in CASES]:
         raise SystemExit(f"lgf bench: there is no case {unknown[0]!r}; choose from {', '.join(CASES)}.")
     if arguments.rounds < 2:

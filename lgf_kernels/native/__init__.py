@@ -27,7 +27,10 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as error:
         if error.name != full_name:
             return None, f"{full_name} failed to load: {error}"
-        return None, f"{full_name} was not built: there was no C++17 compiler when the package was installed"
+        return None, (
+            f"{full_name} was not built when the package was installed, usually for want of a C++17 compiler; "
+            "with LGF_NATIVE=on the installation stops and says why"
+        )
     except Exception as error:
         return None, f"{full_name} failed to load: {error}"
 

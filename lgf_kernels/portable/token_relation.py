@@ -128,6 +128,8 @@ def by_frames(tile: Tensor, rows: Block, columns: Block) -> Tensor:
 
 
 def sum_of_distances(per_frame: Tensor) -> Tensor:
-    """sum |x| over the tokens of each pair of frames: (B, frames, frames). Row by row first, which keeps float32 exact
-    enough for millions of terms and needs no copy of |x|."""
-    return torch.linalg.vector_norm(per_frame, ord=1, dim=4).sum(2)
+    """sum |x| over the tokens of each pair of frames: (B, frames, frames), rows first to keep float32 exact enough.
+
+    Not `vector_norm(ord=1)`, which would need no copy of |x| but takes seven times as long on a CPU.
+    """
+    return per_frame.abs().sum(4).sum(2)
