@@ -133,14 +133,19 @@ def resolve(operator: str, tensor: Tensor, backend: str | None, function: str) -
 @torch.compiler.assume_constant_result
 def _resolve(operator: str, device_type: str, backend: str | None, function: str) -> str:
     request = Request(operator, device_type)
-    named = backend or _forced or os.environ.get("LGF_BACKEND") or None
+    sources = {
+        "`backend`": backend,
+        "`use_backend`": _forced,
+        "the variable LGF_BACKEND": os.environ.get("LGF_BACKEND"),
+    }
+    source, named = next(((source, name) for source, name in sources.items() if name), (None, None))
     if named is None:
         return next(name for name in able(request) if name not in NEVER_BY_ITSELF)
-    why_not = PREDICATES[known(named, function)](request)
+    why_not = PREDICATES[known(named, function, source)](request)
     if why_not:
         raise BackendUnavailableError(
-            f"{function}: backend {named!r} cannot run this: {why_not}. "
-            f"Leave `backend` (and LGF_BACKEND) unset, or choose one of {', '.join(map(repr, able(request)))}; "
+            f"{function}: backend {named!r}, asked for by {source}, cannot run this: {why_not}. "
+            f"Leave the choice to the library, or choose one of {', '.join(map(repr, able(request)))}; "
             "`lgf doctor` prints what is here and why."
         )
     return named
@@ -151,12 +156,12 @@ def able(request: Request) -> list[str]:
     return [name for name, predicate in PREDICATES.items() if predicate(request) is None]
 
 
-def known(name: str, function: str) -> str:
+def known(name: str, function: str, source: str = "`backend`") -> str:
     """The name, if there is a backend of that name at all."""
     if name not in PREDICATES:
         raise ValueError(
-            f"{function}: `backend` must be one of {', '.join(map(repr, PREDICATES))}, or None to let the library "
-            f"choose; got {name!r}."
+            f"{function}: {source} must be one of {', '.join(map(repr, PREDICATES))}, or nothing, to let the "
+            f"library choose; got {name!r}."
         )
     return name
 
