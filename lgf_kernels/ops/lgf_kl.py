@@ -47,7 +47,8 @@ def _forward(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     if token_weight is not None:
-        checks.nonnegative("lgf_kl_loss", "token_weight", token_weight)
+        function = "lgf_kl_loss_from_logits" if from_logits else "lgf_kl_loss"
+        checks.nonnegative(function, "token_weight", token_weight)
     options = LgfOptions(window, temperature, similarity, boundary, divergence, direction, reduction)
     with without_autocast(student):
         return implementation(backend, "lgf_kl").forward(

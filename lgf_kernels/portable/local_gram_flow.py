@@ -23,7 +23,7 @@ from ..numerics import EPS, accumulate_dtype, lgf_pairs_shape, window_mask
 from ..options import LgfOptions
 
 #: Queries of a row per tile. Wider tiles waste more of the dense product on pairs outside the window, narrower ones
-#: make the product too small to be fast: of 45 columns, 15 at a time took 0.85 ms a frame, 45 at a time 1.30 ms.
+#: make the product too small to be fast.
 BLOCK = 16
 
 
