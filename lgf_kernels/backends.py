@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton_kernels
 from .errors import BackendUnavailableError
 
 OPERATORS = ("local_gram_flow", "lgf_kl", "token_relation")
@@ -28,7 +28,7 @@ class Request(NamedTuple):
     """What decides whether a backend can run a call."""
 
     operator: str
-    device_type: str
+    device: str
 
 
 class BackendInfo(NamedTuple):
@@ -40,11 +40,11 @@ class BackendInfo(NamedTuple):
 
 
 def _native(request: Request) -> str | None:
-    return native.why_not(request.operator, request.device_type)
+    return native.why_not(request.operator, torch.device(request.device).type)
 
 
 def _triton(request: Request) -> str | None:
-    return "this release has no Triton kernels"
+    return triton_kernels.why_not(request.operator, request.device)
 
 
 def _anywhere(request: Request) -> str | None:
@@ -59,6 +59,8 @@ PREDICATES: dict[str, Callable[[Request], str | None]] = {
     "reference": _anywhere,
 }
 NEVER_BY_ITSELF = ("reference",)
+#: Where a backend lives, if not in the package of its own name: `triton` is the compiler's.
+PACKAGES = {"triton": "triton_kernels"}
 
 _forced: str | None = None
 
@@ -127,12 +129,12 @@ def _availability(name: str) -> tuple[bool, str]:
 
 def resolve(operator: str, tensor: Tensor, backend: str | None, function: str) -> str:
     """The name of the backend that runs `operator` on tensors like this one. `function`: whom an error speaks for."""
-    return _resolve(operator, tensor.device.type, backend, function)
+    return _resolve(operator, str(tensor.device), backend, function)
 
 
 @torch.compiler.assume_constant_result
-def _resolve(operator: str, device_type: str, backend: str | None, function: str) -> str:
-    request = Request(operator, device_type)
+def _resolve(operator: str, device: str, backend: str | None, function: str) -> str:
+    request = Request(operator, device)
     sources = {
         "`backend`": backend,
         "`use_backend`": _forced,
@@ -168,4 +170,4 @@ def known(name: str, function: str, source: str = "`backend`") -> str:
 
 def implementation(backend: str, operator: str) -> ModuleType:
     """The module that implements an operator in a backend, imported when it is first needed."""
-    return importlib.import_module(f".{backend}.{operator}", __package__)
+    return importlib.import_module(f".{PACKAGES.get(backend, backend)}.{operator}", __package__)

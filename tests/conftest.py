@@ -1,5 +1,6 @@
 """What every test starts from: a fixed seed, and uninitialised memory full of NaN so that an unwritten output shows."""
 
+import importlib.util
 import os
 
 # cuBLAS is deterministic only with a workspace of fixed size, and reads this when it starts.
@@ -7,6 +8,28 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
+
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be asked for before triton is imported.
+INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter():
+    """The interpreter pays for programs and steps, not for numbers: few and large ones, and no check of every sum.
+
+    `tests/triton_kernels` runs the configurations that this leaves out, and the checks for overflow.
+    """
+    if INTERPRETED:
+        from triton.runtime.interpreter import interpreter_builder
+
+        from lgf_kernels.triton_kernels import configs
+
+        configs.FORWARD.update({size: [configs.Forward(8, 8, 256, 8, 2)] for size in configs.FORWARD})
+        configs.BACKWARD.update({size: [configs.Backward(8, 8, 16, 512, 8, 2)] for size in configs.BACKWARD})
+        object.__setattr__(interpreter_builder.options, "sanitize_overflow", False)
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,214 @@
+"""Compile every Triton kernel ahead of time, without a GPU, and print what it takes of one.
+
+The kernels are compiled exactly as the launchers would launch them: the launches of a call are recorded, not run. For
+each the table gives registers a thread, bytes spilled to local memory, shared memory, how many programs share an SM,
+matrix instructions of the tensor cores, and instructions in all, from the machine code.
+
+  python benchmarks/kernel_report.py                                the table for Ampere, Hopper and Blackwell
+  python benchmarks/kernel_report.py --arch 90 --channels 256       a part of it
+  python benchmarks/kernel_report.py --json                         one JSON object a line
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
+
+import torch
+import triton
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lgf_kernels.options import LgfOptions
+from lgf_kernels.triton_kernels import launch, lgf_kl
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+#: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.
+SHARED = {80: (164, 163), 90: (228, 227), 100: (228, 227)}
+REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+class Case(NamedTuple):
+    """One way to call the loss."""
+
+    arch: int
+    dtype: str
+    channels: int
+    teachers: int
+    window: int = 7
+    from_logits: bool = False
+
+
+class Launch(NamedTuple):
+    kernel: object
+    arguments: tuple
+    constants: dict
+
+
+@contextmanager
+def recorded(arch: int) -> Iterator[list[Launch]]:
+    """Launches made in this block are listed instead, as they would be made on this architecture."""
+    launches = []
+
+    def record(kernel, grid, *arguments, **constants):
+        launches.append(Launch(kernel, arguments, constants))
+
+    with mock.patch.object(launch, "run", record), mock.patch.object(launch, "architecture", lambda device: arch):
+        yield launches
+
+
+def launches_of(case: Case) -> list[Launch]:
+    """What forward and backward of the loss launch."""
+    options = LgfOptions(window=case.window)
+    student = torch.empty(1, 3, 16, 16, case.channels, dtype=DTYPES[case.dtype])
+    cache = torch.empty(1, 2, 16, 16, case.window**2, dtype=torch.float16)
+    teachers = [cache] if case.from_logits else [torch.empty_like(student) for _ in range(case.teachers)]
+    with recorded(case.arch) as launches:
+        _, residual = lgf_kl.forward(student, teachers, [0.5] * len(teachers), None, options, case.from_logits, True)
+        lgf_kl.backward(torch.ones(()), student, residual, None, options)
+    return launches
+
+
+def compiled(launched: Launch, arch: int):
+    """The launch's kernel, compiled for an architecture as Triton's own launch would specialise it."""
+    kernel, arguments, constants = launched
+    scheduling = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    values = {name: value for name, value in constants.items() if name not in scheduling}
+    signature = dict.fromkeys(values, "constexpr")
+    constexprs = {(kernel.arg_names.index(name),): value for name, value in values.items()}
+    attributes = {}
+
+    def describe(path: tuple, name: str, value):
+        if isinstance(value, tuple):
+            return tuple(describe((*path, i), name, v) for i, v in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return "*" + {"bfloat16": "bf16"}.get(dtype := str(value.dtype)[6:], dtype.replace("float", "fp"))
+        if isinstance(value, float):
+            return "fp32"
+        if value == 1 and name not in launch.FRAME_SIZES:
+            constexprs[path] = 1
+            return "constexpr"
+        if value % 16 == 0 and name not in launch.FRAME_SIZES:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        signature[name] = describe((index,), name, value)
+    signature = {name: signature[name] for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=scheduling)
+
+
+def examine(launched: Launch, arch: int) -> dict:
+    """Registers, spills, shared memory, occupancy and instructions of a launch."""
+    binary = compiled(launched, arch)
+    usage, code = machine_code(binary.asm["cubin"])
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{ )?(?:@!?U?PT?\d* )?([A-Z0-9_.]+)", code, re.M)
+    threads = 32 * launched.constants["num_warps"]
+    shared = binary.metadata.shared
+    fits = [
+        REGISTERS // (-(-registers // 8) * 8 * threads),
+        SHARED[arch][0] * 1024 // (shared + 1024),
+        THREADS // threads,
+        PROGRAMS,
+    ]
+    return {
+        "registers": registers,
+        "spilled": stack if any(op.startswith(("STL", "LDL")) for op in opcodes) else 0,
+        "shared": shared,
+        "programs": min(fits) if shared <= SHARED[arch][1] * 1024 else 0,
+        "tensor_core": sum(op.startswith(("HGMMA", "HMMA", "DMMA", "UTCHMMA", "UTCQMMA")) for op in opcodes),
+        "instructions": len(opcodes),
+    }
+
+
+def machine_code(cubin: bytes) -> tuple[str, str]:
+    """What the assembler reserved, and the instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        outputs = [
+            subprocess.run([TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        ]
+    return tuple(outputs)
+
+
+def rows(cases: list[Case]) -> Iterator[dict]:
+    """One row for every kernel of every case; a kernel that several cases share is compiled once."""
+    seen = set()
+    for case in tqdm(cases, desc="compiling", disable=None):
+        for launched in launches_of(case):
+            name = launched.kernel.fn.__module__.rsplit(".")[-1] + launched.kernel.fn.__name__
+            identity = (case.arch, name, str(launched.constants), str(described_types(launched.arguments)))
+            if identity in seen:
+                continue
+            seen.add(identity)
+            config = {key: launched.constants[key] for key in configuration_names(launched)}
+            row = {"triton": triton.__version__, **case._asdict(), "kernel": name, "config": config}
+            try:
+                yield row | examine(launched, case.arch)
+            except Exception as error:  # a compiler that fails is a row of the report, not its end
+                yield row | {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:100]}"}
+
+
+def configuration_names(launched: Launch) -> list[str]:
+    names = ("TILE_H", "TILE_W", "ROWS", "BLOCK_C", "num_warps", "num_stages")
+    return [name for name in names if name in launched.constants]
+
+
+def described_types(value):
+    if isinstance(value, tuple):
+        return tuple(described_types(v) for v in value)
+    return value.dtype if isinstance(value, torch.Tensor) else type(value)
+
+
+def as_text(row: dict) -> str:
+    config = " ".join(f"{key.removeprefix('num_')} {value}" for key, value in row["config"].items())
+    teachers = "logits" if row["from_logits"] else f"{row['teachers']} teachers"
+    head = f"sm_{row['arch']:<4}{row['kernel']:<24}{row['dtype']:<9} C {row['channels']:<5}K {row['window']:<3}{teachers:<11}"
+    if "error" in row:
+        return f"{head}{config}: {row['error']}"
+    return (
+        f"{head}{row['registers']:4} registers  {row['spilled']:5} B spilled  {row['shared'] / 1024:6.1f} KiB shared  "
+        f"{row['programs']:2} an SM  {row['tensor_core']:4} tensor-core of {row['instructions']:5} instructions  {config}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED), choices=SHARED, help="80, 90, 100")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
+    parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 768])
+    parser.add_argument("--teachers", type=int, nargs="+", default=[1, 2], help="0 is the loss from cached logits")
+    parser.add_argument("--window", type=int, nargs="+", default=[7])
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
+    arguments = parser.parse_args()
+    cases = [
+        Case(arch, dtype, channels, teachers, window, teachers == 0)
+        for arch, dtype, channels, teachers, window in itertools.product(
+            arguments.arch, arguments.dtype, arguments.channels, arguments.teachers, arguments.window
+        )
+    ]
+    for row in rows(cases):
+        print(json.dumps(row) if arguments.json else as_text(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

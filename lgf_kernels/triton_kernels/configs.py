@@ -1,0 +1,89 @@
+"""How the kernels are cut and scheduled: a small table, made ahead of time.
+
+The choice depends on the architecture, the type, the window, the channels and whether there are teachers, never on T, H
+and W: a Triton kernel takes seconds to compile, and a new resolution must not cost that. The first row of each table
+entry is what runs; the others are what LGF_AUTOTUNE=1 times against it. None of the first rows of half precision
+spills registers with a window of 7 (`make kernel-report`).
+"""
+
+from typing import NamedTuple
+
+import torch
+from triton import next_power_of_2
+
+#: Queries in a tile, and the tokens of its padded halo, at most, for their logits to fit in registers.
+TILES = ((8, 8), (4, 8), (4, 4))
+MAX_HALO = 256
+
+
+class Forward(NamedTuple):
+    """A tile of queries against its whole halo, BLOCK_C channels at a time."""
+
+    TILE_H: int
+    TILE_W: int
+    BLOCK_C: int
+    num_warps: int
+    num_stages: int
+
+
+class Backward(NamedTuple):
+    """A tile of tokens against ROWS rows of its halo at a time, for BLOCK_C channels of the gradient at a time."""
+
+    TILE_H: int
+    TILE_W: int
+    ROWS: int
+    BLOCK_C: int
+    num_warps: int
+    num_stages: int
+
+
+#: By bytes of an operand. One Gram needs half the registers of several, so 4 warps hold it and two programs share an SM.
+FORWARD = {
+    2: [Forward(8, 8, 64, 8, 2), Forward(8, 8, 32, 8, 2), Forward(8, 8, 64, 8, 3), Forward(8, 8, 64, 4, 2)],
+    4: [Forward(4, 8, 16, 8, 2), Forward(8, 8, 16, 8, 2), Forward(4, 8, 32, 8, 2)],
+    8: [Forward(4, 4, 16, 8, 1)],
+}
+FORWARD_ONE_GRAM = {
+    (90, 2): [Forward(8, 8, 64, 4, 2), Forward(8, 8, 32, 4, 2), Forward(8, 8, 64, 8, 2), Forward(8, 8, 64, 8, 3)],
+}
+BACKWARD = {
+    2: [Backward(8, 8, 4, 256, 8, 2), Backward(8, 8, 2, 256, 8, 3), Backward(8, 8, 4, 128, 8, 2)],
+    4: [Backward(4, 8, 2, 64, 8, 2), Backward(8, 8, 2, 64, 8, 1)],
+    8: [Backward(4, 4, 2, 16, 8, 1)],
+}
+#: Where the products are made twice (cosine similarity, more channels than a block), what lies between takes registers.
+BACKWARD_TWO_PASSES = {
+    2: [Backward(8, 8, 4, 128, 8, 2), Backward(8, 8, 4, 64, 8, 2), Backward(8, 8, 8, 128, 8, 2)],
+}
+
+
+def forward(window: int, channels: int, teachers: int, operand: torch.dtype, architecture: int) -> list[Forward]:
+    """For the Gram of the student and of `teachers` teachers, of at most so many channels."""
+    rows = FORWARD[operand.itemsize]
+    if teachers == 0:
+        rows = FORWARD_ONE_GRAM.get((architecture, operand.itemsize), rows)
+    return [fitted(row, window, channels) for row in rows]
+
+
+def backward(window: int, channels: int, operand: torch.dtype, architecture: int) -> list[Backward]:
+    """For the gradient of features of so many channels, from products of this type."""
+    rows = BACKWARD[operand.itemsize]
+    if channels > rows[0].BLOCK_C:
+        rows = BACKWARD_TWO_PASSES.get(operand.itemsize, rows)
+    return [fitted(row, window, channels) for row in rows]
+
+
+def fitted(row, window: int, channels: int):
+    """The row with its tile cut to what the window leaves registers for, and its block to the channels there are."""
+    height, width = next(tile for tile in TILES if tile[0] <= row.TILE_H and tile[1] <= row.TILE_W and (
+        halo_size(tile, window) <= MAX_HALO or tile == TILES[-1]))  # fmt: skip
+    return row._replace(TILE_H=height, TILE_W=width, BLOCK_C=min(row.BLOCK_C, max(16, next_power_of_2(channels))))
+
+
+def halo_size(tile: tuple[int, int], window: int) -> int:
+    return next_power_of_2(tile[0] + window - 1) * next_power_of_2(tile[1] + window - 1)
+
+
+def slot_row(window: int) -> int:
+    """Slots of a row of the window: K, padded to a power of two."""
+    return max(4, next_power_of_2(window))

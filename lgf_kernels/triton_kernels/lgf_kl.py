@@ -1,0 +1,228 @@
+"""The Local Gram Flow loss in one pass: Grams, softmaxes, divergence, and its gradient by the student's logits.
+
+    zT = sum_m w_m z_m                                                            the fused teacher, logits not features
+    P = softmax(zT / tau), Q = softmax(zS / tau), u = log P - log Q               over the window
+    KL_i = sum_d (P u + Q - P)[i, d]          d KL_i / d zS[i, d] = (Q - P)[i, d] / tau, zero outside the frame
+    L2_i = mean_d (zS - zT)[i, d]^2           d L2_i / d zS[i, d] = 2 (zS - zT)[i, d] / count_i
+
+The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is small, its series
+replaces a sum of numbers that cancel.
+
+One program a tile of queries and a direction. The gradient by the logits, K*K numbers a token, is all that the backward
+needs besides the student: it reads no teacher. It is kept in bfloat16 for a bfloat16 student, whose own gradient is no
+finer, and for the others in the accumulation type (float16 has not the range).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..numerics import accumulate_dtype, lgf_pairs_shape, reduce_tokens, token_scale
+from ..options import LgfOptions
+from . import configs, launch
+from .local_gram_flow import features_gradient
+from .norms import reciprocal_norms
+from .tiles import exact, store_slots, tile_tokens, window_logits, window_slots
+
+
+@triton.jit
+def _kl_term(p, q, u):
+    """P u + Q - P = P (e^-u - 1 + u), by the series of e^-u - 1 + u where its terms would cancel."""
+    series = 0.5 - u * (1 / 6 - u * (1 / 24 - u * (1 / 120 - u * (1 / 720 - u / 5040))))
+    # The terms left out of the series reach the precision of the type at SMALL.
+    SMALL: tl.constexpr = 0.25 if u.dtype == tl.float32 else 0.005
+    return tl.where(tl.abs(u) < SMALL, p * u * u * series, p * u + (q - p))
+
+
+@triton.jit
+def _divergence(zS, zT, member, inside, inverse_tau, KL: tl.constexpr):
+    """KL or l2 of each token (tile,), and its gradient by the student's logits (tile, SLOTS)."""
+    if KL:
+        s = tl.where(member, zS * inverse_tau, float("-inf"))
+        t = tl.where(member, zT * inverse_tau, float("-inf"))
+        s -= tl.max(s, 1)[:, None]
+        t -= tl.max(t, 1)[:, None]
+        q, p = tl.exp(s), tl.exp(t)
+        sum_q, sum_p = tl.sum(q, 1), tl.sum(p, 1)
+        q /= sum_q[:, None]
+        p /= sum_p[:, None]
+        u = tl.where(member, t - s, 0.0) + tl.log(sum_q / sum_p)[:, None]
+        value = tl.sum(tl.where(member, _kl_term(p, q, u), 0.0), 1)
+        gradient = (q - p) * inverse_tau
+    else:
+        difference = zS - zT
+        count = tl.sum(member.to(zS.dtype), 1)
+        value = tl.sum(difference * difference, 1) / count
+        gradient = difference * (2.0 / count)[:, None]
+    # An infinite divergence is as broken as a NaN, and says so, in the gradient too.
+    broken = value - value
+    return value + broken, tl.where(inside, gradient + broken[:, None], 0.0)
+
+
+@triton.jit(do_not_specialize=launch.FRAME_SIZES)
+def _forward(
+    tensors,
+    strides,
+    norms,
+    weights,
+    inverse_tau,
+    values,
+    residual,
+    pairs,
+    T,
+    H,
+    W,
+    FROM_LOGITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    OPERANDS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SLOT_ROW: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    KL: tl.constexpr,
+    FIRST_REVERSED: tl.constexpr,
+    KEEP: tl.constexpr,
+    INDEX: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    ACC: tl.constexpr = values.dtype.element_ty
+    tiles = tl.cdiv(H, TILE_H) * tl.cdiv(W, TILE_W)
+    tile = tl.program_id(0) % tiles
+    pair = tl.program_id(0) // tiles  # of both directions, one after the other
+    reverse = FIRST_REVERSED + pair // pairs
+    b = pair % pairs // (T - 1)
+    t = pair % pairs % (T - 1)
+    query_t, key_t = t + reverse, t + 1 - reverse
+    _, _, y, x = tile_tokens(tile, W, TILE_H, TILE_W, INDEX)
+    in_frame = (y < H) & (x < W)
+    _, inside, used = window_slots(y, x, H, W, WINDOW, SLOT_ROW)
+    member = inside if EXCLUDE else used[None, :]
+
+    zT = tl.zeros((TILE_H * TILE_W, SLOT_ROW * SLOT_ROW), ACC)
+    for m in tl.static_range(1, len(tensors)):
+        if FROM_LOGITS:
+            rows = tensors[m] + b.to(tl.int64) * strides[m][0] + t.to(tl.int64) * strides[m][1]
+            rows += y * strides[m][2] + x * strides[m][3]
+            s = tl.arange(0, SLOT_ROW * SLOT_ROW)
+            offset = s // SLOT_ROW * WINDOW + s % SLOT_ROW
+            z = tl.load(rows[:, None] + offset[None, :], mask=inside & in_frame[:, None], other=0.0)
+        else:
+            z = window_logits(
+                tensors[m], strides[m], norms[m], b, query_t, key_t, tile,
+                T, H, W, CHANNELS[m], OPERANDS[m], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+            )  # fmt: skip
+        zT += exact(weights[m - 1], ACC) * z.to(ACC)
+    zS = window_logits(
+        tensors[0], strides[0], norms[0], b, query_t, key_t, tile,
+        T, H, W, CHANNELS[0], OPERANDS[0], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+    )  # fmt: skip
+    zS, zT = tl.where(inside, zS, 0.0), tl.where(inside, zT, 0.0)
+    value, gradient = _divergence(zS, zT, member, inside, exact(inverse_tau, ACC), KL)
+
+    token = pair.to(tl.int64) * H * W + (y * W + x)
+    tl.store(values + token, value, mask=in_frame)
+    if KEEP:
+        store_slots(residual + token * (WINDOW * SLOT_ROW), gradient, in_frame, WINDOW, SLOT_ROW, SLOT_ROW)
+
+
+def forward(
+    student: Tensor,
+    teachers: list[Tensor],
+    teacher_weights: list[float],
+    token_weight: Tensor | None,
+    options: LgfOptions,
+    from_logits: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and for backward the residual (`Residual`), if needed."""
+    tensors = launch.usable([student, *teachers])
+    student = tensors[0]
+    B, T, H, W, _ = student.shape
+    accumulate = accumulate_dtype(student)
+    residual = empty_residual(student, options, needs_grad)
+    kept = Residual(residual, student, options) if needs_grad else None
+    values = student.new_empty((len(options.directions), *lgf_pairs_shape(student)), dtype=accumulate)
+    grams = tensors[:1] if from_logits else tensors
+    channels = [tensor.shape[-1] for tensor in grams]
+    operands = [launch.operand_type(tensor.dtype, accumulate) for tensor in grams]
+    widest = max(operands, key=lambda operand: operand.itemsize)
+    with launch.on_device_of(student):
+        norms = reciprocal_norms(grams, options, out=kept and kept.norms)
+        launch.tiles(
+            _forward,
+            len(options.directions) * B * (T - 1),
+            (H, W),
+            configs.forward(options.window, max(channels), len(grams) - 1, widest, launch.architecture(student.device)),
+            tuple(tensors),
+            tuple(launch.outer_strides(tensor) for tensor in tensors),
+            norms,
+            tuple(launch.exact(weight) for weight in teacher_weights),
+            launch.exact(1 / options.temperature),
+            values,
+            kept.slots if needs_grad else values,
+            B * (T - 1),
+            T,
+            H,
+            W,
+            FROM_LOGITS=from_logits,
+            CHANNELS=tuple(channels),
+            OPERANDS=tuple(launch.triton_type(operand) for operand in operands),
+            WINDOW=options.window,
+            SLOT_ROW=configs.slot_row(options.window),
+            EXCLUDE=options.boundary == "exclude",
+            KL=options.divergence == "kl",
+            FIRST_REVERSED=int(options.direction == "backward"),
+            KEEP=needs_grad,
+            INDEX=launch.index_type(*tensors),
+        )
+    values = values[0] if len(values) == 1 else values.mean(0)
+    return reduce_tokens(values, token_weight, options.reduction), residual
+
+
+def backward(
+    grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
+) -> Tensor:
+    kept = Residual(residual, student, options)
+    shape = lgf_pairs_shape(student)
+    factor = 1 / len(options.directions)
+    if token_weight is None and options.reduction != "none":
+        if options.reduction == "mean":
+            factor /= torch.Size(shape).numel()
+        return features_gradient(student, kept.norms, kept.slots, options, factor, grad_loss)
+    scale = token_scale(grad_loss, token_weight, options.reduction, shape).contiguous()
+    return features_gradient(student, kept.norms, kept.slots, options, factor, scale)
+
+
+class Residual:
+    """What a forward keeps for its backward, in one buffer of bytes.
+
+    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row), a window's rows a power of two apart so that they are aligned
+    norms   the student's reciprocal norms (B, T, H, W)
+    """
+
+    def __init__(self, residual: Tensor, student: Tensor, options: LgfOptions):
+        slots_bytes, norms_bytes = self.sizes(student, options)
+        B, T, H, W, _ = student.shape
+        slots, norms = residual[:slots_bytes], residual[slots_bytes : slots_bytes + norms_bytes]
+        self.slots = slots.view(self.slots_dtype(student)).view(
+            len(options.directions), B, T - 1, H, W, options.window * configs.slot_row(options.window)
+        )
+        self.norms = norms.view(accumulate_dtype(student)).view(B, T, H, W)
+
+    @staticmethod
+    def slots_dtype(student: Tensor) -> torch.dtype:
+        return torch.bfloat16 if student.dtype == torch.bfloat16 else accumulate_dtype(student)
+
+    @classmethod
+    def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
+        """Bytes of the two parts. The slots come first: their number is a multiple of four, which aligns the norms."""
+        B, T, H, W, _ = student.shape
+        slots = len(options.directions) * B * (T - 1) * H * W * options.window * configs.slot_row(options.window)
+        return slots * cls.slots_dtype(student).itemsize, B * T * H * W * accumulate_dtype(student).itemsize
+
+
+def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
+    """Room for a `Residual`; empty if no gradient is needed."""
+    return student.new_empty((sum(Residual.sizes(student, options)) if needs_grad else 0,), dtype=torch.uint8)

@@ -1,0 +1,286 @@
+"""Local Gram Flow and its gradient.
+
+    z[i, d] = < f^_i, f^_{i+d} >                                                  i in one frame, i + d in the other
+    df^_i = sum_d g[i, d] f^_{i+d} + sum_d g[i-d, d] f^_{i-d}                     as a query, as a key
+    df_i = (df^_i - < df^_i, f^_i > f^_i) / ||f_i||                               similarity "cosine"
+
+Forward: one program a tile of queries (`tiles`). Backward: one program a tile of tokens, which gathers what its tokens
+owe to the halo in the next frame and to that in the previous one, and writes its gradient once: no atomics, and the
+same bits every time. A token is a query towards one of the two frames and a key towards the other; with both
+directions it is both towards both. Towards a frame the gradient is the product of (tile, halo) coefficients g with the
+halo's features, so what is a query there and what a key only decides where g is read: in the token's own window, at
+offset d, or in the other token's window, at offset -d.
+
+The part of df^ along f^ must be known before any channel is written. With more channels than fit in registers the
+products are therefore made twice, once for that part and once to be written.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..numerics import accumulate_dtype, lgf_pairs_shape
+from ..options import LgfOptions
+from . import configs, launch
+from .norms import reciprocal_norms
+from .tiles import SHORT, dot, exact, halo_tokens, load_channels, store_slots, tile_tokens, window_logits, window_slots
+
+
+@triton.jit(do_not_specialize=launch.FRAME_SIZES)
+def _forward(
+    features,
+    stride,
+    norms,
+    logits,
+    T,
+    H,
+    W,
+    C: tl.constexpr,
+    OPERAND: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SLOT_ROW: tl.constexpr,
+    REVERSE: tl.constexpr,
+    INDEX: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    ACC: tl.constexpr = logits.dtype.element_ty
+    tiles = tl.cdiv(H, TILE_H) * tl.cdiv(W, TILE_W)
+    tile = tl.program_id(0) % tiles
+    pair = tl.program_id(0) // tiles
+    b, t = pair // (T - 1), pair % (T - 1)
+    z = window_logits(
+        features, stride, norms, b, t + REVERSE, t + 1 - REVERSE, tile, T, H, W,
+        C, OPERAND, ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+    )  # fmt: skip
+    _, _, y, x = tile_tokens(tile, W, TILE_H, TILE_W, INDEX)
+    _, inside, _ = window_slots(y, x, H, W, WINDOW, SLOT_ROW)
+    z = tl.where(inside, z, 0.0)
+    token = pair.to(tl.int64) * H * W + (y * W + x)
+    store_slots(logits + token * (WINDOW * WINDOW), z, (y < H) & (x < W), WINDOW, SLOT_ROW, WINDOW)
+
+
+@triton.jit
+def _coefficients(
+    as_query,
+    as_key,
+    scale,
+    y,
+    x,
+    other_y,
+    other_x,
+    other_H,
+    W,
+    in_frame,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    SCALED: tl.constexpr,
+    ACC: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SLOT_ROW: tl.constexpr,
+):
+    """g (tile, part of the halo): by how much of each token of the halo the gradient of each token of the tile grows.
+
+    `as_query`, `as_key`, `scale`: the gradients by the logits of this pair of frames in which the tile's tokens are
+    queries, those in which they are keys, and the scales of the pair's queries.
+    """
+    own, other = y * W + x, other_y * W + other_x
+    own_in_frame = (y < other_H) & (x < W)
+    dy = other_y[None, :] - y[:, None] + WINDOW // 2
+    dx = other_x[None, :] - x[:, None] + WINDOW // 2
+    near = (dy >= 0) & (dy < WINDOW) & (dx >= 0) & (dx < WINDOW)
+    linked = near & own_in_frame[:, None] & in_frame[None, :]
+    slot = dy * SLOT_ROW + dx
+    g = tl.zeros(near.shape, ACC)
+    if QUERY:
+        windows = as_query + own * (WINDOW * SLOT_ROW)
+        part = tl.load(windows[:, None] + slot, mask=linked, other=0.0).to(ACC)
+        if SCALED == "tokens":
+            part *= tl.load(scale + own, mask=own_in_frame, other=0.0)[:, None]
+        g += part
+    if KEY:
+        windows = as_key + other * (WINDOW * SLOT_ROW)
+        reverse = (WINDOW - 1) * (SLOT_ROW + 1) - slot
+        part = tl.load(windows[None, :] + reverse, mask=linked, other=0.0).to(ACC)
+        if SCALED == "tokens":
+            part *= tl.load(scale + other, mask=in_frame, other=0.0)[None, :]
+        g += part
+    return g
+
+
+@triton.jit(do_not_specialize=launch.FRAME_SIZES)
+def _backward(
+    features,
+    stride,
+    norms,
+    grad_logits,
+    direction_stride,
+    scale,
+    factor,
+    gradient,
+    T,
+    H,
+    W,
+    C: tl.constexpr,
+    OPERAND: tl.constexpr,
+    ACC: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SLOT_ROW: tl.constexpr,
+    COSINE: tl.constexpr,
+    FORWARD: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    SCALED: tl.constexpr,
+    INDEX: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    HALO_H: tl.constexpr = TILE_H + WINDOW - 1
+    HALO_W: tl.constexpr = TILE_W + WINDOW - 1
+    COLUMNS: tl.constexpr = triton.next_power_of_2(HALO_W)
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    PASSES: tl.constexpr = 2 if COSINE and CHUNKS > 1 else 1
+
+    tiles = tl.cdiv(H, TILE_H) * tl.cdiv(W, TILE_W)
+    tile = tl.program_id(0) % tiles
+    b = tl.program_id(0) // tiles // T
+    t = tl.program_id(0) // tiles % T
+    y0, x0, y, x = tile_tokens(tile, W, TILE_H, TILE_W, INDEX)
+    in_frame = (y < H) & (x < W)
+    frame_norms = norms + (b * T + t).to(tl.int64) * H * W
+    video = features + b.to(tl.int64) * stride[0]
+    frame = video + t.to(tl.int64) * stride[1]
+    if COSINE:
+        r = tl.load(frame_norms + (y * W + x), mask=in_frame, other=0.0)
+    factor = exact(factor, ACC)
+    if SCALED == "loss":
+        factor *= tl.load(scale).to(ACC)
+
+    along = tl.zeros((TILE_H * TILE_W,), ACC)  # < df^, f^ >
+    for step in range(0, PASSES * CHUNKS):
+        c0 = step % CHUNKS * BLOCK_C
+        acc = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+        for side in tl.static_range(2):  # the next frame, then the previous one
+            other_t = t + 1 - 2 * side
+            other_H = tl.where((other_t >= 0) & (other_t < T), H, 0)  # no such frame is one without rows
+            other_frame = video + other_t.to(tl.int64) * stride[1]
+            pair = (b * (T - 1) + t - side).to(tl.int64) * H * W
+            # Towards the next frame a token is a query of the forward direction and a key of the backward one.
+            forward_logits = grad_logits + pair * (WINDOW * SLOT_ROW)
+            backward_logits = forward_logits + direction_stride
+            for row in range(0, HALO_H, ROWS):
+                other_y, other_x, other_in_frame = halo_tokens(
+                    y0 - WINDOW // 2 + row, x0 - WINDOW // 2, other_H, W, ROWS, HALO_W, ROWS, COLUMNS
+                )
+                g = _coefficients(
+                    forward_logits if side == 0 else backward_logits,
+                    backward_logits if side == 0 else forward_logits,
+                    scale + pair, y, x, other_y, other_x, other_H, W, other_in_frame,
+                    FORWARD if side == 0 else BACKWARD, BACKWARD if side == 0 else FORWARD,
+                    SCALED, ACC, WINDOW, SLOT_ROW,
+                )  # fmt: skip
+                if COSINE:
+                    other_norms = frame_norms + (1 - 2 * side) * H * W + (other_y * W + other_x)
+                    g *= tl.load(other_norms, mask=other_in_frame, other=0.0)[None, :]
+                places = other_y * stride[2] + other_x * stride[3]
+                acc = dot(g, load_channels(other_frame, places, other_in_frame, c0, C, BLOCK_C), acc, OPERAND)
+        if COSINE:
+            unit = load_channels(frame, y * stride[2] + x * stride[3], in_frame, c0, C, BLOCK_C).to(ACC) * r[:, None]
+            # A vector so short that its norm counts as EPS is divided by a constant, and nothing is projected.
+            part = tl.where(r < SHORT, tl.sum(acc * unit, 1), 0.0)
+            along += tl.where(step < CHUNKS, part, 0.0)
+            acc = (acc - along[:, None] * unit) * r[:, None]
+        if step >= (PASSES - 1) * CHUNKS:
+            c = c0 + tl.arange(0, BLOCK_C)
+            rows = gradient + ((b * T + t).to(tl.int64) * H * W + (y * W + x)) * C
+            tl.store(rows[:, None] + c[None, :], acc * factor, mask=in_frame[:, None] & (c < C)[None, :])
+
+
+def forward(features: Tensor, options: LgfOptions) -> Tensor:
+    """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
+    (features,) = launch.usable([features])
+    B, T, H, W, C = features.shape
+    accumulate = accumulate_dtype(features)
+    operand = launch.operand_type(features.dtype, accumulate)
+    logits = features.new_empty((*lgf_pairs_shape(features), options.window**2), dtype=accumulate)
+    with launch.on_device_of(features):
+        launch.tiles(
+            _forward,
+            B * (T - 1),
+            (H, W),
+            configs.forward(options.window, C, 0, operand, launch.architecture(features.device)),
+            features,
+            launch.outer_strides(features),
+            *reciprocal_norms([features], options),
+            logits,
+            T,
+            H,
+            W,
+            C=C,
+            OPERAND=launch.triton_type(operand),
+            WINDOW=options.window,
+            SLOT_ROW=configs.slot_row(options.window),
+            REVERSE=options.direction == "backward",
+            INDEX=launch.index_type(features, logits),
+        )
+    return logits
+
+
+def backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
+    (features,) = launch.usable([features])
+    with launch.on_device_of(features):
+        norms = reciprocal_norms([features], options)[0]
+    return features_gradient(features, norms, grad_logits.contiguous()[None], options, 1.0)
+
+
+def features_gradient(
+    features: Tensor,
+    norms: Tensor,
+    grad_logits: Tensor,
+    options: LgfOptions,
+    factor: float,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Gradient of `factor * sum scale[i] * grad_logits[direction, i, d] * z[direction, i, d]`.
+
+    `norms` are the features' reciprocal ones. `grad_logits` (directions, B, T-1, H, W, K * row) is contiguous, of any
+    floating type, with a window's rows `row` apart; `scale` is one number, or (B, T-1, H, W) and contiguous. What stands
+    outside the frame is ignored, be it NaN: the logits there are constants.
+    """
+    (features,) = launch.usable([features])
+    B, T, H, W, C = features.shape
+    accumulate = accumulate_dtype(features)
+    operand = launch.operand_type(features.dtype, accumulate, by_gradient=True)
+    gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
+    with launch.on_device_of(features):
+        launch.tiles(
+            _backward,
+            B * T,
+            (H, W),
+            configs.backward(options.window, C, operand, launch.architecture(features.device)),
+            features,
+            launch.outer_strides(features),
+            norms,
+            grad_logits,
+            grad_logits[0].numel() if options.direction == "both" else 0,
+            gradient if scale is None else scale,
+            launch.exact(factor),
+            gradient,
+            T,
+            H,
+            W,
+            C=C,
+            OPERAND=launch.triton_type(operand),
+            ACC=launch.TYPES[accumulate],
+            WINDOW=options.window,
+            SLOT_ROW=grad_logits.shape[-1] // options.window,
+            COSINE=options.similarity == "cosine",
+            FORWARD="forward" in options.directions,
+            BACKWARD="backward" in options.directions,
+            SCALED="no" if scale is None else "loss" if scale.ndim == 0 else "tokens",
+            INDEX=launch.index_type(features, gradient, grad_logits[0]),
+        )
+    return gradient
