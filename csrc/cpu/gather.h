@@ -17,19 +17,23 @@ template <class T>
 struct WindowRows {
   int count;
   const T* features[kMaxWindow];      // packed key rows, at the panel and token of the first offset
-  const T* coefficients[kMaxWindow];  // planes of that dy
+  const T* coefficients[kMaxWindow];  // [token][K*K], at the first position of that dy
 };
 
 template <class T, int Tokens, int Offsets>
-void gather_tile(const WindowRows<T>& rows, int64_t feature_offset, int64_t coefficient_offset, int64_t pitch, T* out) {
+void gather_tile(const WindowRows<T>& rows, int64_t feature_offset, int64_t coefficient_offset,
+                 int64_t positions, T* out) {
   Vec<T> acc[Tokens][kPanelVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < Tokens; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) acc[i][v] = load<T>(out + i * kPanel<T> + v * kLanes<T>);
   for (int row = 0; row < rows.count; ++row) {
-    const T* feature = rows.features[row] + feature_offset;
-    const T* coefficient = rows.coefficients[row] + coefficient_offset;
+    const T* feature = opaque(rows.features[row] + feature_offset);
+    const T* coefficients[Tokens];
+#pragma GCC unroll 8
+    for (int i = 0; i < Tokens; ++i)
+      coefficients[i] = opaque(rows.coefficients[row] + coefficient_offset + i * positions);
 #pragma GCC unroll 16
     for (int j = 0; j < Tokens + Offsets - 1; ++j) {
       Vec<T> f[kPanelVectors];
@@ -38,7 +42,7 @@ void gather_tile(const WindowRows<T>& rows, int64_t feature_offset, int64_t coef
 #pragma GCC unroll 8
       for (int i = 0; i < Tokens; ++i) {
         if (j - i < 0 || j - i >= Offsets) continue;
-        const Vec<T> c = broadcast<T>(coefficient[(j - i) * pitch + i]);
+        const Vec<T> c = broadcast<T>(coefficients[i][j - i]);
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVectors; ++v) acc[i][v] += c * f[v];
       }
@@ -70,7 +74,7 @@ void gather_row(const Layout<T>& layout, const WindowRows<T>& rows, T* out) {
     for (int64_t p = 0; p < layout.panels; ++p)
       for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1)
         (x < whole ? tile : single)(rows, (p * layout.key_tokens() + x + first) * kPanel<T>,
-                                    first * layout.plane_pitch + x, layout.plane_pitch,
+                                    x * layout.positions() + first, layout.positions(),
                                     out + (p * layout.cols + x) * kPanel<T>);
   });
 }

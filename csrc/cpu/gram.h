@@ -104,7 +104,7 @@ class FrameGram {
            bool accumulate, T* planes) {
     const int64_t query_frame = pair + window.backward, key_frame = pair + !window.backward;
     keys_.advance(f, window.cosine, b, key_frame, y, fresh);
-    pack_row<T>(f, layout_, window.cosine, b, query_frame, y, 0, weight, query_, nullptr);
+    pack_row<T>(f, layout_, window.cosine, b, query_frame, y, 0, weight, query_);
     for (int dy = 0; dy < layout_.K; ++dy) {
       T* row_planes = planes + dy * layout_.K * layout_.plane_pitch;
       const int64_t key_y = y + dy - layout_.radius;

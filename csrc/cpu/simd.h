@@ -69,6 +69,14 @@ LGF_INLINE void store(T* target, Vec<T> v) {
   __builtin_memcpy(target, &v, sizeof(v));
 }
 
+// The same address, of unknown origin: the compiler would otherwise split every address of an unrolled loop
+// into a part that changes and one that does not, and run out of registers for the latter.
+template <class T>
+LGF_INLINE const T* opaque(const T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
 LGF_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 LGF_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 LGF_INLINE float logarithm(float x) { return __builtin_logf(x); }
@@ -222,6 +230,14 @@ LGF_INLINE T sum_of_lanes(Vec<T> v) {
 }
 
 // ---- functions --------------------------------------------------------------------------------
+
+template <class T>
+LGF_INLINE Vec<T> square_root_lanes(Vec<T> x) {
+  T lanes[kLanes<T>];  // an array, for the loop to become one instruction
+  store<T>(lanes, x);
+  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = square_root(lanes[i]);
+  return load<T>(lanes);
+}
 
 template <class T>
 LGF_INLINE Vec<T> logarithm_lanes(Vec<T> x) {
