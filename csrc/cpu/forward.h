@@ -85,30 +85,28 @@ void local_gram_flow(const GramFlowCall& call) {
 // its ring of key rows in cache.
 constexpr int64_t kBandRows = 32;
 
-// planes (+)= weight * cached logits of row (b, pair, y). `tokens` is room for one row, token-major.
+// tokens (+)= weight * cached logits of row (b, pair, y), token-major.
 template <class T>
 void cached_logits_row(const Tensor& f, const Layout<T>& layout, int64_t b, int64_t pair, int64_t y, T weight,
-                       bool accumulate, T* tokens, T* row_planes, T* planes) {
-  const int64_t positions = layout.positions();
+                       bool accumulate, T* tokens) {
+  // The tokens of a contiguous row are read as one: a token by itself rarely fills its vectors.
+  const bool contiguous = f.stride[3] == f.channels;
+  const int64_t run = contiguous ? layout.cols * f.channels : f.channels;
   with_storage_type(f.dtype, [&](auto tag) {
     using Storage = typename decltype(tag)::type;
-    for (int64_t x = 0; x < layout.cols; ++x) {
+    for (int64_t x = 0; x < layout.cols; x += contiguous ? layout.cols : 1) {
       const Storage* source = token_address<Storage>(f, b, pair, y, x);
-      T* target = tokens + x * positions;
-      for (int64_t d = 0; d < positions; d += kLanes<T>) {
-        const int64_t left = positions - d;
-        if (left >= kLanes<T>) store<T>(target + d, Convert<T, Storage>::from(source + d));
-        else store_partial<T>(target + d, load_partial<T>(source + d, left), left);
+      T* target = tokens + x * f.channels;
+      for (int64_t i = 0; i < run; i += kLanes<T>) {
+        const int64_t left = run - i < kLanes<T> ? run - i : kLanes<T>;
+        const bool whole = left == kLanes<T>;
+        Vec<T> z = (whole ? Convert<T, Storage>::from(source + i) : load_partial<T>(source + i, left)) * weight;
+        if (accumulate) z += whole ? load(target + i) : load_partial<T>(target + i, left);
+        if (whole) store<T>(target + i, z);
+        else store_partial<T>(target + i, z, left);
       }
     }
   });
-  transpose<T>(tokens, positions, layout.cols, positions, row_planes, layout.plane_pitch);
-  for (int64_t d = 0; d < positions; ++d)
-    for (int64_t x = 0; x < layout.plane_pitch; x += kLanes<T>) {
-      const int64_t at = d * layout.plane_pitch + x;
-      const Vec<T> value = load(row_planes + at) * weight;
-      store(planes + at, accumulate ? load(planes + at) + value : value);
-    }
 }
 
 template <class T>
@@ -144,25 +142,29 @@ std::size_t gram_bytes(const LgfKlCall& call) {
 
 // zT = sum_m w_m z_m for the rows of a band, into buffers.teacher_planes.
 template <class T>
+void cached_teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, const RowIndex& first, int64_t band) {
+  const Layout<T>& layout = buffers.layout;
+  for (int64_t i = 0; i < band; ++i) {
+    for (int64_t m = 0; m < call.teacher_count; ++m)
+      cached_logits_row<T>(call.teachers[m].tensor, layout, first.b, first.t, first.y + i,
+                           static_cast<T>(call.teachers[m].weight), m > 0, buffers.tokens);
+    transpose<T>(buffers.tokens, layout.positions(), layout.cols, layout.positions(),
+                 buffers.teacher_planes + i * layout.planes_size(), layout.plane_pitch);
+  }
+}
+
+template <class T>
 void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena gram_arena, const RowIndex& first,
                     int64_t band) {
   for (int64_t m = 0; m < call.teacher_count; ++m) {
     const Tensor& f = call.teachers[m].tensor;
-    const T weight = static_cast<T>(call.teachers[m].weight);
     const Layout<T> layout(call.grid, call.window.size, f.channels);
     Arena arena = gram_arena;
     FrameGram<T> gram(layout, arena);
-    for (int64_t i = 0; i < band; ++i) {
-      T* planes = buffers.teacher_planes + i * layout.planes_size();
-      if (call.teachers_are_logits)
-        cached_logits_row<T>(f, layout, first.b, first.t, first.y + i, weight, m > 0, buffers.tokens,
-                             buffers.student_planes, planes);
-      else
-        gram.row(f, call.window, first.b, first.t, first.y + i, i == 0, weight, m > 0, planes);
-    }
+    for (int64_t i = 0; i < band; ++i)
+      gram.row(f, call.window, first.b, first.t, first.y + i, i == 0, static_cast<T>(call.teachers[m].weight), m > 0,
+               buffers.teacher_planes + i * layout.planes_size());
   }
-  for (int64_t i = 0; i < band; ++i)
-    clear_outside<T>(buffers.layout, first.y + i, buffers.teacher_planes + i * buffers.layout.planes_size());
 }
 
 // Divergence and gradient of one row, written to the outputs at token index `token`.
@@ -195,14 +197,16 @@ void lgf_kl_forward(const LgfKlCall& call) {
       const RowIndex first(row, pairs, layout.rows);
       int64_t band = layout.rows - first.y < kBandRows ? layout.rows - first.y : kBandRows;
       band = end - row < band ? end - row : band;
-      teacher_logits<T>(call, buffers, arena, first, band);
+      if (call.teachers_are_logits) cached_teacher_logits<T>(call, buffers, first, band);
+      else teacher_logits<T>(call, buffers, arena, first, band);
       Arena gram_arena = arena;
       FrameGram<T> gram(layout, gram_arena);
       for (int64_t i = 0; i < band; ++i, ++row) {
         gram.row(call.student, call.window, first.b, first.t, first.y + i, i == 0, T(1), false, buffers.student_planes);
+        T* teacher_planes = buffers.teacher_planes + i * layout.planes_size();
+        clear_outside<T>(layout, first.y + i, teacher_planes);
         clear_outside<T>(layout, first.y + i, buffers.student_planes);
-        divergence_row<T>(call, layout, first.y + i, row * layout.cols,
-                          buffers.teacher_planes + i * layout.planes_size(), buffers.student_planes);
+        divergence_row<T>(call, layout, first.y + i, row * layout.cols, teacher_planes, buffers.student_planes);
       }
     }
   };
