@@ -24,7 +24,8 @@ struct CoefficientRow {
   const T* g;      // (W, K*K)
   const T* scale;  // (W) or null for 1
 
-  CoefficientRow(const LogitGradient& gradient, const Grid& grid, int64_t positions, int64_t b, int64_t pair, int64_t y) {
+  CoefficientRow(const LogitGradient& gradient, const Grid& grid, int64_t positions, int64_t b, int64_t pair,
+                 int64_t y) {
     const int64_t token = ((b * (grid.frames - 1) + pair) * grid.rows + y) * grid.cols;
     g = static_cast<const T*>(gradient.g) + token * positions;
     scale = gradient.scale ? static_cast<const T*>(gradient.scale) + token : nullptr;

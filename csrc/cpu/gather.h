@@ -21,8 +21,8 @@ struct WindowRows {
 };
 
 template <class T, int Tokens, int Offsets>
-void gather_tile(const WindowRows<T>& rows, int64_t feature_offset, int64_t coefficient_offset,
-                 int64_t positions, T* out) {
+void gather_tile(const WindowRows<T>& rows, int64_t feature_offset, int64_t coefficient_offset, int64_t positions,
+                 T* out) {
   Vec<T> acc[Tokens][kPanelVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < Tokens; ++i)

@@ -56,6 +56,27 @@ def test_half_precision_converts_as_torch_does(isa, dtype):
     assert torch.equal(ones.grad[:, :1], upstream.to(dtype))
 
 
+@pytest.mark.parametrize("divergence", ["kl", "l2"])
+def test_gradient_of_a_divergence_that_is_not_finite(isa, divergence):
+    """Finite features whose product overflows: softmax alone would make a finite gradient of the infinite loss."""
+    student = torch.zeros(1, 2, 5, 40, 1)
+    student[0, 0, 2, 20], student[0, 1, 2, 21] = 1e20, -1e20
+    options = dict(window=3, similarity="dot", divergence=divergence, reduction="none")
+    tokens, gradient = both(student, torch.zeros_like(student), **options)
+    hit = torch.zeros(5, 40, dtype=torch.bool)
+    hit[2, 20] = True
+    assert torch.equal(tokens[0, 0].isnan(), hit)
+    assert torch.equal(gradient[0, 0, :, :, 0].isnan(), hit)
+
+
+def test_a_norm_whose_square_overflows(isa):
+    huge, teacher = features(1, 3, 4, 19, 70) * 1e25, features(1, 3, 4, 19, 70)
+    truth = value_and_gradient(lgf.lgf_kl_loss, huge.double(), teacher.double(), window=3, backend="reference")
+    value, gradient = both(huge, teacher, window=3)
+    assert_close(value, truth[0], 1e-5)
+    assert_close(gradient.double() * 1e25, truth[1] * 1e25, 1e-5)
+
+
 def test_threads_change_no_bit(isa):
     student, teachers = features(2, 4, 11, 13, 40), [features(2, 4, 11, 13, 24), features(2, 4, 11, 13, 9)]
     threads = torch.get_num_threads()
