@@ -56,6 +56,19 @@ def test_half_precision_converts_as_torch_does(isa, dtype):
     assert torch.equal(ones.grad[:, :1], upstream.to(dtype))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_frames_taller_than_a_band_of_rows(isa, cached):
+    student, teachers = features(1, 3, 70, 5, 9), [features(1, 3, 70, 5, 4), features(1, 3, 70, 5, 6)]
+    options = dict(window=5, token_weight=torch.rand(1, 2, 70, 5))
+    loss = lgf.lgf_kl_loss_from_logits if cached else lgf.lgf_kl_loss
+    if cached:
+        teachers = [lgf.local_gram_flow(teacher, window=5, backend="reference") for teacher in teachers]
+    value, gradient = value_and_gradient(loss, student, teachers, backend="native", **options)
+    truth = value_and_gradient(loss, student.double(), double(teachers), backend="reference", **options)
+    assert_close(value, truth[0], 1e-5)
+    assert_close(gradient, truth[1], 1e-5)
+
+
 @pytest.mark.parametrize("divergence", ["kl", "l2"])
 def test_gradient_of_a_divergence_that_is_not_finite(isa, divergence):
     """Finite features whose product overflows: softmax alone would make a finite gradient of the infinite loss."""
