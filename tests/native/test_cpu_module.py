@@ -70,6 +70,12 @@ def test_frames_taller_than_a_band_of_rows(isa, cached):
     assert_close(gradient, truth[1], 1e-5)
 
 
+def test_cached_logits_with_room_between_tokens(isa):
+    student, cache = features(1, 3, 5, 19, 6), torch.randn(1, 2, 5, 19, 64)[..., :49]
+    loss = lgf.lgf_kl_loss_from_logits(student, cache, backend="native")
+    assert torch.equal(loss, lgf.lgf_kl_loss_from_logits(student, cache.contiguous(), backend="native"))
+
+
 @pytest.mark.parametrize("divergence", ["kl", "l2"])
 def test_gradient_of_a_divergence_that_is_not_finite(isa, divergence):
     """Finite features whose product overflows: softmax alone would make a finite gradient of the infinite loss."""
