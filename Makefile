@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test sanitize bench lint clean
+.PHONY: help venv demo test sanitize bench kernel-report lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,9 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 
 bench: $(READY) ## time the operators on this machine's CPU
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+kernel-report: $(READY) ## what the Triton kernels compile to, for GPUs that need not be here (ten minutes; ARGS="--arch 90" for a part)
+	$(BIN)/python benchmarks/kernel_report.py $(ARGS)
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
