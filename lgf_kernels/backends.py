@@ -142,7 +142,7 @@ def _resolve(operator: str, device: str, backend: str | None, function: str) -> 
     }
     source, named = next(((source, name) for source, name in sources.items() if name), (None, None))
     if named is None:
-        return next(name for name in able(request) if name not in NEVER_BY_ITSELF)
+        return next(name for name in able(request) if by_itself(name, request))
     why_not = PREDICATES[known(named, function, source)](request)
     if why_not:
         raise BackendUnavailableError(
@@ -151,6 +151,11 @@ def _resolve(operator: str, device: str, backend: str | None, function: str) -> 
             "`lgf doctor` prints what is here and why."
         )
     return named
+
+
+def by_itself(name: str, request: Request) -> bool:
+    """Whether the library may choose this backend without being told to: not the oracle, nor interpreted Triton kernels."""
+    return name not in NEVER_BY_ITSELF and (name != "triton" or torch.device(request.device).type == "cuda")
 
 
 def able(request: Request) -> list[str]:

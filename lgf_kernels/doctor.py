@@ -19,7 +19,14 @@ from . import __version__, native
 from .backends import backends
 
 PACKAGES = ("triton", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sam2", "av")
-VARIABLES = ("LGF_BACKEND", "LGF_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
+VARIABLES = (
+    "LGF_BACKEND",
+    "LGF_CPU_ISA",
+    "LGF_AUTOTUNE",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "TRITON_INTERPRET",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,11 @@ def lgf_pairs_shape(features: Tensor) -> tuple[int, ...]:
     return (B, T - 1, H, W)
 
 
+def last_dimension_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last dimension is contiguous, whatever the other strides; else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
     """Room for d KL_i / d zS, (directions, B, T-1, H, W, K*K): what a forward keeps for its backward. Empty if it need not."""
     shape = (len(options.directions), *lgf_pairs_shape(student), options.window**2) if needs_grad else (0,)

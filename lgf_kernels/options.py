@@ -1,6 +1,6 @@
 """The options of the Local Gram Flow losses, as the operators pass them on: checked once, then carried whole."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SIMILARITIES = ("cosine", "dot")
 BOUNDARIES = ("exclude", "zero")
@@ -12,8 +12,7 @@ REDUCTIONS = ("mean", "sum", "none")
 MAX_WINDOW = 15
 
 
-@dataclass(frozen=True)
-class LgfOptions:
+class LgfOptions(NamedTuple):
     """Everything of a Local Gram Flow loss that is not a tensor. The meanings are those of `lgf_kernels.lgf_kl_loss`."""
 
     window: int = 7

@@ -85,9 +85,55 @@ def test_one_that_cannot_says_why_and_is_a_value_and_runtime_error():
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, RuntimeError)
 
 
+def test_triton_says_why_not(monkeypatch):
+    from lgf_kernels import triton_kernels
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(lgf.BackendUnavailableError, match=r"on the CPU only interpreted, .*TRITON_INTERPRET=1"):
+        lgf.local_gram_flow(features(1, 2, 3, 4, 5), backend="triton")
+    assert "meta devices" in triton_kernels.why_not("lgf_kl", "meta")
+    assert "no Triton kernel" in triton_kernels.why_not("patch_cosine", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert triton_kernels.why_not("lgf_kl", "cuda") == "torch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert triton_kernels.why_not("lgf_kl", "cuda:1") == "Triton kernels need sm_80 or newer, this is sm_75"
+
+
+def test_triton_that_cannot_be_imported_keeps_its_reason(monkeypatch):
+    from lgf_kernels import triton_kernels
+
+    def broken(name):
+        raise ImportError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton_kernels.importlib, "import_module", broken)
+    triton_kernels.import_failure.cache_clear()
+    try:
+        assert "libcuda.so.1" in triton_kernels.why_not("lgf_kl", "cpu")
+    finally:
+        triton_kernels.import_failure.cache_clear()
+
+
+def test_interpreted_kernels_are_never_chosen_by_themselves(monkeypatch):
+    """Somebody who debugs Triton kernels of their own with the interpreter must not get ours interpreted."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    native = dict(table.PREDICATES, native=lambda request: "not built")
+    monkeypatch.setattr(table, "PREDICATES", native)
+    assert table.resolve("lgf_kl", torch.empty(1), None, "f") == "portable"
+
+
 def test_import_is_light():
     """`import lgf_kernels` imports neither the native modules nor Triton kernels, the trainer or the demo."""
-    heavy = ["lgf_kernels._cpu", "lgf_kernels.demo", "lgf_kernels.bench", "lgf_trainer", "diffusers", "matplotlib"]
+    heavy = [
+        "lgf_kernels._cpu",
+        "lgf_kernels.triton_kernels.launch",
+        "lgf_kernels.demo",
+        "lgf_kernels.bench",
+        "lgf_trainer",
+        "diffusers",
+        "matplotlib",
+    ]
     code = f"import sys, lgf_kernels; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

@@ -50,11 +50,6 @@ def module(tensor: Tensor) -> ModuleType:
     return load(tensor.device.type)[0]
 
 
-def last_dimension_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if its last dimension is contiguous, whatever the other strides; else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def described(tensor: Tensor) -> tuple:
     """A tensor (B, T, H, W, channels) as the modules take it: address, type, channels, the four outer strides."""
     dtype = str(tensor.dtype).removeprefix("torch.")

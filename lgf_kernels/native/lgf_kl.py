@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, empty_residual, lgf_pairs_shape, reduce_tokens, token_scale
+from ..numerics import (
+    accumulate_dtype,
+    empty_residual,
+    last_dimension_contiguous,
+    lgf_pairs_shape,
+    reduce_tokens,
+    token_scale,
+)
 from ..options import LgfOptions
-from . import described, last_dimension_contiguous, module
+from . import described, module
 from .local_gram_flow import features_gradient
 
 

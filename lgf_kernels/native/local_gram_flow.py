@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, lgf_pairs_shape, window_mask
+from ..numerics import accumulate_dtype, last_dimension_contiguous, lgf_pairs_shape, window_mask
 from ..options import LgfOptions
-from . import described, last_dimension_contiguous, module
+from . import described, module
 
 
 def forward(features: Tensor, options: LgfOptions) -> Tensor:

@@ -1,7 +1,5 @@
 """`lgf::lgf_kl`: the Local Gram Flow loss, from teacher features or from cached teacher logits."""
 
-from dataclasses import astuple
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ def lgf_kl(
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
     needs_grad = student.requires_grad and torch.is_grad_enabled()
     arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend)
-    return _forward(*arguments, *astuple(options))[0]
+    return _forward(*arguments, *options)[0]
 
 
 @torch.library.custom_op("lgf::lgf_kl", mutates_args=())

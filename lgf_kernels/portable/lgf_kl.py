@@ -6,8 +6,6 @@
 Only the logits' gradients are kept for backward: K*K numbers a token, and the teachers are not needed again.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -38,7 +36,7 @@ def forward(
     residual = empty_residual(student, options, needs_grad)
     share = 1 / len(options.directions)
     for index, direction in enumerate(options.directions):
-        one_way = replace(options, direction=direction)
+        one_way = options._replace(direction=direction)
         zT = fused_pairs(teachers, teacher_weights, one_way, from_logits, values.dtype)
         divergence = Divergence(student, one_way)
         for b, t, zS in frame_pairs(student, one_way):

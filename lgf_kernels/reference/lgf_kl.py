@@ -9,8 +9,6 @@
 SAM2VideoX, sections 4.3 and 4.4.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -46,7 +44,7 @@ def token_losses(student, teachers, teacher_weights, options: LgfOptions, from_l
     dtype = accumulate_dtype(student)
     values = []
     for direction in options.directions:
-        one_way = replace(options, direction=direction)
+        one_way = options._replace(direction=direction)
         zT = fused_teacher(teachers, teacher_weights, from_logits, one_way, dtype)
         values.append(divergence(local_gram_flow(student, one_way), zT, one_way))
     return sum(values) / len(values)

@@ -32,11 +32,11 @@ def why_not(operator: str, device: str) -> str | None:
     elif torch.cuda.get_device_capability(device) < OLDEST:
         have = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
         return "Triton kernels need sm_{}{} or newer, this is {}".format(*OLDEST, have)
-    return _import_failure()
+    return import_failure()
 
 
 @functools.cache
-def _import_failure() -> str | None:
+def import_failure() -> str | None:
     try:
         importlib.import_module("triton")
     except Exception as error:

@@ -6,6 +6,7 @@ entry is what runs; the others are what LGF_AUTOTUNE=1 times against it. None of
 spills registers with a window of 7 (`make kernel-report`).
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ BACKWARD_TWO_PASSES = {
 }
 
 
+@functools.cache
 def forward(window: int, channels: int, teachers: int, operand: torch.dtype, architecture: int) -> list[Forward]:
     """For the Gram of the student and of `teachers` teachers, of at most so many channels."""
     rows = FORWARD[operand.itemsize]
@@ -65,6 +67,7 @@ def forward(window: int, channels: int, teachers: int, operand: torch.dtype, arc
     return [fitted(row, window, channels) for row in rows]
 
 
+@functools.cache
 def backward(window: int, channels: int, operand: torch.dtype, architecture: int) -> list[Backward]:
     """For the gradient of features of so many channels, from products of this type."""
     rows = BACKWARD[operand.itemsize]
@@ -84,6 +87,7 @@ def halo_size(tile: tuple[int, int], window: int) -> int:
     return next_power_of_2(tile[0] + window - 1) * next_power_of_2(tile[1] + window - 1)
 
 
+@functools.cache
 def slot_row(window: int) -> int:
     """Slots of a row of the window: K, padded to a power of two."""
     return max(4, next_power_of_2(window))

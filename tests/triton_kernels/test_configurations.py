@@ -21,6 +21,17 @@ FORWARD = [row for rows in (*configs.FORWARD.values(), *configs.FORWARD_ONE_GRAM
 BACKWARD = [row for rows in (*configs.BACKWARD.values(), *configs.BACKWARD_TWO_PASSES.values()) for row in rows]
 
 
+@pytest.fixture
+def real_tables(monkeypatch):
+    for name, table in TABLES.items():
+        monkeypatch.setattr(configs, name, table)
+    for choice in (configs.forward, configs.backward):
+        choice.cache_clear()
+    yield
+    for choice in (configs.forward, configs.backward):
+        choice.cache_clear()
+
+
 def once(rows):
     """The rows as the interpreter tells them apart: it knows no warps, and small blocks make for several of them."""
     return sorted({row._replace(BLOCK_C=16, num_warps=4, num_stages=1) for row in rows})
@@ -60,18 +71,14 @@ def test_backward_rows(monkeypatch, row, similarity):
 
 
 @pytest.mark.parametrize("window", [3, 11, 15])
-def test_tiles_are_cut_to_the_window(monkeypatch, window):
-    for name, table in TABLES.items():
-        monkeypatch.setattr(configs, name, table)
+def test_tiles_are_cut_to_the_window(real_tables, window):
     against_reference((1, 2, 5, 9, 20), window=window)
 
 
 @pytest.mark.parametrize("window", range(1, 16, 2))
 @pytest.mark.parametrize("operand", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
-def test_the_table_has_a_row_for_every_call(monkeypatch, architecture, operand, window):
-    for name, table in TABLES.items():
-        monkeypatch.setattr(configs, name, table)
+def test_the_table_has_a_row_for_every_call(real_tables, architecture, operand, window):
     for channels in (1, 17, 256, 2048):
         forward = configs.forward(window, channels, 2, operand, architecture)
         forward += configs.forward(window, channels, 0, operand, architecture)
