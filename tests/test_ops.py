@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from helpers import backends_of, features, value_and_gradient
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
@@ -73,6 +75,28 @@ def test_opcheck_token_relation(reduction):
         torch.ops.lgf.token_relation_backward.default,
         (torch.randn_like(loss), residual, reduction, torch.bfloat16, "portable"),
     )
+
+
+@losses
+def test_dispatch_modes_see_the_operators(loss):
+    """Eager calls pass the dispatcher by; profilers, checkpoint policies and fake tensors still meet the operators."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    student, teacher = student_and_teacher()
+    with Watch():
+        watched = value_and_gradient(loss, student, teacher)
+    names = {name for name in seen if name.startswith("lgf::")}
+    (backward,) = (name for name in names if name.endswith("_backward"))
+    assert backward.removesuffix("_backward") in names
+    assert all(torch.equal(a, b) for a, b in zip(watched, value_and_gradient(loss, student, teacher), strict=True))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        value = loss(torch.empty(2, 3, 4, 5, 6, requires_grad=True), torch.empty(2, 3, 4, 5, 7))
+    assert isinstance(value, FakeTensor) and value.requires_grad
 
 
 @losses

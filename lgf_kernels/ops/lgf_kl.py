@@ -7,7 +7,7 @@ from .. import checks, reference
 from ..backends import implementation
 from ..numerics import accumulate_dtype, lgf_pairs_shape
 from ..options import LgfOptions
-from .common import forbid_double_backward, without_autocast
+from .common import forbid_double_backward, shortest, undispatched, without_autocast
 
 
 def lgf_kl(
@@ -24,11 +24,10 @@ def lgf_kl(
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
     needs_grad = student.requires_grad and torch.is_grad_enabled()
     arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend)
-    return _forward(*arguments, *options)[0]
+    return shortest(student, _compute, _undispatched, _forward)(*arguments, *options)[0]
 
 
-@torch.library.custom_op("lgf::lgf_kl", mutates_args=())
-def _forward(
+def _compute(
     student: Tensor,
     teachers: list[Tensor],
     teacher_weights: list[float],
@@ -54,6 +53,9 @@ def _forward(
         )
 
 
+_forward = torch.library.custom_op("lgf::lgf_kl", _compute, mutates_args=())
+
+
 @_forward.register_fake
 def _(
     student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend,
@@ -65,8 +67,7 @@ def _(
     return student.new_empty(shape, dtype=accumulate_dtype(student)), residual
 
 
-@torch.library.custom_op("lgf::lgf_kl_backward", mutates_args=())
-def _backward(
+def _compute_backward(
     grad_loss: Tensor,
     student: Tensor,
     residual: Tensor,
@@ -85,6 +86,9 @@ def _backward(
         return implementation(backend, "lgf_kl").backward(grad_loss, student, residual, token_weight, options)
 
 
+_backward = torch.library.custom_op("lgf::lgf_kl_backward", _compute_backward, mutates_args=())
+
+
 @_backward.register_fake
 def _(grad_loss, student, residual, token_weight, backend, *options):
     return torch.empty_like(student, memory_format=torch.contiguous_format)
@@ -100,9 +104,14 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_loss, grad_residual):
     student, residual, token_weight = ctx.saved_tensors
-    grad = None if grad_loss is None else _backward(grad_loss, student, residual, token_weight, *ctx.options)
+    if grad_loss is None:
+        grad = None
+    else:
+        backward = shortest(student, _compute_backward, _backward, _backward)
+        grad = backward(grad_loss, student, residual, token_weight, *ctx.options)
     return grad, ctx.no_teacher_gradients, None, None, None, None, *[None] * len(ctx.options)
 
 
+_undispatched = undispatched(_compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "lgf_kl_loss")

@@ -7,21 +7,24 @@ from .. import reference
 from ..backends import implementation
 from ..numerics import accumulate_dtype, lgf_pairs_shape
 from ..options import LgfOptions
-from .common import forbid_double_backward, without_autocast
+from .common import forbid_double_backward, shortest, undispatched, without_autocast
 
 
 def local_gram_flow(features: Tensor, options: LgfOptions, backend: str) -> Tensor:
     if backend == "reference":
         with without_autocast(features):
             return reference.local_gram_flow(features, options)
-    return _forward(features, options.window, options.similarity, options.direction, backend)
+    forward = shortest(features, _compute, _undispatched, _forward)
+    return forward(features, options.window, options.similarity, options.direction, backend)
 
 
-@torch.library.custom_op("lgf::local_gram_flow", mutates_args=())
-def _forward(features: Tensor, window: int, similarity: str, direction: str, backend: str) -> Tensor:
+def _compute(features: Tensor, window: int, similarity: str, direction: str, backend: str) -> Tensor:
     options = LgfOptions(window=window, similarity=similarity, direction=direction)
     with without_autocast(features):
         return implementation(backend, "local_gram_flow").forward(features, options)
+
+
+_forward = torch.library.custom_op("lgf::local_gram_flow", _compute, mutates_args=())
 
 
 @_forward.register_fake
@@ -30,13 +33,15 @@ def _(features, window, similarity, direction, backend):
     return features.new_empty(shape, dtype=accumulate_dtype(features))
 
 
-@torch.library.custom_op("lgf::local_gram_flow_backward", mutates_args=())
-def _backward(
+def _compute_backward(
     grad_logits: Tensor, features: Tensor, window: int, similarity: str, direction: str, backend: str
 ) -> Tensor:
     options = LgfOptions(window=window, similarity=similarity, direction=direction)
     with without_autocast(features):
         return implementation(backend, "local_gram_flow").backward(grad_logits, features, options)
+
+
+_backward = torch.library.custom_op("lgf::local_gram_flow_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake
@@ -51,8 +56,10 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_logits):
     (features,) = ctx.saved_tensors
-    return _backward(grad_logits, features, *ctx.options), None, None, None, None
+    backward = shortest(features, _compute_backward, _backward, _backward)
+    return backward(grad_logits, features, *ctx.options), None, None, None, None
 
 
+_undispatched = undispatched(_compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "local_gram_flow")

@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import checks, reference
 from ..backends import implementation
 from ..numerics import accumulate_dtype
-from .common import forbid_double_backward, without_autocast
+from .common import forbid_double_backward, shortest, undispatched, without_autocast
 
 
 def token_relation(
@@ -16,11 +16,11 @@ def token_relation(
         with without_autocast(student):
             return reference.token_relation(student, teacher, pair_weight, margin, reduction)
     needs_grad = student.requires_grad and torch.is_grad_enabled()
-    return _forward(student, teacher, pair_weight, margin, reduction, needs_grad, backend)[0]
+    arguments = (student, teacher, pair_weight, margin, reduction, needs_grad, backend)
+    return shortest(student, _compute, _undispatched, _forward)(*arguments)[0]
 
 
-@torch.library.custom_op("lgf::token_relation", mutates_args=())
-def _forward(
+def _compute(
     student: Tensor,
     teacher: Tensor,
     pair_weight: Tensor,
@@ -36,6 +36,9 @@ def _forward(
         )
 
 
+_forward = torch.library.custom_op("lgf::token_relation", _compute, mutates_args=())
+
+
 @_forward.register_fake
 def _(student, teacher, pair_weight, margin, reduction, needs_grad, backend):
     shape = student.shape[:1] if reduction == "none" else ()
@@ -43,10 +46,12 @@ def _(student, teacher, pair_weight, margin, reduction, needs_grad, backend):
     return student.new_empty(shape, dtype=accumulate_dtype(student)), residual
 
 
-@torch.library.custom_op("lgf::token_relation_backward", mutates_args=())
-def _backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype, backend: str) -> Tensor:
+def _compute_backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype, backend: str) -> Tensor:
     with without_autocast(residual):
         return implementation(backend, "token_relation").backward(grad_loss, residual, reduction, dtype)
+
+
+_backward = torch.library.custom_op("lgf::token_relation_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake
@@ -64,9 +69,14 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_loss, grad_residual):
     (residual,) = ctx.saved_tensors
-    grad = None if grad_loss is None else _backward(grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
+    if grad_loss is None:
+        grad = None
+    else:
+        backward = shortest(residual, _compute_backward, _backward, _backward)
+        grad = backward(grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
     return grad, None, None, None, None, None, None
 
 
+_undispatched = undispatched(_compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "token_relation_loss")
