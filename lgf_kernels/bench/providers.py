@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lgf_kernels as lgf
 
-from ..backends import NEVER_BY_ITSELF, Request, able
+from ..backends import Request, able, by_itself
 from .cases import Case
 
 #: Provider -> what it is. Baselines first; the backends follow under their own names.
@@ -22,7 +22,8 @@ BASELINES = {
 def providers(case: Case) -> list[str]:
     """Those that can run a case on this machine."""
     names = [name for name in BASELINES if name != "eager-unfold" or (case.operator == "lgf_kl" and not case.cached)]
-    return names + [name for name in able(Request(case.operator, "cpu")) if name not in NEVER_BY_ITSELF]
+    request = Request(case.operator, "cpu")
+    return names + [name for name in able(request) if by_itself(name, request)]
 
 
 def provider(name: str, case: Case) -> Callable[[Tensor, list[Tensor]], Tensor]:
