@@ -45,7 +45,7 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 bench: $(READY) ## time the operators on this machine's CPU
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
-kernel-report: $(READY) ## what the Triton kernels compile to, for GPUs that need not be here (ten minutes; ARGS="--arch 90" for a part)
+kernel-report: $(READY) ## what the Triton kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
 	$(BIN)/python benchmarks/kernel_report.py $(ARGS)
 
 lint: $(READY)  ## style

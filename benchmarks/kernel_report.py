@@ -181,7 +181,7 @@ def described_types(value):
 def as_text(row: dict) -> str:
     config = " ".join(f"{key.removeprefix('num_')} {value}" for key, value in row["config"].items())
     teachers = "logits" if row["from_logits"] else f"{row['teachers']} teachers"
-    head = f"sm_{row['arch']:<4}{row['kernel']:<24}{row['dtype']:<9} C {row['channels']:<5}K {row['window']:<3}{teachers:<11}"
+    head = f"sm_{row['arch']:<4}{row['kernel']:<26}{row['dtype']:<9} C {row['channels']:<5}K {row['window']:<3}{teachers:<11}"
     if "error" in row:
         return f"{head}{config}: {row['error']}"
     return (
