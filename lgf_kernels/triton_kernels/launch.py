@@ -21,7 +21,8 @@ TYPES = {
     torch.float16: tl.float16,
 }
 
-#: Arguments that a kernel is not compiled anew for, whatever divides them: a resolution must not cost seconds.
+#: Arguments that a kernel is not compiled anew for, whatever divides them: a resolution must not cost seconds. Strides of
+#: features are not among them: that 16 divides them all but follows from the channels, and makes for wide loads.
 FRAME_SIZES = ("T", "H", "W", "pairs", "tokens", "direction_stride")
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -60,6 +61,12 @@ def usable(tensors: list[Tensor]) -> list[Tensor]:
 
 def outer_strides(tensor: Tensor) -> tuple[int, ...]:
     return tensor.stride()[:4]
+
+
+def odd_strides(tensor: Tensor) -> tuple[int, ...]:
+    """The outer strides of cached logits as 2 n + 3: whether 16 divides n follows from the resolution, and Triton, which
+    specialises every number in a tuple on 1 and on 16, would compile a kernel for each. `tiles.from_odd` undoes it."""
+    return tuple(2 * stride + 3 for stride in outer_strides(tensor))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from ..options import LgfOptions
 from . import configs, launch
 from .local_gram_flow import features_gradient
 from .norms import reciprocal_norms
-from .tiles import exact, store_slots, tile_tokens, window_logits, window_slots
+from .tiles import exact, from_odd, store_slots, tile_tokens, window_logits, window_slots
 
 
 @triton.jit
@@ -62,9 +62,11 @@ def _divergence(zS, zT, member, inside, inverse_tau, KL: tl.constexpr):
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
 def _forward(
-    tensors,
+    features,
     strides,
     norms,
+    caches,
+    cache_strides,
     weights,
     inverse_tau,
     values,
@@ -73,7 +75,6 @@ def _forward(
     T,
     H,
     W,
-    FROM_LOGITS: tl.constexpr,
     CHANNELS: tl.constexpr,
     OPERANDS: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -101,21 +102,22 @@ def _forward(
     member = inside if EXCLUDE else used[None, :]
 
     zT = tl.zeros((TILE_H * TILE_W, SLOT_ROW * SLOT_ROW), ACC)
-    for m in tl.static_range(1, len(tensors)):
-        if FROM_LOGITS:
-            rows = tensors[m] + b.to(tl.int64) * strides[m][0] + t.to(tl.int64) * strides[m][1]
-            rows += y * strides[m][2] + x * strides[m][3]
-            s = tl.arange(0, SLOT_ROW * SLOT_ROW)
-            offset = s // SLOT_ROW * WINDOW + s % SLOT_ROW
-            z = tl.load(rows[:, None] + offset[None, :], mask=inside & in_frame[:, None], other=0.0)
-        else:
-            z = window_logits(
-                tensors[m], strides[m], norms[m], b, query_t, key_t, tile,
-                T, H, W, CHANNELS[m], OPERANDS[m], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
-            )  # fmt: skip
-        zT += exact(weights[m - 1], ACC) * z.to(ACC)
+    for m in tl.static_range(1, len(features)):
+        z = window_logits(
+            features[m], strides[m], norms[m], b, query_t, key_t, tile,
+            T, H, W, CHANNELS[m], OPERANDS[m], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+        )  # fmt: skip
+        zT += exact(weights[m - 1], ACC) * z
+    for m in tl.static_range(len(caches)):
+        stride = cache_strides[m]
+        rows = caches[m] + b.to(tl.int64) * from_odd(stride[0]) + t.to(tl.int64) * from_odd(stride[1])
+        rows += y * from_odd(stride[2]) + x * from_odd(stride[3])
+        s = tl.arange(0, SLOT_ROW * SLOT_ROW)
+        offset = s // SLOT_ROW * WINDOW + s % SLOT_ROW
+        z = tl.load(rows[:, None] + offset[None, :], mask=inside & in_frame[:, None], other=0.0)
+        zT += exact(weights[m], ACC) * z.to(ACC)
     zS = window_logits(
-        tensors[0], strides[0], norms[0], b, query_t, key_t, tile,
+        features[0], strides[0], norms[0], b, query_t, key_t, tile,
         T, H, W, CHANNELS[0], OPERANDS[0], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
     )  # fmt: skip
     zS, zT = tl.where(inside, zS, 0.0), tl.where(inside, zT, 0.0)
@@ -137,27 +139,30 @@ def forward(
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and for backward the residual (`Residual`), if needed."""
-    tensors = launch.usable([student, *teachers])
-    student = tensors[0]
+    student, *teachers = launch.usable([student, *teachers])
+    features, caches = ([student], teachers) if from_logits else ([student, *teachers], [])
     B, T, H, W, _ = student.shape
     accumulate = accumulate_dtype(student)
     residual = empty_residual(student, options, needs_grad)
     kept = Residual(residual, student, options) if needs_grad else None
     values = student.new_empty((len(options.directions), *lgf_pairs_shape(student)), dtype=accumulate)
-    grams = tensors[:1] if from_logits else tensors
-    channels = [tensor.shape[-1] for tensor in grams]
-    operands = [launch.operand_type(tensor.dtype, accumulate) for tensor in grams]
+    channels = [tensor.shape[-1] for tensor in features]
+    operands = [launch.operand_type(tensor.dtype, accumulate) for tensor in features]
     widest = max(operands, key=lambda operand: operand.itemsize)
     with launch.on_device_of(student):
-        norms = reciprocal_norms(grams, options, out=kept and kept.norms)
+        norms = reciprocal_norms(features, options, out=kept and kept.norms)
         launch.tiles(
             _forward,
             len(options.directions) * B * (T - 1),
             (H, W),
-            configs.forward(options.window, max(channels), len(grams) - 1, widest, launch.architecture(student.device)),
-            tuple(tensors),
-            tuple(launch.outer_strides(tensor) for tensor in tensors),
+            configs.forward(
+                options.window, max(channels), len(features) - 1, widest, launch.architecture(student.device)
+            ),
+            tuple(features),
+            tuple(launch.outer_strides(tensor) for tensor in features),
             norms,
+            tuple(caches),
+            tuple(launch.odd_strides(cache) for cache in caches),
             tuple(launch.exact(weight) for weight in teacher_weights),
             launch.exact(1 / options.temperature),
             values,
@@ -166,7 +171,6 @@ def forward(
             T,
             H,
             W,
-            FROM_LOGITS=from_logits,
             CHANNELS=tuple(channels),
             OPERANDS=tuple(launch.triton_type(operand) for operand in operands),
             WINDOW=options.window,
@@ -175,7 +179,7 @@ def forward(
             KL=options.divergence == "kl",
             FIRST_REVERSED=int(options.direction == "backward"),
             KEEP=needs_grad,
-            INDEX=launch.index_type(*tensors),
+            INDEX=launch.index_type(*features, *caches),
         )
     values = values[0] if len(values) == 1 else values.mean(0)
     return reduce_tokens(values, token_weight, options.reduction), residual

@@ -38,6 +38,12 @@ def exact(number, ACC: tl.constexpr):
 
 
 @triton.jit
+def from_odd(number):
+    """A stride as it was before `launch.odd_strides`."""
+    return (number - 3) // 2
+
+
+@triton.jit
 def tile_tokens(tile, W, TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.constexpr):
     """The corner of a tile, and the rows and columns of its tokens."""
     across = tl.cdiv(W, TILE_W)

@@ -14,15 +14,19 @@ ROOT = Path(__file__).parents[2]
 OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 
 
-def report(*arguments):
-    """Rows of the kernel report, made by a process of its own: here the kernels are interpreted."""
+def json_lines(script, *arguments):
+    """What a script prints, run by a process of its own: in this one the kernels are interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, ROOT / "benchmarks" / "kernel_report.py", "--json", *map(str, arguments)]
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
     process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     rows = [json.loads(line) for line in process.stdout.splitlines()]
     assert rows
     return rows
+
+
+def report(*arguments):
+    return json_lines("benchmarks/kernel_report.py", "--json", *arguments)
 
 
 def describe(row):
@@ -54,3 +58,12 @@ def test_other_architectures_and_types(arch, dtype):
             continue  # Triton 3.6 cannot compile all of them for Blackwell
         assert "error" not in row, describe(row)
         check(row)
+
+
+@pytest.mark.slow
+def test_a_new_resolution_compiles_nothing():
+    """Through Triton's own binding of arguments, which the kernel report goes round."""
+    first, *others = json_lines("tests/triton_kernels/bind.py")
+    assert len(first) == 4
+    for later in others:
+        assert later == first
