@@ -137,3 +137,14 @@ def test_float16_keeps_small_gradients():
     _, ours = value_and_gradient(lgf.lgf_kl_loss, student, teacher, backend="triton", **options)
     _, truth = value_and_gradient(lgf.lgf_kl_loss, student.double(), teacher.double(), backend="reference", **options)
     assert_close(ours, truth, 1e-3)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "l2"])
+def test_gradient_of_a_divergence_that_is_not_finite(divergence):
+    """Finite features whose product overflows: softmax alone would make a finite gradient of the infinite loss."""
+    student = torch.zeros(1, 2, 5, 9, 1)
+    student[0, 0, 2, 4], student[0, 1, 2, 5] = 1e20, -1e20
+    options = dict(window=3, similarity="dot", divergence=divergence, reduction="none", backend="triton")
+    tokens, gradient = value_and_gradient(lgf.lgf_kl_loss, student, torch.zeros_like(student), **options)
+    assert tokens.isnan().nonzero().tolist() == [[0, 0, 2, 4]]
+    assert gradient[0, 0, 2, 4].isnan().all()
