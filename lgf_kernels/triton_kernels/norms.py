@@ -51,7 +51,8 @@ def _reciprocal_norms(
                 mask = (token < tokens)[:, None] & (c < CHANNELS[m])[None, :]
                 f = tl.load(rows[:, None] + c[None, :], mask=mask, other=0.0).to(ACC)
                 total += tl.sum(f * f, 1)
-            r = 1.0 / tl.maximum(tl.sqrt(total), LEAST)
+            # A square that overflows would make every similarity 0: adding NaN, which inf - inf is, says so instead.
+            r = 1.0 / tl.maximum(tl.sqrt(total), LEAST) + (total - total)
             tl.store(norms[m] + token, r, mask=token < tokens)
 
 
