@@ -22,14 +22,29 @@ def quick_interpreter():
     `tests/triton_kernels` runs the configurations that this leaves out, and the checks for overflow.
     """
     if INTERPRETED:
-        from triton.runtime.interpreter import interpreter_builder
+        from triton.runtime import interpreter
 
         from lgf_kernels.triton_kernels import configs
 
         configs.FORWARD.update({size: [configs.Forward(8, 8, 256, 8, 2)] for size in configs.FORWARD})
         configs.BACKWARD.update({size: [configs.Backward(8, 8, 16, 512, 8, 2)] for size in configs.BACKWARD})
-        object.__setattr__(interpreter_builder.options, "sanitize_overflow", False)
+        configs.RELATION_TILES.update(dict.fromkeys(configs.RELATION_TILES, (256, 256)))
+        configs.DISTANCES.update({size: [configs.Distances(256, 8, 2)] for size in configs.DISTANCES})
+        configs.PRODUCTS.update({size: [configs.Products(256, 256, 8, 2)] for size in configs.PRODUCTS})
+        object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
+        mend_loops(interpreter)
     yield
+
+
+def mend_loops(interpreter):
+    """Triton 3.6 makes the end of a loop an int in a way that numpy 2.4 and newer refuse."""
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = mended
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Triton kernels for NVIDIA GPUs, and saying why they cannot run where they cannot.
 
-`tiles` holds what all Local Gram Flow kernels share, `configs` how they are cut and scheduled, `launch` what their
+`tiles` holds what all Local Gram Flow kernels share, `configs` how the kernels are cut and scheduled, `launch` what their
 launchers share. On the CPU they run in Triton's interpreter, slowly and on request, which is how they are tested
 without a GPU.
 """
@@ -11,7 +11,7 @@ import os
 
 import torch
 
-OPERATORS = ("local_gram_flow", "lgf_kl")
+OPERATORS = ("local_gram_flow", "lgf_kl", "token_relation")
 
 #: The oldest tensor cores that multiply bfloat16: Ampere's.
 OLDEST = (8, 0)

@@ -3,7 +3,7 @@
 import functools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ TYPES = {
 
 #: Arguments that a kernel is not compiled anew for, whatever divides them: a resolution must not cost seconds. Strides of
 #: features are not among them: that 16 divides them all but follows from the channels, and makes for wide loads.
-FRAME_SIZES = ("T", "H", "W", "pairs", "tokens", "direction_stride")
+FRAME_SIZES = ("T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits")
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -78,6 +78,12 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run side by side at least. The interpreter runs one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, whatever device its arguments are on."""
     return torch.cuda.device_of(tensor)
@@ -86,15 +92,20 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 def tiles(
     kernel, frames: int, frame: tuple[int, int], candidates: Sequence[NamedTuple], *arguments, **constants
 ) -> None:
-    """Launch one program for every tile of every frame, with the first of the candidate configurations.
-
-    With LGF_AUTOTUNE=1 with the fastest, which takes seconds to minutes to find, once per process and kind of call.
-    """
+    """Launch one program for every tile of every frame, with the fastest of the candidate configurations."""
     H, W = frame
 
     def grid(config: dict) -> tuple[int]:
         return (frames * -(-H // config["TILE_H"]) * -(-W // config["TILE_W"]),)
 
+    fastest(kernel, grid, candidates, *arguments, **constants)
+
+
+def fastest(kernel, grid: Callable[[dict], tuple], candidates: Sequence[NamedTuple], *arguments, **constants) -> None:
+    """Launch with the first of the candidate configurations; `grid` is the programs that one takes.
+
+    With LGF_AUTOTUNE=1 with the fastest, which takes seconds to minutes to find, once per process and kind of call.
+    """
     if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED:
         run(tuned(kernel, tuple(candidates), tuple(constants)), grid, *arguments, **constants)
     else:

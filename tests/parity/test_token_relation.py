@@ -23,7 +23,7 @@ def against_reference(backend, student, teacher, tolerance=1e-5, **options):
     )
     assert ours[1].dtype == student.dtype
     for our, true in zip(ours, truth, strict=True):
-        assert_close(our, true, tolerance)
+        assert_close(our, true, tolerance, absolute=1e-15)  # of a single token, 0 where norms are divided first
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
