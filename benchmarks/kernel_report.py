@@ -6,6 +6,7 @@ matrix instructions of the tensor cores, and instructions in all, from the machi
 
   python benchmarks/kernel_report.py                                the table for Ampere, Hopper and Blackwell
   python benchmarks/kernel_report.py --arch 90 --channels 256       a part of it
+  python benchmarks/kernel_report.py --operator token_relation      of one loss
   python benchmarks/kernel_report.py --json                         one JSON object a line
 """
 
@@ -32,17 +33,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lgf_kernels.options import LgfOptions
-from lgf_kernels.triton_kernels import launch, lgf_kl
+from lgf_kernels.triton_kernels import launch, lgf_kl, token_relation
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.
 SHARED = {80: (164, 163), 90: (228, 227), 100: (228, 227)}
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
+OPERATORS = ("lgf_kl", "token_relation")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
-class Case(NamedTuple):
-    """One way to call the loss."""
+class LgfCase(NamedTuple):
+    """One way to call Local Gram Flow's loss."""
 
     arch: int
     dtype: str
@@ -50,6 +52,38 @@ class Case(NamedTuple):
     teachers: int
     window: int = 7
     from_logits: bool = False
+
+    def call(self) -> None:
+        options = LgfOptions(window=self.window)
+        student = torch.empty(1, 3, 16, 16, self.channels, dtype=DTYPES[self.dtype])
+        cache = torch.empty(1, 2, 16, 16, self.window**2, dtype=torch.float16)
+        teachers = [cache] if self.from_logits else [torch.empty_like(student) for _ in range(self.teachers)]
+        weights = [0.5] * len(teachers)
+        _, residual = lgf_kl.forward(student, teachers, weights, None, options, self.from_logits, True)
+        lgf_kl.backward(torch.ones(()), student, residual, None, options)
+
+    def __str__(self) -> str:
+        teachers = "logits" if self.from_logits else f"{self.teachers} teachers"
+        return f"{self.dtype:<9} C {self.channels:<5}K {self.window:<3}{teachers:<11}"
+
+
+class RelationCase(NamedTuple):
+    """One way to call the token relation loss: with a gradient and without, of frames of so many tokens."""
+
+    arch: int
+    dtype: str
+    channels: int
+    teacher_channels: int
+    frame_tokens: int = 1350
+
+    def call(self) -> None:
+        student = torch.empty(1, 3, self.frame_tokens, self.channels, dtype=DTYPES[self.dtype], device="meta")
+        teacher = student.new_empty(1, 3, self.frame_tokens, self.teacher_channels)
+        for needs_grad in (False, True):
+            token_relation.forward(student, teacher, student.new_ones(3, 3), 0.1, "mean", needs_grad)
+
+    def __str__(self) -> str:
+        return f"{self.dtype:<9} C {self.channels:<5}teacher {self.teacher_channels:<5}N {self.frame_tokens:<6}"
 
 
 class Launch(NamedTuple):
@@ -70,15 +104,10 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(case: Case) -> list[Launch]:
+def launches_of(case: LgfCase | RelationCase) -> list[Launch]:
     """What forward and backward of the loss launch."""
-    options = LgfOptions(window=case.window)
-    student = torch.empty(1, 3, 16, 16, case.channels, dtype=DTYPES[case.dtype])
-    cache = torch.empty(1, 2, 16, 16, case.window**2, dtype=torch.float16)
-    teachers = [cache] if case.from_logits else [torch.empty_like(student) for _ in range(case.teachers)]
     with recorded(case.arch) as launches:
-        _, residual = lgf_kl.forward(student, teachers, [0.5] * len(teachers), None, options, case.from_logits, True)
-        lgf_kl.backward(torch.ones(()), student, residual, None, options)
+        case.call()
     return launches
 
 
@@ -149,7 +178,7 @@ def machine_code(cubin: bytes) -> tuple[str, str]:
     return tuple(outputs)
 
 
-def rows(cases: list[Case]) -> Iterator[dict]:
+def rows(cases: list[LgfCase | RelationCase]) -> Iterator[dict]:
     """One row for every kernel of every case; a kernel that several cases share is compiled once."""
     seen = set()
     for case in tqdm(cases, desc="compiling", disable=None):
@@ -160,7 +189,7 @@ def rows(cases: list[Case]) -> Iterator[dict]:
                 continue
             seen.add(identity)
             config = {key: launched.constants[key] for key in configuration_names(launched)}
-            row = {"triton": triton.__version__, **case._asdict(), "kernel": name, "config": config}
+            row = {"triton": triton.__version__, **case._asdict(), "case": str(case), "kernel": name, "config": config}
             try:
                 yield row | examine(launched, case.arch)
             except Exception as error:  # a compiler that fails is a row of the report, not its end
@@ -168,7 +197,7 @@ def rows(cases: list[Case]) -> Iterator[dict]:
 
 
 def configuration_names(launched: Launch) -> list[str]:
-    names = ("TILE_H", "TILE_W", "ROWS", "BLOCK_C", "num_warps", "num_stages")
+    names = ("TILE_H", "TILE_W", "TILE", "ROWS", "BLOCK_K", "BLOCK_C", "KEEP", "num_warps", "num_stages")
     return [name for name in names if name in launched.constants]
 
 
@@ -180,8 +209,7 @@ def described_types(value):
 
 def as_text(row: dict) -> str:
     config = " ".join(f"{key.removeprefix('num_')} {value}" for key, value in row["config"].items())
-    teachers = "logits" if row["from_logits"] else f"{row['teachers']} teachers"
-    head = f"sm_{row['arch']:<4}{row['kernel']:<26}{row['dtype']:<9} C {row['channels']:<5}K {row['window']:<3}{teachers:<11}"
+    head = f"sm_{row['arch']:<4}{row['kernel']:<26}{row['case']}"
     if "error" in row:
         return f"{head}{config}: {row['error']}"
     return (
@@ -197,14 +225,17 @@ def main() -> int:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 768])
     parser.add_argument("--teachers", type=int, nargs="+", default=[1, 2], help="0 is the loss from cached logits")
     parser.add_argument("--window", type=int, nargs="+", default=[7])
+    parser.add_argument("--teacher-channels", type=int, nargs="+", default=[256, 768], help="of token relations")
+    parser.add_argument("--operator", nargs="+", default=list(OPERATORS), choices=OPERATORS)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     arguments = parser.parse_args()
-    cases = [
-        Case(arch, dtype, channels, teachers, window, teachers == 0)
-        for arch, dtype, channels, teachers, window in itertools.product(
-            arguments.arch, arguments.dtype, arguments.channels, arguments.teachers, arguments.window
-        )
-    ]
+    cases = []
+    shared = (arguments.arch, arguments.dtype, arguments.channels)
+    if "lgf_kl" in arguments.operator:
+        for *case, teachers, window in itertools.product(*shared, arguments.teachers, arguments.window):
+            cases.append(LgfCase(*case, teachers, window, teachers == 0))
+    if "token_relation" in arguments.operator:
+        cases += [RelationCase(*case) for case in itertools.product(*shared, arguments.teacher_channels)]
     for row in rows(cases):
         print(json.dumps(row) if arguments.json else as_text(row), flush=True)
     return 0

