@@ -426,6 +426,11 @@ class Pairs(NamedTuple):
         return triton.cdiv(frames * N, self.tile)
 
     @property
+    def padded_frames(self) -> int:
+        """A power of two, and the same for nearly all videos: a kernel is compiled for it."""
+        return max(64, triton.next_power_of_2(self.student.shape[1]))
+
+    @property
     def index(self) -> tl.dtype:
         """Wide enough for every offset within a video."""
         return launch.index_type(self.student.unsqueeze(1), self.teacher.unsqueeze(1))
@@ -496,7 +501,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         TEACHER_C=pairs.teacher.shape[-1],
         OPERAND=launch.triton_type(pairs.operands[0]),
         TEACHER_OPERAND=launch.triton_type(pairs.operands[1]),
-        FRAMES=triton.next_power_of_2(frames),
+        FRAMES=pairs.padded_frames,
         LARGE_FRAMES=pairs.tile <= N,
         INDEX=pairs.index,
         KEEP=coefficients is not None,
@@ -534,7 +539,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         splits,
         C=C,
         OPERAND=launch.triton_type(coefficients.dtype),
-        FRAMES=triton.next_power_of_2(frames),
+        FRAMES=pairs.padded_frames,
         INDEX=pairs.index,
         ADD=panel.first > 0,
         TILE=pairs.tile,

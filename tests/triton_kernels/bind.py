@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from lgf_kernels.options import LgfOptions
-from lgf_kernels.triton_kernels import launch, lgf_kl, local_gram_flow
+from lgf_kernels.triton_kernels import launch, lgf_kl, local_gram_flow, token_relation
 
 
 class Hopper:
@@ -52,6 +52,10 @@ def call(T: int, H: int, W: int) -> None:
         lgf_kl.backward(torch.ones(()), student, residual, None, options)
     logits = local_gram_flow.forward(student, options)
     local_gram_flow.backward(logits, student, options)
+    # Frames smaller than a small tile, than a large one, and larger: a kernel for each.
+    for tokens in (30 + H * W % 30, 70 + H * W % 50, 2000 + H * W):
+        features = torch.zeros(1, T, tokens, 32, dtype=torch.bfloat16)
+        token_relation.forward(features, features, torch.ones(T, T), 0.1, "mean", True)
 
 
 driver.set_active(Hopper())
