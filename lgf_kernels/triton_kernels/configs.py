@@ -154,4 +154,10 @@ def products(channels: int, operand: torch.dtype, tile: int, architecture: int) 
 
 def scratch_bytes() -> int:
     """The most that token relations store of their coefficients at a time: LGF_SCRATCH_MIB mebibytes, or 1 GiB."""
-    return int(os.environ.get("LGF_SCRATCH_MIB", 1024)) << 20
+    given = os.environ.get("LGF_SCRATCH_MIB", "1024")
+    if not given.isdecimal() or int(given) == 0:
+        raise ValueError(
+            f"LGF_SCRATCH_MIB must be a number of mebibytes, such as 1024, the default; got {given!r}. "
+            "Less takes the token relations in more and smaller parts."
+        )
+    return int(given) << 20

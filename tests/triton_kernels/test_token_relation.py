@@ -287,3 +287,10 @@ def test_small_frames_have_small_tiles(monkeypatch):
     monkeypatch.setattr(configs, "RELATION_TILES", {8: (64, 16)})
     assert [configs.relation_tile(torch.float64, N) for N in (63, 64)] == [16, 64]
     against_reference((1, 3, 20, 8))
+
+
+@pytest.mark.parametrize("given", ["", "0", "-1", "1 GiB"])
+def test_a_budget_that_is_none(monkeypatch, given):
+    monkeypatch.setenv("LGF_SCRATCH_MIB", given)
+    with pytest.raises(ValueError, match="LGF_SCRATCH_MIB must be a number of mebibytes"):
+        configs.scratch_bytes()
