@@ -5,64 +5,39 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "common/bindings.h"
 #include "cpu/lgf.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;  // batch, frames, rows, cols
-using Strides = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-using TensorTuple = std::tuple<Address, std::string, std::int64_t, Strides>;  // data, dtype, channels, strides
-using GradientTuple = std::tuple<Address, std::optional<Address>>;            // g, scale
-
-lgf::DType parse_dtype(const std::string& name) {
-  if (name == "float32") return lgf::DType::float32;
-  if (name == "bfloat16") return lgf::DType::bfloat16;
-  if (name == "float16") return lgf::DType::float16;
-  if (name == "float64") return lgf::DType::float64;
-  throw std::invalid_argument("dtype: expected float32, bfloat16, float16 or float64, got '" + name + "'");
-}
-
-// One of two words, as a flag that is true for the first.
-bool parse_choice(const char* argument, const std::string& given, const char* first, const char* second) {
-  if (given == first) return true;
-  if (given == second) return false;
-  throw std::invalid_argument(std::string(argument) + ": expected '" + first + "' or '" + second + "', got '" + given +
-                              "'");
-}
+using namespace lgf::bindings;
+using GradientTuple = std::tuple<Address, std::optional<Address>>;  // g, scale
 
 lgf::Grid parse_grid(const Shape& shape) {
+  check_shape(shape);
   const auto [batch, frames, rows, cols] = shape;
-  if (batch < 1 || frames < 2 || rows < 1 || cols < 1)
-    throw std::invalid_argument("shape: expected (batch, frames, rows, cols) with frames >= 2 and no empty dimension");
   return {batch, frames, rows, cols};
 }
 
 lgf::Window parse_window(int size, const std::string& similarity, bool backward) {
-  if (size < 1 || size > lgf::kMaxWindow || size % 2 == 0)
-    throw std::invalid_argument("window: expected an odd size from 1 to " + std::to_string(lgf::kMaxWindow) +
-                                ", got " + std::to_string(size));
+  check_window(size, lgf::kMaxWindow);
   return {size, parse_choice("similarity", similarity, "cosine", "dot"), backward};
 }
 
 lgf::Tensor parse_tensor(const TensorTuple& tuple) {
+  check_channels(tuple);
   const auto& [data, dtype, channels, strides] = tuple;
-  if (channels < 1) throw std::invalid_argument("channels: expected at least 1");
   const auto [b, t, y, x] = strides;
   return {reinterpret_cast<const void*>(data), parse_dtype(dtype), channels, {b, t, y, x}};
 }
-
-void* pointer(std::optional<Address> address) { return reinterpret_cast<void*>(address.value_or(0)); }
 
 void local_gram_flow(const TensorTuple& features, const Shape& shape, Address out, int window,
                      const std::string& similarity, bool backward, int num_threads) {
@@ -77,16 +52,10 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
                     std::optional<Address> g, int window, double temperature, const std::string& similarity,
                     const std::string& boundary, const std::string& divergence, bool backward, bool from_logits,
                     int num_threads) {
-  if (teachers.empty() || teachers.size() != teacher_weights.size())
-    throw std::invalid_argument("teacher_weights: expected one weight for each of at least one teacher");
-  if (!(temperature > 0) || !std::isfinite(temperature))
-    throw std::invalid_argument("temperature: expected a finite number > 0");
+  check_teachers(teachers, teacher_weights, temperature, window, from_logits);
   std::vector<lgf::Teacher> parsed;
-  for (std::size_t m = 0; m < teachers.size(); ++m) {
+  for (std::size_t m = 0; m < teachers.size(); ++m)
     parsed.push_back({parse_tensor(teachers[m]), teacher_weights[m]});
-    if (from_logits && parsed.back().tensor.channels != window * window)
-      throw std::invalid_argument("teachers: cached logits need window * window channels");
-  }
   const lgf::LgfKlCall call{parse_grid(shape),
                             parse_window(window, similarity, backward),
                             parse_tensor(student),
