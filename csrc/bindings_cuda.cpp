@@ -1,0 +1,149 @@
+// lgf_kernels._cuda: the CUDA kernels as plain functions of addresses, sizes and strides.
+//
+// The module knows nothing of torch. Callers own every tensor, the workspace included, and vouch for its memory and its
+// device; what can be checked from the numbers alone is checked here. Functions return when the work is on the stream.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <vector>
+
+#include "common/bindings.h"
+#include "cuda/lgf.h"
+
+#ifndef LGF_MODULE
+#define LGF_MODULE _cuda
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace lgf::bindings;
+namespace cuda = lgf::cuda;
+using GradientTuple = std::tuple<Address, std::string, std::optional<Address>, bool>;  // g, dtype, scale, one for all
+
+int narrow(const char* what, std::int64_t value) {
+  if (value > std::numeric_limits<int>::max()) throw std::invalid_argument(std::string(what) + ": too large");
+  return static_cast<int>(value);
+}
+
+cuda::Grid parse_grid(const Shape& shape) {
+  check_shape(shape);
+  const auto [batch, frames, rows, cols] = shape;
+  return {batch, narrow("frames", frames), narrow("rows", rows), narrow("cols", cols)};
+}
+
+cuda::Tensor parse_tensor(const TensorTuple& tuple) {
+  check_channels(tuple);
+  const auto& [data, dtype, channels, strides] = tuple;
+  const auto [b, t, y, x] = strides;
+  return {reinterpret_cast<const void*>(data), parse_dtype(dtype), narrow("channels", channels), {b, t, y, x}};
+}
+
+// The reciprocal norms that cosine similarity needs go to the workspace.
+void* parse_workspace(std::optional<Address> workspace, const std::string& similarity) {
+  const bool cosine = parse_choice("similarity", similarity, "cosine", "dot");
+  if (cosine && !workspace) throw std::invalid_argument("workspace: needed for similarity 'cosine'");
+  return cosine ? pointer(workspace) : nullptr;
+}
+
+void local_gram_flow(const TensorTuple& features, const Shape& shape, Address out, int window,
+                     const std::string& similarity, bool backward, std::optional<Address> workspace, int device,
+                     Address stream, bool tuned) {
+  check_window(window, cuda::kMaxWindow);
+  cuda::ForwardCall call = {};
+  call.grid = parse_grid(shape);
+  call.window = window;
+  call.backward = backward;
+  call.student = parse_tensor(features);
+  call.temperature = 1;
+  call.workspace = parse_workspace(workspace, similarity);
+  call.logits = pointer(out);
+  call.stream = {device, stream};
+  cuda::forward(call, tuned);
+}
+
+void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& teachers,
+                    const std::vector<double>& teacher_weights, const Shape& shape, Address kl,
+                    std::optional<Address> g, int window, double temperature, const std::string& similarity,
+                    const std::string& boundary, const std::string& divergence, bool backward, bool from_logits,
+                    const std::string& g_dtype, std::optional<Address> workspace, int device, Address stream,
+                    bool tuned) {
+  check_window(window, cuda::kMaxWindow);
+  check_teachers(teachers, teacher_weights, temperature, window, from_logits);
+  if (teachers.size() > cuda::kMaxTeachers)
+    throw std::invalid_argument("teachers: the CUDA kernels take at most " + std::to_string(cuda::kMaxTeachers));
+  std::vector<cuda::Tensor> parsed;
+  for (const TensorTuple& teacher : teachers) parsed.push_back(parse_tensor(teacher));
+  cuda::ForwardCall call = {};
+  call.grid = parse_grid(shape);
+  call.window = window;
+  call.backward = backward;
+  call.student = parse_tensor(student);
+  call.teachers = parsed.data();
+  call.weights = teacher_weights.data();
+  call.teacher_count = static_cast<int>(parsed.size());
+  call.teachers_are_logits = from_logits;
+  call.exclude_boundary = parse_choice("boundary", boundary, "exclude", "zero");
+  call.squared_error = parse_choice("divergence", divergence, "l2", "kl");
+  call.temperature = temperature;
+  call.workspace = parse_workspace(workspace, similarity);
+  call.values = pointer(kl);
+  call.gradient = pointer(g);
+  call.gradient_type = parse_dtype(g_dtype);
+  call.stream = {device, stream};
+  cuda::forward(call, tuned);
+}
+
+void gram_backward(const TensorTuple& features, const Shape& shape, const std::optional<GradientTuple>& forward,
+                   const std::optional<GradientTuple>& backward, Address grad, int window,
+                   const std::string& similarity, std::optional<Address> workspace, int device, Address stream,
+                   bool tuned) {
+  check_window(window, cuda::kMaxWindow);
+  const auto parse = [](const std::optional<GradientTuple>& gradient) -> cuda::LogitGradientCall {
+    if (!gradient) return {};
+    const auto& [g, dtype, scale, one_for_all] = *gradient;
+    return {pointer(g), parse_dtype(dtype), pointer(scale), one_for_all};
+  };
+  cuda::backward({parse_grid(shape), window, parse_tensor(features), parse(forward), parse(backward),
+                  parse_workspace(workspace, similarity), pointer(grad), {device, stream}},
+                 tuned);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = LGF_BUILD_VERSION;
+  info["compiler"] = LGF_BUILD_COMPILER;
+  info["flags"] = LGF_BUILD_FLAGS;
+  info["architectures"] = LGF_BUILD_ARCHITECTURES;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(LGF_MODULE, m) {
+  m.doc() =
+      "CUDA kernels of lgf_kernels. A tensor is (address, dtype, channels, (stride_b, stride_t, stride_h, stride_w)),\n"
+      "its last dimension contiguous; shape is (batch, frames, rows, cols). Outputs are contiguous and allocated by\n"
+      "the caller, in the accumulate type: float64 for float64 features (student), else float32. `workspace` has room\n"
+      "for one number of that type for each token of each features; it is needed for similarity 'cosine'. `tuned`:\n"
+      "False keeps a call from the kernels that are tuned for it.";
+  using namespace py::literals;
+
+  m.def("local_gram_flow", &local_gram_flow, "features"_a, "shape"_a, "out"_a, py::kw_only(), "window"_a,
+        "similarity"_a, "backward"_a, "workspace"_a, "device"_a, "stream"_a, "tuned"_a = true,
+        "Logits (B, T-1, H, W, K*K) into `out`; 0 outside the frame.");
+  m.def("lgf_kl_forward", &lgf_kl_forward, "student"_a, "teachers"_a, "teacher_weights"_a, "shape"_a, "kl"_a, "g"_a,
+        py::kw_only(), "window"_a, "temperature"_a, "similarity"_a, "boundary"_a, "divergence"_a, "backward"_a,
+        "from_logits"_a, "g_dtype"_a, "workspace"_a, "device"_a, "stream"_a, "tuned"_a = true,
+        "Divergence per token (B, T-1, H, W) into `kl`; its gradient with respect to the student's logits into `g`\n"
+        "(B, T-1, H, W, K*K) of type `g_dtype` unless None. With from_logits the teachers are cached logits of K*K\n"
+        "channels.");
+  m.def("gram_backward", &gram_backward, "features"_a, "shape"_a, "forward"_a, "backward"_a, "grad"_a, py::kw_only(),
+        "window"_a, "similarity"_a, "workspace"_a, "device"_a, "stream"_a, "tuned"_a = true,
+        "Gradient of sum scale * g * logits into `grad` (B, T, H, W, C, the features' dtype), every element written\n"
+        "once. `forward` and `backward` are (g, dtype of g, scale or None, whether scale is one number for all\n"
+        "tokens) for the logits of that direction, or None.");
+  m.def("build_info", &build_info, "How the module was built.");
+}

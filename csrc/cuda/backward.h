@@ -1,0 +1,69 @@
+// What a backward is asked for, the same for every kernel of it: the gradient of sum scale_i g[i, d] z[i, d].
+//
+//     df^_i = sum_d g[i, d] f^_{i+d} + sum_d g[i-d, d] f^_{i-d}                     as a query, as a key
+//     df_i = (df^_i - < df^_i, f^_i > f^_i) / ||f_i||                               similarity "cosine"
+//
+// A token is a query towards one of its two neighbouring frames and a key towards the other; with both directions it is
+// both towards both. Towards a frame, side 0 the next one and side 1 the previous one, the gradient is a product of
+// coefficients with that frame's features, so what is a query there and what a key only decides where a coefficient is
+// read: in the token's own window, at offset d, or in the other token's window, at offset -d. A block gathers what its
+// tokens are owed and writes it once: no atomics, and the same bits every time.
+//
+// The part of df^ along f^ must be known before any channel is written, and there are more channels than registers: for
+// cosine similarity the products are made twice, once for that part and once to be written.
+#pragma once
+
+#include "forward.h"
+#include "norms.h"
+
+namespace lgf {
+namespace cuda {
+
+// The gradient by the logits of one direction; `g` null: there is none.
+struct LogitGradient {
+  const void* g;  // (B, T-1, H, W, K*K)
+  DType type;
+  const void* scale;   // of a token, in the accumulation type, or null for 1
+  int64_t scale_step;  // 1: (B, T-1, H, W); 0: one number for all
+};
+
+struct BackwardParams {
+  Grid grid;
+  int window;
+  Tensor features;
+  const void* norms;  // reciprocal ones (B, T, H, W), or null for similarity "dot"
+  LogitGradient forward, backward;
+  void* gradient;  // (B, T, H, W, C) contiguous, in the type of the features
+};
+
+// One of the two frames next to a frame, and the gradients of the pair they make.
+struct Side {
+  int t;
+  bool exists;
+  int64_t pair;  // of all pairs of all videos
+  const LogitGradient& as_query;
+  const LogitGradient& as_key;
+
+  LGF_DEVICE Side(const BackwardParams& p, const Tile& tile, int side)
+      : t(tile.t + 1 - 2 * side),
+        exists(t >= 0 && t < p.grid.frames),
+        pair(tile.b * (p.grid.frames - 1) + tile.t - side),
+        as_query(side == 0 ? p.forward : p.backward),
+        as_key(side == 0 ? p.backward : p.forward) {}
+};
+
+// scale g of one position of a token's window. What stands outside the frame may be anything.
+template <class T>
+LGF_DEVICE T coefficient(const LogitGradient& gradient, int64_t token, int positions, int slot) {
+  const T g = load<T>(gradient.g, gradient.type, token * positions + slot);
+  return gradient.scale ? g * static_cast<const T*>(gradient.scale)[token * gradient.scale_step] : g;
+}
+
+// By how much f^ is projected out of df^ on the way through the normalisation.
+template <class T>
+LGF_DEVICE T projected(T along, T reciprocal_norm) {
+  return is_short(reciprocal_norm) ? T(0) : along;
+}
+
+}  // namespace cuda
+}  // namespace lgf

@@ -1,0 +1,254 @@
+// Backward (backward.h) by tensor cores: window 7, half precision, the tile of band.h.
+//
+// A warp multiplies the coefficients of its 16 tokens, a band of 8 x 16 tokens of a halo each, with that band's
+// features. The coefficients of both sides stay in registers, as the first operand of the products; the features pass
+// through shared memory chunk by chunk. Where they will lie, the windows are gathered from before that.
+//
+// The products are made in the features' type. float16 has not the range of a gradient, so that each token's coefficients
+// are brought near 1 by a power of two, which is taken out of the sums again.
+#pragma once
+
+#include <type_traits>
+
+#include "backward.h"
+#include "band.h"
+
+namespace lgf {
+namespace cuda {
+
+template <class Half>
+struct BandBackward {
+  using Params = BackwardParams;
+  static constexpr int kThreads = band::kThreads, kBlocksPerSm = 2;
+
+  // Numbers of a token's window in shared memory: lanes that look from 8 tokens at one, or from one at 8, meet other banks.
+  static constexpr int kPitch = 53;
+  static constexpr int kWindowBytes = band::kHalo * kPitch * 4;
+  static constexpr int kStageBytes = band::kHalo * band::kRowBytes;
+  static constexpr int kSharedBytes = kWindowBytes + band::kHalo * 4;
+  static_assert(band::kStages * kStageBytes <= kWindowBytes, "the features lie where the windows were");
+
+  // The first operand of the band's products with one side: 16 tokens x 16 of row j, and the scales taken out of it.
+  struct Coefficients {
+    unsigned a[8][4];
+    float scale[2];  // of this lane's token in each of the warp's two rows; a power of two
+  };
+
+  static constexpr bool kScaled = std::is_same<Half, Float16>::value;
+
+  // A thread's part of the sums: 4 groups of 8 channels; [n][e] is row e / 2, channel n * 8 + lane % 4 * 2 + e % 2.
+  using Sums = float[band::kChunk / 8][4];
+
+  static LGF_DEVICE void run(const Params& p, char* shared) {
+    const Tile tile(p.grid, p.grid.frames, band::kRows, band::kCols);
+    Coefficients coefficients[2];
+    gather(p, tile, 0, shared, coefficients[0]);
+    gather(p, tile, 1, shared, coefficients[1]);
+
+    const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
+    const int first_pass = p.norms ? 0 : 1, steps = (2 - first_pass) * chunks * 2;
+    Owners owners(p, tile);
+    copy(p, tile, 0, 0, shared);
+    for (int step = 0; step < steps; step += 2) {
+      const int pass = first_pass + step / (2 * chunks), c0 = step / 2 % chunks * band::kChunk;
+      Sums sums = {};
+      LGF_UNROLL
+      for (int side = 0; side < 2; ++side) {
+        if (step + side + 1 < steps) {
+          copy(p, tile, 1 - side, (step + side + 1) / 2 % chunks * band::kChunk, shared + (1 - side) * kStageBytes);
+          copy_wait<1>();
+        } else {
+          copy_wait<0>();
+        }
+        sync_block();  // the chunk is there
+        multiply_chunk(coefficients[side].a, shared + side * kStageBytes, sums);
+        sync_block();  // the chunk has been read by all
+        rescale(sums, coefficients[side].scale, side == 0 ? coefficients[1].scale : nullptr);
+      }
+      if (pass == 0) owners.project(p, c0, sums);
+      else owners.write(p, c0, sums);
+      if (pass == 0 && step + 2 == 2 * chunks) owners.end_projection();
+    }
+  }
+
+ private:
+  static LGF_DEVICE void copy(const Params& p, const Tile& tile, int which, int c0, char* stage) {
+    band::copy_halo(band::Frame<Half>(p.features, p.grid, tile.b, tile.t + 1 - 2 * which), tile, c0, stage);
+    copy_commit();
+  }
+
+  // ---- coefficients ---------------------------------------------------------------------------
+
+  static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, char* shared, Coefficients& out) {
+    const Side side(p, tile, which);
+    float* windows = reinterpret_cast<float*>(shared);
+    float* norms = windows + band::kHalo * kPitch;
+    band::Band g;
+    band::clear(g);
+    if (side.exists) {
+      if (side.as_query.g) {
+        load_windows(p, side.as_query, side.pair, tile.y0, tile.x0, band::kRows, band::kCols, windows);
+        sync_block();
+        band::for_each_wanted(g, [&](int token, int, int slot, float& v) { v += windows[token * kPitch + slot]; });
+        sync_block();
+      }
+      if (side.as_key.g) {
+        load_windows(p, side.as_key, side.pair, tile.y0 - band::kRadius, tile.x0 - band::kHaloLeft, band::kHaloRows,
+                     band::kHaloCols, windows);
+        sync_block();
+        band::for_each_wanted(g, [&](int, int other, int slot, float& v) {
+          v += windows[other * kPitch + band::kPositions - 1 - slot];
+        });
+      }
+      load_norms(p, tile, side, norms);
+      sync_block();
+      band::for_each_wanted(g, [&](int, int other, int, float& v) { v = scaled(v, 1.0f, norms[other]); });
+      sync_block();  // before others load over the windows and the norms
+    }
+    pack(g, out);
+  }
+
+  // The windows of a box of tokens, scaled, into shared memory; 0 outside the frame.
+  static LGF_DEVICE void load_windows(const Params& p, const LogitGradient& gradient, int64_t pair, int y0, int x0,
+                                      int rows, int cols, float* windows) {
+    for (int i = thread_index(); i < rows * cols * band::kPositions; i += kThreads) {
+      const int token = i / band::kPositions, slot = i % band::kPositions;
+      const int y = y0 + token / cols, x = x0 + token % cols;
+      windows[token * kPitch + slot] =
+          in_frame(p.grid, y, x)
+              ? coefficient<float>(gradient, token_number(p.grid, pair, y, x), band::kPositions, slot)
+              : 0.0f;
+    }
+  }
+
+  static LGF_DEVICE void load_norms(const Params& p, const Tile& tile, const Side& side, float* norms) {
+    for (int i = thread_index(); i < band::kHalo; i += kThreads)
+      norms[i] = reciprocal_norm<float>(p.norms, p.grid, tile.b * p.grid.frames + side.t,
+                                        tile.y0 - band::kRadius + i / band::kHaloCols,
+                                        tile.x0 - band::kHaloLeft + i % band::kHaloCols);
+  }
+
+  // The numbers of a token, four lanes', times a power of two that brings the largest near 1, as operands.
+  static LGF_DEVICE void pack(const band::Band& g, Coefficients& out) {
+    LGF_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      float largest = 0;
+      LGF_UNROLL
+      for (int i = 0; i < 8 * 2 * 2; ++i) largest = fmax(largest, fabs(g[i / 4][i / 2 % 2][row * 2 + i % 2]));
+      largest = fmax(largest, shuffle_xor(largest, 1));
+      largest = fmax(largest, shuffle_xor(largest, 2));
+      out.scale[row] = scale_for(largest);
+    }
+    LGF_UNROLL
+    for (int i = 0; i < 8 * 4; ++i) {
+      const int j = i / 4, h = i % 4 / 2, row = i % 2;
+      const float* pair = &g[j][h][row * 2];
+      out.a[j][i % 4] = pack_pair(pair[0] * out.scale[row], pair[1] * out.scale[row]);
+    }
+  }
+
+  static LGF_DEVICE unsigned pack_pair(float low, float high) {
+    return narrow<Half>(low).bits | static_cast<unsigned>(narrow<Half>(high).bits) << 16;
+  }
+
+  // The power of two that brings a number to [1, 2), within bounds that leave float32 room for sums and their ratio.
+  static LGF_DEVICE float scale_for(float largest) {
+    if (!kScaled || !(largest > 0.0f && largest < INFINITY)) return 1.0f;
+    const int exponent = ilogb(largest);
+    return ldexp(1.0f, exponent > 40 ? -40 : exponent < -60 ? 60 : -exponent);
+  }
+
+  // From sums of one scale to those of another, or of none.
+  static LGF_DEVICE void rescale(Sums& sums, const float* from, const float* to) {
+    LGF_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const float factor = kScaled ? (to ? to[row] : 1.0f) / from[row] : 1.0f;
+      LGF_UNROLL
+      for (int i = 0; i < band::kPieces * 2; ++i) sums[i / 2][row * 2 + i % 2] *= factor;
+    }
+  }
+
+  // ---- products -------------------------------------------------------------------------------
+
+  // sums += the products of the warp's coefficients and its band of features, over one chunk.
+  static LGF_DEVICE void multiply_chunk(const unsigned (&a)[8][4], const char* stage, Sums& sums) {
+    const int lane = band::lane();
+    LGF_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      const int token = (band::warp_y() + j) * band::kHaloCols + band::warp_x() + lane % 16;
+      LGF_UNROLL
+      for (int piece = 0; piece < band::kPieces; piece += 2) {
+        unsigned b[4];  // 16 tokens x 16 channels: halves of the row, then pieces
+        load_matrices_transposed(b, stage + band::place(token, piece + lane / 16));
+        multiply<Half>(sums[piece], a[j], b[0], b[1]);
+        multiply<Half>(sums[piece + 1], a[j], b[2], b[3]);
+      }
+    }
+  }
+
+  // ---- through the normalisation ----------------------------------------------------------------
+
+  // The two tokens whose sums this thread holds a part of.
+  struct Owners {
+    const Half* features[2];  // null outside the frame
+    Half* gradient[2];
+    float r[2], along[2];  // reciprocal norm, < df^, f^ >
+
+    LGF_DEVICE Owners(const Params& p, const Tile& tile) {
+      LGF_UNROLL
+      for (int row = 0; row < 2; ++row) {
+        const int y = tile.y0 + band::warp_y() + row, x = tile.x0 + band::warp_x() + band::lane() / 4;
+        const bool inside = in_frame(p.grid, y, x);
+        const int64_t token = token_number(p.grid, tile.frame, y, x);
+        features[row] = inside ? static_cast<const Half*>(p.features.data) + offset(p.features, tile.b, tile.t, y, x)
+                               : nullptr;
+        gradient[row] = static_cast<Half*>(p.gradient) + token * p.features.channels;
+        r[row] = reciprocal_norm<float>(p.norms, p.grid, tile.frame, y, x);
+        along[row] = 0;
+      }
+    }
+
+    // Calls function(row, channel, two sums, the two of f^) for this thread's pairs of channels.
+    template <class Function>
+    LGF_DEVICE void for_each_pair(const Params& p, int c0, const Sums& sums, Function&& function) {
+      LGF_UNROLL
+      for (int i = 0; i < band::kPieces * 2; ++i) {
+        const int row = i % 2, c = c0 + i / 2 * 8 + band::lane() % 4 * 2;
+        if (!features[row] || c >= p.features.channels) continue;
+        float unit[2] = {0, 0};
+        if (p.norms) {
+          const unsigned bits = *reinterpret_cast<const unsigned*>(features[row] + c);
+          unit[0] = r[row] * widen(Half{static_cast<std::uint16_t>(bits & 0xffff)});
+          unit[1] = r[row] * widen(Half{static_cast<std::uint16_t>(bits >> 16)});
+        }
+        function(row, c, &sums[i / 2][row * 2], unit);
+      }
+    }
+
+    LGF_DEVICE void project(const Params& p, int c0, const Sums& sums) {
+      for_each_pair(p, c0, sums, [&](int row, int, const float* sum, const float* unit) {
+        along[row] += sum[0] * unit[0] + sum[1] * unit[1];
+      });
+    }
+
+    LGF_DEVICE void end_projection() {
+      LGF_UNROLL
+      for (int row = 0; row < 2; ++row) {
+        along[row] += shuffle_xor(along[row], 1);
+        along[row] += shuffle_xor(along[row], 2);
+        along[row] = projected(along[row], r[row]);
+      }
+    }
+
+    LGF_DEVICE void write(const Params& p, int c0, const Sums& sums) {
+      for_each_pair(p, c0, sums, [&](int row, int c, const float* sum, const float* unit) {
+        const float low = p.norms ? (sum[0] - along[row] * unit[0]) * r[row] : sum[0];
+        const float high = p.norms ? (sum[1] - along[row] * unit[1]) * r[row] : sum[1];
+        *reinterpret_cast<unsigned*>(gradient[row] + c) = pack_pair(low, high);
+      });
+    }
+  };
+};
+
+}  // namespace cuda
+}  // namespace lgf

@@ -1,0 +1,138 @@
+// All that the kernels ask of a GPU: who they are, barriers, shuffles, asynchronous copies, matrix products.
+//
+// Nothing else in this folder is specific to CUDA. Without a CUDA compiler the same names come from a functional model
+// (tests/cuda_model/device_model.h), which runs these very kernels on a CPU, for tests.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../common/dtype.h"
+
+#ifndef __CUDACC__
+#include "device_model.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define LGF_DEVICE __device__ __forceinline__
+#define LGF_HOST_DEVICE __host__ __device__ __forceinline__
+#define LGF_UNROLL _Pragma("unroll")
+
+namespace lgf {
+namespace cuda {
+
+LGF_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+LGF_DEVICE std::int64_t block_index() { return static_cast<std::int64_t>(blockIdx.x); }
+LGF_DEVICE void sync_block() { __syncthreads(); }
+
+template <class T>
+LGF_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// ---- half precision ---------------------------------------------------------------------------
+
+LGF_DEVICE float widen(BFloat16 v) { return __uint_as_float(static_cast<unsigned>(v.bits) << 16); }
+LGF_DEVICE float widen(Float16 v) { return __half2float(__ushort_as_half(v.bits)); }
+
+template <class Half>
+LGF_DEVICE Half narrow(float v);
+template <>
+LGF_DEVICE BFloat16 narrow<BFloat16>(float v) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(v))};
+}
+template <>
+LGF_DEVICE Float16 narrow<Float16>(float v) {
+  return {__half_as_ushort(__float2half_rn(v))};
+}
+
+// ---- asynchronous copies of 16 bytes to shared memory -------------------------------------------
+
+LGF_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+// Zeros instead, and nothing is read, if not `wanted`.
+LGF_DEVICE void copy_async(void* shared, const void* global, bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(wanted ? 16 : 0)
+               : "memory");
+}
+LGF_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for this thread's copies, but for those of the last `kPending` groups.
+template <int kPending>
+LGF_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// ---- matrices -----------------------------------------------------------------------------------
+
+// Four 8x8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
+LGF_DEVICE void load_matrices(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+LGF_DEVICE void load_matrices_transposed(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d (16x8, float32) += a (16x16) b (16x8), by the lanes of a warp together.
+template <class Half>
+LGF_DEVICE void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
+template <>
+LGF_DEVICE void multiply<BFloat16>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+LGF_DEVICE void multiply<Float16>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- launching ----------------------------------------------------------------------------------
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+inline void use_device(int device) { check(cudaSetDevice(device)); }
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
+    entry(const __grid_constant__ typename Kernel::Params params) {
+  extern __shared__ __align__(128) char shared[];
+  Kernel::run(params, shared);
+}
+
+// A kernel is a class with kThreads, kBlocksPerSm (that registers must leave room for), Params, and run(params, shared).
+template <class Kernel>
+void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t stream, const typename Kernel::Params& params) {
+  if (blocks > 0x7fffffff) throw std::runtime_error("too many tiles for one launch");
+  if (shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)));
+  entry<Kernel><<<static_cast<unsigned>(blocks), Kernel::kThreads, static_cast<std::size_t>(shared_bytes),
+                  reinterpret_cast<cudaStream_t>(stream)>>>(params);
+  check(cudaGetLastError());
+}
+
+}  // namespace cuda
+}  // namespace lgf
+
+#endif

@@ -1,0 +1,78 @@
+// The boundary between the bindings and the kernels: plain descriptions of the work, and where it runs.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace lgf {
+namespace cuda {
+
+using std::int64_t;
+
+constexpr int kMaxWindow = 15;
+constexpr int kMaxTeachers = 15;
+
+// What every feature tensor of one call shares: (batch, frames, rows, cols, ...).
+struct Grid {
+  int64_t batch;
+  int frames, rows, cols;
+};
+
+// A (B, T, H, W, C) tensor whose last dimension is contiguous; strides in elements.
+struct Tensor {
+  const void* data;
+  DType dtype;
+  int channels;
+  int64_t stride[4];
+};
+
+struct Stream {
+  int device;
+  std::uintptr_t handle;
+};
+
+// Tensors of a call and their weights. `workspace` holds the reciprocal norms of all features of the call, one after
+// the other, (B, T, H, W) each, in the accumulation type; it is null for similarity "dot".
+struct ForwardCall {
+  Grid grid;
+  int window;
+  bool backward;
+  Tensor student;
+  const Tensor* teachers;
+  const double* weights;
+  int teacher_count;
+  bool teachers_are_logits;
+  bool exclude_boundary, squared_error;
+  double temperature;
+  void* workspace;
+  void* logits;  // all that is wanted, unless null
+  void* values;
+  void* gradient;  // by the student's logits, or null
+  DType gradient_type;
+  Stream stream;
+};
+
+struct LogitGradientCall {
+  const void* g;  // null: direction absent
+  DType type;
+  const void* scale;
+  bool scale_is_one_number;
+};
+
+struct BackwardCall {
+  Grid grid;
+  int window;
+  Tensor features;
+  LogitGradientCall forward, backward;
+  void* workspace;
+  void* gradient;
+  Stream stream;
+};
+
+// They return when the work is on the stream. `tuned`: false keeps them from the kernels that are tuned for the call.
+void forward(const ForwardCall& call, bool tuned);
+void backward(const BackwardCall& call, bool tuned);
+
+}  // namespace cuda
+}  // namespace lgf

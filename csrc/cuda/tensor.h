@@ -1,0 +1,66 @@
+// Reading and writing tensors of any storage type and stride, and the tiles their frames are cut into.
+#pragma once
+
+#include "device.h"
+#include "lgf.h"
+
+namespace lgf {
+namespace cuda {
+
+LGF_DEVICE int64_t offset(const Tensor& f, int64_t b, int64_t t, int y, int x) {
+  return b * f.stride[0] + t * f.stride[1] + y * f.stride[2] + x * f.stride[3];
+}
+
+// The number of a token among those of all frames (or pairs of frames), in the order of memory.
+LGF_DEVICE int64_t token_number(const Grid& grid, int64_t frame, int y, int x) {
+  return (frame * grid.rows + y) * grid.cols + x;
+}
+
+LGF_DEVICE bool in_frame(const Grid& grid, int y, int x) { return y >= 0 && y < grid.rows && x >= 0 && x < grid.cols; }
+
+// An element in the accumulation type. The switch is the same for all threads of a block.
+template <class T>
+LGF_DEVICE T load(const void* data, DType dtype, int64_t at) {
+  switch (dtype) {
+    case DType::float32: return static_cast<T>(static_cast<const float*>(data)[at]);
+    case DType::bfloat16: return static_cast<T>(widen(static_cast<const BFloat16*>(data)[at]));
+    case DType::float16: return static_cast<T>(widen(static_cast<const Float16*>(data)[at]));
+    default: return static_cast<T>(static_cast<const double*>(data)[at]);
+  }
+}
+
+template <class T>
+LGF_DEVICE void store(void* data, DType dtype, int64_t at, T value) {
+  switch (dtype) {
+    case DType::float32: static_cast<float*>(data)[at] = static_cast<float>(value); break;
+    case DType::bfloat16: static_cast<BFloat16*>(data)[at] = narrow<BFloat16>(static_cast<float>(value)); break;
+    case DType::float16: static_cast<Float16*>(data)[at] = narrow<Float16>(static_cast<float>(value)); break;
+    default: static_cast<double*>(data)[at] = static_cast<double>(value);
+  }
+}
+
+// The tile a block works on. Blocks are numbered tile by tile, then frame by frame (or pair by pair).
+struct Tile {
+  int64_t frame;  // of all frames or pairs of all videos
+  int64_t b;
+  int t, y0, x0;
+
+  LGF_DEVICE Tile(const Grid& grid, int frames, int height, int width) {
+    const int across = (grid.cols + width - 1) / width, down = (grid.rows + height - 1) / height;
+    const int64_t tile = block_index() % (static_cast<int64_t>(across) * down);
+    frame = block_index() / (static_cast<int64_t>(across) * down);
+    b = frame / frames;
+    t = static_cast<int>(frame % frames);
+    y0 = static_cast<int>(tile / across) * height;
+    x0 = static_cast<int>(tile % across) * width;
+  }
+};
+
+// Blocks of a launch, for as many frames (or pairs) of each video.
+inline int64_t tiles(const Grid& grid, int frames, int height, int width) {
+  const int64_t across = (grid.cols + width - 1) / width, down = (grid.rows + height - 1) / height;
+  return grid.batch * frames * across * down;
+}
+
+}  // namespace cuda
+}  // namespace lgf

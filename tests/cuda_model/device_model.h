@@ -1,0 +1,115 @@
+// A functional model of what csrc/cuda/device.h asks of a GPU, in plain C++: the kernels run on it unchanged, on a CPU.
+//
+// The threads of a block are fibres that take turns. A warp runs on until all its lanes wait at a barrier, and only then
+// the next one, so that a missing barrier shows as one warp reading what another has not written, or has overwritten. The
+// order of warps and lanes can be reversed. Shuffles, matrix loads and products meet per warp. An asynchronous copy
+// spoils its destination at once and lands only when it is waited for. Shared memory starts as NaN of every type.
+//
+// The model knows nothing of time, of caches, of banks but for matrix loads, and of races within a warp.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <type_traits>
+
+#include "common/dtype.h"
+
+#define LGF_DEVICE inline
+#define LGF_HOST_DEVICE inline
+#define LGF_UNROLL
+
+namespace lgf {
+namespace cuda {
+namespace model {
+
+// Runs the blocks of a launch one after the other.
+void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
+                const std::function<void(char* shared)>& kernel);
+
+// What the fibre that is running asks for. They return when it has been done.
+int thread();
+std::int64_t block();
+void barrier();
+std::uint64_t exchange(std::uint64_t value, int mask);
+void copy(void* shared, const void* global, bool wanted);
+void commit();
+void wait(int pending);
+void load(unsigned (&r)[4], const void* row, bool transposed);
+void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat);
+
+}  // namespace model
+
+using std::exp;
+using std::fabs;
+using std::fmax;
+using std::ilogb;
+using std::ldexp;
+using std::log;
+using std::sqrt;
+
+inline int thread_index() { return model::thread(); }
+inline std::int64_t block_index() { return model::block(); }
+inline void sync_block() { model::barrier(); }
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = model::exchange(bits, mask);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+inline float widen(BFloat16 v) {
+  const std::uint32_t bits = std::uint32_t(v.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+inline float widen(Float16 v) {
+  _Float16 half;
+  std::memcpy(&half, &v.bits, 2);
+  return static_cast<float>(half);
+}
+
+template <class Half>
+Half narrow(float v);
+template <>
+inline BFloat16 narrow<BFloat16>(float v) {
+  if (v != v) return {0x7fff};
+  std::uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+inline Float16 narrow<Float16>(float v) {
+  const _Float16 half = static_cast<_Float16>(v);
+  Float16 result;
+  std::memcpy(&result.bits, &half, 2);
+  return result;
+}
+
+inline void copy_async(void* shared, const void* global, bool wanted) { model::copy(shared, global, wanted); }
+inline void copy_commit() { model::commit(); }
+template <int kPending>
+void copy_wait() {
+  model::wait(kPending);
+}
+
+inline void load_matrices(unsigned (&r)[4], const void* row) { model::load(r, row, false); }
+inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { model::load(r, row, true); }
+
+template <class Half>
+void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  model::product(d, a, b0, b1, std::is_same<Half, BFloat16>::value);
+}
+
+inline void use_device(int) {}
+
+template <class Kernel>
+void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t, const typename Kernel::Params& params) {
+  model::run_blocks(blocks, Kernel::kThreads, shared_bytes, [&](char* shared) { Kernel::run(params, shared); });
+}
+
+}  // namespace cuda
+}  // namespace lgf

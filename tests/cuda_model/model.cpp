@@ -1,0 +1,332 @@
+// The model's scheduler, and what warps do together.
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "device_model.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace lgf {
+namespace cuda {
+namespace model {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr std::size_t kStackBytes = 128 * 1024;
+constexpr std::size_t kGuardBytes = 4096;  // after shared memory, to notice who writes past its end
+
+enum class Wait { nothing, barrier, exchange, load, product, end };
+
+struct Copy {
+  void* shared;
+  const void* global;
+  bool wanted;
+  int group;
+};
+
+// A thread of the block: what it waits for, and with what in its hands.
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  Wait waits = Wait::end;
+  int group = 0;  // of copies, the one that is open
+  std::vector<Copy> copies;
+  std::uint64_t value;
+  int mask;
+  const void* row;
+  bool flag;  // transposed, or bfloat16
+  unsigned a[4], b[2];
+  float d[4];
+};
+
+ucontext_t scheduler;
+std::vector<std::unique_ptr<Fibre>> fibres;
+int threads = 0, current = -1;
+std::int64_t block_number = 0;
+char* shared_memory = nullptr;
+std::int64_t shared_size = 0;
+const std::function<void(char*)>* kernel = nullptr;
+std::exception_ptr failure;
+bool reversed = false;
+std::int64_t bank_conflicts = 0;
+
+#ifdef __SANITIZE_ADDRESS__
+// The sanitizer must be told of every change of stacks.
+const void* scheduler_stack = nullptr;
+std::size_t scheduler_stack_size = 0;
+void leave(void** fake, const void* stack, std::size_t size) { __sanitizer_start_switch_fiber(fake, stack, size); }
+void arrive(void* fake, const void** stack, std::size_t* size) { __sanitizer_finish_switch_fiber(fake, stack, size); }
+#else
+const void* scheduler_stack = nullptr;
+std::size_t scheduler_stack_size = 0;
+void leave(void**, const void*, std::size_t) {}
+void arrive(void*, const void**, std::size_t*) {}
+#endif
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::runtime_error("thread " + std::to_string(current) + " of block " + std::to_string(block_number) + ": " + what);
+}
+
+Fibre& self() { return *fibres[current]; }
+
+void resume(int thread) {
+  current = thread;
+  Fibre& fibre = self();
+  void* fake = nullptr;
+  leave(&fake, fibre.stack.get(), kStackBytes);
+  swapcontext(&scheduler, &fibre.context);
+  arrive(fake, nullptr, nullptr);
+  current = -1;
+}
+
+void pause(Wait what) {
+  self().waits = what;
+  Fibre& fibre = self();
+  void* fake = nullptr;
+  leave(what == Wait::end ? nullptr : &fake, scheduler_stack, scheduler_stack_size);
+  swapcontext(&fibre.context, &scheduler);
+  arrive(fake, &scheduler_stack, &scheduler_stack_size);
+}
+
+void run_fibre() {
+  arrive(nullptr, &scheduler_stack, &scheduler_stack_size);
+  try {
+    (*kernel)(shared_memory);
+    for (const Copy& copy : self().copies)
+      if (copy.wanted) fail("ends with copies that were never waited for");
+  } catch (...) {
+    if (!failure) failure = std::current_exception();
+  }
+  pause(Wait::end);
+}
+
+void start(int thread) {
+  Fibre& fibre = *fibres[thread];
+  fibre.waits = Wait::nothing;
+  fibre.group = 0;
+  fibre.copies.clear();
+  getcontext(&fibre.context);
+  fibre.context.uc_stack.ss_sp = fibre.stack.get();
+  fibre.context.uc_stack.ss_size = kStackBytes;
+  fibre.context.uc_link = nullptr;
+  makecontext(&fibre.context, run_fibre, 0);
+}
+
+// ---- what a warp does together -------------------------------------------------------------------
+
+void exchange_all(Fibre** lanes) {
+  std::uint64_t values[kWarp];
+  for (int i = 0; i < kWarp; ++i) values[i] = lanes[i]->value;
+  for (int i = 0; i < kWarp; ++i) lanes[i]->value = values[i ^ lanes[i]->mask];
+}
+
+void load_all(Fibre** lanes) {
+  std::uint16_t matrices[4][8][8];
+  for (int i = 0; i < kWarp; ++i) {
+    const auto address = reinterpret_cast<std::uintptr_t>(lanes[i]->row);
+    if (address % 16) throw std::runtime_error("a matrix row is not aligned to 16 bytes");
+    if (shared_memory && (lanes[i]->row < shared_memory || lanes[i]->row > shared_memory + shared_size - 16))
+      throw std::runtime_error("a matrix row lies outside shared memory");
+    std::memcpy(matrices[i / 8][i % 8], lanes[i]->row, 16);
+    for (int k = i / 8 * 8; k < i; ++k)
+      bank_conflicts += reinterpret_cast<std::uintptr_t>(lanes[k]->row) / 16 % 8 == address / 16 % 8;
+  }
+  for (int i = 0; i < kWarp; ++i)
+    for (int m = 0; m < 4; ++m) {
+      const int row = i / 4, column = i % 4 * 2;
+      const bool transposed = lanes[i]->flag;
+      const unsigned low = transposed ? matrices[m][column][row] : matrices[m][row][column];
+      const unsigned high = transposed ? matrices[m][column + 1][row] : matrices[m][row][column + 1];
+      lanes[i]->a[m] = low | high << 16;
+    }
+}
+
+float number(unsigned pair, int which, bool bfloat) {
+  const auto bits = static_cast<std::uint16_t>(which ? pair >> 16 : pair);
+  return bfloat ? widen(BFloat16{bits}) : widen(Float16{bits});
+}
+
+void multiply_all(Fibre** lanes) {
+  float a[16][16], b[16][8];
+  for (int i = 0; i < kWarp; ++i)
+    for (int e = 0; e < 2; ++e) {
+      const int g = i / 4, c = i % 4 * 2 + e;
+      const bool bfloat = lanes[i]->flag;
+      for (int r = 0; r < 4; ++r) a[g + r % 2 * 8][c + r / 2 * 8] = number(lanes[i]->a[r], e, bfloat);
+      for (int r = 0; r < 2; ++r) b[c + r * 8][g] = number(lanes[i]->b[r], e, bfloat);
+    }
+  for (int i = 0; i < kWarp; ++i)
+    for (int e = 0; e < 4; ++e) {
+      const int row = i / 4 + e / 2 * 8, column = i % 4 * 2 + e % 2;
+      for (int k = 0; k < 16; ++k) lanes[i]->d[e] += a[row][k] * b[k][column];
+    }
+}
+
+// Does what all lanes of a warp wait for, if it is one thing that they do together.
+bool meet(int warp) {
+  Fibre* lanes[kWarp];
+  for (int i = 0; i < kWarp; ++i) lanes[i] = fibres[warp * kWarp + i].get();
+  const Wait what = lanes[0]->waits;
+  for (Fibre* lane : lanes)
+    if (lane->waits != what) return false;
+  switch (what) {
+    case Wait::exchange: exchange_all(lanes); break;
+    case Wait::load: load_all(lanes); break;
+    case Wait::product: multiply_all(lanes); break;
+    default: return false;
+  }
+  for (Fibre* lane : lanes) lane->waits = Wait::nothing;
+  return true;
+}
+
+// ---- scheduling ------------------------------------------------------------------------------------
+
+void run_warp(int warp) {
+  do {
+    for (int i = 0; i < kWarp; ++i) {
+      const int thread = warp * kWarp + (reversed ? kWarp - 1 - i : i);
+      if (fibres[thread]->waits == Wait::nothing) resume(thread);
+      if (failure) std::rethrow_exception(failure);
+    }
+  } while (meet(warp));
+}
+
+void run_block() {
+  failure = nullptr;
+  for (int i = 0; i < threads; ++i) start(i);
+  const int warps = threads / kWarp;
+  while (true) {
+    for (int i = 0; i < warps; ++i) run_warp(reversed ? warps - 1 - i : i);
+    const auto waiting = [](Wait what) {
+      return std::count_if(fibres.begin(), fibres.begin() + threads, [&](auto& f) { return f->waits == what; });
+    };
+    if (waiting(Wait::end) == threads) return;
+    if (waiting(Wait::barrier) != threads)
+      throw std::runtime_error("block " + std::to_string(block_number) + ": " + std::to_string(waiting(Wait::barrier)) +
+                               " of " + std::to_string(threads) + " threads wait at a barrier, " +
+                               std::to_string(waiting(Wait::end)) + " have ended, the others wait for their warp");
+    for (int i = 0; i < threads; ++i) fibres[i]->waits = Wait::nothing;
+  }
+}
+
+}  // namespace
+
+void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, const std::function<void(char*)>& body) {
+  threads = block_threads;
+  while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
+  kernel = &body;
+  shared_size = bytes;
+  std::vector<char> memory(bytes + kGuardBytes + 128);
+  shared_memory = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128);
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    block_number = reversed ? blocks - 1 - i : i;
+    std::memset(shared_memory, 0xff, bytes + kGuardBytes);
+    run_block();
+    const char* guard = shared_memory + bytes;
+    if (std::any_of(guard, guard + kGuardBytes, [](char c) { return c != char(0xff); }))
+      throw std::runtime_error("a thread wrote past the end of shared memory");
+  }
+}
+
+int thread() { return current; }
+std::int64_t block() { return block_number; }
+void barrier() { pause(Wait::barrier); }
+
+std::uint64_t exchange(std::uint64_t value, int mask) {
+  self().value = value;
+  self().mask = mask;
+  pause(Wait::exchange);
+  return self().value;
+}
+
+void copy(void* shared, const void* global, bool wanted) {
+  if (reinterpret_cast<std::uintptr_t>(shared) % 16 || (wanted && reinterpret_cast<std::uintptr_t>(global) % 16))
+    fail("an asynchronous copy is not aligned to 16 bytes");
+  if (shared < shared_memory || shared > shared_memory + shared_size - 16)
+    fail("an asynchronous copy leads outside shared memory");
+  std::memset(shared, 0xff, 16);
+  self().copies.push_back({shared, global, wanted, self().group});
+}
+
+void commit() { ++self().group; }
+
+void wait(int pending) {
+  std::vector<Copy>& copies = self().copies;
+  const auto landed = [&](const Copy& copy) { return copy.group < self().group - pending; };
+  for (const Copy& copy : copies) {
+    if (!landed(copy)) continue;
+    if (copy.wanted) std::memcpy(copy.shared, copy.global, 16);
+    else std::memset(copy.shared, 0, 16);
+  }
+  copies.erase(std::remove_if(copies.begin(), copies.end(), landed), copies.end());
+}
+
+void load(unsigned (&r)[4], const void* row, bool transposed) {
+  self().row = row;
+  self().flag = transposed;
+  pause(Wait::load);
+  std::memcpy(r, self().a, sizeof r);
+}
+
+void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat) {
+  Fibre& fibre = self();
+  std::memcpy(fibre.a, a, sizeof a);
+  std::memcpy(fibre.d, d, sizeof d);
+  fibre.b[0] = b0;
+  fibre.b[1] = b1;
+  fibre.flag = bfloat;
+  pause(Wait::product);
+  std::memcpy(d, fibre.d, sizeof d);
+}
+
+}  // namespace model
+}  // namespace cuda
+}  // namespace lgf
+
+// ---- for the tests, by ctypes ----------------------------------------------------------------------
+
+extern "C" {
+
+__attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf::cuda::model::reversed = reverse; }
+
+__attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
+  return lgf::cuda::model::bank_conflicts;
+}
+
+// One warp loads four matrices: lane i gives row i % 8 of matrix i / 8, 16 bytes at rows + 16 i.
+__attribute__((visibility("default"))) void lgf_model_load(const char* rows, int transposed, unsigned* registers) {
+  using namespace lgf::cuda::model;
+  run_blocks(1, 32, 32 * 16, [&](char* shared) {
+    const int lane = thread();
+    std::memcpy(shared + lane * 16, rows + lane * 16, 16);
+    unsigned r[4];
+    load(r, shared + lane * 16, transposed);
+    std::memcpy(registers + lane * 4, r, sizeof r);
+  });
+}
+
+// One warp multiplies: the registers of the lanes one after the other.
+__attribute__((visibility("default"))) void lgf_model_multiply(const unsigned* a, const unsigned* b, float* d, int bfloat) {
+  using namespace lgf::cuda::model;
+  run_blocks(1, 32, 0, [&](char*) {
+    const int lane = thread();
+    unsigned mine[4];
+    float sums[4];
+    std::memcpy(mine, a + lane * 4, sizeof mine);
+    std::memcpy(sums, d + lane * 4, sizeof sums);
+    product(sums, mine, b[lane * 2], b[lane * 2 + 1], bfloat);
+    std::memcpy(d + lane * 4, sums, sizeof sums);
+  });
+}
+}
