@@ -40,7 +40,7 @@ class BackendInfo(NamedTuple):
 
 
 def _native(request: Request) -> str | None:
-    return native.why_not(request.operator, torch.device(request.device).type)
+    return native.why_not(request.operator, request.device)
 
 
 def _triton(request: Request) -> str | None:
@@ -116,15 +116,17 @@ def backends() -> list[BackendInfo]:
 
 def _availability(name: str) -> tuple[bool, str]:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    runs, refusals = [], []
+    runs, refusals, notes = [], [], []
     for device in devices:
         for operator in OPERATORS:
-            why_not = PREDICATES[name](Request(operator, device))
+            request = Request(operator, device)
+            why_not = PREDICATES[name](request)
             (refusals if why_not else runs).append(why_not or f"{operator} on {device}")
+            if not why_not and (note := why_not_by_itself(name, request)):
+                notes.append(note)
     if not runs:
         return False, "; ".join(dict.fromkeys(refusals))
-    note = "never chosen by itself" if name in NEVER_BY_ITSELF else ""
-    return True, "; ".join(filter(None, [", ".join(runs), note]))
+    return True, "; ".join([", ".join(runs), *dict.fromkeys(notes)])
 
 
 def resolve(operator: str, tensor: Tensor, backend: str | None, function: str) -> str:
@@ -154,8 +156,19 @@ def _resolve(operator: str, device: str, backend: str | None, function: str) -> 
 
 
 def by_itself(name: str, request: Request) -> bool:
-    """Whether the library may choose this backend without being told to: not the oracle, nor interpreted Triton kernels."""
-    return name not in NEVER_BY_ITSELF and (name != "triton" or torch.device(request.device).type == "cuda")
+    """Whether the library may choose this backend without being told to."""
+    return why_not_by_itself(name, request) is None
+
+
+def why_not_by_itself(name: str, request: Request) -> str | None:
+    """Why a backend is left out of the library's own choice: the oracle, interpreted or unmeasured kernels."""
+    if name in NEVER_BY_ITSELF:
+        return "never chosen by itself"
+    if name == "triton" and torch.device(request.device).type != "cuda":
+        return "never chosen by itself where it is interpreted"
+    if name == "native" and (why_not := native.why_not_by_itself(request.device)):
+        return f"not chosen by itself for {torch.device(request.device).type} tensors: {why_not}"
+    return None
 
 
 def able(request: Request) -> list[str]:

@@ -5,14 +5,22 @@ from torch import Tensor
 
 from ..numerics import (
     accumulate_dtype,
-    empty_residual,
     last_dimension_contiguous,
     lgf_pairs_shape,
     reduce_tokens,
     token_scale,
 )
 from ..options import LgfOptions
-from . import described, module
+from . import (
+    described,
+    dtype_name,
+    execution,
+    module,
+    norms_workspace,
+    residual_dtype,
+    scale_as_taken,
+    takes_streams,
+)
 from .local_gram_flow import features_gradient
 
 
@@ -31,29 +39,40 @@ def forward(
     residual = empty_residual(student, options, needs_grad)
     shape = (len(options.directions), *lgf_pairs_shape(student))
     values = student.new_empty(shape, dtype=accumulate_dtype(student))
-    for index, direction in enumerate(options.directions):
-        module(student).lgf_kl_forward(
-            described(student),
-            [described(teacher) for teacher in teachers],
-            teacher_weights,
-            tuple(student.shape[:4]),
-            values[index].data_ptr(),
-            residual[index].data_ptr() if needs_grad else None,
-            window=options.window,
-            temperature=options.temperature,
-            similarity=options.similarity,
-            boundary=options.boundary,
-            divergence=options.divergence,
-            backward=direction == "backward",
-            from_logits=from_logits,
-            num_threads=torch.get_num_threads(),
-        )
+    workspace = norms_workspace([student] if from_logits else [*teachers, student], options)
+    typed = {"g_dtype": dtype_name(residual)} if takes_streams(student) else {}
+    with torch.cuda.device_of(student):
+        for index, direction in enumerate(options.directions):
+            module(student).lgf_kl_forward(
+                described(student),
+                [described(teacher) for teacher in teachers],
+                teacher_weights,
+                tuple(student.shape[:4]),
+                values[index].data_ptr(),
+                residual[index].data_ptr() if needs_grad else None,
+                window=options.window,
+                temperature=options.temperature,
+                similarity=options.similarity,
+                boundary=options.boundary,
+                divergence=options.divergence,
+                backward=direction == "backward",
+                from_logits=from_logits,
+                **typed,
+                **execution(student, workspace),
+            )
     return reduce_tokens(values.mean(0), token_weight, options.reduction), residual
 
 
 def backward(
     grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
 ) -> Tensor:
-    scale = token_scale(grad_loss, token_weight, options.reduction, lgf_pairs_shape(student))
-    scale = (scale / len(options.directions)).contiguous()
-    return features_gradient(student, dict(zip(options.directions, residual, strict=True)), scale, options)
+    share = grad_loss / len(options.directions)
+    scale = token_scale(share, token_weight, options.reduction, lgf_pairs_shape(student))
+    gradients = dict(zip(options.directions, residual, strict=True))
+    return features_gradient(student, gradients, scale_as_taken(student, scale), options)
+
+
+def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
+    """Room for d KL_i / d zS, (directions, B, T-1, H, W, K*K): what a forward keeps for its backward. Empty if it need not."""
+    shape = (len(options.directions), *lgf_pairs_shape(student), options.window**2) if needs_grad else (0,)
+    return student.new_empty(shape, dtype=residual_dtype(student))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..numerics import accumulate_dtype, last_dimension_contiguous, lgf_pairs_shape, window_mask
 from ..options import LgfOptions
-from . import described, module
+from . import described, described_gradient, execution, module, norms_workspace
 
 
 def forward(features: Tensor, options: LgfOptions) -> Tensor:
@@ -13,15 +13,17 @@ def forward(features: Tensor, options: LgfOptions) -> Tensor:
     features = last_dimension_contiguous(features)
     shape = (*lgf_pairs_shape(features), options.window**2)
     logits = features.new_empty(shape, dtype=accumulate_dtype(features))
-    module(features).local_gram_flow(
-        described(features),
-        tuple(features.shape[:4]),
-        logits.data_ptr(),
-        window=options.window,
-        similarity=options.similarity,
-        backward=options.direction == "backward",
-        num_threads=torch.get_num_threads(),
-    )
+    workspace = norms_workspace([features], options)
+    with torch.cuda.device_of(features):
+        module(features).local_gram_flow(
+            described(features),
+            tuple(features.shape[:4]),
+            logits.data_ptr(),
+            window=options.window,
+            similarity=options.similarity,
+            backward=options.direction == "backward",
+            **execution(features, workspace),
+        )
     return logits
 
 
@@ -37,20 +39,22 @@ def features_gradient(
 ) -> Tensor:
     """Gradient of `sum scale[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
-    `grad_logits[direction]` (B, T-1, H, W, K*K) and `scale` (B, T-1, H, W) are contiguous, in the accumulation type.
+    `grad_logits[direction]` (B, T-1, H, W, K*K) is contiguous, in the accumulation type or that of a residual; `scale`
+    (B, T-1, H, W) is as `scale_as_taken` returns it, in the accumulation type.
     """
     features = last_dimension_contiguous(features)
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
-    scale_address = None if scale is None else scale.data_ptr()
-    addresses = {direction: (g.data_ptr(), scale_address) for direction, g in grad_logits.items()}
-    module(features).gram_backward(
-        described(features),
-        tuple(features.shape[:4]),
-        addresses.get("forward"),
-        addresses.get("backward"),
-        gradient.data_ptr(),
-        window=options.window,
-        similarity=options.similarity,
-        num_threads=torch.get_num_threads(),
-    )
+    directions = {direction: described_gradient(features, g, scale) for direction, g in grad_logits.items()}
+    workspace = norms_workspace([features], options)
+    with torch.cuda.device_of(features):
+        module(features).gram_backward(
+            described(features),
+            tuple(features.shape[:4]),
+            directions.get("forward"),
+            directions.get("backward"),
+            gradient.data_ptr(),
+            window=options.window,
+            similarity=options.similarity,
+            **execution(features, workspace),
+        )
     return gradient
