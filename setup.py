@@ -1,14 +1,17 @@
 """Builds the native modules with CMake; everything else about the package is in pyproject.toml.
 
-The package is complete without them, so a failed build does not fail the installation. Environment variables:
+The package is complete without them, so a failed build of one fails neither the installation nor the other. Environment
+variables:
 
-    LGF_NATIVE=auto|on|off   on: a failed build is an error; off: do not try
-    CXX, CMAKE_ARGS          as usual
+    LGF_NATIVE=auto|on|off   the CPU module. on: a failed build is an error; off: do not try
+    LGF_CUDA=auto|on|off     the CUDA module. auto: try where nvcc is found, and unless LGF_NATIVE=off
+    CXX, CUDACXX, CMAKE_ARGS as usual
 """
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +30,15 @@ def switch(name):
 
 
 class CMakeExtension(Extension):
-    """A module that CMake builds; `name` is both the Python module and, after the last dot, the CMake target."""
+    """A module that CMake builds; `name` is both the Python module and, after the last dot, the CMake target.
 
-    def __init__(self, name):
-        super().__init__(name, sources=[], optional=switch("LGF_NATIVE") == "auto")
+    `switched_by`: the environment variable that asks for it.
+    """
+
+    def __init__(self, name, switched_by, cmake_options=()):
+        super().__init__(name, sources=[], optional=switch(switched_by) == "auto")
+        self.switched_by = switched_by
+        self.cmake_options = cmake_options
 
 
 class CMakeBuild(build_ext):
@@ -41,7 +49,7 @@ class CMakeBuild(build_ext):
             message = f"lgf_kernels: native module {extension.name} not built: {reason(error)}"
             if not extension.optional:
                 raise SystemExit(message) from error
-            print(f"{message}; the package works without it (LGF_NATIVE=on: an error)", file=sys.stderr, flush=True)
+            print(f"{message}; the package works without it ({extension.switched_by}=on: an error)", file=sys.stderr, flush=True)
 
     def build_with_cmake(self, extension):
         import pybind11
@@ -56,6 +64,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DLGF_VERSION={self.distribution.get_version()}",
             f"-DLGF_OUTPUT_DIR={output}",
+            *extension.cmake_options,
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         run(configure)
@@ -81,5 +90,19 @@ def reason(error):
     return " ".join(found[1].split())[:200] if found else f"{error.cmd[0]} exited with {error.returncode}"
 
 
-modules = [] if switch("LGF_NATIVE") == "off" else [CMakeExtension("lgf_kernels._cpu")]
-setup(ext_modules=modules, cmdclass={"build_ext": CMakeBuild})
+def nvcc():
+    """The CUDA compiler, or None."""
+    usual = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+
+
+def modules():
+    if switch("LGF_NATIVE") != "off":
+        yield CMakeExtension("lgf_kernels._cpu", "LGF_NATIVE")
+    wanted = switch("LGF_CUDA")
+    if wanted == "on" or (wanted == "auto" and nvcc() and switch("LGF_NATIVE") != "off"):
+        compiler = [f"-DCMAKE_CUDA_COMPILER={nvcc()}"] if nvcc() else []
+        yield CMakeExtension("lgf_kernels._cuda", "LGF_CUDA", ["-DLGF_CUDA=ON", *compiler])
+
+
+setup(ext_modules=list(modules()), cmdclass={"build_ext": CMakeBuild})

@@ -31,7 +31,7 @@ int narrow(const char* what, std::int64_t value) {
 cuda::Grid parse_grid(const Shape& shape) {
   check_shape(shape);
   const auto [batch, frames, rows, cols] = shape;
-  return {batch, narrow("frames", frames), narrow("rows", rows), narrow("cols", cols)};
+  return {narrow("batch", batch), narrow("frames", frames), narrow("rows", rows), narrow("cols", cols)};
 }
 
 cuda::Tensor parse_tensor(const TensorTuple& tuple) {

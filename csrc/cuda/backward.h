@@ -47,7 +47,7 @@ struct Side {
   LGF_DEVICE Side(const BackwardParams& p, const Tile& tile, int side)
       : t(tile.t + 1 - 2 * side),
         exists(t >= 0 && t < p.grid.frames),
-        pair(tile.b * (p.grid.frames - 1) + tile.t - side),
+        pair(pair_number(p.grid, tile.b, tile.t - side)),
         as_query(side == 0 ? p.forward : p.backward),
         as_key(side == 0 ? p.backward : p.forward) {}
 };

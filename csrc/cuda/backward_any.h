@@ -32,7 +32,7 @@ struct AnyBackward {
     const int token = thread_index() / kSharers, sharer = thread_index() % kSharers;
     const int y = tile.y0 + token / At::kCols, x = tile.x0 + token % At::kCols;
     const bool busy = token < At::kTokens, writes = busy && in_frame(p.grid, y, x);
-    const T r = writes ? reciprocal_norm<T>(p.norms, p.grid, tile.frame, y, x) : T(0);
+    const T r = writes ? reciprocal_norm<T>(p.norms, p.grid, tile.b, tile.t, y, x) : T(0);
     T along = 0;
     for (int pass = p.norms ? 0 : 1; pass < 2; ++pass) {
       for (int c0 = 0; c0 < p.features.channels; c0 += At::kChunk) {
@@ -45,7 +45,7 @@ struct AnyBackward {
           if (p.norms)
             unit = r * load<T>(p.features.data, p.features.dtype, offset(p.features, tile.b, tile.t, y, x) + c);
           if (pass == 0) along += sum[i] * unit;
-          else write(p, token_number(p.grid, tile.frame, y, x) * p.features.channels + c, sum[i], along, unit, r);
+          else write(p, token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c, sum[i], along, unit, r);
         }
       }
       if (pass == 0) {
@@ -71,7 +71,7 @@ struct AnyBackward {
         if (side.as_key.g)
           g += coefficient<T>(side.as_key, token_number(p.grid, side.pair, other_y, other_x), positions,
                               positions - 1 - slot);
-        g *= reciprocal_norm<T>(p.norms, p.grid, tile.b * p.grid.frames + side.t, other_y, other_x);
+        g *= reciprocal_norm<T>(p.norms, p.grid, tile.b, side.t, other_y, other_x);
       }
       coefficients[which * At::kTokens * positions + i] = g;
     }

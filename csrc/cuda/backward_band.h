@@ -19,7 +19,9 @@ namespace cuda {
 template <class Half>
 struct BandBackward {
   using Params = BackwardParams;
-  static constexpr int kThreads = band::kThreads, kBlocksPerSm = 2;
+  static constexpr bool kScaled = std::is_same<Half, Float16>::value;
+  // With 128 registers, room for two blocks, what comes with the scales would have to be spilled.
+  static constexpr int kThreads = band::kThreads, kBlocksPerSm = kScaled ? 1 : 2;
 
   // Numbers of a token's window in shared memory: lanes that look from 8 tokens at one, or from one at 8, meet other banks.
   static constexpr int kPitch = 53;
@@ -28,13 +30,11 @@ struct BandBackward {
   static constexpr int kSharedBytes = kWindowBytes + band::kHalo * 4;
   static_assert(band::kStages * kStageBytes <= kWindowBytes, "the features lie where the windows were");
 
-  // The first operand of the band's products with one side: 16 tokens x 16 of row j, and the scales taken out of it.
+  // The first operand of the band's products with one side: 16 tokens x 16 of row j, in units of powers of two.
   struct Coefficients {
     unsigned a[8][4];
-    float scale[2];  // of this lane's token in each of the warp's two rows; a power of two
+    int exponent[2];  // of this lane's token in each of the warp's two rows
   };
-
-  static constexpr bool kScaled = std::is_same<Half, Float16>::value;
 
   // A thread's part of the sums: 4 groups of 8 channels; [n][e] is row e / 2, channel n * 8 + lane % 4 * 2 + e % 2.
   using Sums = float[band::kChunk / 8][4];
@@ -44,6 +44,13 @@ struct BandBackward {
     Coefficients coefficients[2];
     gather(p, tile, 0, shared, coefficients[0]);
     gather(p, tile, 1, shared, coefficients[1]);
+
+    float factors[2][2];  // from the units of side 0 to those of side 1, and from those to none
+    LGF_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      factors[0][row] = power_of_two(coefficients[0].exponent[row] - coefficients[1].exponent[row]);
+      factors[1][row] = power_of_two(coefficients[1].exponent[row]);
+    }
 
     const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
     const int first_pass = p.norms ? 0 : 1, steps = (2 - first_pass) * chunks * 2;
@@ -63,7 +70,7 @@ struct BandBackward {
         sync_block();  // the chunk is there
         multiply_chunk(coefficients[side].a, shared + side * kStageBytes, sums);
         sync_block();  // the chunk has been read by all
-        rescale(sums, coefficients[side].scale, side == 0 ? coefficients[1].scale : nullptr);
+        if (kScaled) rescale(sums, factors[side]);
       }
       if (pass == 0) owners.project(p, c0, sums);
       else owners.write(p, c0, sums);
@@ -73,8 +80,7 @@ struct BandBackward {
 
  private:
   static LGF_DEVICE void copy(const Params& p, const Tile& tile, int which, int c0, char* stage) {
-    band::copy_halo(band::Frame<Half>(p.features, p.grid, tile.b, tile.t + 1 - 2 * which), tile, c0, stage);
-    copy_commit();
+    band::copy_chunk<Half, false>(p.features, p.grid, tile, tile.t + 1 - 2 * which, tile.t, c0, stage);
   }
 
   // ---- coefficients ---------------------------------------------------------------------------
@@ -111,6 +117,7 @@ struct BandBackward {
   // The windows of a box of tokens, scaled, into shared memory; 0 outside the frame.
   static LGF_DEVICE void load_windows(const Params& p, const LogitGradient& gradient, int64_t pair, int y0, int x0,
                                       int rows, int cols, float* windows) {
+    LGF_NO_UNROLL
     for (int i = thread_index(); i < rows * cols * band::kPositions; i += kThreads) {
       const int token = i / band::kPositions, slot = i % band::kPositions;
       const int y = y0 + token / cols, x = x0 + token % cols;
@@ -122,14 +129,16 @@ struct BandBackward {
   }
 
   static LGF_DEVICE void load_norms(const Params& p, const Tile& tile, const Side& side, float* norms) {
+    LGF_NO_UNROLL
     for (int i = thread_index(); i < band::kHalo; i += kThreads)
-      norms[i] = reciprocal_norm<float>(p.norms, p.grid, tile.b * p.grid.frames + side.t,
+      norms[i] = reciprocal_norm<float>(p.norms, p.grid, tile.b, side.t,
                                         tile.y0 - band::kRadius + i / band::kHaloCols,
                                         tile.x0 - band::kHaloLeft + i % band::kHaloCols);
   }
 
-  // The numbers of a token, four lanes', times a power of two that brings the largest near 1, as operands.
+  // The numbers of a token, four lanes', as operands in units of the largest one's power of two.
   static LGF_DEVICE void pack(const band::Band& g, Coefficients& out) {
+    float per_unit[2];
     LGF_UNROLL
     for (int row = 0; row < 2; ++row) {
       float largest = 0;
@@ -137,13 +146,14 @@ struct BandBackward {
       for (int i = 0; i < 8 * 2 * 2; ++i) largest = fmax(largest, fabs(g[i / 4][i / 2 % 2][row * 2 + i % 2]));
       largest = fmax(largest, shuffle_xor(largest, 1));
       largest = fmax(largest, shuffle_xor(largest, 2));
-      out.scale[row] = scale_for(largest);
+      out.exponent[row] = exponent_of(largest);
+      per_unit[row] = power_of_two(-out.exponent[row]);
     }
     LGF_UNROLL
     for (int i = 0; i < 8 * 4; ++i) {
       const int j = i / 4, h = i % 4 / 2, row = i % 2;
       const float* pair = &g[j][h][row * 2];
-      out.a[j][i % 4] = pack_pair(pair[0] * out.scale[row], pair[1] * out.scale[row]);
+      out.a[j][i % 4] = pack_pair(pair[0] * per_unit[row], pair[1] * per_unit[row]);
     }
   }
 
@@ -151,21 +161,25 @@ struct BandBackward {
     return narrow<Half>(low).bits | static_cast<unsigned>(narrow<Half>(high).bits) << 16;
   }
 
-  // The power of two that brings a number to [1, 2), within bounds that leave float32 room for sums and their ratio.
-  static LGF_DEVICE float scale_for(float largest) {
-    if (!kScaled || !(largest > 0.0f && largest < INFINITY)) return 1.0f;
-    const int exponent = ilogb(largest);
-    return ldexp(1.0f, exponent > 40 ? -40 : exponent < -60 ? 60 : -exponent);
+  // The exponent of a positive number, within bounds that leave float32 room for sums in units of both sides.
+  static LGF_DEVICE int exponent_of(float largest) {
+    unsigned bits;
+    memcpy(&bits, &largest, sizeof bits);
+    const int exponent = static_cast<int>(bits >> 23) - 127;
+    if (!kScaled || exponent == 128 || largest == 0.0f) return 0;
+    return exponent > 40 ? 40 : exponent < -60 ? -60 : exponent;
   }
 
-  // From sums of one scale to those of another, or of none.
-  static LGF_DEVICE void rescale(Sums& sums, const float* from, const float* to) {
+  static LGF_DEVICE float power_of_two(int exponent) {
+    const unsigned bits = static_cast<unsigned>(exponent + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+  }
+
+  static LGF_DEVICE void rescale(Sums& sums, const float (&factors)[2]) {
     LGF_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      const float factor = kScaled ? (to ? to[row] : 1.0f) / from[row] : 1.0f;
-      LGF_UNROLL
-      for (int i = 0; i < band::kPieces * 2; ++i) sums[i / 2][row * 2 + i % 2] *= factor;
-    }
+    for (int i = 0; i < band::kPieces * 4; ++i) sums[i / 4][i % 4] *= factors[i % 4 / 2];
   }
 
   // ---- products -------------------------------------------------------------------------------
@@ -173,13 +187,14 @@ struct BandBackward {
   // sums += the products of the warp's coefficients and its band of features, over one chunk.
   static LGF_DEVICE void multiply_chunk(const unsigned (&a)[8][4], const char* stage, Sums& sums) {
     const int lane = band::lane();
+    const char* others = stage + (band::warp_y() * band::kHaloCols + band::warp_x()) * band::kRowBytes;
     LGF_UNROLL
-    for (int j = 0; j < 8; ++j) {
-      const int token = (band::warp_y() + j) * band::kHaloCols + band::warp_x() + lane % 16;
+    for (int piece = 0; piece < band::kPieces; piece += 2) {
+      const char* row = others + band::place(lane % 16, piece + lane / 16);
       LGF_UNROLL
-      for (int piece = 0; piece < band::kPieces; piece += 2) {
+      for (int j = 0; j < 8; ++j) {
         unsigned b[4];  // 16 tokens x 16 channels: halves of the row, then pieces
-        load_matrices_transposed(b, stage + band::place(token, piece + lane / 16));
+        load_matrices_transposed(b, row + j * band::kHaloCols * band::kRowBytes);
         multiply<Half>(sums[piece], a[j], b[0], b[1]);
         multiply<Half>(sums[piece + 1], a[j], b[2], b[3]);
       }
@@ -190,34 +205,33 @@ struct BandBackward {
 
   // The two tokens whose sums this thread holds a part of.
   struct Owners {
-    const Half* features[2];  // null outside the frame
-    Half* gradient[2];
-    float r[2], along[2];  // reciprocal norm, < df^, f^ >
+    const Half* features;  // of the one in the upper row
+    Half* gradient;
+    float r[2], along[2];  // reciprocal norm, 0 outside the frame; < df^, f^ >
 
     LGF_DEVICE Owners(const Params& p, const Tile& tile) {
+      const int y = tile.y0 + band::warp_y(), x = tile.x0 + band::warp_x() + band::lane() / 4;
+      const int channel = band::lane() % 4 * 2;
+      features = static_cast<const Half*>(p.features.data) + offset(p.features, tile.b, tile.t, y, x) + channel;
+      gradient = static_cast<Half*>(p.gradient) +
+                 token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + channel;
       LGF_UNROLL
       for (int row = 0; row < 2; ++row) {
-        const int y = tile.y0 + band::warp_y() + row, x = tile.x0 + band::warp_x() + band::lane() / 4;
-        const bool inside = in_frame(p.grid, y, x);
-        const int64_t token = token_number(p.grid, tile.frame, y, x);
-        features[row] = inside ? static_cast<const Half*>(p.features.data) + offset(p.features, tile.b, tile.t, y, x)
-                               : nullptr;
-        gradient[row] = static_cast<Half*>(p.gradient) + token * p.features.channels;
-        r[row] = reciprocal_norm<float>(p.norms, p.grid, tile.frame, y, x);
+        r[row] = reciprocal_norm<float>(p.norms, p.grid, tile.b, tile.t, y + row, x);
         along[row] = 0;
       }
     }
 
-    // Calls function(row, channel, two sums, the two of f^) for this thread's pairs of channels.
+    // Calls function(row, first channel of eight, two sums, the two of f^) for this thread's pairs of channels.
     template <class Function>
     LGF_DEVICE void for_each_pair(const Params& p, int c0, const Sums& sums, Function&& function) {
       LGF_UNROLL
       for (int i = 0; i < band::kPieces * 2; ++i) {
-        const int row = i % 2, c = c0 + i / 2 * 8 + band::lane() % 4 * 2;
-        if (!features[row] || c >= p.features.channels) continue;
+        const int row = i % 2, c = c0 + i / 2 * 8;
+        if (r[row] == 0.0f || c >= p.features.channels) continue;
         float unit[2] = {0, 0};
         if (p.norms) {
-          const unsigned bits = *reinterpret_cast<const unsigned*>(features[row] + c);
+          const unsigned bits = *reinterpret_cast<const unsigned*>(features + row * p.features.stride[2] + c);
           unit[0] = r[row] * widen(Half{static_cast<std::uint16_t>(bits & 0xffff)});
           unit[1] = r[row] * widen(Half{static_cast<std::uint16_t>(bits >> 16)});
         }
@@ -244,7 +258,8 @@ struct BandBackward {
       for_each_pair(p, c0, sums, [&](int row, int c, const float* sum, const float* unit) {
         const float low = p.norms ? (sum[0] - along[row] * unit[0]) * r[row] : sum[0];
         const float high = p.norms ? (sum[1] - along[row] * unit[1]) * r[row] : sum[1];
-        *reinterpret_cast<unsigned*>(gradient[row] + c) = pack_pair(low, high);
+        const int64_t below = static_cast<int64_t>(row) * p.grid.cols * p.features.channels;
+        *reinterpret_cast<unsigned*>(gradient + below + c) = pack_pair(low, high);
       });
     }
   };

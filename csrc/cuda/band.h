@@ -33,41 +33,35 @@ LGF_DEVICE int warp_y() { return thread_index() / 64 * 2; }
 LGF_DEVICE int warp_x() { return thread_index() / 32 % 2 * 8; }
 
 // Where a piece of a token's chunk lies. Eight tokens in a row, the rows of a matrix, fill two lines of 128 bytes for
-// every piece; the exchange of pieces spreads any one piece of them over all banks.
+// every piece; the exchange of pieces spreads any one piece of them over all banks. It repeats every eight tokens:
+// place(n + 8 m, piece) is place(n, piece) + 8 m kRowBytes, which lets addresses differ by constants.
 LGF_DEVICE int place(int token, int piece) { return token * kRowBytes + ((piece ^ (token >> 1)) & (kPieces - 1)) * 16; }
 
-// One frame of a tensor; `rows` is 0 for a frame that does not exist.
+// Begins to copy eight channels of a token; zeros if they are not `wanted`, or past the last channel.
 template <class Half>
-struct Frame {
-  const Half* data;
-  int64_t stride_y, stride_x;
-  int rows, cols, channels;
-
-  LGF_DEVICE Frame(const Tensor& f, const Grid& grid, int64_t b, int t)
-      : data(static_cast<const Half*>(f.data) + b * f.stride[0] + t * f.stride[1]),
-        stride_y(f.stride[2]),
-        stride_x(f.stride[3]),
-        rows(t >= 0 && t < grid.frames ? grid.rows : 0),
-        cols(grid.cols),
-        channels(f.channels) {}
-};
-
-// Begins to copy a chunk of a box of tokens; zeros outside the frame, the channels, and columns [first, end) of the box.
-template <int kBoxRows, int kBoxCols, class Half>
-LGF_DEVICE void copy_box(const Frame<Half>& frame, int y0, int x0, int first, int end, int c0, char* chunk) {
-  for (int i = thread_index(); i < kBoxRows * kBoxCols * kPieces; i += kThreads) {
-    const int token = i / kPieces, piece = i % kPieces;
-    const int column = token % kBoxCols, y = y0 + token / kBoxCols, x = x0 + column, c = c0 + piece * 8;
-    const bool wanted = y >= 0 && y < frame.rows && x >= 0 && x < frame.cols && column >= first && column < end &&
-                        c < frame.channels;
-    copy_async(chunk + place(token, piece), frame.data + (wanted ? y * frame.stride_y + x * frame.stride_x + c : 0),
-               wanted);
-  }
+LGF_DEVICE void copy_piece(const Tensor& f, int b, int t, int y, int x, int c, bool wanted, char* to) {
+  wanted = wanted && c < f.channels;
+  copy_async(to, static_cast<const Half*>(f.data) + (wanted ? offset(f, b, t, y, x) + c : 0), wanted);
 }
 
-template <class Half>
-LGF_DEVICE void copy_halo(const Frame<Half>& frame, const Tile& tile, int c0, char* chunk) {
-  copy_box<kHaloRows, kHaloCols>(frame, tile.y0 - kRadius, tile.x0 - kHaloLeft, 1, kCols + kWindow, c0, chunk);
+// Begins to copy the chunk at channel c0 of a tile's halo in frame `key_t`, and then of the tile itself in frame
+// `query_t` if `kWithTile`. Outside the frame there are zeros; so there are everywhere in a frame that does not exist.
+template <class Half, bool kWithTile>
+LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, const Tile& tile, int key_t, int query_t, int c0,
+                           char* chunk) {
+  const bool exists = key_t >= 0 && key_t < grid.frames;
+  LGF_NO_UNROLL  // the addresses of several rounds at once would cost registers that the products need
+  for (int i = thread_index(); i < (kHalo + (kWithTile ? kTokens : 0)) * kPieces; i += kThreads) {
+    const int token = i / kPieces, piece = i % kPieces, own = token - kHalo;
+    const bool is_key = !kWithTile || own < 0;
+    const int column = token % kHaloCols;
+    const int y = tile.y0 + (is_key ? token / kHaloCols - kRadius : own / kCols);
+    const int x = tile.x0 + (is_key ? column - kHaloLeft : own % kCols);
+    const bool wanted = is_key ? exists && column >= 1 && column < kCols + kWindow : true;
+    copy_piece<Half>(f, tile.b, is_key ? key_t : query_t, y, x, c0 + piece * 8, wanted && in_frame(grid, y, x),
+                     chunk + place(token, piece));
+  }
+  copy_commit();
 }
 
 // One number for each (token of the warp, token of its band), as the lanes of a warp hold the result of a product:

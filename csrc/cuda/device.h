@@ -24,12 +24,20 @@
 #define LGF_DEVICE __device__ __forceinline__
 #define LGF_HOST_DEVICE __host__ __device__ __forceinline__
 #define LGF_UNROLL _Pragma("unroll")
+#define LGF_NO_UNROLL _Pragma("unroll 1")
 
 namespace lgf {
 namespace cuda {
 
-LGF_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-LGF_DEVICE std::int64_t block_index() { return static_cast<std::int64_t>(blockIdx.x); }
+
+// Read anew wherever it is needed: what follows from it is cheap to compute, and kept in registers it would crowd out
+// the sums of the products.
+LGF_DEVICE int thread_index() {
+  unsigned index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return static_cast<int>(index & 1023);
+}
+LGF_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 LGF_DEVICE void sync_block() { __syncthreads(); }
 
 template <class T>

@@ -30,20 +30,15 @@ struct ForwardParams {
   DType gradient_type;  // outputs are in the accumulation type, but for this one
 };
 
-// The frames of a tile of queries, and how their norms are reached.
-struct Pair {
-  int64_t b;
-  int query_t, key_t;
-
-  LGF_DEVICE Pair(const ForwardParams& p, const Tile& tile)
-      : b(tile.b), query_t(tile.t + (p.backward ? 1 : 0)), key_t(tile.t + (p.backward ? 0 : 1)) {}
-};
+// The frames of the queries and of the keys of a tile, which is numbered by its pair.
+LGF_DEVICE int query_frame(const ForwardParams& p, const Tile& tile) { return tile.t + (p.backward ? 1 : 0); }
+LGF_DEVICE int key_frame(const ForwardParams& p, const Tile& tile) { return tile.t + (p.backward ? 0 : 1); }
 
 // The reciprocal norm of a token, 1 if there are none, and 0 outside the frame.
 template <class T>
-LGF_DEVICE T reciprocal_norm(const void* norms, const Grid& grid, int64_t frame, int y, int x) {
+LGF_DEVICE T reciprocal_norm(const void* norms, const Grid& grid, int b, int t, int y, int x) {
   if (!in_frame(grid, y, x)) return T(0);
-  return norms ? static_cast<const T*>(norms)[token_number(grid, frame, y, x)] : T(1);
+  return norms ? static_cast<const T*>(norms)[token_number(grid, int64_t(b) * grid.frames + t, y, x)] : T(1);
 }
 
 // A raw product as a logit. Outside the frame (reciprocal norm 0) it is 0, whatever was multiplied there.
@@ -79,7 +74,7 @@ LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height
     const int query = i / positions, slot = i % positions;
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
     if (in_frame(p.grid, y, x))
-      store(out, type, token_number(p.grid, tile.frame, y, x) * positions + slot, z[query * pitch + slot]);
+      store(out, type, token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x) * positions + slot, z[query * pitch + slot]);
   }
 }
 
@@ -93,7 +88,7 @@ LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
     const T value = divergence(p.grid, p.window, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
     if (in_frame(p.grid, y, x) && thread_index() % kLanesPerToken == 0)
-      static_cast<T*>(p.values)[token_number(p.grid, tile.frame, y, x)] = value;
+      static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = value;
   }
   sync_block();
   if (p.gradient) store_slots<kThreads>(p, tile, height, width, pitch, zS, p.gradient, p.gradient_type);

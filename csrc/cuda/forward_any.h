@@ -46,7 +46,6 @@ struct AnyForward {
   static LGF_DEVICE void run(const Params& p, char* shared) {
     const int K = p.window, positions = K * K;
     const Tile tile(p.grid, p.grid.frames - 1, At::kRows, At::kCols);
-    const Pair pair(p, tile);
     T* queries = reinterpret_cast<T*>(shared);
     T* halo = queries + At::kTokens * At::kPitch;
     T* zT = halo + At::halo(K) * At::kPitch;
@@ -56,15 +55,15 @@ struct AnyForward {
     for (int m = p.cached ? p.count - 1 : 0; m < p.count; ++m) {
       const Tensor& f = p.sources[m].tensor;
       for (int c0 = 0; c0 < f.channels; c0 += At::kChunk) {
-        At::load_box(f, p.grid, pair.b, pair.query_t, tile.y0, tile.x0, At::kRows, At::kCols, c0, queries);
-        At::load_box(f, p.grid, pair.b, pair.key_t, tile.y0 - K / 2, tile.x0 - K / 2, At::kRows + K - 1,
+        At::load_box(f, p.grid, tile.b, query_frame(p, tile), tile.y0, tile.x0, At::kRows, At::kCols, c0, queries);
+        At::load_box(f, p.grid, tile.b, key_frame(p, tile), tile.y0 - K / 2, tile.x0 - K / 2, At::kRows + K - 1,
                      At::halo_cols(K), c0, halo);
         sync_block();
         multiply_chunk(K, queries, halo, c0 > 0, zS);
         sync_block();
       }
       const bool student = m == p.count - 1;
-      scale_slots(p, tile, pair, m, !student && m > 0, zS, student ? zS : zT);
+      scale_slots(p, tile, m, !student && m > 0, zS, student ? zS : zT);
     }
     sync_block();
     finish<kThreads>(p, tile, At::kRows, At::kCols, positions, zT, zS);
@@ -93,17 +92,16 @@ struct AnyForward {
   }
 
   // out (+)= weight * logits, from the raw products.
-  static LGF_DEVICE void scale_slots(const Params& p, const Tile& tile, const Pair& pair, int m, bool add,
+  static LGF_DEVICE void scale_slots(const Params& p, const Tile& tile, int m, bool add,
                                      const T* products, T* out) {
     const int K = p.window;
-    const int64_t video = pair.b * p.grid.frames;
     const T weight = m == p.count - 1 ? T(1) : static_cast<T>(p.sources[m].weight);
     for_each_window_row(K, [&](int query, int dy) {
       const int y = tile.y0 + query / At::kCols, x = tile.x0 + query % At::kCols;
-      const T r = reciprocal_norm<T>(p.sources[m].norms, p.grid, video + pair.query_t, y, x);
+      const T r = reciprocal_norm<T>(p.sources[m].norms, p.grid, tile.b, query_frame(p, tile), y, x);
       for (int dx = 0; dx < K; ++dx) {
         const int slot = query * K * K + dy * K + dx;
-        const T s = reciprocal_norm<T>(p.sources[m].norms, p.grid, video + pair.key_t, y + dy - K / 2, x + dx - K / 2);
+        const T s = reciprocal_norm<T>(p.sources[m].norms, p.grid, tile.b, key_frame(p, tile), y + dy - K / 2, x + dx - K / 2);
         const T logit = weight * scaled(products[slot], r, s);
         out[slot] = add ? out[slot] + logit : logit;
       }

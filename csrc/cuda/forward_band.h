@@ -37,7 +37,6 @@ struct BandForward {
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
     const Tile tile(p.grid, p.grid.frames - 1, band::kRows, band::kCols);
-    const Pair pair(p, tile);
     float* zT = reinterpret_cast<float*>(shared + band::kStages * kStageBytes);
     float* zS = reinterpret_cast<float*>(shared);
     float* norms = zT + band::kTokens * kPitch;  // of two sources in turn
@@ -46,24 +45,23 @@ struct BandForward {
     band::Band z;
     band::clear(z);
     Position at{p.cached ? p.count - 1 : 0, 0};
-    copy(p, tile, pair, at, shared);
+    copy(p, tile, at, shared);
     for (int step = 0; at.m < p.count; ++step) {
       const Position next = at.next(p);
-      float* const its_norms = norms + at.m % 2 * kNorms;
       if (next.m < p.count) {
-        copy(p, tile, pair, next, shared + (step + 1) % band::kStages * kStageBytes);
+        copy(p, tile, next, shared + (step + 1) % band::kStages * kStageBytes);
         copy_wait<1>();
       } else {
         copy_wait<0>();
       }
-      if (at.c0 == 0) load_norms(p, tile, pair, at.m, its_norms);
+      if (at.c0 == 0) load_norms(p, tile, at.m, norms + at.m % 2 * kNorms);
       sync_block();  // the chunk and the norms are there
       multiply_chunk(shared + step % band::kStages * kStageBytes, z);
       sync_block();  // the chunk has been read by all
       if (next.m != at.m) {
         const bool student = next.m == p.count;
         const float weight = student ? 1.0f : static_cast<float>(p.sources[at.m].weight);
-        move_to_slots(z, its_norms, weight, !student && at.m > 0, student ? zS : zT);
+        move_to_slots(z, norms + at.m % 2 * kNorms, weight, !student && at.m > 0, student ? zS : zT);
       }
       at = next;
     }
@@ -72,43 +70,36 @@ struct BandForward {
   }
 
  private:
-  // Halo first, then the tile.
-  static LGF_DEVICE void copy(const Params& p, const Tile& tile, const Pair& pair, Position at, char* stage) {
-    const Tensor& f = p.sources[at.m].tensor;
-    const band::Frame<Half> keys(f, p.grid, pair.b, pair.key_t), queries(f, p.grid, pair.b, pair.query_t);
-    band::copy_halo(keys, tile, at.c0, stage);
-    band::copy_box<band::kRows, band::kCols>(queries, tile.y0, tile.x0, 0, band::kCols, at.c0,
-                                             stage + band::kHalo * band::kRowBytes);
-    copy_commit();
+  static LGF_DEVICE void copy(const Params& p, const Tile& tile, Position at, char* stage) {
+    band::copy_chunk<Half, true>(p.sources[at.m].tensor, p.grid, tile, key_frame(p, tile), query_frame(p, tile), at.c0,
+                                 stage);
   }
 
-  static LGF_DEVICE void load_norms(const Params& p, const Tile& tile, const Pair& pair, int m, float* norms) {
-    const int64_t video = pair.b * p.grid.frames;
+  static LGF_DEVICE void load_norms(const Params& p, const Tile& tile, int m, float* norms) {
     for (int i = thread_index(); i < kNorms; i += kThreads) {
       const int n = i - band::kHalo;
-      norms[i] = n < 0 ? reciprocal_norm<float>(p.sources[m].norms, p.grid, video + pair.key_t,
+      norms[i] = n < 0 ? reciprocal_norm<float>(p.sources[m].norms, p.grid, tile.b, key_frame(p, tile),
                                                 tile.y0 - band::kRadius + i / band::kHaloCols,
                                                 tile.x0 - band::kHaloLeft + i % band::kHaloCols)
-                       : reciprocal_norm<float>(p.sources[m].norms, p.grid, video + pair.query_t,
+                       : reciprocal_norm<float>(p.sources[m].norms, p.grid, tile.b, query_frame(p, tile),
                                                 tile.y0 + n / band::kCols, tile.x0 + n % band::kCols);
     }
   }
 
   // z += the products of the warp's tokens and its band, over one chunk.
   static LGF_DEVICE void multiply_chunk(const char* stage, band::Band& z) {
-    const char* tile = stage + band::kHalo * band::kRowBytes;
     const int lane = band::lane();
+    const char* own = stage + (band::kHalo + band::warp_y() * band::kCols + band::warp_x()) * band::kRowBytes;
+    const char* others = stage + (band::warp_y() * band::kHaloCols + band::warp_x()) * band::kRowBytes;
     LGF_UNROLL
     for (int k = 0; k < band::kPieces; k += 2) {
       unsigned a[4];  // 16 tokens x 16 channels: rows of the tile, then pieces
-      load_matrices(a, tile + band::place((band::warp_y() + lane / 8 % 2) * band::kCols + band::warp_x() + lane % 8,
-                                          k + lane / 16));
+      load_matrices(a, own + band::place(lane / 8 % 2 * band::kCols + lane % 8, k + lane / 16));
+      const char* row = others + band::place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2);
       LGF_UNROLL
       for (int j = 0; j < 8; ++j) {
         unsigned b[4];  // 16 tokens x 16 channels: pieces, then halves of the row
-        load_matrices(b, stage + band::place((band::warp_y() + j) * band::kHaloCols + band::warp_x() + lane / 16 * 8 +
-                                                 lane % 8,
-                                             k + lane / 8 % 2));
+        load_matrices(b, row + j * band::kHaloCols * band::kRowBytes);
         multiply<Half>(z[j][0], a, b[0], b[1]);
         multiply<Half>(z[j][1], a, b[2], b[3]);
       }

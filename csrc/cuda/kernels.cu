@@ -22,7 +22,7 @@ bool in_pieces(const Tensor& f) {
 template <class T>
 const void* norms(const Grid& grid, const Tensor& features, void* workspace, int index, const Stream& stream) {
   if (!workspace) return nullptr;
-  T* out = static_cast<T*>(workspace) + index * grid.batch * grid.frames * grid.rows * grid.cols;
+  T* out = static_cast<T*>(workspace) + int64_t(index) * grid.batch * grid.frames * grid.rows * grid.cols;
   launch<Norms<T>>(Norms<T>::blocks(grid), 0, stream.handle, {grid, features, in_pieces(features), out});
   return out;
 }

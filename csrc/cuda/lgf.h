@@ -15,8 +15,7 @@ constexpr int kMaxTeachers = 15;
 
 // What every feature tensor of one call shares: (batch, frames, rows, cols, ...).
 struct Grid {
-  int64_t batch;
-  int frames, rows, cols;
+  int batch, frames, rows, cols;
 };
 
 // A (B, T, H, W, C) tensor whose last dimension is contiguous; strides in elements.

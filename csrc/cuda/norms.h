@@ -34,12 +34,12 @@ struct Norms {
   };
 
   static int64_t blocks(const Grid& grid) {
-    return (grid.batch * grid.frames * grid.rows * grid.cols + kTokens - 1) / kTokens;
+    return (int64_t(grid.batch) * grid.frames * grid.rows * grid.cols + kTokens - 1) / kTokens;
   }
 
   static LGF_DEVICE void run(const Params& p, char*) {
     const Grid& grid = p.grid;
-    const int64_t token = block_index() * kTokens + thread_index() / 32;
+    const int64_t token = int64_t(block_index()) * kTokens + thread_index() / 32;
     const int64_t row = token / grid.cols, frame = row / grid.rows, b = frame / grid.frames;
     if (b >= grid.batch) return;  // a whole warp
     const int64_t at = offset(p.features, b, frame % grid.frames, static_cast<int>(row % grid.rows),

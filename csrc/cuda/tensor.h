@@ -16,6 +16,8 @@ LGF_DEVICE int64_t token_number(const Grid& grid, int64_t frame, int y, int x) {
   return (frame * grid.rows + y) * grid.cols + x;
 }
 
+LGF_DEVICE int64_t pair_number(const Grid& grid, int b, int t) { return int64_t(b) * (grid.frames - 1) + t; }
+
 LGF_DEVICE bool in_frame(const Grid& grid, int y, int x) { return y >= 0 && y < grid.rows && x >= 0 && x < grid.cols; }
 
 // An element in the accumulation type. The switch is the same for all threads of a block.
@@ -41,25 +43,22 @@ LGF_DEVICE void store(void* data, DType dtype, int64_t at, T value) {
 
 // The tile a block works on. Blocks are numbered tile by tile, then frame by frame (or pair by pair).
 struct Tile {
-  int64_t frame;  // of all frames or pairs of all videos
-  int64_t b;
-  int t, y0, x0;
+  int b, t, y0, x0;
 
   LGF_DEVICE Tile(const Grid& grid, int frames, int height, int width) {
     const int across = (grid.cols + width - 1) / width, down = (grid.rows + height - 1) / height;
-    const int64_t tile = block_index() % (static_cast<int64_t>(across) * down);
-    frame = block_index() / (static_cast<int64_t>(across) * down);
-    b = frame / frames;
-    t = static_cast<int>(frame % frames);
-    y0 = static_cast<int>(tile / across) * height;
-    x0 = static_cast<int>(tile % across) * width;
+    const int block = block_index(), column = block % across, rest = block / across;
+    x0 = column * width;
+    y0 = rest % down * height;
+    t = rest / down % frames;
+    b = rest / down / frames;
   }
 };
 
 // Blocks of a launch, for as many frames (or pairs) of each video.
 inline int64_t tiles(const Grid& grid, int frames, int height, int width) {
   const int64_t across = (grid.cols + width - 1) / width, down = (grid.rows + height - 1) / height;
-  return grid.batch * frames * across * down;
+  return across * down * frames * grid.batch;
 }
 
 }  // namespace cuda

@@ -17,6 +17,7 @@
 #define LGF_DEVICE inline
 #define LGF_HOST_DEVICE inline
 #define LGF_UNROLL
+#define LGF_NO_UNROLL
 
 namespace lgf {
 namespace cuda {
@@ -42,13 +43,11 @@ void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bo
 using std::exp;
 using std::fabs;
 using std::fmax;
-using std::ilogb;
-using std::ldexp;
 using std::log;
 using std::sqrt;
 
 inline int thread_index() { return model::thread(); }
-inline std::int64_t block_index() { return model::block(); }
+inline int block_index() { return static_cast<int>(model::block()); }
 inline void sync_block() { model::barrier(); }
 
 template <class T>
