@@ -50,7 +50,7 @@ void* parse_workspace(std::optional<Address> workspace, const std::string& simil
 
 void local_gram_flow(const TensorTuple& features, const Shape& shape, Address out, int window,
                      const std::string& similarity, bool backward, std::optional<Address> workspace, int device,
-                     Address stream, bool tuned) {
+                     Address stream) {
   check_window(window, cuda::kMaxWindow);
   cuda::ForwardCall call = {};
   call.grid = parse_grid(shape);
@@ -61,15 +61,14 @@ void local_gram_flow(const TensorTuple& features, const Shape& shape, Address ou
   call.workspace = parse_workspace(workspace, similarity);
   call.logits = pointer(out);
   call.stream = {device, stream};
-  cuda::forward(call, tuned);
+  cuda::forward(call);
 }
 
 void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& teachers,
                     const std::vector<double>& teacher_weights, const Shape& shape, Address kl,
                     std::optional<Address> g, int window, double temperature, const std::string& similarity,
                     const std::string& boundary, const std::string& divergence, bool backward, bool from_logits,
-                    const std::string& g_dtype, std::optional<Address> workspace, int device, Address stream,
-                    bool tuned) {
+                    const std::string& g_dtype, std::optional<Address> workspace, int device, Address stream) {
   check_window(window, cuda::kMaxWindow);
   check_teachers(teachers, teacher_weights, temperature, window, from_logits);
   if (teachers.size() > cuda::kMaxTeachers)
@@ -93,13 +92,12 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
   call.gradient = pointer(g);
   call.gradient_type = parse_dtype(g_dtype);
   call.stream = {device, stream};
-  cuda::forward(call, tuned);
+  cuda::forward(call);
 }
 
 void gram_backward(const TensorTuple& features, const Shape& shape, const std::optional<GradientTuple>& forward,
                    const std::optional<GradientTuple>& backward, Address grad, int window,
-                   const std::string& similarity, std::optional<Address> workspace, int device, Address stream,
-                   bool tuned) {
+                   const std::string& similarity, std::optional<Address> workspace, int device, Address stream) {
   check_window(window, cuda::kMaxWindow);
   const auto parse = [](const std::optional<GradientTuple>& gradient) -> cuda::LogitGradientCall {
     if (!gradient) return {};
@@ -107,8 +105,7 @@ void gram_backward(const TensorTuple& features, const Shape& shape, const std::o
     return {pointer(g), parse_dtype(dtype), pointer(scale), one_for_all};
   };
   cuda::backward({parse_grid(shape), window, parse_tensor(features), parse(forward), parse(backward),
-                  parse_workspace(workspace, similarity), pointer(grad), {device, stream}},
-                 tuned);
+                  parse_workspace(workspace, similarity), pointer(grad), {device, stream}});
 }
 
 py::dict build_info() {
@@ -127,21 +124,20 @@ PYBIND11_MODULE(LGF_MODULE, m) {
       "CUDA kernels of lgf_kernels. A tensor is (address, dtype, channels, (stride_b, stride_t, stride_h, stride_w)),\n"
       "its last dimension contiguous; shape is (batch, frames, rows, cols). Outputs are contiguous and allocated by\n"
       "the caller, in the accumulate type: float64 for float64 features (student), else float32. `workspace` has room\n"
-      "for one number of that type for each token of each features; it is needed for similarity 'cosine'. `tuned`:\n"
-      "False keeps a call from the kernels that are tuned for it.";
+      "for one number of that type for each token of each features; it is needed for similarity 'cosine'.";
   using namespace py::literals;
 
   m.def("local_gram_flow", &local_gram_flow, "features"_a, "shape"_a, "out"_a, py::kw_only(), "window"_a,
-        "similarity"_a, "backward"_a, "workspace"_a, "device"_a, "stream"_a, "tuned"_a = true,
+        "similarity"_a, "backward"_a, "workspace"_a, "device"_a, "stream"_a,
         "Logits (B, T-1, H, W, K*K) into `out`; 0 outside the frame.");
   m.def("lgf_kl_forward", &lgf_kl_forward, "student"_a, "teachers"_a, "teacher_weights"_a, "shape"_a, "kl"_a, "g"_a,
         py::kw_only(), "window"_a, "temperature"_a, "similarity"_a, "boundary"_a, "divergence"_a, "backward"_a,
-        "from_logits"_a, "g_dtype"_a, "workspace"_a, "device"_a, "stream"_a, "tuned"_a = true,
+        "from_logits"_a, "g_dtype"_a, "workspace"_a, "device"_a, "stream"_a,
         "Divergence per token (B, T-1, H, W) into `kl`; its gradient with respect to the student's logits into `g`\n"
         "(B, T-1, H, W, K*K) of type `g_dtype` unless None. With from_logits the teachers are cached logits of K*K\n"
         "channels.");
   m.def("gram_backward", &gram_backward, "features"_a, "shape"_a, "forward"_a, "backward"_a, "grad"_a, py::kw_only(),
-        "window"_a, "similarity"_a, "workspace"_a, "device"_a, "stream"_a, "tuned"_a = true,
+        "window"_a, "similarity"_a, "workspace"_a, "device"_a, "stream"_a,
         "Gradient of sum scale * g * logits into `grad` (B, T, H, W, C, the features' dtype), every element written\n"
         "once. `forward` and `backward` are (g, dtype of g, scale or None, whether scale is one number for all\n"
         "tokens) for the logits of that direction, or None.");

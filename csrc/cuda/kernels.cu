@@ -100,16 +100,16 @@ void any_backward(const BackwardCall& call) {
 
 }  // namespace
 
-void forward(const ForwardCall& call, bool tuned) {
+void forward(const ForwardCall& call) {
   use_device(call.stream.device);
-  if (tuned && suits_band(call))
+  if (suits_band(call))
     return call.student.dtype == DType::bfloat16 ? band_forward<BFloat16>(call) : band_forward<Float16>(call);
   return call.student.dtype == DType::float64 ? any_forward<double>(call) : any_forward<float>(call);
 }
 
-void backward(const BackwardCall& call, bool tuned) {
+void backward(const BackwardCall& call) {
   use_device(call.stream.device);
-  if (tuned && call.window == band::kWindow && in_pieces(call.features))
+  if (call.window == band::kWindow && in_pieces(call.features))
     return call.features.dtype == DType::bfloat16 ? band_backward<BFloat16>(call) : band_backward<Float16>(call);
   return call.features.dtype == DType::float64 ? any_backward<double>(call) : any_backward<float>(call);
 }

@@ -69,9 +69,9 @@ struct BackwardCall {
   Stream stream;
 };
 
-// They return when the work is on the stream. `tuned`: false keeps them from the kernels that are tuned for the call.
-void forward(const ForwardCall& call, bool tuned);
-void backward(const BackwardCall& call, bool tuned);
+// They return when the work is on the stream.
+void forward(const ForwardCall& call);
+void backward(const BackwardCall& call);
 
 }  // namespace cuda
 }  // namespace lgf

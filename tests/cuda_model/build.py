@@ -1,0 +1,62 @@
+"""Builds the CUDA module's sources, bindings included, for the model of a GPU: a Python module that runs them on the CPU."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "c++"))), None)
+#: Registers start with a pattern as well as shared memory: what is read before it is written must not pass.
+FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-ftrivial-auto-var-init=pattern")
+NAMES = ('-DLGF_BUILD_VERSION="0"', '-DLGF_BUILD_COMPILER=""', '-DLGF_BUILD_FLAGS=""', '-DLGF_BUILD_ARCHITECTURES="model"')
+
+
+def run(*command) -> None:
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
+    includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{ROOT / 'tests' / 'cuda_model'}"]
+    run(COMPILER, *FLAGS, *includes, *options, "-x", "c++", "-c", source, "-o", output)
+    return output
+
+
+def bindings(place: Path) -> list[Path]:
+    """The objects that do not change with the kernels: the bindings and the model's scheduler."""
+    import pybind11
+    import sysconfig
+
+    headers = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+    csrc = ROOT / "csrc"
+    return [
+        compiled(csrc / "bindings_cuda.cpp", place / "bindings.o", csrc, *headers, *NAMES, "-DLGF_MODULE=_cuda_model"),
+        compiled(ROOT / "tests" / "cuda_model" / "model.cpp", place / "model.o", csrc, "-O1"),
+    ]
+
+
+def module(place: Path, objects: list[Path], csrc: Path = ROOT / "csrc", options: tuple = ()):
+    """The module with the kernels of `csrc`, and the model's own functions."""
+    kernels = compiled(csrc / "cuda" / "kernels.cu", place / "kernels.o", csrc, "-O1", *options)
+    library = place / "_cuda_model.so"
+    run(COMPILER, "-shared", *options, kernels, *objects, "-o", library)
+    # pybind11 keeps one module of each full name: every build needs one of its own.
+    spec = importlib.util.spec_from_file_location(f"{place.name}._cuda_model", library)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    functions = ctypes.CDLL(str(library))
+    functions.lgf_model_bank_conflicts.restype = ctypes.c_int64
+    return loaded, functions
+
+
+def broken(place: Path, file: str, right: str, wrong: str) -> Path:
+    """A copy of the sources with one thing wrong."""
+    shutil.copytree(ROOT / "csrc", place / "csrc")
+    path = place / "csrc" / "cuda" / file
+    text = path.read_text()
+    assert text.count(right) == 1, f"{file} says {right!r} {text.count(right)} times"
+    path.write_text(text.replace(right, wrong))
+    return place / "csrc"
