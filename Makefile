@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test sanitize bench kernel-report lint clean
+.PHONY: help venv demo test sanitize bench kernel-report cuda-kernel-report lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -47,6 +47,9 @@ bench: $(READY) ## time the operators on this machine's CPU
 
 kernel-report: $(READY) ## what the Triton kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
 	$(BIN)/python benchmarks/kernel_report.py $(ARGS)
+
+cuda-kernel-report: $(READY) ## the same of the CUDA C++ kernels; needs nvcc (a minute)
+	$(BIN)/python benchmarks/cuda_kernel_report.py $(ARGS)
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -49,7 +49,11 @@ class CMakeBuild(build_ext):
             message = f"lgf_kernels: native module {extension.name} not built: {reason(error)}"
             if not extension.optional:
                 raise SystemExit(message) from error
-            print(f"{message}; the package works without it ({extension.switched_by}=on: an error)", file=sys.stderr, flush=True)
+            print(
+                f"{message}; the package works without it ({extension.switched_by}=on: an error)",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def build_with_cmake(self, extension):
         import pybind11

@@ -100,6 +100,49 @@ def test_triton_says_why_not(monkeypatch):
     assert triton_kernels.why_not("lgf_kl", "cuda:1") == "Triton kernels need sm_80 or newer, this is sm_75"
 
 
+def test_native_on_cuda_says_why_not(monkeypatch):
+    from lgf_kernels import native
+
+    monkeypatch.setattr(native.importlib, "import_module", lambda name: None)
+    native.load.cache_clear()
+    try:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert native.why_not("lgf_kl", "cuda") == "torch sees no CUDA device"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert native.why_not("lgf_kl", "cuda:1") == "native CUDA kernels need sm_80 or newer, this is sm_75"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        assert native.why_not("lgf_kl", "cuda") is None
+        assert "no native kernel" in native.why_not("token_relation", "cuda")
+    finally:
+        native.load.cache_clear()
+
+
+def test_native_on_cuda_is_available_but_not_chosen_by_itself(monkeypatch):
+    """Until its kernels have been measured against the others."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(table, "PREDICATES", dict.fromkeys(table.PREDICATES, lambda request: None))
+    cuda = table.Request("lgf_kl", "cuda")
+    assert table.able(cuda)[0] == "native"
+    assert next(name for name in table.able(cuda) if table.by_itself(name, cuda)) == "triton"
+    assert "not been measured" in lgf.backends()[0].reason
+
+
+def test_a_cuda_module_that_was_not_built_says_what_it_takes(monkeypatch):
+    from lgf_kernels import native
+
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(native.importlib, "import_module", missing)
+    native.load.cache_clear()
+    try:
+        assert "nvcc" in native.load("cuda")[1] and "LGF_CUDA=on" in native.load("cuda")[1]
+        assert "C++17" in native.load("cpu")[1] and "LGF_NATIVE=on" in native.load("cpu")[1]
+    finally:
+        native.load.cache_clear()
+
+
 def test_triton_that_cannot_be_imported_keeps_its_reason(monkeypatch):
     from lgf_kernels import triton_kernels
 
@@ -127,6 +170,7 @@ def test_import_is_light():
     """`import lgf_kernels` imports neither the native modules nor Triton kernels, the trainer or the demo."""
     heavy = [
         "lgf_kernels._cpu",
+        "lgf_kernels._cuda",
         "lgf_kernels.triton_kernels.launch",
         "lgf_kernels.demo",
         "lgf_kernels.bench",

@@ -18,7 +18,7 @@ def test_text_says_everything_and_nothing_private(capsys):
     text = capsys.readouterr().out
     for row in lgf.backends():
         assert row.name in text and row.reason in text
-    for word in (lgf.__version__, torch.__version__, platform.python_version(), "diffusers", "_cpu"):
+    for word in (lgf.__version__, torch.__version__, platform.python_version(), "diffusers", "_cpu", "_cuda"):
         assert word in text
     assert os.path.expanduser("~") + "/" not in text and platform.node() not in text
     assert getpass.getuser() == "root" or getpass.getuser() not in text

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command, **environment):
-    result = subprocess.run(
-        [str(c) for c in command], env={**os.environ, **environment}, capture_output=True, text=True, cwd="/"
-    )
+    # nvcc takes a minute, and most of these tests have nothing to learn from it.
+    environment = {**os.environ, "LGF_CUDA": "off", **environment}
+    result = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd="/")
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -96,6 +96,17 @@ def test_sdist_installs_without_a_compiler(built, tmp_path):
     assert "was not built" in report["native modules"]["_cpu"]["reason"]
     lines = [line for line in log.splitlines() if "native module lgf_kernels._cpu not built" in line]
     assert len(lines) == 1
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_a_cuda_compiler_that_fails_takes_nothing_else_down(built, tmp_path):
+    fake = tmp_path / "nvcc"
+    fake.write_text("#!/bin/sh\necho 'error: unsupported everything' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    report, log = installed(built[0], tmp_path / "site", LGF_CUDA="auto", CUDACXX=str(fake))
+    assert report["native modules"]["_cpu"]["available"] == "yes"
+    assert report["native modules"]["_cuda"]["available"] == "no"
+    assert len([line for line in log.splitlines() if "native module lgf_kernels._cuda not built" in line]) == 1
 
 
 def test_a_compiler_can_be_insisted_on(built, tmp_path):

@@ -5,30 +5,40 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "c++"))), None)
 #: Registers start with a pattern as well as shared memory: what is read before it is written must not pass.
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-ftrivial-auto-var-init=pattern")
-NAMES = ('-DLGF_BUILD_VERSION="0"', '-DLGF_BUILD_COMPILER=""', '-DLGF_BUILD_FLAGS=""', '-DLGF_BUILD_ARCHITECTURES="model"')
+NAMES = (
+    '-DLGF_BUILD_VERSION="0"',
+    '-DLGF_BUILD_COMPILER=""',
+    '-DLGF_BUILD_FLAGS=""',
+    '-DLGF_BUILD_ARCHITECTURES="model"',
+)
+#: `make sanitize` loads the sanitizer before Python; the model is then built for it, but not by a compiler under it.
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer") if SANITIZED else ()
 
 
 def run(*command) -> None:
-    process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    words = [str(word) for word in command]
+    process = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stdout + process.stderr
 
 
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
     includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{ROOT / 'tests' / 'cuda_model'}"]
-    run(COMPILER, *FLAGS, *includes, *options, "-x", "c++", "-c", source, "-o", output)
+    run(COMPILER, *FLAGS, *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
     return output
 
 
 def bindings(place: Path) -> list[Path]:
     """The objects that do not change with the kernels: the bindings and the model's scheduler."""
     import pybind11
-    import sysconfig
 
     headers = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     csrc = ROOT / "csrc"
@@ -38,11 +48,11 @@ def bindings(place: Path) -> list[Path]:
     ]
 
 
-def module(place: Path, objects: list[Path], csrc: Path = ROOT / "csrc", options: tuple = ()):
+def module(place: Path, objects: list[Path], csrc: Path = ROOT / "csrc"):
     """The module with the kernels of `csrc`, and the model's own functions."""
-    kernels = compiled(csrc / "cuda" / "kernels.cu", place / "kernels.o", csrc, "-O1", *options)
+    kernels = compiled(csrc / "cuda" / "kernels.cu", place / "kernels.o", csrc, "-O1")
     library = place / "_cuda_model.so"
-    run(COMPILER, "-shared", *options, kernels, *objects, "-o", library)
+    run(COMPILER, "-shared", *SANITIZE, kernels, *objects, "-o", library)
     # pybind11 keeps one module of each full name: every build needs one of its own.
     spec = importlib.util.spec_from_file_location(f"{place.name}._cuda_model", library)
     loaded = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_model import build
-from helpers import assert_close, double, features, relative_error, rounding, value_and_gradient
+from helpers import assert_close, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
 from lgf_kernels import native
@@ -106,7 +106,10 @@ def test_every_option(model, channels, similarity, boundary, divergence, directi
 @pytest.mark.parametrize("window", range(1, 16, 2))
 def test_every_window(model, window, dtype):
     """Teachers of other types than the student's; l2, because with a window of 1 there is nothing else to tell."""
-    student, teachers = features(1, 3, 6, 11, 19, dtype=dtype), [features(1, 3, 6, 11, 5), features(1, 3, 6, 11, 8).half()]
+    student, teachers = (
+        features(1, 3, 6, 11, 19, dtype=dtype),
+        [features(1, 3, 6, 11, 5), features(1, 3, 6, 11, 8).half()],
+    )
     against_reference(student, teachers, window=window, divergence="l2" if window == 1 else "kl", direction="both")
 
 
@@ -145,7 +148,9 @@ def test_float16_has_not_the_range_of_a_gradient(model, scale):
     f = features(1, 3, 5, 9, 16).half()
     upstream = scale * torch.randn(1, 2, 5, 9, 49, dtype=torch.float64) * torch.logspace(-2, 2, 9)[:, None]
     size = 0.5 if scale > 1 else 1e-3  # short features make up for a small upstream
-    ours = value_and_gradient(lgf.local_gram_flow, (f * 64 if scale > 1 else f * size), backend="native", upstream=upstream)
+    ours = value_and_gradient(
+        lgf.local_gram_flow, (f * 64 if scale > 1 else f * size), backend="native", upstream=upstream
+    )
     truth = value_and_gradient(
         lgf.local_gram_flow, (f * 64 if scale > 1 else f * size).double(), backend="reference", upstream=upstream
     )
@@ -249,8 +254,18 @@ A_FRAGMENT = [
     lambda g, t: (g, 2 * t), lambda g, t: (g, 2 * t + 1), lambda g, t: (g + 8, 2 * t), lambda g, t: (g + 8, 2 * t + 1),
     lambda g, t: (g, 2 * t + 8), lambda g, t: (g, 2 * t + 9), lambda g, t: (g + 8, 2 * t + 8), lambda g, t: (g + 8, 2 * t + 9),
 ]  # fmt: skip
-B_FRAGMENT = [lambda g, t: (2 * t, g), lambda g, t: (2 * t + 1, g), lambda g, t: (2 * t + 8, g), lambda g, t: (2 * t + 9, g)]
-C_FRAGMENT = [lambda g, t: (g, 2 * t), lambda g, t: (g, 2 * t + 1), lambda g, t: (g + 8, 2 * t), lambda g, t: (g + 8, 2 * t + 1)]
+B_FRAGMENT = [
+    lambda g, t: (2 * t, g),
+    lambda g, t: (2 * t + 1, g),
+    lambda g, t: (2 * t + 8, g),
+    lambda g, t: (2 * t + 9, g),
+]
+C_FRAGMENT = [
+    lambda g, t: (g, 2 * t),
+    lambda g, t: (g, 2 * t + 1),
+    lambda g, t: (g + 8, 2 * t),
+    lambda g, t: (g + 8, 2 * t + 1),
+]
 
 
 def spread(matrix, fragment):
