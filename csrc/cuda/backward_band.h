@@ -27,7 +27,7 @@ struct BandBackward {
   static constexpr int kPitch = 53;
   static constexpr int kWindowBytes = band::kHalo * kPitch * 4;
   static constexpr int kStageBytes = band::kHalo * band::kRowBytes;
-  static constexpr int kSharedBytes = kWindowBytes + band::kHalo * 4;
+  static constexpr int kSharedBytes = kWindowBytes + band::kHalo * 4;  // the windows, then norms of their tokens
   static_assert(band::kStages * kStageBytes <= kWindowBytes, "the features lie where the windows were");
 
   // The first operand of the band's products with one side: 16 tokens x 16 of row j, in units of powers of two.
@@ -107,9 +107,8 @@ struct BandBackward {
         });
       }
       load_norms(p, tile, side, norms);
-      sync_block();
+      sync_block();  // the norms are there, and the windows have been read: what is next may lie over them
       band::for_each_wanted(g, [&](int, int other, int, float& v) { v = scaled(v, 1.0f, norms[other]); });
-      sync_block();  // before others load over the windows and the norms
     }
     pack(g, out);
   }

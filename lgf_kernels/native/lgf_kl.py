@@ -60,14 +60,16 @@ def forward(
                 **typed,
                 **execution(student, workspace),
             )
-    return reduce_tokens(values.mean(0), token_weight, options.reduction), residual
+    values = values[0] if len(values) == 1 else values.mean(0)
+    return reduce_tokens(values, token_weight, options.reduction), residual
 
 
 def backward(
     grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
 ) -> Tensor:
-    share = grad_loss / len(options.directions)
-    scale = token_scale(share, token_weight, options.reduction, lgf_pairs_shape(student))
+    if len(options.directions) > 1:
+        grad_loss = grad_loss / len(options.directions)
+    scale = token_scale(grad_loss, token_weight, options.reduction, lgf_pairs_shape(student))
     gradients = dict(zip(options.directions, residual, strict=True))
     return features_gradient(student, gradients, scale_as_taken(student, scale), options)
 
