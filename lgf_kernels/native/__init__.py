@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .. import gpu
 from ..numerics import accumulate_dtype
 from ..options import LgfOptions
 
@@ -20,9 +21,6 @@ from ..options import LgfOptions
 MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
 OPERATORS = {"cpu": ("local_gram_flow", "lgf_kl"), "cuda": ("local_gram_flow", "lgf_kl")}
 WANTING = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
-
-#: The oldest GPU the CUDA kernels are compiled for: Ampere, with asynchronous copies and products of bfloat16.
-OLDEST = (8, 0)
 
 
 @functools.cache
@@ -54,19 +52,7 @@ def why_not(operator: str, device: str) -> str | None:
         return reason
     if operator not in OPERATORS[device_type]:
         return f"{operator} has no native kernel for {device_type} tensors"
-    return why_no_gpu(device) if device_type == "cuda" else None
-
-
-def why_no_gpu(device: str) -> str | None:
-    """None if this is a GPU the CUDA kernels run on, else the reason why not."""
-    if torch.version.hip:
-        return "native CUDA kernels run on NVIDIA GPUs, not on ROCm devices"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        have = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-        return "native CUDA kernels need sm_{}{} or newer, this is {}".format(*OLDEST, have)
-    return None
+    return gpu.why_not("native CUDA kernels", device) if device_type == "cuda" else None
 
 
 def why_not_by_itself(device: str) -> str | None:

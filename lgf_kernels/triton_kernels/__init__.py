@@ -11,27 +11,19 @@ import os
 
 import torch
 
-OPERATORS = ("local_gram_flow", "lgf_kl", "token_relation")
+from .. import gpu
 
-#: The oldest tensor cores that multiply bfloat16: Ampere's.
-OLDEST = (8, 0)
+OPERATORS = ("local_gram_flow", "lgf_kl", "token_relation")
 
 
 def why_not(operator: str, device: str) -> str | None:
     """None if the Triton kernels run the operator on this device, else the reason why not."""
     if operator not in OPERATORS:
         return f"{operator} has no Triton kernel"
-    kind = torch.device(device).type
-    if kind == "cpu":
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            return "Triton kernels run on CUDA devices; on the CPU only interpreted, for tests, with TRITON_INTERPRET=1"
-    elif kind != "cuda" or torch.version.hip:
-        return f"Triton kernels run on NVIDIA GPUs, not on {'ROCm' if torch.version.hip else kind} devices"
-    elif not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    elif torch.cuda.get_device_capability(device) < OLDEST:
-        have = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-        return "Triton kernels need sm_{}{} or newer, this is {}".format(*OLDEST, have)
+    if torch.device(device).type != "cpu":
+        return gpu.why_not("Triton kernels", device) or import_failure()
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton kernels run on CUDA devices; on the CPU only interpreted, for tests, with TRITON_INTERPRET=1"
     return import_failure()
 
 

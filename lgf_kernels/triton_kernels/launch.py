@@ -92,7 +92,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 def tiles(
     kernel, frames: int, frame: tuple[int, int], candidates: Sequence[NamedTuple], *arguments, **constants
 ) -> None:
-    """Launch one program for every tile of every frame, with the fastest of the candidate configurations."""
+    """Launch one program for every tile of every frame (`fastest`)."""
     H, W = frame
 
     def grid(config: dict) -> tuple[int]:
