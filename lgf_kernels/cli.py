@@ -15,6 +15,15 @@ COMMANDS = {
 }
 
 
+#: The trainer's: subcommand -> (its module, with main(arguments) -> exit code; what it does).
+TRAINER_COMMANDS = {
+    "extract": ("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits [train]"),
+    "train": ("lgf_trainer.train", "fine-tune CogVideoX with a LoRA and an alignment loss, by a recipe [train]"),
+    "sample": ("lgf_trainer.sample", "generate videos with and without a trained LoRA [train]"),
+    "eval": ("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion [train]"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -34,8 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if chosen:
             importlib.import_module(module).add_arguments(command)
+    for name, (_, summary) in TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=summary)
+        if arguments[:1] == [name]:
+            return _run_trainer(name, arguments[1:])
     namespace = parser.parse_args(arguments)
     return importlib.import_module(COMMANDS[namespace.command][0]).run(namespace)
+
+
+def _run_trainer(name: str, arguments: list[str]) -> int:
+    try:
+        from lgf_trainer.errors import TrainerError
+
+        command = importlib.import_module(TRAINER_COMMANDS[name][0])
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f'lgf {name}: {error.name} is not installed. Get it with: pip install "lgf-kernels[train]"'
+        ) from error
+    try:
+        return command.main(arguments)
+    except TrainerError as error:
+        raise SystemExit(f"lgf {name}: {error}") from error
 
 
 if __name__ == "__main__":

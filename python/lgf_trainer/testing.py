@@ -1,0 +1,81 @@
+"""Tiny, randomly initialised models in Hugging Face format: they drive the real code paths without any download."""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
+LATENT_CHANNELS = 4
+TEXT_TOKENS, TEXT_WIDTH = 16, 16
+
+
+def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
+    """Write a CogVideoX pipeline of about a hundred thousand random weights, as `save_pretrained` would.
+
+    It has all parts of the real one (tokenizer, T5, VAE, transformer, scheduler) and its proportions: 8-fold spatial
+    and 4-fold temporal compression, rotary embeddings, and for image-to-video learned positions and the image's latents
+    as further input channels. It is made for videos of 9 frames of 64 x 96 pixels.
+
+    Args:
+        folder: where to write; load it with `CogVideoXImageToVideoPipeline.from_pretrained(folder)`.
+        image_to_video: like CogVideoX-5B-I2V, else like CogVideoX-2B.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_pipeline
+        >>> sorted(p.name for p in make_tiny_pipeline(tempfile.mkdtemp()).iterdir())[:3]
+        ['model_index.json', 'scheduler', 'text_encoder']
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKLCogVideoX(
+            block_out_channels=(8, 8, 8, 8), latent_channels=LATENT_CHANNELS, layers_per_block=1, norm_num_groups=2,
+            sample_height=HEIGHT, sample_width=WIDTH, scaling_factor=0.7 if image_to_video else 1.15258426,
+        )  # fmt: skip
+        transformer = CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, num_layers=3, time_embed_dim=16,
+            in_channels=LATENT_CHANNELS * (2 if image_to_video else 1), out_channels=LATENT_CHANNELS,
+            text_embed_dim=TEXT_WIDTH, max_text_seq_length=TEXT_TOKENS,
+            sample_frames=FRAMES, sample_height=HEIGHT // 8, sample_width=WIDTH // 8,
+            use_rotary_positional_embeddings=image_to_video, use_learned_positional_embeddings=image_to_video,
+        )  # fmt: skip
+        _wake(transformer)
+        text_encoder = T5EncoderModel(
+            T5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        )
+    pipeline = CogVideoXImageToVideoPipeline if image_to_video else CogVideoXPipeline
+    pipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        transformer=transformer,
+        scheduler=CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", snr_shift_scale=1.0 if image_to_video else 3.0, rescale_betas_zero_snr=True
+        ),
+    ).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def _wake(transformer: CogVideoXTransformer3DModel) -> None:
+    """Open the gates of the blocks and the last layer: as initialised, nothing a block does would be seen outside."""
+    for block in transformer.transformer_blocks:
+        for norm in (block.norm1, block.norm2):
+            torch.nn.init.normal_(norm.linear.bias, std=0.5)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+
+
+def _tokenizer() -> T5Tokenizer:
+    """A word of one letter for every printable character, with T5's special tokens."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(letter, -3.0) for letter in letters]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_TOKENS)

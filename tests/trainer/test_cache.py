@@ -1,0 +1,82 @@
+"""The cache of windows: whole or not there, verified, and made with one set of settings."""
+
+import errno
+
+import pytest
+import torch
+
+pytest.importorskip("safetensors")
+
+from lgf_trainer import cache as cache_module
+from lgf_trainer.cache import WindowCache
+from lgf_trainer.errors import TrainerError
+
+TENSORS = {
+    "a": torch.randn(2, 3).half(),
+    "b": torch.arange(5),
+    "empty": torch.empty(0, 4),
+    "c": torch.randn(3).bfloat16(),
+}
+
+
+def test_what_is_written_is_read(tmp_path):
+    cache = WindowCache(tmp_path / "new", {"frames": 9, "grid": (3, 4, 6)})
+    cache.write("k", TENSORS, {"caption": "ein Bär"})
+    tensors, about = WindowCache(tmp_path / "new").read("k")
+    assert about == {"caption": "ein Bär"} and tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+    assert cache.keys() == ["k"] and "k" in cache and "other" not in cache
+
+
+def test_strided_tensors_are_stored_as_they_look(tmp_path):
+    tensor = torch.arange(6).view(2, 3).T
+    cache = WindowCache(tmp_path, {})
+    cache.write("k", {"a": tensor}, {})
+    assert torch.equal(cache.read("k").tensors["a"], tensor)
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    WindowCache(tmp_path, {"frames": 49, "rate": 8})
+    WindowCache(tmp_path, {"frames": 49, "rate": 8})
+    with pytest.raises(TrainerError, match="made with frames = 49, and this run has 9"):
+        WindowCache(tmp_path, {"frames": 9, "rate": 8})
+    with pytest.raises(TrainerError, match="made with rate = 8, and this run has nothing"):
+        WindowCache(tmp_path, {"frames": 49})
+
+
+def test_no_cache(tmp_path):
+    with pytest.raises(TrainerError, match="lgf extract"):
+        WindowCache(tmp_path)
+
+
+@pytest.mark.parametrize("position", [-1, -20, 40, 4])
+def test_damage_is_noticed(tmp_path, position):
+    cache = WindowCache(tmp_path, {})
+    cache.write("k", TENSORS, {})
+    content = bytearray(cache.path("k").read_bytes())
+    content[position] ^= 1
+    cache.path("k").write_bytes(content)
+    with pytest.raises(TrainerError, match="Remove it"):
+        cache.read("k")
+
+
+def test_a_truncated_or_missing_file(tmp_path):
+    cache = WindowCache(tmp_path, {})
+    cache.write("k", TENSORS, {})
+    cache.path("k").write_bytes(cache.path("k").read_bytes()[:-3])
+    for key in ("k", "missing"):
+        with pytest.raises(TrainerError, match="cannot be read"):
+            cache.read(key)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    cache = WindowCache(tmp_path, {})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "fsync", full)
+    with pytest.raises(TrainerError, match="the disk is full"):
+        cache.write("k", TENSORS, {})
+    assert not list((tmp_path / "windows").iterdir())
