@@ -10,6 +10,7 @@
 
 #include "common/bindings.h"
 #include "cuda/lgf.h"
+#include "cuda/relation.h"
 
 #ifndef LGF_MODULE
 #define LGF_MODULE _cuda
@@ -108,6 +109,66 @@ void gram_backward(const TensorTuple& features, const Shape& shape, const std::o
                   parse_workspace(workspace, similarity), pointer(grad), {device, stream}});
 }
 
+using VideoTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, Address>;  // batch, frames, tokens of one, weight
+using RowsTuple = std::tuple<int, int>;
+using PartsTuple = std::tuple<Address, int, std::int64_t>;  // data, splits, stride from one to the next
+
+cuda::Video parse_video(const VideoTuple& tuple) {
+  const auto [batch, frames, tokens, weight] = tuple;
+  if (batch < 1 || frames < 1 || tokens < 1)
+    throw std::invalid_argument("video: expected (batch, frames, tokens of a frame, weight) with no empty dimension");
+  return {narrow("batch", batch), narrow("frames", frames), narrow("tokens", tokens),
+          narrow("tokens of a video", frames * tokens), pointer(weight)};
+}
+
+cuda::Rows parse_rows(const RowsTuple& tuple) {
+  const auto [first, end] = tuple;
+  if (first < 0 || end <= first) throw std::invalid_argument("rows: expected (first, end) with 0 <= first < end");
+  return {first, end};
+}
+
+// (tokens of a tile, type of the coefficients, blocks of `relation_products` side by side, channels of each)
+std::tuple<int, std::string, int, int> relation_cut(const TensorTuple& student, const TensorTuple& teacher, int device) {
+  const cuda::Cut cut = cuda::relation_cut(parse_tensor(student), parse_tensor(teacher), device);
+  return {cut.tile, dtype_name(cut.coefficient_type), cut.side_by_side, cut.channels};
+}
+
+void reciprocal_norms(const TensorTuple& features, const VideoTuple& video, Address out, const std::string& dtype,
+                      int device, Address stream) {
+  const cuda::Video parsed = parse_video(video);
+  cuda::reciprocal_norms({parsed.batch, 1, 1, parsed.tokens}, parse_tensor(features), pointer(out),
+                         parse_choice("dtype", dtype, "float64", "float32"), {device, stream});
+}
+
+void relation_distances(const TensorTuple& student, const TensorTuple& teacher, const VideoTuple& video,
+                        const std::tuple<Address, Address, Address>& norms, const RowsTuple& rows, Address sums,
+                        std::int64_t sums_stride, std::optional<Address> coefficients,
+                        const std::string& coefficient_dtype, double margin, double scale, int device, Address stream) {
+  const auto [of_student, of_teacher, of_coefficients] = norms;
+  cuda::relation_distances({parse_video(video), parse_tensor(student), parse_tensor(teacher), pointer(of_student),
+                            pointer(of_teacher), pointer(of_coefficients), margin, scale, parse_rows(rows),
+                            pointer(sums), sums_stride, pointer(coefficients), parse_dtype(coefficient_dtype),
+                            {device, stream}});
+}
+
+void relation_products(const TensorTuple& factors, const VideoTuple& video, Address coefficients,
+                       const std::string& coefficient_dtype, const RowsTuple& rows, const PartsTuple& parts, int device,
+                       Address stream) {
+  const auto [data, splits, stride] = parts;
+  cuda::relation_products({parse_video(video), parse_tensor(factors), pointer(coefficients),
+                           parse_dtype(coefficient_dtype), parse_rows(rows), pointer(data), splits, stride,
+                           {device, stream}});
+}
+
+void relation_project(const TensorTuple& student, const VideoTuple& video, Address norms,
+                      std::optional<Address> row_scale, const PartsTuple& parts, Address gradient, int device,
+                      Address stream) {
+  const auto [data, splits, stride] = parts;
+  const cuda::Video parsed = parse_video(video);
+  cuda::relation_project({{parsed.batch, 1, 1, parsed.tokens}, parse_tensor(student), pointer(norms),
+                          pointer(row_scale), pointer(data), splits, stride, pointer(gradient), {device, stream}});
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = LGF_BUILD_VERSION;
@@ -141,5 +202,20 @@ PYBIND11_MODULE(LGF_MODULE, m) {
         "Gradient of sum scale * g * logits into `grad` (B, T, H, W, C, the features' dtype), every element written\n"
         "once. `forward` and `backward` are (g, dtype of g, scale or None, whether scale is one number for all\n"
         "tokens) for the logits of that direction, or None.");
+  // Token relations (relation.h): features are (B, 1, 1, n, C), a video (batch, frames, tokens of a frame, address of the
+  // symmetric weights of pairs of frames), parts (address, splits, stride); lgf_kernels/native/token_relation.py calls.
+  m.def("relation_cut", &relation_cut, "student"_a, "teacher"_a, "device"_a,
+        "How a call is cut: tokens of a tile, type of the coefficients, blocks side by side, channels of a block.");
+  m.def("reciprocal_norms", &reciprocal_norms, "features"_a, "video"_a, "out"_a, py::kw_only(), "dtype"_a, "device"_a,
+        "stream"_a, "1 / max(||f||, 1e-6) of all tokens (B, n) into `out`, in float32 or float64.");
+  m.def("relation_distances", &relation_distances, "student"_a, "teacher"_a, "video"_a, "norms"_a, "rows"_a, "sums"_a,
+        "sums_stride"_a, "coefficients"_a, py::kw_only(), "coefficient_dtype"_a, "margin"_a, "scale"_a, "device"_a,
+        "stream"_a, "The sum of every pair of tiles, and unless None their blocks of coefficients.");
+  m.def("relation_products", &relation_products, "factors"_a, "video"_a, "coefficients"_a, py::kw_only(),
+        "coefficient_dtype"_a, "rows"_a, "parts"_a, "device"_a, "stream"_a,
+        "Coefficients times factors into the parts, or added to them unless the rows begin with the first.");
+  m.def("relation_project", &relation_project, "student"_a, "video"_a, "norms"_a, "row_scale"_a, "parts"_a,
+        "gradient"_a, py::kw_only(), "device"_a, "stream"_a,
+        "The sum of the parts, less what lies along the student, into `gradient` (B, n, C).");
   m.def("build_info", &build_info, "How the module was built.");
 }

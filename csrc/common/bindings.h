@@ -27,6 +27,15 @@ inline DType parse_dtype(const std::string& name) {
   throw std::invalid_argument("dtype: expected float32, bfloat16, float16 or float64, got '" + name + "'");
 }
 
+inline std::string dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return "float32";
+    case DType::bfloat16: return "bfloat16";
+    case DType::float16: return "float16";
+    default: return "float64";
+  }
+}
+
 // One of two words, as a flag that is true for the first.
 inline bool parse_choice(const char* argument, const std::string& given, const char* first, const char* second) {
   if (given == first) return true;

@@ -38,7 +38,12 @@ LGF_DEVICE int thread_index() {
   return static_cast<int>(index & 1023);
 }
 LGF_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+LGF_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 LGF_DEVICE void sync_block() { __syncthreads(); }
+
+// Rounded by itself, and not fused with an addition.
+LGF_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+LGF_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
 template <class T>
 LGF_DEVICE T shuffle_xor(T value, int mask) {
@@ -120,6 +125,12 @@ inline void check(cudaError_t error) {
 }
 
 inline void use_device(int device) { check(cudaSetDevice(device)); }
+
+inline int multiprocessors(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)

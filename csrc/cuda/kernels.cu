@@ -11,13 +11,6 @@ namespace lgf {
 namespace cuda {
 namespace {
 
-// Whether tokens can be copied in pieces of 16 bytes of half precision.
-bool in_pieces(const Tensor& f) {
-  bool whole = f.channels % 8 == 0 && reinterpret_cast<std::uintptr_t>(f.data) % 16 == 0;
-  for (const int64_t stride : f.stride) whole = whole && stride % 8 == 0;
-  return whole && (f.dtype == DType::bfloat16 || f.dtype == DType::float16);
-}
-
 // The reciprocal norms of one of a call's features, number `index` of the workspace, or null without one.
 template <class T>
 const void* norms(const Grid& grid, const Tensor& features, void* workspace, int index, const Stream& stream) {

@@ -41,6 +41,13 @@ LGF_DEVICE void store(void* data, DType dtype, int64_t at, T value) {
   }
 }
 
+// Whether tokens can be copied in pieces of 16 bytes of half precision.
+inline bool in_pieces(const Tensor& f) {
+  bool whole = f.channels % 8 == 0 && reinterpret_cast<std::uintptr_t>(f.data) % 16 == 0;
+  for (const int64_t stride : f.stride) whole = whole && stride % 8 == 0;
+  return whole && (f.dtype == DType::bfloat16 || f.dtype == DType::float16);
+}
+
 // The tile a block works on. Blocks are numbered tile by tile, then frame by frame (or pair by pair).
 struct Tile {
   int b, t, y0, x0;

@@ -19,7 +19,7 @@ from ..options import LgfOptions
 
 #: What each module implements, by the type of device whose tensors it takes.
 MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
-OPERATORS = {"cpu": ("local_gram_flow", "lgf_kl"), "cuda": ("local_gram_flow", "lgf_kl")}
+OPERATORS = {"cpu": ("local_gram_flow", "lgf_kl"), "cuda": ("local_gram_flow", "lgf_kl", "token_relation")}
 WANTING = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
 
@@ -116,8 +116,9 @@ def execution(tensor: Tensor, workspace: Tensor | None) -> dict[str, int | None]
     """How the module that takes this tensor is to run: on torch's threads, or on its current stream."""
     if not takes_streams(tensor):
         return {"num_threads": torch.get_num_threads()}
-    return {
-        "workspace": None if workspace is None else workspace.data_ptr(),
-        "device": tensor.get_device(),
-        "stream": torch.cuda.current_stream(tensor.device).cuda_stream,
-    }
+    return {"workspace": None if workspace is None else workspace.data_ptr(), **stream_of(tensor)}
+
+
+def stream_of(tensor: Tensor) -> dict[str, int]:
+    """Where the CUDA module is to run."""
+    return {"device": tensor.get_device(), "stream": torch.cuda.current_stream(tensor.device).cuda_stream}

@@ -8,7 +8,6 @@ for token relations of 256 channels or more. They have yet to be timed.
 """
 
 import functools
-import os
 from typing import NamedTuple
 
 import torch
@@ -115,8 +114,6 @@ class Products(NamedTuple):
 #: Tokens of a tile of relations by bytes of an operand, the largest that leaves registers for two Grams: in frames of
 #: at least so many tokens, and in smaller ones, where a weight for each pair takes registers too.
 RELATION_TILES = {2: (128, 64), 4: (64, 64), 8: (32, 32)}
-#: Programs that share the sum of a tile, at most: each writes a gradient of its own.
-MOST_SPLITS = 8
 
 #: By bytes of an operand.
 DISTANCES = {
@@ -150,14 +147,3 @@ def products(channels: int, operand: torch.dtype, tile: int, architecture: int) 
         row._replace(BLOCK_K=min(row.BLOCK_K, tile), BLOCK_C=min(row.BLOCK_C, most))
         for row in PRODUCTS[operand.itemsize]
     ]
-
-
-def scratch_bytes() -> int:
-    """The most that token relations store of their coefficients at a time: LGF_SCRATCH_MIB mebibytes, or 1 GiB."""
-    given = os.environ.get("LGF_SCRATCH_MIB", "1024")
-    if not given.isdecimal() or int(given) == 0:
-        raise ValueError(
-            f"LGF_SCRATCH_MIB must be a number of mebibytes, such as 1024, the default; got {given!r}. "
-            "Less takes the token relations in more and smaller parts."
-        )
-    return int(given) << 20

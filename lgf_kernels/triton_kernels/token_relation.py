@@ -14,7 +14,7 @@ program takes a pair of tiles (row, column >= row):
 
 With C channels and C' of the teacher this costs n^2 (C + C') operations for half of all pairs and 2 n^2 C for the
 products, and scratch for n^2 / 2 numbers: 1.06 GB at n = 32,400 in bfloat16. Where that exceeds the budget
-(`configs.scratch_bytes`) the rows are taken in panels, each stored, multiplied and overwritten by the next: the same
+(`panels.scratch_bytes`) the rows are taken in panels, each stored, multiplied and overwritten by the next: the same
 operations in any budget, and only the gradient's accumulators are read and written once a panel. 60 MiB make 18 panels
 of that video, and with the gradient itself, in float32, 96 MB in all. Storing nothing, that is making all of d again
 where it is multiplied, would cost n^2 (C + C') more, and accumulators of more than 256 channels leave no registers to do
@@ -27,7 +27,6 @@ Tiles run on over the ends of frames: 150 tokens would fill two tiles of 128 to 
 of tiles all of whose weights are 0 are left out, for which the weights are read on the device.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,12 +34,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_videos, video_scale
+from .. import panels
+from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_videos
 from ..options import LgfOptions
+from ..panels import Panel, backward
 from ..portable.token_relation import empty_residual
 from . import configs, launch
 from .norms import reciprocal_norms
 from .tiles import SHORT, dot, exact, load_channels
+
+__all__ = ["backward", "empty_residual", "forward"]
 
 COSINE = LgfOptions(similarity="cosine")
 
@@ -366,34 +369,6 @@ def _project(
                  mask=mask[:, None] & (c < C)[None, :])  # fmt: skip
 
 
-class Panel(NamedTuple):
-    """Rows first .. end - 1 of tiles of some videos, whose blocks of coefficients exist at the same time."""
-
-    videos: slice
-    first: int
-    end: int
-
-    def blocks(self, tiles: int) -> int:
-        """Of one video: of each row those from the diagonal on."""
-        return (self.end - self.first) * (2 * tiles - self.first - self.end + 1) // 2
-
-
-def panels(videos: int, tiles: int, budget: int) -> Iterator[Panel]:
-    """Cut what has to be stored into panels of at most `budget` blocks, or of one row if that is more."""
-    together = budget // Panel(slice(0), 0, tiles).blocks(tiles)
-    if together:
-        yield from (Panel(slice(b, min(b + together, videos)), 0, tiles) for b in range(0, videos, together))
-        return
-    for b in range(videos):
-        first = 0
-        while first < tiles:
-            end = first + 1
-            while end < tiles and Panel(slice(0), first, end + 1).blocks(tiles) <= budget:
-                end += 1
-            yield Panel(slice(b, b + 1), first, end)
-            first = end
-
-
 class Pairs(NamedTuple):
     """What the kernels take of a call: features (B, F, N, C), reciprocal norms (B, F, N), symmetric weights (F, F)."""
 
@@ -452,26 +427,10 @@ def forward(
         whole = Panel(slice(0, len(student)), 0, pairs.tiles)
         sums = student.new_empty((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
         gradient = empty_residual(student, needs_grad)
-        if needs_grad:
-            with_gradient(pairs, sums, gradient)
-        else:
-            distances(pairs, whole, sums, None)
+        dtype = launch.operand_type(student.dtype, accumulate, by_gradient=True)
+        kernels = panels.Kernels(distances, products, project)
+        panels.run(kernels, pairs, dtype, sums, gradient if needs_grad else None)
     return reduce_videos(non_finite_to_nan(sums.sum(1)), reduction), gradient
-
-
-def with_gradient(pairs: Pairs, sums: Tensor, gradient: Tensor) -> None:
-    """Fill both outputs, a panel after the other."""
-    dtype = launch.operand_type(pairs.student.dtype, pairs.accumulate, by_gradient=True)
-    budget = configs.scratch_bytes() // (pairs.tile**2 * dtype.itemsize)
-    todo = list(panels(len(gradient), pairs.tiles, budget))
-    blocks = max((p.videos.stop - p.videos.start) * p.blocks(pairs.tiles) for p in todo)
-    coefficients = gradient.new_empty((blocks, pairs.tile, pairs.tile), dtype=dtype)
-    for panel in todo:
-        part, out = pairs.of(panel.videos), gradient[panel.videos]
-        distances(part, panel, sums[panel.videos], coefficients)
-        parts = products(part, panel, coefficients, out)
-        if panel.end == pairs.tiles:
-            project(part, parts, out)
 
 
 def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | None) -> None:
@@ -510,21 +469,16 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
 
 
 def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor) -> Tensor:
-    """Add the panel's part of sum_j g[i, j] z_j to the gradient, or where one panel is all return it in parts to be summed.
-
-    Few tiles do not fill a GPU. Then several programs share the sum of a tile, each with a part of its own to write.
-    """
+    """Add the panel's part of sum_j g[i, j] z_j to the gradient, or where one panel is all return it in parts to be summed."""
     B, frames, N, C = pairs.student.shape
     rows = pairs.tiles - panel.first
     candidates = configs.products(C, coefficients.dtype, pairs.tile, launch.architecture(gradient.device))
     programs = rows * B * triton.cdiv(C, candidates[0].BLOCK_C)
-    splits, parts = 1, gradient[None]
-    if rows == panel.end:
-        splits = max(1, min(launch.multiprocessors(gradient.device) // programs, configs.MOST_SPLITS, rows))
-        parts = gradient.new_empty((splits, *gradient.shape)) if splits > 1 else parts
+    side_by_side = launch.multiprocessors(gradient.device)
+    parts = panels.room_for_parts(gradient, panel, pairs.tiles, programs, side_by_side)
     launch.fastest(
         _products,
-        lambda config: (rows, splits * triton.cdiv(C, config["BLOCK_C"]), B),
+        lambda config: (rows, len(parts) * triton.cdiv(C, config["BLOCK_C"]), B),
         candidates if panel.first == 0 else candidates[:1],  # a sum cannot be timed by repeating it
         coefficients,
         pairs.student,
@@ -536,7 +490,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         N,
         panel.first,
         panel.end,
-        splits,
+        len(parts),
         C=C,
         OPERAND=launch.triton_type(coefficients.dtype),
         FRAMES=pairs.padded_frames,
@@ -569,9 +523,3 @@ def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
         BLOCK_C=channels,
         num_warps=4,
     )
-
-
-def backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
-    """The gradient times the upstream one, which is read on the device, rounded once."""
-    scale = video_scale(grad_loss, reduction, len(residual)).view(-1, 1, 1, 1)
-    return torch.mul(residual, scale, out=torch.empty_like(residual, dtype=dtype))

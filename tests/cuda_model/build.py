@@ -50,9 +50,10 @@ def bindings(place: Path) -> list[Path]:
 
 def module(place: Path, objects: list[Path], csrc: Path = ROOT / "csrc"):
     """The module with the kernels of `csrc`, and the model's own functions."""
-    kernels = compiled(csrc / "cuda" / "kernels.cu", place / "kernels.o", csrc, "-O1")
+    sources = sorted((csrc / "cuda").glob("*.cu"))
+    kernels = [compiled(source, place / f"{source.stem}.o", csrc, "-O1") for source in sources]
     library = place / "_cuda_model.so"
-    run(COMPILER, "-shared", *SANITIZE, kernels, *objects, "-o", library)
+    run(COMPILER, "-shared", *SANITIZE, *kernels, *objects, "-o", library)
     # pybind11 keeps one module of each full name: every build needs one of its own.
     spec = importlib.util.spec_from_file_location(f"{place.name}._cuda_model", library)
     loaded = importlib.util.module_from_spec(spec)

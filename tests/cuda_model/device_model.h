@@ -30,6 +30,8 @@ void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
 // What the fibre that is running asks for. They return when it has been done.
 int thread();
 std::int64_t block();
+std::int64_t blocks();
+int processors();
 void barrier();
 std::uint64_t exchange(std::uint64_t value, int mask);
 void copy(void* shared, const void* global, bool wanted);
@@ -48,7 +50,11 @@ using std::sqrt;
 
 inline int thread_index() { return model::thread(); }
 inline int block_index() { return static_cast<int>(model::block()); }
+inline int block_count() { return static_cast<int>(model::blocks()); }
 inline void sync_block() { model::barrier(); }
+
+inline float rounded_product(float a, float b) { return a * b; }
+inline double rounded_product(double a, double b) { return a * b; }
 
 template <class T>
 T shuffle_xor(T value, int mask) {
@@ -104,6 +110,7 @@ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
 }
 
 inline void use_device(int) {}
+inline int multiprocessors(int) { return model::processors(); }
 
 template <class Kernel>
 void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t, const typename Kernel::Params& params) {

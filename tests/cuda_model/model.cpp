@@ -53,7 +53,8 @@ struct Fibre {
 ucontext_t scheduler;
 std::vector<std::unique_ptr<Fibre>> fibres;
 int threads = 0, current = -1;
-std::int64_t block_number = 0;
+std::int64_t block_number = 0, block_total = 0;
+int processor_count = 2;  // that a launch may believe there are
 char* shared_memory = nullptr;
 std::int64_t shared_size = 0;
 const std::function<void(char*)>* kernel = nullptr;
@@ -226,6 +227,7 @@ void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, cons
   threads = block_threads;
   while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
   kernel = &body;
+  block_total = blocks;
   shared_size = bytes;
   std::vector<char> memory(bytes + kGuardBytes + 128);
   shared_memory = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128);
@@ -241,6 +243,8 @@ void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, cons
 
 int thread() { return current; }
 std::int64_t block() { return block_number; }
+std::int64_t blocks() { return block_total; }
+int processors() { return processor_count; }
 void barrier() { pause(Wait::barrier); }
 
 std::uint64_t exchange(std::uint64_t value, int mask) {
@@ -299,6 +303,10 @@ void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bo
 extern "C" {
 
 __attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf::cuda::model::reversed = reverse; }
+
+__attribute__((visibility("default"))) void lgf_model_processors(int count) {
+  lgf::cuda::model::processor_count = count;
+}
 
 __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;

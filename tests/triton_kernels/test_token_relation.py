@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers import assert_close, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
+from lgf_kernels import panels
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -112,7 +113,7 @@ def test_margins(margin):
 @pytest.mark.parametrize("blocks", [1, 4, 7, 10, 20])
 def test_panels(monkeypatch, blocks, videos):
     """A video of 4 tiles has 10 blocks: less room cuts it into rows, twice as much takes two videos at once."""
-    monkeypatch.setattr(configs, "scratch_bytes", lambda: blocks * TILE**2 * 8)
+    monkeypatch.setattr(panels, "scratch_bytes", lambda: blocks * TILE**2 * 8)
     allocated = []
     empty = torch.Tensor.new_empty
 
@@ -131,7 +132,7 @@ def test_panels(monkeypatch, blocks, videos):
 @pytest.mark.parametrize("budget", [1, 3, 10, 50])
 def test_panels_cover_the_upper_triangle_once(budget, tiles):
     rows = []
-    for panel in token_relation.panels(3, tiles, budget):
+    for panel in panels.panels(3, tiles, budget):
         assert panel.blocks(tiles) * len(range(3)[panel.videos]) <= budget or panel.end == panel.first + 1
         rows += [(video, row) for video in range(3)[panel.videos] for row in range(panel.first, panel.end)]
     assert sorted(rows) == [(video, row) for video in range(3) for row in range(tiles)]
@@ -268,9 +269,9 @@ def test_what_is_kept_is_what_the_portable_backend_keeps():
 
 
 def test_the_budget_can_be_set(monkeypatch):
-    assert configs.scratch_bytes() == 2**30
+    assert panels.scratch_bytes() == 2**30
     monkeypatch.setenv("LGF_SCRATCH_MIB", "64")
-    assert configs.scratch_bytes() == 64 * 2**20
+    assert panels.scratch_bytes() == 64 * 2**20
 
 
 @pytest.mark.parametrize("operand", [torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -293,4 +294,4 @@ def test_small_frames_have_small_tiles(monkeypatch):
 def test_a_budget_that_is_none(monkeypatch, given):
     monkeypatch.setenv("LGF_SCRATCH_MIB", given)
     with pytest.raises(ValueError, match="LGF_SCRATCH_MIB must be a number of mebibytes"):
-        configs.scratch_bytes()
+        panels.scratch_bytes()

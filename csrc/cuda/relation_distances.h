@@ -1,0 +1,216 @@
+// Of pairs of tiles: their part of the loss and, for a gradient, the block of coefficients (relation.h).
+//
+// A block takes one pair after another. The chunks of the teacher's and the student's features of all its pairs follow
+// each other through shared memory, so that those of the next pair are on their way while this one is finished, which
+// keeps the tensor cores waiting less. Student and teacher have sums of their own, made in the same order: the same
+// features in both differ by exactly 0, whose sign is 0.
+#pragma once
+
+#include "relation_plain.h"
+#include "relation_tiles.h"
+
+namespace lgf {
+namespace cuda {
+
+struct DistancesParams {
+  DistancesCall call;
+  int tiles;
+  int64_t places, blocks;  // of a video
+};
+
+template <class Products>
+struct Distances {
+  using Params = DistancesParams;
+  using T = typename Products::Number;
+  using Coefficient = typename Products::Coefficient;
+  static constexpr int kThreads = Products::kThreads, kBlocksPerSm = 1, kTile = Products::kTile;
+  static constexpr int kStages = Products::stages(2), kStageBytes = 2 * Products::kOperandBytes;
+  static constexpr int kPipelineBytes = (kStages * kStageBytes + 15) / 16 * 16;
+  static constexpr int kSharedBytes = kPipelineBytes + (6 * kTile + kThreads / 32) * static_cast<int>(sizeof(T));
+
+  static LGF_DEVICE void run(const Params& p, char* shared) {
+    Loader loader(p, shared);
+    for (int stage = 0; stage < kStages - 1; ++stage) loader.next();
+    int step = 0;
+    for (Place at(p, block_index()); at.exists(p); at.move(p)) {
+      const TileSpan rows(p.call.video, at.pair.row, kTile), columns(p.call.video, at.pair.column, kTile);
+      if (!any_weight<T>(p.call.video, rows, columns)) {
+        finish_without_weight(p, at, rows, columns);
+        continue;
+      }
+      T* norms = reinterpret_cast<T*>(shared + kPipelineBytes);
+      load_norms(p, at, norms);
+      T student[Products::kNumbers], teacher[Products::kNumbers];
+      clear(student);
+      clear(teacher);
+      for (int c = 0; c < p.call.teacher.channels; c += Products::kChunk) multiply(loader, shared, step++, teacher);
+      for (int c = 0; c < p.call.student.channels; c += Products::kChunk) multiply(loader, shared, step++, student);
+      finish(p, at, PairWeights<T>(p.call.video, rows, columns), norms, student, teacher);
+    }
+  }
+
+ private:
+  // A pair of tiles of a video, in the order in which the blocks of the launch take them.
+  struct Place {
+    int64_t number;
+    int b;
+    Pair pair;
+
+    LGF_DEVICE Place(const Params& p, int64_t first) : number(first) { find(p); }
+    LGF_DEVICE bool exists(const Params& p) const { return b < p.call.video.batch; }
+    LGF_DEVICE void move(const Params& p) {
+      number += block_count();
+      find(p);
+    }
+
+   private:
+    LGF_DEVICE void find(const Params& p) {
+      for (;; number += block_count()) {
+        b = static_cast<int>(number / p.places);
+        pair = pair_at(number % p.places, p.call.rows, p.tiles);
+        if (!exists(p) || pair.column < p.tiles) return;
+      }
+    }
+  };
+
+  // Runs ahead of the products.
+  struct Loader {
+    const Params& p;
+    char* shared;
+    Place at;
+    bool student;
+    int c0, stage;
+
+    LGF_DEVICE Loader(const Params& params, char* memory)
+        : p(params), shared(memory), at(params, block_index()), student(false), c0(0), stage(0) {
+      skip();
+    }
+
+    // Begins to load the next chunk, if there is one.
+    LGF_DEVICE void next() {
+      if (at.exists(p)) {
+        const Tensor& f = student ? p.call.student : p.call.teacher;
+        char* operands = shared + stage * kStageBytes;
+        load(f, at.pair.row, operands);
+        load(f, at.pair.column, operands + Products::kOperandBytes);
+        stage = stage + 1 < kStages ? stage + 1 : 0;
+        advance(f.channels);
+      }
+      copy_commit();
+    }
+
+   private:
+    LGF_DEVICE void load(const Tensor& f, int tile, char* operand) {
+      const int64_t token = int64_t(tile) * kTile;
+      Products::template load<Summed::along_rows>(
+          {f.data, f.dtype, at.b * f.stride[0] + token * f.stride[3] + c0, f.stride[3],
+           static_cast<int>(p.call.video.tokens - token), f.channels - c0},
+          operand);
+    }
+
+    LGF_DEVICE void advance(int channels) {
+      c0 += Products::kChunk;
+      if (c0 < channels) return;
+      c0 = 0;
+      student = !student;
+      if (student) return;
+      at.move(p);
+      skip();
+    }
+
+    LGF_DEVICE void skip() {
+      const Video& video = p.call.video;
+      while (at.exists(p) &&
+             !any_weight<T>(video, TileSpan(video, at.pair.row, kTile), TileSpan(video, at.pair.column, kTile)))
+        at.move(p);
+    }
+  };
+
+  static LGF_DEVICE void clear(T (&sums)[Products::kNumbers]) {
+    LGF_UNROLL
+    for (int e = 0; e < Products::kNumbers; ++e) sums[e] = 0;
+  }
+
+  static LGF_DEVICE void multiply(Loader& loader, char* shared, int step, T (&sums)[Products::kNumbers]) {
+    copy_wait<kStages - 2>();
+    Products::publish();
+    sync_block();  // this chunk is there, and the one before has been multiplied by all
+    const char* operands = shared + step % kStages * kStageBytes;
+    Products::template begin<Summed::along_rows, Summed::along_rows>(operands, operands + Products::kOperandBytes, sums);
+    loader.next();
+    Products::end(sums);
+  }
+
+  // Student's, teacher's and coefficients' norms of the row, and then of the column; 0 past the last token. What a pair
+  // before has left there has been read: its last barrier was later.
+  static LGF_DEVICE void load_norms(const Params& p, const Place& at, T* norms) {
+    const void* const sources[3] = {p.call.student_norms, p.call.teacher_norms, p.call.coefficient_norms};
+    const int tokens = p.call.video.tokens;
+    for (int n = thread_index(); n < 2 * kTile; n += kThreads) {
+      const int token = (n < kTile ? at.pair.row : at.pair.column) * kTile + n % kTile;
+      LGF_UNROLL
+      for (int source = 0; source < 3; ++source)
+        norms[source * 2 * kTile + n] =
+            token < tokens ? static_cast<const T*>(sources[source])[at.b * int64_t(tokens) + token] : T(0);
+    }
+  }
+
+  static LGF_DEVICE void finish(const Params& p, const Place& at, const PairWeights<T>& weights, T* norms,
+                                const T (&student)[Products::kNumbers], const T (&teacher)[Products::kNumbers]) {
+    const T margin = static_cast<T>(p.call.margin), scale = static_cast<T>(p.call.scale);
+    const T *r = norms, *q = norms + 2 * kTile, *s = norms + 4 * kTile;
+    T total = 0;
+    LGF_UNROLL
+    for (int e = 0; e < Products::kNumbers; e += 2) {
+      T g[2];
+      LGF_UNROLL
+      for (int k = 0; k < 2; ++k) {
+        const int i = Products::row(e + k), j = Products::column(e + k);
+        // Rounded before they are subtracted: fused, a product would differ from an equal one.
+        const T d = rounded_product(student[e + k] * r[i], r[kTile + j]) - rounded_product(teacher[e + k] * q[i], q[kTile + j]);
+        const T w = scale * weights.at(at.pair.row * kTile + i, at.pair.column * kTile + j);
+        const bool counts = w != T(0) && !(fabs(d) <= margin);  // a NaN is not forgiven
+        total += counts ? w * (fabs(d) - margin) : T(0);
+        // NaN where d is not finite.
+        g[k] = counts ? (2 * (d > 0 ? w : -w) + (d - d)) * s[i] * s[kTile + j] : T(0);
+      }
+      if (p.call.coefficients) Products::store(block(p, at), e, g[0], g[1]);
+    }
+    store_sum(p, at, total, norms + 6 * kTile);
+  }
+
+  static LGF_DEVICE void store_sum(const Params& p, const Place& at, T total, T* of_warps) {
+    for (int mask = 16; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
+    if (thread_index() % 32 == 0) of_warps[thread_index() / 32] = total;
+    sync_block();  // the sums of all warps are there, and the norms have been read
+    if (thread_index() > 0) return;
+    T sum = 0;
+    for (int warp = 0; warp < kThreads / 32; ++warp) sum += of_warps[warp];
+    sum_of(p, at) = at.pair.row == at.pair.column ? sum : 2 * sum;
+  }
+
+  // A block of zeros is stored only where others of its row or its column make `products` read it.
+  static LGF_DEVICE void finish_without_weight(const Params& p, const Place& at, const TileSpan& rows,
+                                               const TileSpan& columns) {
+    if (thread_index() == 0) sum_of(p, at) = 0;
+    if (!p.call.coefficients) return;
+    const Rows of_row = reach<T>(p.call.video, rows, kTile), of_column = reach<T>(p.call.video, columns, kTile);
+    const bool read = (of_row.first <= at.pair.column && at.pair.column < of_row.end) ||
+                      (of_column.first <= at.pair.row && at.pair.row < of_column.end);
+    if (!read) return;
+    LGF_UNROLL
+    for (int e = 0; e < Products::kNumbers; e += 2) Products::store(block(p, at), e, T(0), T(0));
+  }
+
+  static LGF_DEVICE T& sum_of(const Params& p, const Place& at) {
+    return static_cast<T*>(p.call.sums)[at.b * p.call.sums_stride + block_number(at.pair, 0, p.tiles)];
+  }
+
+  static LGF_DEVICE Coefficient* block(const Params& p, const Place& at) {
+    const int64_t number = at.b * p.blocks + block_number(at.pair, p.call.rows.first, p.tiles);
+    return static_cast<Coefficient*>(p.call.coefficients) + number * kTile * kTile;
+  }
+};
+
+}  // namespace cuda
+}  // namespace lgf

@@ -1,0 +1,155 @@
+"""Launches the token relation distances of the CUDA module, a panel of stored coefficients after the other."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import panels
+from ..numerics import accumulate_dtype, last_dimension_contiguous, non_finite_to_nan, reduce_videos
+from ..panels import Panel, backward
+from ..portable.token_relation import empty_residual
+from . import described, dtype_name, module, stream_of
+
+__all__ = ["backward", "empty_residual", "forward"]
+
+#: The largest coefficients in float16 are near 2^12, and every one to 2^-26 of them is a normal number.
+LARGEST = 2.0**12
+
+
+class Pairs(NamedTuple):
+    """What the kernels take of a call. Tensors of tokens are (B, 1, 1, n, C), or (B, n) where they hold one number each.
+
+    g[i, j] = 2 w[i, j] sign(d[i, j]) p_i p_j        dz_i = o_i sum_j g[i, j] x_j
+
+    In float16, which has not the range of a gradient, p, x and o hold powers of 2 of their own for each token; otherwise
+    p is the reciprocal norm, x the student and o absent.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    factors: Tensor
+    student_norms: Tensor
+    teacher_norms: Tensor
+    coefficient_norms: Tensor
+    row_scale: Tensor | None
+    weight: Tensor
+    frame_tokens: int
+    margin: float
+    tile: int
+    coefficient_dtype: str
+    side_by_side: int
+    channels: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.student.shape[3] // self.tile)
+
+    @property
+    def video(self) -> tuple[int, int, int, int]:
+        return len(self.student), len(self.weight), self.frame_tokens, self.weight.data_ptr()
+
+    def of(self, videos: slice) -> "Pairs":
+        of_all = zip(self._fields[:7], self[:7], strict=True)
+        return self._replace(**{name: tensor[videos] for name, tensor in of_all if tensor is not None})
+
+
+def forward(
+    student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss, and for backward the gradient of each video's own loss (B, F, N, C), if needed."""
+    accumulate = accumulate_dtype(student)
+    gradient = empty_residual(student, needs_grad)
+    with torch.cuda.device_of(student):
+        weight = ((pair_weight + pair_weight.mT) / 2).to(accumulate).contiguous()
+        pairs = described_pairs(student, teacher, weight, margin)
+        whole = Panel(slice(0, len(student)), 0, pairs.tiles)
+        sums = student.new_empty((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
+        kernels = panels.Kernels(distances, products, project)
+        panels.run(kernels, pairs, getattr(torch, pairs.coefficient_dtype), sums, gradient if needs_grad else None)
+    return reduce_videos(non_finite_to_nan(sums.sum(1)), reduction), gradient
+
+
+def described_pairs(student: Tensor, teacher: Tensor, weight: Tensor, margin: float) -> Pairs:
+    frame_tokens = student.shape[2]
+    student, teacher = in_one_row(student), in_one_row(teacher)
+    r, q = (reciprocal_norms(features, weight) for features in (student, teacher))
+    cut = module(student).relation_cut(described(student), described(teacher), student.get_device())
+    _, coefficient_dtype, _, _ = cut
+    x, p, o = student, r, None
+    if coefficient_dtype == "float16":
+        x, p, o = within_float16(student, r, weight, frame_tokens)
+    return Pairs(student, teacher, x, r, q, p, o, weight, frame_tokens, margin, *cut)
+
+
+def in_one_row(features: Tensor) -> Tensor:
+    """(B, 1, 1, n, C): the tokens of all frames after each other, copied where their strides do not let them be."""
+    return last_dimension_contiguous(features.flatten(1, 2))[:, None, None]
+
+
+def reciprocal_norms(features: Tensor, weight: Tensor) -> Tensor:
+    norms = features.new_empty((len(features), features.shape[3]), dtype=weight.dtype)
+    module(features).reciprocal_norms(
+        described(features), (*norms.shape, 1, 0), norms.data_ptr(), dtype=dtype_name(norms), **stream_of(features)
+    )
+    return norms
+
+
+def within_float16(student: Tensor, r: Tensor, weight: Tensor, frame_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, p and o, by which coefficients and factors fit in float16 whatever the norms and weights; x is exact.
+
+    x_i = b_i z_i, as long as z^_i but for a factor of 2, with b a power of 2;  p_i = r_i / b_i sqrt(a);  o_i = b_i / a,
+    where a takes the largest of all 2 w to LARGEST.
+    """
+    b = torch.exp2(torch.log2(r).round())
+    a = LARGEST * frame_tokens**2 / (2 * weight.max().clamp(min=1e-30))
+    x = torch.mul(student, b[:, None, None, :, None], out=student.new_empty(student.shape))
+    return x, r / b * a.sqrt(), b / a
+
+
+def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | None) -> None:
+    module(sums).relation_distances(
+        described(pairs.student),
+        described(pairs.teacher),
+        pairs.video,
+        tuple(norms.data_ptr() for norms in (pairs.student_norms, pairs.teacher_norms, pairs.coefficient_norms)),
+        (panel.first, panel.end),
+        sums.data_ptr(),
+        sums.stride(0),
+        None if coefficients is None else coefficients.data_ptr(),
+        coefficient_dtype=pairs.coefficient_dtype,
+        margin=pairs.margin,
+        scale=1 / pairs.frame_tokens**2,
+        **stream_of(sums),
+    )
+
+
+def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor) -> Tensor:
+    blocks = (pairs.tiles - panel.first) * len(gradient) * -(-gradient.shape[-1] // pairs.channels)
+    parts = panels.room_for_parts(gradient, panel, pairs.tiles, blocks, pairs.side_by_side)
+    module(gradient).relation_products(
+        described(pairs.factors),
+        pairs.video,
+        coefficients.data_ptr(),
+        coefficient_dtype=pairs.coefficient_dtype,
+        rows=(panel.first, panel.end),
+        parts=as_taken(parts),
+        **stream_of(gradient),
+    )
+    return parts
+
+
+def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
+    module(gradient).relation_project(
+        described(pairs.student),
+        pairs.video,
+        pairs.student_norms.data_ptr(),
+        None if pairs.row_scale is None else pairs.row_scale.data_ptr(),
+        as_taken(parts),
+        gradient.data_ptr(),
+        **stream_of(gradient),
+    )
+
+
+def as_taken(parts: Tensor) -> tuple[int, int, int]:
+    return parts.data_ptr(), len(parts), parts.stride(0)
