@@ -20,6 +20,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #define LGF_DEVICE __device__ __forceinline__
 #define LGF_HOST_DEVICE __host__ __device__ __forceinline__
@@ -118,6 +119,55 @@ LGF_DEVICE void multiply<Float16>(float (&d)[4], const unsigned (&a)[4], unsigne
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// ---- Hopper's warpgroups ----------------------------------------------------------------------
+
+// Compiled only for sm_90a, and chosen only where `has_warpgroups`.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define LGF_HOPPER_ASM asm volatile
+#else
+#define LGF_HOPPER_ASM(...) __trap()
+#endif
+
+#define LGF_8_NUMBERS(d, i)                                                                                    \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define LGF_64_NUMBERS(d)                                                                                 \
+  LGF_8_NUMBERS(d, 0), LGF_8_NUMBERS(d, 8), LGF_8_NUMBERS(d, 16), LGF_8_NUMBERS(d, 24), LGF_8_NUMBERS(d, 32), \
+      LGF_8_NUMBERS(d, 40), LGF_8_NUMBERS(d, 48), LGF_8_NUMBERS(d, 56)
+
+// What this thread has written to shared memory is seen by `multiply_async` of whoever has waited for it at a barrier.
+LGF_DEVICE void fence_async_proxy() { LGF_HOPPER_ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Between other uses of the sums and the products that are added to them.
+LGF_DEVICE void warpgroup_fence() { LGF_HOPPER_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
+LGF_DEVICE void warpgroup_commit() { LGF_HOPPER_ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits for all products of the warpgroup; then these sums may be used.
+LGF_DEVICE void warpgroup_wait(float (&d)[64]) {
+  LGF_HOPPER_ASM("wgmma.wait_group.sync.aligned 0;" : LGF_64_NUMBERS(d)::"memory");
+}
+
+// d (64x128, float32) += a (64x16) b (16x128), of operands in shared memory that their descriptors describe, by the
+// threads of a warpgroup together. kDown: stored with the dimension that is summed over not contiguous.
+template <class Half, bool kDownA, bool kDownB>
+LGF_DEVICE void multiply_async(float (&d)[64], std::uint64_t a, std::uint64_t b) {
+#define LGF_MULTIPLY_ASYNC(type)                                                                          \
+  LGF_HOPPER_ASM(                                                                                         \
+      "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " \
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
+      "%64, %65, p, 1, 1, %66, %67;}"                                                                     \
+      : LGF_64_NUMBERS(d)                                                                                 \
+      : "l"(a), "l"(b), "n"(int(kDownA)), "n"(int(kDownB)))
+  if (std::is_same<Half, BFloat16>::value)
+    LGF_MULTIPLY_ASYNC("bf16");
+  else
+    LGF_MULTIPLY_ASYNC("f16");
+#undef LGF_MULTIPLY_ASYNC
+}
+
 // ---- launching ----------------------------------------------------------------------------------
 
 inline void check(cudaError_t error) {
@@ -132,10 +182,21 @@ inline int multiprocessors(int device) {
   return count;
 }
 
+// Whether `multiply_async` runs there: it has been compiled for Hopper alone.
+inline bool has_warpgroups(int device) {
+#ifdef LGF_HOPPER
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major == 9;
+#else
+  return device < 0;  // none
+#endif
+}
+
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
     entry(const __grid_constant__ typename Kernel::Params params) {
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(1024) char shared[];
   Kernel::run(params, shared);
 }
 

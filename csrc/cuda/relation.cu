@@ -6,18 +6,20 @@
 #include "relation_plain.h"
 #include "relation_products.h"
 #include "relation_project.h"
+#include "relation_warpgroups.h"
 #include "relation_warps.h"
 
 namespace lgf {
 namespace cuda {
 namespace {
 
-// Calls function(Products) with the class whose coefficients are of this type.
+// Calls function(Products) with the class for coefficients of this type on this device.
 template <class Function>
-void with_products(DType coefficient_type, Function&& function) {
+void with_products(DType coefficient_type, int device, Function&& function) {
+  const bool warpgroups = has_warpgroups(device);
   switch (coefficient_type) {
-    case DType::bfloat16: return function(Warps<BFloat16>());
-    case DType::float16: return function(Warps<Float16>());
+    case DType::bfloat16: return warpgroups ? function(Warpgroups<BFloat16>()) : function(Warps<BFloat16>());
+    case DType::float16: return warpgroups ? function(Warpgroups<Float16>()) : function(Warps<Float16>());
     case DType::float64: return function(Plain<double>());
     default: return function(Plain<float>());
   }
@@ -39,7 +41,7 @@ Cut relation_cut(const Tensor& student, const Tensor& teacher, int device) {
   const bool tensor_cores = in_pieces(student) && in_pieces(teacher) && student.dtype == teacher.dtype;
   const DType accumulated = student.dtype == DType::float64 ? DType::float64 : DType::float32;
   Cut cut = {0, tensor_cores ? student.dtype : accumulated, multiprocessors(device), 0};
-  with_products(cut.coefficient_type, [&](auto products) {
+  with_products(cut.coefficient_type, device, [&](auto products) {
     cut.tile = products.kTile;
     cut.channels = student.channels > cut.tile ? 2 * cut.tile : cut.tile;
   });
@@ -57,7 +59,7 @@ void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, boo
 
 void relation_distances(const DistancesCall& call) {
   use_device(call.stream.device);
-  with_products(call.coefficient_type, [&](auto products) {
+  with_products(call.coefficient_type, call.stream.device, [&](auto products) {
     using Kernel = Distances<decltype(products)>;
     const int tiles = tiles_of(call.video, Kernel::kTile);
     const int64_t of_a_video = places(call.rows, tiles), wanted = of_a_video * call.video.batch;
@@ -69,7 +71,7 @@ void relation_distances(const DistancesCall& call) {
 
 void relation_products(const ProductsCall& call) {
   use_device(call.stream.device);
-  with_products(call.coefficient_type, [&](auto products) {
+  with_products(call.coefficient_type, call.stream.device, [&](auto products) {
     if (call.factors.channels > products.kTile)
       tile_products<2>(call, products);
     else

@@ -5,6 +5,10 @@
 // order of warps and lanes can be reversed. Shuffles, matrix loads and products meet per warp. An asynchronous copy
 // spoils its destination at once and lands only when it is waited for. Shared memory starts as NaN of every type.
 //
+// Asynchronous products of a warpgroup spoil their sums at once, and land when the four warps wait for them. They read
+// shared memory as their descriptors say. They fail where an operand has been written meanwhile, or has come by an
+// asynchronous copy that no fence made known, or where the fence for the sums or the commit is missing.
+//
 // The model knows nothing of time, of caches, of banks but for matrix loads, and of races within a warp.
 #pragma once
 
@@ -39,6 +43,13 @@ void commit();
 void wait(int pending);
 void load(unsigned (&r)[4], const void* row, bool transposed);
 void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat);
+unsigned shared_address(const void* p);
+void fence_proxy();
+void fence_group();
+void product_async(float (&d)[64], std::uint64_t a, std::uint64_t b, bool bfloat, bool down_a, bool down_b);
+void commit_group();
+void wait_group();
+bool warpgroups();
 
 }  // namespace model
 
@@ -109,8 +120,20 @@ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   model::product(d, a, b0, b1, std::is_same<Half, BFloat16>::value);
 }
 
+inline unsigned shared_address(const void* p) { return model::shared_address(p); }
+inline void fence_async_proxy() { model::fence_proxy(); }
+inline void warpgroup_fence() { model::fence_group(); }
+inline void warpgroup_commit() { model::commit_group(); }
+inline void warpgroup_wait(float (&)[64]) { model::wait_group(); }
+
+template <class Half, bool kDownA, bool kDownB>
+void multiply_async(float (&d)[64], std::uint64_t a, std::uint64_t b) {
+  model::product_async(d, a, b, std::is_same<Half, BFloat16>::value, kDownA, kDownB);
+}
+
 inline void use_device(int) {}
 inline int multiprocessors(int) { return model::processors(); }
+inline bool has_warpgroups(int) { return model::warpgroups(); }
 
 template <class Kernel>
 void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t, const typename Kernel::Params& params) {

@@ -2,10 +2,12 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -26,13 +28,21 @@ constexpr int kWarp = 32;
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kGuardBytes = 4096;  // after shared memory, to notice who writes past its end
 
-enum class Wait { nothing, barrier, exchange, load, product, end };
+enum class Wait { nothing, barrier, exchange, load, product, group, end };
 
 struct Copy {
   void* shared;
   const void* global;
   bool wanted;
   int group;
+};
+
+// 64 x 16 by 16 x 128 numbers in shared memory, added to a thread's part of 64 x 128 sums.
+struct GroupProduct {
+  float* sums;
+  std::uint64_t a, b;
+  bool bfloat, down_a, down_b, committed;
+  std::uint64_t seen;  // of the operands, by the first lane of each warp
 };
 
 // A thread of the block: what it waits for, and with what in its hands.
@@ -48,6 +58,10 @@ struct Fibre {
   bool flag;  // transposed, or bfloat16
   unsigned a[4], b[2];
   float d[4];
+  bool sums_fenced;
+  std::vector<GroupProduct> products;
+  std::map<float*, std::array<float, 64>> sums;  // of products under way; the thread's own are spoilt
+  std::vector<std::int64_t> arrived;  // pieces of shared memory by copies, that no fence has made known
 };
 
 ucontext_t scheduler;
@@ -61,6 +75,8 @@ const std::function<void(char*)>* kernel = nullptr;
 std::exception_ptr failure;
 bool reversed = false;
 std::int64_t bank_conflicts = 0;
+bool hopper = false;
+std::vector<bool> unknown;  // pieces of 16 bytes of shared memory that asynchronous products may not read yet
 
 #ifdef __SANITIZE_ADDRESS__
 // The sanitizer must be told of every change of stacks.
@@ -106,6 +122,7 @@ void run_fibre() {
     (*kernel)(shared_memory);
     for (const Copy& copy : self().copies)
       if (copy.wanted) fail("ends with copies that were never waited for");
+    if (!self().products.empty()) fail("ends with products that were never waited for");
   } catch (...) {
     if (!failure) failure = std::current_exception();
   }
@@ -117,6 +134,10 @@ void start(int thread) {
   fibre.waits = Wait::nothing;
   fibre.group = 0;
   fibre.copies.clear();
+  fibre.sums_fenced = false;
+  fibre.products.clear();
+  fibre.sums.clear();
+  fibre.arrived.clear();
   getcontext(&fibre.context);
   fibre.context.uc_stack.ss_sp = fibre.stack.get();
   fibre.context.uc_stack.ss_size = kStackBytes;
@@ -174,6 +195,80 @@ void multiply_all(Fibre** lanes) {
     }
 }
 
+// The number (across, k) of an operand that a matrix descriptor describes: `across` counts rows of a or columns of b.
+float described_number(std::uint64_t descriptor, bool down, int across, int k, bool bfloat) {
+  const auto field = [&](int bit) { return static_cast<int>(descriptor >> bit & 0x3fff) << 4; };
+  const int start = field(0), leading = field(16), stride = field(32);
+  if (descriptor >> 62 != 1 || descriptor >> 49 & 7) throw std::runtime_error("a descriptor without a swizzle of 128 bytes");
+  int address = start + (down ? across / 64 * leading + k / 8 * stride + k % 8 * 128 + across % 64 * 2
+                              : across / 8 * stride + across % 8 * 128 + k * 2);
+  address ^= (address >> 7 & 7) << 4;
+  if (address + 2 > shared_size) throw std::runtime_error("a descriptor leads outside shared memory");
+  if (unknown[address / 16]) throw std::runtime_error("a product reads a copy that no fence has made known");
+  std::uint16_t bits;
+  std::memcpy(&bits, shared_memory + address, 2);
+  return number(bits, 0, bfloat);
+}
+
+struct GroupOperands {
+  float a[64][16], b[16][128];
+
+  explicit GroupOperands(const GroupProduct& p) {
+    for (int k = 0; k < 16; ++k) {
+      for (int i = 0; i < 64; ++i) a[i][k] = described_number(p.a, p.down_a, i, k, p.bfloat);
+      for (int j = 0; j < 128; ++j) b[k][j] = described_number(p.b, p.down_b, j, k, p.bfloat);
+    }
+  }
+
+  std::uint64_t seen() const {
+    std::uint64_t hash = 1469598103934665603u;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(this);
+    for (std::size_t i = 0; i < sizeof *this; ++i) hash = (hash ^ bytes[i]) * 1099511628211u;
+    return hash;
+  }
+};
+
+void finish_products(Fibre** threads_of_group) {
+  const std::vector<GroupProduct>& all = threads_of_group[0]->products;
+  for (std::size_t n = 0; n < all.size(); ++n) {
+    const GroupOperands operands(all[n]);
+    for (int thread = 0; thread < 4 * kWarp; ++thread) {
+      Fibre& fibre = *threads_of_group[thread];
+      if (fibre.products.size() != all.size() || fibre.products[n].a != all[n].a || fibre.products[n].b != all[n].b)
+        throw std::runtime_error("the threads of a warpgroup multiply different operands");
+      if (!fibre.products[n].committed) throw std::runtime_error("products that were not committed are waited for");
+      if (thread % kWarp == 0 && fibre.products[n].seen != operands.seen())
+        throw std::runtime_error("an operand was written while it was multiplied");
+      std::array<float, 64>& sums = fibre.sums.at(fibre.products[n].sums);
+      for (int e = 0; e < 64; ++e) {
+        const int row = thread / kWarp * 16 + thread % kWarp / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + thread % 4 * 2 + e % 2;
+        for (int k = 0; k < 16; ++k) sums[e] += operands.a[row][k] * operands.b[k][column];
+      }
+    }
+  }
+  for (int thread = 0; thread < 4 * kWarp; ++thread) {
+    Fibre& fibre = *threads_of_group[thread];
+    for (const auto& [place, sums] : fibre.sums) std::copy(sums.begin(), sums.end(), place);
+    fibre.products.clear();
+    fibre.sums.clear();
+    fibre.sums_fenced = false;
+    fibre.waits = Wait::nothing;
+  }
+}
+
+// Finishes the products of warpgroups all of whose threads wait for them.
+bool meet_groups() {
+  bool met = false;
+  for (int first = 0; first + 4 * kWarp <= threads; first += 4 * kWarp) {
+    Fibre* group[4 * kWarp];
+    for (int i = 0; i < 4 * kWarp; ++i) group[i] = fibres[first + i].get();
+    if (!std::all_of(group, group + 4 * kWarp, [](const Fibre* f) { return f->waits == Wait::group; })) continue;
+    finish_products(group);
+    met = true;
+  }
+  return met;
+}
+
 // Does what all lanes of a warp wait for, if it is one thing that they do together.
 bool meet(int warp) {
   Fibre* lanes[kWarp];
@@ -209,6 +304,7 @@ void run_block() {
   const int warps = threads / kWarp;
   while (true) {
     for (int i = 0; i < warps; ++i) run_warp(reversed ? warps - 1 - i : i);
+    if (meet_groups()) continue;
     const auto waiting = [](Wait what) {
       return std::count_if(fibres.begin(), fibres.begin() + threads, [&](auto& f) { return f->waits == what; });
     };
@@ -229,11 +325,12 @@ void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, cons
   kernel = &body;
   block_total = blocks;
   shared_size = bytes;
-  std::vector<char> memory(bytes + kGuardBytes + 128);
-  shared_memory = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128);
+  std::vector<char> memory(bytes + kGuardBytes + 1024);
+  shared_memory = memory.data() + (1024 - reinterpret_cast<std::uintptr_t>(memory.data()) % 1024);
   for (std::int64_t i = 0; i < blocks; ++i) {
     block_number = reversed ? blocks - 1 - i : i;
     std::memset(shared_memory, 0xff, bytes + kGuardBytes);
+    unknown.assign(bytes / 16 + 1, false);
     run_block();
     const char* guard = shared_memory + bytes;
     if (std::any_of(guard, guard + kGuardBytes, [](char c) { return c != char(0xff); }))
@@ -272,6 +369,9 @@ void wait(int pending) {
     if (!landed(copy)) continue;
     if (copy.wanted) std::memcpy(copy.shared, copy.global, 16);
     else std::memset(copy.shared, 0, 16);
+    const std::int64_t piece = (static_cast<char*>(copy.shared) - shared_memory) / 16;
+    unknown[piece] = true;
+    self().arrived.push_back(piece);
   }
   copies.erase(std::remove_if(copies.begin(), copies.end(), landed), copies.end());
 }
@@ -294,6 +394,35 @@ void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bo
   std::memcpy(d, fibre.d, sizeof d);
 }
 
+unsigned shared_address(const void* p) { return static_cast<unsigned>(static_cast<const char*>(p) - shared_memory); }
+
+void fence_proxy() {
+  for (const std::int64_t piece : self().arrived) unknown[piece] = false;
+  self().arrived.clear();
+}
+
+void fence_group() { self().sums_fenced = true; }
+
+void product_async(float (&d)[64], std::uint64_t a, std::uint64_t b, bool bfloat, bool down_a, bool down_b) {
+  Fibre& fibre = self();
+  if (!fibre.sums_fenced) fail("multiplies asynchronously without a fence after other uses of the sums");
+  GroupProduct product = {d, a, b, bfloat, down_a, down_b, false, 0};
+  if (current % kWarp == 0) product.seen = GroupOperands(product).seen();
+  fibre.products.push_back(product);
+  const auto [sums, first] = fibre.sums.try_emplace(d);
+  if (!first) return;
+  std::copy(d, d + 64, sums->second.begin());
+  std::fill(d, d + 64, NAN);
+}
+
+void commit_group() {
+  for (GroupProduct& product : self().products) product.committed = true;
+}
+
+void wait_group() { pause(Wait::group); }
+
+bool warpgroups() { return hopper; }
+
 }  // namespace model
 }  // namespace cuda
 }  // namespace lgf
@@ -307,6 +436,8 @@ __attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf
 __attribute__((visibility("default"))) void lgf_model_processors(int count) {
   lgf::cuda::model::processor_count = count;
 }
+
+__attribute__((visibility("default"))) void lgf_model_hopper(int is_one) { lgf::cuda::model::hopper = is_one; }
 
 __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;
@@ -335,6 +466,24 @@ __attribute__((visibility("default"))) void lgf_model_multiply(const unsigned* a
     std::memcpy(sums, d + lane * 4, sizeof sums);
     product(sums, mine, b[lane * 2], b[lane * 2 + 1], bfloat);
     std::memcpy(d + lane * 4, sums, sizeof sums);
+  });
+}
+
+// A warpgroup multiplies operands in a shared memory of so many bytes: the sums of the threads one after the other.
+__attribute__((visibility("default"))) void lgf_model_multiply_async(const char* memory, std::int64_t bytes,
+                                                                     std::uint64_t a, std::uint64_t b, float* d,
+                                                                     int bfloat, int down_a, int down_b) {
+  using namespace lgf::cuda::model;
+  run_blocks(1, 128, bytes, [&](char* shared) {
+    if (thread() == 0) std::memcpy(shared, memory, bytes);
+    barrier();
+    float sums[64];
+    std::memcpy(sums, d + thread() * 64, sizeof sums);
+    fence_group();
+    product_async(sums, a, b, bfloat, down_a, down_b);
+    commit_group();
+    wait_group();
+    std::memcpy(d + thread() * 64, sums, sizeof sums);
   });
 }
 }
