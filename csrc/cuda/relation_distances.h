@@ -23,10 +23,13 @@ struct Distances {
   using Params = DistancesParams;
   using T = typename Products::Number;
   using Coefficient = typename Products::Coefficient;
-  static constexpr int kThreads = Products::kThreads, kBlocksPerSm = 1, kTile = Products::kTile;
+  static constexpr int kThreads = Products::kThreads, kBlocksPerSm = Products::kBlocksPerSm, kTile = Products::kTile;
   static constexpr int kStages = Products::stages(2), kStageBytes = 2 * Products::kOperandBytes;
   static constexpr int kPipelineBytes = (kStages * kStageBytes + 15) / 16 * 16;
-  static constexpr int kSharedBytes = kPipelineBytes + (6 * kTile + kThreads / 32) * static_cast<int>(sizeof(T));
+  // What is known of the tokens of the row and then of the column: norms of student, teacher and coefficients, and frames.
+  static constexpr int kTokens = 2 * kTile, kNorms = 3 * kTokens;
+  static constexpr int kSharedBytes =
+      kPipelineBytes + (kNorms + kThreads / 32) * static_cast<int>(sizeof(T)) + kTokens * static_cast<int>(sizeof(int));
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
     Loader loader(p, shared);
@@ -39,13 +42,19 @@ struct Distances {
         continue;
       }
       T* norms = reinterpret_cast<T*>(shared + kPipelineBytes);
-      load_norms(p, at, norms);
+      int* frames = reinterpret_cast<int*>(norms + kNorms + kThreads / 32);
+      load_tokens(p, at, norms, frames);
       T student[Products::kNumbers], teacher[Products::kNumbers];
       clear(student);
       clear(teacher);
       for (int c = 0; c < p.call.teacher.channels; c += Products::kChunk) multiply(loader, shared, step++, teacher);
       for (int c = 0; c < p.call.student.channels; c += Products::kChunk) multiply(loader, shared, step++, student);
-      finish(p, at, PairWeights<T>(p.call.video, rows, columns), norms, student, teacher);
+      if (rows.frames() <= 2 && columns.frames() <= 2) {
+        finish(p, at, CornerWeights<T>(p.call.video, rows, columns), norms, student, teacher);
+      } else {
+        const T* c = static_cast<const T*>(p.call.video.weight);
+        finish(p, at, TableWeights<T>{c, p.call.video.frames, frames, frames + kTile}, norms, student, teacher);
+      }
     }
   }
 
@@ -141,42 +150,45 @@ struct Distances {
     Products::end(sums);
   }
 
-  // Student's, teacher's and coefficients' norms of the row, and then of the column; 0 past the last token. What a pair
-  // before has left there has been read: its last barrier was later.
-  static LGF_DEVICE void load_norms(const Params& p, const Place& at, T* norms) {
+  // Norms are 0 past the last token, and with them all differences there. What a pair before has left there has been
+  // read: its last barrier was later.
+  static LGF_DEVICE void load_tokens(const Params& p, const Place& at, T* norms, int* frames) {
     const void* const sources[3] = {p.call.student_norms, p.call.teacher_norms, p.call.coefficient_norms};
     const int tokens = p.call.video.tokens;
-    for (int n = thread_index(); n < 2 * kTile; n += kThreads) {
+    for (int n = thread_index(); n < kTokens; n += kThreads) {
       const int token = (n < kTile ? at.pair.row : at.pair.column) * kTile + n % kTile;
+      const bool exists = token < tokens;
       LGF_UNROLL
       for (int source = 0; source < 3; ++source)
-        norms[source * 2 * kTile + n] =
-            token < tokens ? static_cast<const T*>(sources[source])[at.b * int64_t(tokens) + token] : T(0);
+        norms[source * kTokens + n] =
+            exists ? static_cast<const T*>(sources[source])[at.b * int64_t(tokens) + token] : T(0);
+      frames[n] = exists ? token / p.call.video.frame_tokens : 0;
     }
   }
 
-  static LGF_DEVICE void finish(const Params& p, const Place& at, const PairWeights<T>& weights, T* norms,
+  template <class Weights>
+  static LGF_DEVICE void finish(const Params& p, const Place& at, const Weights& weights, T* norms,
                                 const T (&student)[Products::kNumbers], const T (&teacher)[Products::kNumbers]) {
     const T margin = static_cast<T>(p.call.margin), scale = static_cast<T>(p.call.scale);
-    const T *r = norms, *q = norms + 2 * kTile, *s = norms + 4 * kTile;
+    const T *r = norms, *q = norms + kTokens, *s = norms + 2 * kTokens;
     T total = 0;
     LGF_UNROLL
-    for (int e = 0; e < Products::kNumbers; e += 2) {
-      T g[2];
+    for (int first = 0; first < Products::kNumbers; first += Products::kTogether) {
+      T g[Products::kTogether];
       LGF_UNROLL
-      for (int k = 0; k < 2; ++k) {
-        const int i = Products::row(e + k), j = Products::column(e + k);
+      for (int k = 0; k < Products::kTogether; ++k) {
+        const int e = first + k, i = Products::row(e), j = Products::column(e);
         // Rounded before they are subtracted: fused, a product would differ from an equal one.
-        const T d = rounded_product(student[e + k] * r[i], r[kTile + j]) - rounded_product(teacher[e + k] * q[i], q[kTile + j]);
-        const T w = scale * weights.at(at.pair.row * kTile + i, at.pair.column * kTile + j);
+        const T d = rounded_product(student[e] * r[i], r[kTile + j]) - rounded_product(teacher[e] * q[i], q[kTile + j]);
+        const T w = scale * weights.at(i, j);
         const bool counts = w != T(0) && !(fabs(d) <= margin);  // a NaN is not forgiven
         total += counts ? w * (fabs(d) - margin) : T(0);
         // NaN where d is not finite.
         g[k] = counts ? (2 * (d > 0 ? w : -w) + (d - d)) * s[i] * s[kTile + j] : T(0);
       }
-      if (p.call.coefficients) Products::store(block(p, at), e, g[0], g[1]);
+      if (p.call.coefficients) Products::store(block(p, at), first, g);
     }
-    store_sum(p, at, total, norms + 6 * kTile);
+    store_sum(p, at, total, norms + kNorms);
   }
 
   static LGF_DEVICE void store_sum(const Params& p, const Place& at, T total, T* of_warps) {
@@ -198,8 +210,8 @@ struct Distances {
     const bool read = (of_row.first <= at.pair.column && at.pair.column < of_row.end) ||
                       (of_column.first <= at.pair.row && at.pair.row < of_column.end);
     if (!read) return;
-    LGF_UNROLL
-    for (int e = 0; e < Products::kNumbers; e += 2) Products::store(block(p, at), e, T(0), T(0));
+    const T zeros[Products::kTogether] = {};
+    for (int e = 0; e < Products::kNumbers; e += Products::kTogether) Products::store(block(p, at), e, zeros);
   }
 
   static LGF_DEVICE T& sum_of(const Params& p, const Place& at) {

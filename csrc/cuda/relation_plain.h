@@ -12,7 +12,8 @@
 //     load           begins to load a chunk of an operand
 //     publish        what this thread has loaded, and has landed, can be multiplied by others after a barrier
 //     begin, end     sums += a b, which is done when `end` returns; operands are not to be touched between
-//     row, column    of the product, where the e-th of this thread's numbers stands; e + 1 is in the same row
+//     row, column    of the product, where the e-th of this thread's numbers stands
+//     store          of these coefficients the e-th and the ones after it, kTogether
 #pragma once
 
 #include "tensor.h"
@@ -36,9 +37,9 @@ struct Plain {
   using Number = T;
   using Coefficient = T;
   static constexpr DType kCoefficientType = sizeof(T) == 4 ? DType::float32 : DType::float64;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 256, kBlocksPerSm = 2;
   static constexpr int kPer = sizeof(T) == 4 ? 4 : 2;  // rows and columns of a thread, 16 apart
-  static constexpr int kTile = 16 * kPer, kNumbers = kPer * kPer;
+  static constexpr int kTile = 16 * kPer, kNumbers = kPer * kPer, kTogether = kNumbers;
   static constexpr int kChunk = 16;
   static constexpr int kPitch = kChunk + 1;  // of a row: neighbours in other banks
   static constexpr int kOperandBytes = kTile * kPitch * static_cast<int>(sizeof(T));
@@ -73,10 +74,9 @@ struct Plain {
   static LGF_DEVICE int row(int e) { return thread_index() / 16 + e / kPer * 16; }
   static LGF_DEVICE int column(int e) { return thread_index() % 16 + e % kPer * 16; }
 
-  // The coefficients e and e + 1.
-  static LGF_DEVICE void store(T* block, int e, T g, T next) {
-    block[row(e) * kTile + column(e)] = g;
-    block[row(e) * kTile + column(e + 1)] = next;
+  static LGF_DEVICE void store(T* block, int e, const T (&g)[kTogether]) {
+    LGF_UNROLL
+    for (int k = 0; k < kTogether; ++k) block[row(e + k) * kTile + column(e + k)] = g[k];
   }
 };
 

@@ -28,7 +28,7 @@ struct TileProducts {
   using Params = ProductsParams;
   using T = typename Products::Number;
   using Coefficient = typename Products::Coefficient;
-  static constexpr int kThreads = Products::kThreads, kBlocksPerSm = 1, kTile = Products::kTile;
+  static constexpr int kThreads = Products::kThreads, kBlocksPerSm = Products::kBlocksPerSm, kTile = Products::kTile;
   static constexpr int kStages = Products::stages(1 + kWidth);
   static constexpr int kStageBytes = (1 + kWidth) * Products::kOperandBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes;

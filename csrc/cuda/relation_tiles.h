@@ -55,25 +55,18 @@ struct TileSpan {
   LGF_DEVICE int frames() const { return last_frame - frame + 1; }
 };
 
-// The weights of a pair of tiles. Tiles that touch two frames at most, as all do that are no larger than a frame, know
-// theirs from four numbers.
+// The weights of the i-th token of a tile and the j-th of another. Tiles that touch two frames at most, as all do that
+// are no larger than a frame, know theirs from four numbers.
 template <class T>
-struct PairWeights {
-  const T* c;
-  int frames, frame_tokens, tokens;
-  bool corners;
+struct CornerWeights {
   int row_end, column_end;  // of the first frame of either
   T near_near, near_far, far_near, far_far;
 
-  LGF_DEVICE PairWeights(const Video& video, const TileSpan& rows, const TileSpan& columns)
-      : c(static_cast<const T*>(video.weight)),
-        frames(video.frames),
-        frame_tokens(video.frame_tokens),
-        tokens(video.tokens),
-        corners(rows.frames() <= 2 && columns.frames() <= 2),
-        row_end((rows.frame + 1) * video.frame_tokens),
-        column_end((columns.frame + 1) * video.frame_tokens) {
-    const T *near = c + int64_t(rows.frame) * frames, *far = c + int64_t(rows.last_frame) * frames;
+  LGF_DEVICE CornerWeights(const Video& video, const TileSpan& rows, const TileSpan& columns)
+      : row_end((rows.frame + 1) * video.frame_tokens - rows.begin),
+        column_end((columns.frame + 1) * video.frame_tokens - columns.begin) {
+    const T* c = static_cast<const T*>(video.weight);
+    const T *near = c + int64_t(rows.frame) * video.frames, *far = c + int64_t(rows.last_frame) * video.frames;
     near_near = near[columns.frame];
     near_far = near[columns.last_frame];
     far_near = far[columns.frame];
@@ -81,9 +74,18 @@ struct PairWeights {
   }
 
   LGF_DEVICE T at(int i, int j) const {
-    if (corners) return i < row_end ? (j < column_end ? near_near : near_far) : (j < column_end ? far_near : far_far);
-    return i < tokens && j < tokens ? c[int64_t(i / frame_tokens) * frames + j / frame_tokens] : T(0);
+    return i < row_end ? (j < column_end ? near_near : near_far) : (j < column_end ? far_near : far_far);
   }
+};
+
+// Other tiles look up the frames of their tokens.
+template <class T>
+struct TableWeights {
+  const T* c;
+  int frames;
+  const int *row_frames, *column_frames;
+
+  LGF_DEVICE T at(int i, int j) const { return c[int64_t(row_frames[i]) * frames + column_frames[j]]; }
 };
 
 // Whether any weight between two tiles is not 0. The lanes of a warp ask together, and all know.

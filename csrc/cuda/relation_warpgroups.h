@@ -36,8 +36,8 @@ struct Warpgroups : HalfProducts<Half> {
   }
   static LGF_DEVICE int column(int e) { return e / 4 * 8 + thread_index() % 4 * 2 + e % 2; }
 
-  static LGF_DEVICE void store(Half* block, int e, float g, float next) {
-    Base::store_at(block, row(e), column(e), g, next);
+  static LGF_DEVICE void store(Half* block, int e, const float (&g)[Base::kTogether]) {
+    Base::store_at(block, row(e), column(e), g);
   }
 
  private:

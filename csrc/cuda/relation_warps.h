@@ -37,26 +37,55 @@ LGF_DEVICE void load(const Matrix& m, char* operand) {
 
 }  // namespace slab
 
-// What the classes for the tensor cores have in common.
+// Four lanes hold 2 numbers each of four groups: afterwards each all 8 of one group, in one piece.
+LGF_DEVICE void gather_group(unsigned (&pairs)[4]) {
+  const int lane = thread_index() % 4;
+  const bool odd = lane % 2 == 1, upper = lane / 2 == 1;
+  LGF_UNROLL
+  for (int k = 0; k < 4; k += 2) {
+    const unsigned received = shuffle_xor(odd ? pairs[k] : pairs[k + 1], 1);
+    pairs[k] = odd ? received : pairs[k];
+    pairs[k + 1] = odd ? pairs[k + 1] : received;
+  }
+  LGF_UNROLL
+  for (int k = 0; k < 2; ++k) {
+    const unsigned received = shuffle_xor(upper ? pairs[k] : pairs[k + 2], 2);
+    pairs[k] = upper ? received : pairs[k];
+    pairs[k + 2] = upper ? pairs[k + 2] : received;
+  }
+}
+
+// What the classes for the tensor cores have in common. The numbers e, e + 1 of a thread stand beside each other, those
+// of the next lane beside them; e + 2, e + 3 stand eight rows below, and e + 4 eight columns to the right, for four times.
 template <class Half>
 struct HalfProducts {
   using Number = float;
   using Coefficient = Half;
   static constexpr DType kCoefficientType = std::is_same<Half, BFloat16>::value ? DType::bfloat16 : DType::float16;
-  static constexpr int kThreads = slab::kThreads, kTile = slab::kTile, kChunk = slab::kChunk;
+  static constexpr int kThreads = slab::kThreads, kBlocksPerSm = 1;
+  static constexpr int kTile = slab::kTile, kChunk = slab::kChunk;
   static constexpr int kOperandBytes = slab::kBytes;
-  static constexpr int kNumbers = kTile * kTile / kThreads;
+  static constexpr int kNumbers = kTile * kTile / kThreads, kTogether = 16;
 
   template <Summed kSummed>
   static LGF_DEVICE void load(const Matrix& m, char* operand) {
     slab::load<Half, kSummed>(m, operand);
   }
 
-  static LGF_DEVICE void store_at(Half* block, int row, int column, float g, float next) {
-    const Half halves[2] = {narrow<Half>(g), narrow<Half>(next)};
-    unsigned both;
-    std::memcpy(&both, halves, sizeof both);
-    *reinterpret_cast<unsigned*>(block + row * kTile + column) = both;
+  // `row` and `column` are those of g[0].
+  static LGF_DEVICE void store_at(Half* block, int row, int column, const float (&g)[kTogether]) {
+    const int lane = thread_index() % 4;
+    LGF_UNROLL
+    for (int below = 0; below < 2; ++below) {
+      unsigned pairs[4];
+      LGF_UNROLL
+      for (int group = 0; group < 4; ++group) {
+        const float* pair = g + group * 4 + below * 2;
+        pairs[group] = narrow<Half>(pair[0]).bits | static_cast<unsigned>(narrow<Half>(pair[1]).bits) << 16;
+      }
+      gather_group(pairs);
+      store_piece(block + (row + below * 8) * kTile + column - lane * 2 + lane * 8, pairs);
+    }
   }
 };
 
@@ -94,8 +123,8 @@ struct Warps : HalfProducts<Half> {
   static LGF_DEVICE int row(int e) { return warp_row() + e / 16 * 16 + e / 2 % 2 * 8 + thread_index() % 32 / 4; }
   static LGF_DEVICE int column(int e) { return warp_column() + e / 4 % 4 * 8 + thread_index() % 4 * 2 + e % 2; }
 
-  static LGF_DEVICE void store(Half* block, int e, float g, float next) {
-    Base::store_at(block, row(e), column(e), g, next);
+  static LGF_DEVICE void store(Half* block, int e, const float (&g)[Base::kTogether]) {
+    Base::store_at(block, row(e), column(e), g);
   }
 
  private:

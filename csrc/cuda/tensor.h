@@ -41,6 +41,14 @@ LGF_DEVICE void store(void* data, DType dtype, int64_t at, T value) {
   }
 }
 
+// 16 bytes at once, at a multiple of 16.
+LGF_DEVICE void store_piece(void* to, const unsigned (&words)[4]) {
+  struct alignas(16) Piece {
+    unsigned words[4];
+  };
+  *static_cast<Piece*>(to) = {{words[0], words[1], words[2], words[3]}};
+}
+
 // Whether tokens can be copied in pieces of 16 bytes of half precision.
 inline bool in_pieces(const Tensor& f) {
   bool whole = f.channels % 8 == 0 && reinterpret_cast<std::uintptr_t>(f.data) % 16 == 0;

@@ -36,31 +36,48 @@ def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
     return output
 
 
-def bindings(place: Path) -> list[Path]:
-    """The objects that do not change with the kernels: the bindings and the model's scheduler."""
+def objects(place: Path) -> dict[str, Path]:
+    """The bindings, the model's scheduler and the kernels, by the names of their sources."""
     import pybind11
 
     headers = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     csrc = ROOT / "csrc"
-    return [
-        compiled(csrc / "bindings_cuda.cpp", place / "bindings.o", csrc, *headers, *NAMES, "-DLGF_MODULE=_cuda_model"),
-        compiled(ROOT / "tests" / "cuda_model" / "model.cpp", place / "model.o", csrc, "-O1"),
-    ]
+    bindings = compiled(
+        csrc / "bindings_cuda.cpp", place / "bindings.o", csrc, *headers, *NAMES, "-DLGF_MODULE=_cuda_model"
+    )
+    model = compiled(ROOT / "tests" / "cuda_model" / "model.cpp", place / "model.o", csrc, "-O1")
+    return {"bindings_cuda.cpp": bindings, "model.cpp": model} | kernels(place, csrc, sources(csrc))
 
 
-def module(place: Path, objects: list[Path], csrc: Path = ROOT / "csrc"):
-    """The module with the kernels of `csrc`, and the model's own functions."""
-    sources = sorted((csrc / "cuda").glob("*.cu"))
-    kernels = [compiled(source, place / f"{source.stem}.o", csrc, "-O1") for source in sources]
+def sources(csrc: Path) -> list[Path]:
+    return sorted((csrc / "cuda").glob("*.cu"))
+
+
+def kernels(place: Path, csrc: Path, of: list[Path]) -> dict[str, Path]:
+    return {source.name: compiled(source, place / f"{source.stem}.o", csrc, "-O1") for source in of}
+
+
+def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
+    """The module with the kernels of `csrc` where these differ, and the model's own functions."""
+    if csrc is not None:
+        objects = objects | kernels(place, csrc, [source for source in sources(csrc) if differs(source, csrc)])
     library = place / "_cuda_model.so"
-    run(COMPILER, "-shared", *SANITIZE, *kernels, *objects, "-o", library)
+    run(COMPILER, "-shared", *SANITIZE, *objects.values(), "-o", library)
     # pybind11 keeps one module of each full name: every build needs one of its own.
     spec = importlib.util.spec_from_file_location(f"{place.name}._cuda_model", library)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     functions = ctypes.CDLL(str(library))
-    functions.lgf_model_bank_conflicts.restype = ctypes.c_int64
+    functions.lgf_model_bank_conflicts.restype = functions.lgf_model_products.restype = ctypes.c_int64
     return loaded, functions
+
+
+def differs(source: Path, csrc: Path) -> bool:
+    """Whether a source of this copy, or anything that it includes, is not as it is in the repository."""
+    listed = subprocess.run([COMPILER, "-MM", f"-I{csrc}", f"-I{ROOT / 'tests' / 'cuda_model'}", "-x", "c++", source],
+                            capture_output=True, text=True, check=True).stdout  # fmt: skip
+    own = (Path(word).resolve() for word in listed.split() if str(csrc) in word)
+    return any(path.read_bytes() != (ROOT / "csrc" / path.relative_to(csrc.resolve())).read_bytes() for path in own)
 
 
 def broken(place: Path, file: str, right: str, wrong: str) -> Path:

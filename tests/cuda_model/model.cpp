@@ -74,7 +74,7 @@ std::int64_t shared_size = 0;
 const std::function<void(char*)>* kernel = nullptr;
 std::exception_ptr failure;
 bool reversed = false;
-std::int64_t bank_conflicts = 0;
+std::int64_t bank_conflicts = 0, product_count = 0;
 bool hopper = false;
 std::vector<bool> unknown;  // pieces of 16 bytes of shared memory that asynchronous products may not read yet
 
@@ -180,6 +180,7 @@ float number(unsigned pair, int which, bool bfloat) {
 }
 
 void multiply_all(Fibre** lanes) {
+  product_count += 16 * 8 * 16;
   float a[16][16], b[16][8];
   for (int i = 0; i < kWarp; ++i)
     for (int e = 0; e < 2; ++e) {
@@ -232,6 +233,7 @@ void finish_products(Fibre** threads_of_group) {
   const std::vector<GroupProduct>& all = threads_of_group[0]->products;
   for (std::size_t n = 0; n < all.size(); ++n) {
     const GroupOperands operands(all[n]);
+    product_count += 64 * 128 * 16;
     for (int thread = 0; thread < 4 * kWarp; ++thread) {
       Fibre& fibre = *threads_of_group[thread];
       if (fibre.products.size() != all.size() || fibre.products[n].a != all[n].a || fibre.products[n].b != all[n].b)
@@ -442,6 +444,9 @@ __attribute__((visibility("default"))) void lgf_model_hopper(int is_one) { lgf::
 __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;
 }
+
+// Of numbers, by matrix products.
+__attribute__((visibility("default"))) std::int64_t lgf_model_products() { return lgf::cuda::model::product_count; }
 
 // One warp loads four matrices: lane i gives row i % 8 of matrix i / 8, 16 bytes at rows + 16 i.
 __attribute__((visibility("default"))) void lgf_model_load(const char* rows, int transposed, unsigned* registers) {

@@ -4,15 +4,14 @@ What the model cannot show - speed, races within a warp, what the hardware reall
 """
 
 import ctypes
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cuda_model import build
+from cuda_model.launch import launched_on
 from helpers import assert_close, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
-from lgf_kernels import native
 
 pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="there is no C++ compiler to build the model with")
@@ -20,35 +19,6 @@ pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="there is no C++ 
 HALVES = [torch.bfloat16, torch.float16]
 #: Errors of a gradient that is rounded once, and a little for products of rounded coefficients.
 GRADIENT = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6, torch.float64: 1e-12}
-
-
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory):
-    return build.bindings(tmp_path_factory.mktemp("objects"))
-
-
-@pytest.fixture(scope="session")
-def built(objects, tmp_path_factory):
-    return build.module(tmp_path_factory.mktemp("model"), objects)
-
-
-def launched_on(module, monkeypatch):
-    """The library's launchers take CPU tensors to a module that believes they are on a GPU."""
-    monkeypatch.setattr(native, "load", lambda device_type: (module, None))
-    for place in ("lgf_kernels.native", "lgf_kernels.native.lgf_kl"):
-        monkeypatch.setattr(f"{place}.takes_streams", lambda tensor: True)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-
-
-@pytest.fixture
-def model(built, monkeypatch):
-    """Kernels run on the model, which says afterwards whether a matrix load met the same bank twice."""
-    module, functions = built
-    launched_on(module, monkeypatch)
-    before = functions.lgf_model_bank_conflicts()
-    yield functions
-    functions.lgf_model_reverse(0)
-    assert functions.lgf_model_bank_conflicts() == before
 
 
 def errors(loss, student, others, **options):

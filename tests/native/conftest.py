@@ -1,0 +1,28 @@
+"""The model of a GPU (tests/cuda_model), built once for all tests that run the CUDA kernels on it."""
+
+import pytest
+from cuda_model import build
+from cuda_model.launch import launched_on
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory):
+    return build.objects(tmp_path_factory.mktemp("objects"))
+
+
+@pytest.fixture(scope="session")
+def built(objects, tmp_path_factory):
+    return build.module(tmp_path_factory.mktemp("model"), objects)
+
+
+@pytest.fixture
+def model(built, monkeypatch):
+    """Kernels run on the model, which says afterwards whether a matrix load met the same bank twice."""
+    module, functions = built
+    launched_on(module, monkeypatch)
+    before = functions.lgf_model_bank_conflicts()
+    yield functions
+    functions.lgf_model_reverse(0)
+    functions.lgf_model_hopper(0)
+    functions.lgf_model_processors(2)
+    assert functions.lgf_model_bank_conflicts() == before
