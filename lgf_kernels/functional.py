@@ -278,7 +278,7 @@ def token_relation_loss(
         D[i, j]   = relu( |S_Z[i, j] - S_M[i, j]| - margin )
         loss_b    = sum_{f, g} pair_weight[f, g] * mean_{i in frame f, j in frame g} D[i, j]
 
-    No n x n matrix is ever stored. (Half of one in half precision is, by the Triton kernels for a gradient, where it fits
+    No n x n matrix is ever stored. (Half of one in half precision is, by the GPU kernels for a gradient, where it fits
     in 1 GiB, or as many MiB as the variable LGF_SCRATCH_MIB says; parts of one at a time where it does not.) The
     gradient flows to the student only, and once; it is made in the forward, so a forward whose student requires grad
     costs both. Pairs of frames of weight 0 are no part of the loss and cost nothing, unless the portable backend runs on

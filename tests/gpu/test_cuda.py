@@ -115,6 +115,31 @@ def test_token_relation(backend, form, dtype):
     )  # fmt: skip
 
 
+@relation_backends
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 24, 150, 256, 768), (2, 3, 700, 128, 64), (1, 70, 5, 136, 8), (1, 2, 130, 520, 16)], ids=str
+)
+def test_token_relation_tiles(backend, shape, dtype):
+    """Frames larger and smaller than tiles, channels for one to several products side by side."""
+    *tokens, C, D = shape
+    student, teacher = features(*tokens, C, dtype=dtype).cuda(), features(*tokens, D, dtype=dtype).cuda()
+    weight = lgf.moalign_pair_weight(tokens[1], device="cuda")
+    upstream = torch.tensor(2.0**16, device="cuda")  # to where float16 has all its digits
+    against_reference(lgf.token_relation_loss, student, teacher, backend, pair_weight=weight, upstream=upstream)
+
+
+@relation_backends
+def test_token_relation_in_panels(backend, monkeypatch):
+    student, teacher = features(1, 4, 600, 64).bfloat16().cuda(), features(1, 4, 600, 40).bfloat16().cuda()
+    weight = torch.rand(4, 4, device="cuda")
+    whole = value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=weight, backend=backend)
+    monkeypatch.setenv("LGF_SCRATCH_MIB", "2")
+    cut = value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=weight, backend=backend)
+    assert torch.equal(cut[0], whole[0])
+    assert_close(cut[1], whole[1].double(), 4e-3)  # added up in another order before it is rounded
+
+
 def losses(backend, device="cuda"):
     student, teacher = features(1, 3, 9, 19, 40).to(device), features(1, 3, 9, 19, 24).to(device)
     weight = lgf.moalign_pair_weight(3, device=device)
