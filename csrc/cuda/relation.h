@@ -31,7 +31,7 @@ struct DistancesCall {
   const void *student_norms, *teacher_norms, *coefficient_norms;  // (B, n)
   double margin, scale;
   Rows rows;
-  void* sums;  // (B, pairs of tiles of a whole video)
+  void* sums;  // (B, pairs of tiles of a whole video); not written where no weight makes a pair count
   int64_t sums_stride;
   void* coefficients;  // (B, blocks, tile, tile), or null
   DType coefficient_type;

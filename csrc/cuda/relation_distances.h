@@ -3,7 +3,8 @@
 // A block takes one pair after another. The chunks of the teacher's and the student's features of all its pairs follow
 // each other through shared memory, so that those of the next pair are on their way while this one is finished, which
 // keeps the tensor cores waiting less. Student and teacher have sums of their own, made in the same order: the same
-// features in both differ by exactly 0, whose sign is 0.
+// features in both differ by exactly 0, whose sign is 0. Pairs all of whose weights are 0 are passed over: their sums and
+// coefficients are not written.
 #pragma once
 
 #include "relation_plain.h"
@@ -37,10 +38,6 @@ struct Distances {
     int step = 0;
     for (Place at(p, block_index()); at.exists(p); at.move(p)) {
       const TileSpan rows(p.call.video, at.pair.row, kTile), columns(p.call.video, at.pair.column, kTile);
-      if (!any_weight<T>(p.call.video, rows, columns)) {
-        finish_without_weight(p, at, rows, columns);
-        continue;
-      }
       T* norms = reinterpret_cast<T*>(shared + kPipelineBytes);
       int* frames = reinterpret_cast<int*>(norms + kNorms + kThreads / 32);
       load_tokens(p, at, norms, frames);
@@ -59,7 +56,7 @@ struct Distances {
   }
 
  private:
-  // A pair of tiles of a video, in the order in which the blocks of the launch take them.
+  // A pair of tiles of a video that has any weight, in the order in which the blocks of the launch take them.
   struct Place {
     int64_t number;
     int b;
@@ -73,11 +70,22 @@ struct Distances {
     }
 
    private:
+    LGF_DEVICE void look(const Params& p) {
+      b = static_cast<int>(number / p.places);
+      pair = pair_at(number % p.places, p.call.rows, p.tiles);
+    }
+
+    // Each lane of a warp looks at a place, so that pairs without weight cost next to nothing.
     LGF_DEVICE void find(const Params& p) {
-      for (;; number += block_count()) {
-        b = static_cast<int>(number / p.places);
-        pair = pair_at(number % p.places, p.call.rows, p.tiles);
-        if (!exists(p) || pair.column < p.tiles) return;
+      const int64_t lane = thread_index() % 32;
+      for (number += lane * block_count();; number += int64_t(32) * block_count()) {
+        look(p);
+        const bool stop = !exists(p) || (pair.column < p.tiles && any_weight<T>(p.call.video, pair, kTile));
+        int first = stop ? static_cast<int>(lane) : 32;
+        for (int mask = 16; mask > 0; mask /= 2) first = lesser(first, shuffle_xor(first, mask));
+        if (first == 32) continue;
+        number += (first - lane) * block_count();
+        return look(p);
       }
     }
   };
@@ -91,9 +99,7 @@ struct Distances {
     int c0, stage;
 
     LGF_DEVICE Loader(const Params& params, char* memory)
-        : p(params), shared(memory), at(params, block_index()), student(false), c0(0), stage(0) {
-      skip();
-    }
+        : p(params), shared(memory), at(params, block_index()), student(false), c0(0), stage(0) {}
 
     // Begins to load the next chunk, if there is one.
     LGF_DEVICE void next() {
@@ -122,16 +128,7 @@ struct Distances {
       if (c0 < channels) return;
       c0 = 0;
       student = !student;
-      if (student) return;
-      at.move(p);
-      skip();
-    }
-
-    LGF_DEVICE void skip() {
-      const Video& video = p.call.video;
-      while (at.exists(p) &&
-             !any_weight<T>(video, TileSpan(video, at.pair.row, kTile), TileSpan(video, at.pair.column, kTile)))
-        at.move(p);
+      if (!student) at.move(p);
     }
   };
 
@@ -199,19 +196,6 @@ struct Distances {
     T sum = 0;
     for (int warp = 0; warp < kThreads / 32; ++warp) sum += of_warps[warp];
     sum_of(p, at) = at.pair.row == at.pair.column ? sum : 2 * sum;
-  }
-
-  // A block of zeros is stored only where others of its row or its column make `products` read it.
-  static LGF_DEVICE void finish_without_weight(const Params& p, const Place& at, const TileSpan& rows,
-                                               const TileSpan& columns) {
-    if (thread_index() == 0) sum_of(p, at) = 0;
-    if (!p.call.coefficients) return;
-    const Rows of_row = reach<T>(p.call.video, rows, kTile), of_column = reach<T>(p.call.video, columns, kTile);
-    const bool read = (of_row.first <= at.pair.column && at.pair.column < of_row.end) ||
-                      (of_column.first <= at.pair.row && at.pair.row < of_column.end);
-    if (!read) return;
-    const T zeros[Products::kTogether] = {};
-    for (int e = 0; e < Products::kNumbers; e += Products::kTogether) Products::store(block(p, at), e, zeros);
   }
 
   static LGF_DEVICE T& sum_of(const Params& p, const Place& at) {

@@ -1,7 +1,7 @@
 // Of tiles of tokens: the sum of coefficients times features over a panel,  parts[split, b, i] = sum_j g[i, j] x_j.
 //
 // A block of coefficients serves twice: for the tokens of its row, and transposed for those of its column. Blocks that
-// lie before the first or after the last of any weight are left out.
+// lie before the first or after the last of any weight are left out; those between, which do not exist, are taken for 0.
 #pragma once
 
 #include "relation_plain.h"
@@ -40,7 +40,7 @@ struct TileProducts {
   }
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
-    const Task task(p);
+    Task task(p);
     T sums[kWidth][Products::kNumbers];
     LGF_UNROLL
     for (int e = 0; e < kWidth * Products::kNumbers; ++e) sums[e / Products::kNumbers][e % Products::kNumbers] = 0;
@@ -56,6 +56,7 @@ struct TileProducts {
   // What a block sums: tiles begin .. middle - 1 by blocks that are transposed, middle .. end - 1 by blocks of its row.
   struct Task {
     int c0, tile, split, b, begin, middle, end;
+    bool counts = false;  // the block that was asked for last
 
     LGF_DEVICE explicit Task(const Params& p) {
       const Rows& rows = p.call.rows;
@@ -75,21 +76,24 @@ struct TileProducts {
     }
   };
 
-  static LGF_DEVICE void load(const Params& p, const Task& task, int step, int steps, char* shared) {
+  static LGF_DEVICE void load(const Params& p, Task& task, int step, int steps, char* shared) {
     if (step < steps) {
       char* operands = shared + step % kStages * kStageBytes;
       const int other = task.begin + step / kChunks, part = step % kChunks * Products::kChunk;
       const bool transposed = other < task.tile;
       const Pair pair = transposed ? Pair{other, task.tile} : Pair{task.tile, other};
       const int64_t block = (task.b * p.blocks + block_number(pair, p.call.rows.first, p.tiles)) * kTile * kTile;
-      const Matrix g = {p.call.coefficients, Products::kCoefficientType, block, kTile, kTile, kTile};
+      if (part == 0) task.counts = any_weight<T>(p.call.video, pair, kTile);
+      const int exist = task.counts ? kTile : 0;
+      const Matrix g = {p.call.coefficients, Products::kCoefficientType, block, kTile, exist, kTile};
       if (transposed)
         Products::template load<Summed::down_columns>(moved(g, part, 0), operands);
       else
         Products::template load<Summed::along_rows>(moved(g, 0, part), operands);
 
       const Tensor& x = p.call.factors;
-      const Matrix video = {x.data, x.dtype, task.b * x.stride[0], x.stride[3], p.call.video.tokens, x.channels};
+      const int tokens = task.counts ? p.call.video.tokens : 0;
+      const Matrix video = {x.data, x.dtype, task.b * x.stride[0], x.stride[3], tokens, x.channels};
       LGF_UNROLL
       for (int n = 0; n < kWidth; ++n)
         Products::template load<Summed::down_columns>(moved(video, other * kTile + part, task.c0 + n * kTile),
@@ -99,7 +103,7 @@ struct TileProducts {
   }
 
   template <Summed kOrder>
-  static LGF_DEVICE void multiply(const Params& p, const Task& task, int step, int steps, char* shared,
+  static LGF_DEVICE void multiply(const Params& p, Task& task, int step, int steps, char* shared,
                                   T (&sums)[kWidth][Products::kNumbers]) {
     copy_wait<kStages - 2>();
     Products::publish();

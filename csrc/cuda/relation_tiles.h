@@ -88,17 +88,16 @@ struct TableWeights {
   LGF_DEVICE T at(int i, int j) const { return c[int64_t(row_frames[i]) * frames + column_frames[j]]; }
 };
 
-// Whether any weight between two tiles is not 0. The lanes of a warp ask together, and all know.
+// Whether any weight between two tiles is not 0.
 template <class T>
-LGF_DEVICE bool any_weight(const Video& video, const TileSpan& rows, const TileSpan& columns) {
-  const T* c = static_cast<const T*>(video.weight);
-  int any = 0;
-  for (int k = thread_index() % 32; k < rows.frames() * columns.frames(); k += 32) {
-    const int f = rows.frame + k / columns.frames(), g = columns.frame + k % columns.frames();
-    any |= c[int64_t(f) * video.frames + g] != T(0);
+LGF_DEVICE bool any_weight(const Video& video, Pair pair, int tile_tokens) {
+  const TileSpan rows(video, pair.row, tile_tokens), columns(video, pair.column, tile_tokens);
+  for (int f = rows.frame; f <= rows.last_frame; ++f) {
+    const T* c = static_cast<const T*>(video.weight) + int64_t(f) * video.frames;
+    for (int g = columns.frame; g <= columns.last_frame; ++g)
+      if (c[g] != T(0)) return true;
   }
-  for (int mask = 16; mask > 0; mask /= 2) any |= shuffle_xor(any, mask);
-  return any != 0;
+  return false;
 }
 
 // Tiles begin .. end - 1: from the first to the last that has a token in a frame of weight towards a tile's. Known to

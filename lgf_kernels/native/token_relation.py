@@ -64,7 +64,7 @@ def forward(
         weight = ((pair_weight + pair_weight.mT) / 2).to(accumulate).contiguous()
         pairs = described_pairs(student, teacher, weight, margin)
         whole = Panel(slice(0, len(student)), 0, pairs.tiles)
-        sums = student.new_empty((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
+        sums = student.new_zeros((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
         kernels = panels.Kernels(distances, products, project)
         panels.run(kernels, pairs, getattr(torch, pairs.coefficient_dtype), sums, gradient if needs_grad else None)
     return reduce_videos(non_finite_to_nan(sums.sum(1)), reduction), gradient
