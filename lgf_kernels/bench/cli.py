@@ -1,155 +1,213 @@
-"""Time and memory of the losses on this machine's CPU, next to what one would run instead.
+"""Speed, memory and accuracy of the operators on this machine, next to everything one would run instead.
 
-  lgf bench                                 every case, every provider
-  lgf bench moalign-24x150 --rounds 30      one case, closer
-  lgf bench --providers eager portable      some providers
-  lgf bench --out results.jsonl             keep the numbers
+  lgf bench                                       every case that suits the device, every provider
+  lgf bench token_relation --device cuda          one operator, on a GPU
+  lgf bench moalign-24x150 --rounds 30            one case, closer
+  lgf bench lgf_kl --shapes 1,13,30,45,64         a shape of yours
+  lgf bench sweeps                                cost as T, H*W, C, window and n grow, with fitted exponents
+  lgf bench step                                  the share of a training step that the loss takes
+  lgf bench --out results                         keep the numbers in a folder (without a name: benchmarks/results/<device>)
+  lgf bench report                                docs/performance.md and its plots from benchmarks/results
+  lgf bench --compare A B                         two folders of results, or two commits
 
-Each answer is checked against the oracle in float64 before it is timed; a wrong one is shown as wrong and timed no
-further. Times are medians of forward and backward over interleaved runs, [lower .. upper quartile]; ratios come from the
-same run. Memory is what a fresh process needs at its peak beyond the inputs and the gradient.
+Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and timed no further. Times
+are medians over interleaved runs [lower .. upper quartile]; ratios come from one run. Memory is the peak beyond inputs, output and
+gradient. "call" is what forward and backward cost on inputs so small that arithmetic takes no time, "first" the first call, which
+compiles. "of floor": the floor is max(FLOP / GEMM ceiling, bytes / copy ceiling), with bytes = inputs read once and outputs written
+once per pass, and ceilings measured on this machine; 100 % is as fast as it could do it at all.
 """
 
 import argparse
+import importlib
 import importlib.util
-import json
-import platform
-import subprocess
-from dataclasses import replace
-from datetime import date
+import sys
 from pathlib import Path
 
 import torch
 
-from .. import __version__
-from ..doctor import cpu_name
-from .cases import CASES
-from .measure import errors, interleaved, peak_memory, spread, truth
-from .providers import BASELINES, provider, providers
+from . import ceilings, results
+from .cases import CASES, OPERATORS, Case, own_case, why_not_shape
+from .correctness import TOLERANCE
+from .errors import UserError
+from .measure import METRICS
+from .providers import table as providers_table
+from .runner import run_cases, run_sweeps
 
-#: An answer is right if its relative errors are at most these: loss and gradient.
-TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 2e-2)}
+JOBS = {
+    "sweeps": "cost as one size grows, with fitted exponents",
+    "step": "the share of a training step that the loss takes (needs the [train] extra)",
+    "ceilings": "only what the machine can do: copy, cache, GEMM",
+    "tune": "time the candidate configurations of the Triton kernels (needs a GPU)",
+    "report": "write docs/performance.md and its plots from benchmarks/results",
+}
+DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cases = "\n".join(f"{name}: {case.about}" for name, case in CASES.items())
+    cases = "\n".join(
+        f"  {name}: {case.about}{' (not on CPUs unless named)' * case.large}" for name, case in CASES.items()
+    )
+    jobs = "\n".join(f"  {name}: {about}" for name, about in JOBS.items())
+    names = "\n".join(f"  {name}: {it.about}" for name, it in providers_table().items())
     parser.formatter_class = argparse.RawTextHelpFormatter
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all\n{cases}")
     parser.add_argument(
-        "--providers", nargs="+", metavar="NAME",
-        help="default: all that run here\n" + "\n".join(f"{name}: {about}" for name, about in BASELINES.items())
-        + "\nnative, portable: the backends of this library",
+        "what", nargs="*", metavar="OPERATOR",
+        help=f"an operator ({', '.join(OPERATORS)}), a case, or a job; default: all cases\ncases:\n{cases}\njobs:\n{jobs}",
     )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
-        "--dtype", choices=TOLERANCE, default="float32", help="of student and teachers (default: %(default)s)"
+        "--shapes", nargs="+", metavar="B,T,H,W,C", help="student shapes instead of the cases (relations: B,F,N,C)"
+    )
+    parser.add_argument("--window", type=int, default=7, help="with --shapes (default: %(default)s)")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=TOLERANCE,
+        metavar="DTYPE",
+        help=f"of {', '.join(TOLERANCE)}; default: float32 on CPUs, bfloat16 on GPUs",
+    )
+    parser.add_argument("--providers", nargs="+", metavar="NAME", help=f"default: all\n{names}")
+    parser.add_argument(
+        "--measure",
+        nargs="*",
+        choices=METRICS,
+        default=list(METRICS),
+        metavar="WHAT",
+        help="beside answers and times, default all:\n"
+        + "\n".join(f"  {name}: {about}" for name, about in METRICS.items()),
     )
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each provider (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's)")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the memory measurements")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="append the numbers to FILE as JSON lines")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="add the numbers to DIR; without DIR: benchmarks/results/<device>",
+    )
+    parser.add_argument("--resume", action="store_true", help="leave out cases that --out has already, of this commit")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="B against A: folders or files of results, or commits of this repository",
+    )
+    parser.add_argument(
+        "--config",
+        default="tiny",
+        choices=("tiny", "5b"),
+        help="of `step`: the size of the model (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if importlib.util.find_spec("tqdm") is None:
-        raise SystemExit('lgf bench: tqdm not installed. Get it with: pip install "lgf-kernels[bench]"')
-    if unknown := [name for name in arguments.cases if name not in CASES]:
-        raise SystemExit(f"lgf bench: there is no case {unknown[0]!r}; choose from {', '.join(CASES)}.")
-    if arguments.rounds < 2:
-        raise SystemExit(
-            f"lgf bench: --rounds must be at least 2 to give a median and a spread, got {arguments.rounds}."
-        )
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"lgf bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = f" What was finished is in {arguments.out}; --resume goes on." if arguments.out else ""
+        print(f"\nlgf bench: interrupted.{kept}", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    for name in arguments.cases or CASES:
-        rows = measure_case(name, arguments)
-        print(table(name, rows), flush=True)
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            with arguments.out.open("a") as lines:
-                lines.writelines(json.dumps(row) + "\n" for row in rows)
+    arguments.dtypes = tuple(arguments.dtypes or [DEFAULT_DTYPE[torch.device(arguments.device).type]])
+    if arguments.out is True:
+        if not results.RESULTS.is_dir():
+            raise UserError("--out needs a folder outside a checkout of the repository.")
+        arguments.out = results.device_folder(arguments.device)
+    if arguments.compare:
+        from .compare import compare
+
+        compare(*arguments.compare, arguments)
+        return 0
+    jobs = [what for what in arguments.what if what in JOBS]
+    if not jobs:
+        run_cases(arguments, chosen_cases(arguments))
+        return 0
+    if len(arguments.what) > 1:
+        raise UserError(f"{jobs[0]!r} is a job of its own; name nothing else with it.")
+    return _job(jobs[0], arguments)
+
+
+def _job(job: str, arguments: argparse.Namespace) -> int:
+    if job == "sweeps":
+        run_sweeps(arguments)
+    elif job == "ceilings":
+        print(ceilings.as_text(ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)))
+    else:
+        importlib.import_module(f".{job}", __package__).run(arguments)
     return 0
 
 
-def measure_case(name: str, arguments: argparse.Namespace) -> list[dict]:
-    """One row of numbers for each provider of a case."""
-    from tqdm import tqdm
-
-    case = replace(CASES[name], dtype=arguments.dtype)
-    here = providers(case)
-    chosen = arguments.providers or here
-    if unknown := [p for p in chosen if p not in here]:
-        raise SystemExit(f"lgf bench: {unknown[0]!r} does not run {name} here; choose from {', '.join(here)}.")
-
-    def progress(items, doing: str):
-        return tqdm(items, desc=f"{name}: {doing}", leave=False)
-
-    rows, losses = {}, {}
-    true_value, true_gradient = truth(case)
-    for p in progress(chosen, "checking the answers"):
-        loss = provider(p, case)
-        off = errors(loss, case, true_value, true_gradient)
-        right = all(error <= limit for error, limit in zip(off, TOLERANCE[case.dtype], strict=True))
-        rows[p] = {
-            "case": name,
-            "dtype": case.dtype,
-            "provider": p,
-            "right": right,
-            "loss_error": off[0],
-            "gradient_error": off[1],
-        }
-        if right:
-            losses[p] = loss
-    for p, seconds in interleaved(losses, case, arguments.rounds, lambda r: progress(r, "timing")).items():
-        rows[p] |= spread(seconds)
-    if not arguments.no_memory:
-        for p in progress(losses, "measuring memory"):
-            rows[p]["peak_bytes"] = peak_memory(case, p)
-    return [row | provenance(arguments) for row in rows.values()]
+def _check(arguments: argparse.Namespace) -> None:
+    """Every mistake that can be seen before anything runs."""
+    if importlib.util.find_spec("tqdm") is None:
+        raise UserError('tqdm is not installed. Get it with: pip install "lgf-kernels[bench]"')
+    known = (*OPERATORS, *CASES, *JOBS)
+    if unknown := [what for what in arguments.what if what not in known]:
+        raise UserError(f"there is no operator, case or job {unknown[0]!r}; choose from {', '.join(known)}.")
+    if unknown := [name for name in arguments.providers or () if name not in providers_table()]:
+        raise UserError(f"there is no provider {unknown[0]!r}; choose from {', '.join(providers_table())}.")
+    if arguments.rounds < 2:
+        raise UserError(f"--rounds must be at least 2 to give a median and a spread, got {arguments.rounds}.")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {arguments.threads}.")
+    if arguments.window % 2 == 0 or not 1 <= arguments.window <= 15:
+        raise UserError(f"--window must be odd, 1 to 15, got {arguments.window}.")
+    if arguments.resume and not arguments.out:
+        raise UserError("--resume looks for what is there already in --out: name that folder too.")
+    if isinstance(arguments.out, Path):
+        if arguments.out.is_file():
+            raise UserError(f"--out {arguments.out} is a file. Name a folder.")
+        if str(arguments.out) in known:
+            raise UserError(f"--out took {str(arguments.out)!r} for its folder: put what to measure before the options.")
+    if why_not := why_not_device(arguments.device):
+        raise UserError(why_not)
 
 
-def provenance(arguments: argparse.Namespace) -> dict:
-    """Where and from what the numbers come."""
+def why_not_device(device: str) -> str | None:
+    kind, _, index = device.partition(":")
+    if kind not in DEFAULT_DTYPE or (index and not index.isdecimal()) or device == "cpu:":
+        return f"--device must be cpu, cuda or cuda:N, got {device!r}."
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch sees no CUDA device here; `lgf doctor` says what it sees."
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        return f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0."
+    return None
+
+
+def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
+    if arguments.shapes:
+        return dict(_own_cases(arguments))
+    cpu = arguments.device == "cpu"
+    asked = arguments.what or OPERATORS
     return {
-        "device": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "rounds": arguments.rounds,
-        "lgf_kernels": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit(),
-        "date": date.today().isoformat(),
+        name: case
+        for name, case in CASES.items()
+        if name in asked or (case.operator in asked and not (cpu and case.large))
     }
 
 
-def commit() -> str | None:
-    """The commit of the checkout that runs, "-dirty" if the library's code differs from it; None outside a checkout."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
-
-    head = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--", root / "lgf_kernels", root / "csrc").stdout
-    return head.stdout.strip() + ("-dirty" if changed else "") if head.returncode == 0 else None
-
-
-def table(name: str, rows: list[dict]) -> str:
-    """The rows of a case for a terminal, with ratios to the plain eager form."""
-    eager = next((row for row in rows if row["provider"] == "eager" and "median_ms" in row), None)
-    lines = [
-        f"\n{name}: {CASES[name].about}",
-        f"student {CASES[name].shape}, teachers {CASES[name].teacher_channels}, {rows[0]['dtype']}, {rows[0]['threads']} threads",
-        f"  {'provider':<14}{'forward + backward':>30}{'vs eager':>10}{'peak memory':>13}{'loss err':>10}{'grad err':>10}",
-    ]
-    for row in rows:
-        if row["right"]:
-            time = f"{row['median_ms']:.1f} ms [{row['low_ms']:.1f} .. {row['high_ms']:.1f}]"
-            ratio = f"{eager['median_ms'] / row['median_ms']:.2f}x" if eager else ""
-        else:
-            time, ratio = "WRONG ANSWER, not timed", ""
-        peak = row.get("peak_bytes")
-        memory = "" if peak is None else f"{peak / 2**20:.1f} MiB"
-        lines.append(
-            f"  {row['provider']:<14}{time:>30}{ratio:>10}{memory:>13}{row['loss_error']:>10.0e}{row['gradient_error']:>10.0e}"
-        )
-    return "\n".join(lines)
+def _own_cases(arguments: argparse.Namespace):
+    if wrong := [what for what in arguments.what if what not in OPERATORS]:
+        raise UserError(f"--shapes goes with an operator, not with {wrong[0]!r}; choose from {', '.join(OPERATORS)}.")
+    for text in arguments.shapes:
+        try:
+            shape = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            raise UserError(f"--shapes takes numbers with commas, such as 1,13,30,45,256; got {text!r}.") from None
+        by_rank = {4: ["token_relation"], 5: ["lgf_kl"]}.get(len(shape), ["lgf_kl"])
+        for operator in arguments.what or by_rank:
+            if why_not := why_not_shape(operator, shape):
+                raise UserError(f"--shapes {text}: {why_not}.")
+            yield own_case(operator, shape, arguments.window)

@@ -1,114 +1,109 @@
-"""Measuring: the answer first, then time from interleaved runs, and memory in a process of its own."""
+"""One case, every provider: the answer first, then time, memory and the rest, as rows of numbers."""
 
-import ctypes
 import gc
-import json
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
+from . import ceilings, correctness, counting, memory, timing
 from .cases import Case
-from .providers import provider
+from .providers import offered, provider, table
+
+#: What can be measured beside the answer and the time, and what it is.
+METRICS = {
+    "memory": "peak memory",
+    "overhead": "what a call costs the host",
+    "first": "the first call, compilation included, from empty compiler caches",
+}
+LONGEST_REASON = 160
 
 
-def step(loss: Callable, student: Tensor, teachers: list[Tensor]) -> Tensor:
-    """One forward and backward, as a training step does them; the gradient is left in `student.grad`."""
-    student.grad = None
-    value = loss(student, teachers)
-    value.backward()
-    return value.detach()
+@dataclass(frozen=True)
+class Plan:
+    """How a case is measured."""
+
+    providers: list[str] | None = None
+    rounds: int = 9
+    metrics: tuple[str, ...] = tuple(METRICS)
+    ceiling: dict = field(default_factory=dict)
+    #: (items, what is being done) -> the items, with a progress bar around them
+    progress: Callable[[Iterable, str], Iterable] = lambda items, doing: items
 
 
-def truth(case: Case) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of the oracle in float64 on the case's inputs."""
-    student, teachers = case.inputs()
-    student = student.detach().double().requires_grad_()
-    value = step(
-        lambda s, t: case.loss()(s, t, backend="reference"),
-        student,
-        [t if case.cached else t.double() for t in teachers],
-    )
-    return value, student.grad
+def measure_case(name: str, case: Case, plan: Plan) -> list[dict]:
+    """One row for each provider that has to do with the operator, right, wrong, failed or absent."""
+    here = offered(case)
+    chosen = [p for p in here if plan.providers is None or p in plan.providers]
+    rows = {p: _identity(name, case, p) | _floor(case, plan.ceiling) for p in chosen}
+    runs = [p for p in chosen if here[p] is None]
+    for p in chosen:
+        if here[p] is not None:
+            rows[p] |= {"status": "absent", "why": here[p]}
+
+    functions = {}
+    true = correctness.truth(case) if runs else None
+    for p in plan.progress(runs, "checking the answers"):
+        rows[p] |= _check(p, case, true, functions, "first" in plan.metrics)
+    del true
+    times = timing.interleaved(functions, case, plan.rounds, lambda items: plan.progress(items, "timing"))
+    for p, seconds in times.items():
+        rows[p] |= {part: timing.spread(seconds[part]) for part in counting.PASSES}
+        if "first_call_s" in rows[p]:
+            rows[p]["first_call_s"] = max(rows[p]["first_call_s"] - rows[p]["both"]["median_ms"] / 1e3, 0.0)
+    if "overhead" in plan.metrics:
+        for p in plan.progress([p for p in functions if not table()[p].compiles], "overhead of a call"):
+            rows[p]["overhead_us"] = 1e6 * timing.overhead(provider(p, case.smallest()), case)
+    if "memory" in plan.metrics:
+        for p in plan.progress(functions, "peak memory"):
+            rows[p]["peak_bytes"] = memory.peak_memory(case, p, functions[p])
+    functions.clear()
+    _forget_compiled_code()
+    return list(rows.values())
 
 
-def errors(loss: Callable, case: Case, true_value: Tensor, true_gradient: Tensor) -> tuple[float, float]:
-    """Relative errors of the loss and, by norm, of its gradient."""
-    student, teachers = case.inputs()
-    value = step(loss, student, teachers)
-    gradient_error = torch.linalg.vector_norm(student.grad - true_gradient) / torch.linalg.vector_norm(true_gradient)
-    return abs(value / true_value - 1).item(), gradient_error.item()
+def _identity(name: str, case: Case, provider_name: str) -> dict:
+    return {
+        "case": name,
+        "operator": case.operator,
+        "shape": list(case.shape),
+        "teacher_channels": list(case.teacher_channels),
+        "window": case.window,
+        "dtype": case.dtype,
+        "provider": provider_name,
+    }
 
 
-def interleaved(losses: dict[str, Callable], case: Case, rounds: int, progress: Callable) -> dict[str, list[float]]:
-    """Seconds of forward and backward of each provider, A B C A B C ..., so that drift of the machine hits all alike."""
-    student, teachers = case.inputs()
-    seconds = {name: [] for name in losses}
-    for _ in progress(range(rounds)):
-        for name, loss in losses.items():
-            start = time.perf_counter()
-            step(loss, student, teachers)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def _floor(case: Case, ceiling: dict) -> dict:
+    flops = ceilings.flops(ceiling, case.dtype)
+    work = counting.work(case)
+    return {
+        "flop": {part: it.flop for part, it in work.items()},
+        "bytes": {part: it.bytes for part, it in work.items()},
+        "floor_ms": {part: 1e3 * it.seconds(flops, ceiling["copy"]) for part, it in work.items()},
+    }
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds."""
-    low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4, method="inclusive"))
-    return {"median_ms": median, "low_ms": low, "high_ms": high}
-
-
-def peak_memory(case: Case, provider_name: str) -> int | None:
-    """Bytes that one forward and backward needs beyond the inputs and the gradient, in a fresh process.
-
-    None where the operating system does not tell (anything but Linux).
-    """
-    job = json.dumps({"case": asdict(case), "provider": provider_name, "threads": torch.get_num_threads()})
-    command = [sys.executable, "-m", __name__, job]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {provider_name} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
-
-
-def _peak_memory_here(case: Case, provider_name: str) -> int | None:
-    student, teachers = case.inputs()
-    loss = provider(provider_name, case)
-    # Everything that is allocated once and kept (libraries, thread pools, compiled code) comes before the measurement.
-    small = replace(case, shape=(1, 2, *[min(n, 8) for n in case.shape[2:-1]], 16), teacher_channels=(16,))
-    warm_up = case if provider_name == "compile" else small
-    step(loss if warm_up is case else provider(provider_name, warm_up), *warm_up.inputs())
-    student.grad = None
-    _return_free_memory()
+def _check(name: str, case: Case, true: correctness.Answer, functions: dict, first: bool) -> dict:
+    """Errors, and the function among those to be timed if they are small enough."""
     try:
-        with open("/proc/self/clear_refs", "w") as control:
-            control.write("5")  # the high-water mark restarts from here
-        before = _high_water_mark()
-        step(loss, student, teachers)
-        return max(_high_water_mark() - before - student.grad.nbytes, 0)
-    except OSError:
-        return None
+        function = provider(name, case)
+        given, seconds = timing.first_call(lambda: correctness.answer(function, case), case.device)
+    except Exception as error:  # a peer may fail in any way, which is a result
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        return {"status": "failed", "why": f"{type(error).__name__}: {reason}"}
+    off = correctness.errors(given, true)
+    shown = dict(zip(("output_error", "gradient_error"), (e if math.isfinite(e) else None for e in off), strict=True))
+    if not correctness.is_right(off, case.dtype):
+        return {"status": "wrong", **shown}
+    functions[name] = function
+    return {"status": "right", **shown} | ({"first_call_s": seconds} if first else {})
 
 
-def _return_free_memory() -> None:
-    """Give what the allocator holds free back to the system: reusing it would not show in the high-water mark."""
+def _forget_compiled_code() -> None:
+    """The next case compiles anew, and does not run into the compiler's limit on variants."""
+    torch._dynamo.reset()
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim:
-        trim(0)
-
-
-def _high_water_mark() -> int:
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    torch.set_num_threads(job["threads"])
-    print(json.dumps(_peak_memory_here(Case(**job["case"]), job["provider"])))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 from ..bench.cases import Case
-from ..bench.measure import interleaved, peak_memory, spread, step
-from ..bench.providers import BASELINES, provider, providers
+from ..bench.correctness import step
+from ..bench.memory import peak_memory
+from ..bench.providers import BACKENDS, provider, providers
+from ..bench.timing import interleaved, spread
 
 #: About the token grid of CogVideoX at 480 x 720, with few frames and channels.
 SHAPE = (1, 5, 30, 40, 64)
@@ -16,7 +18,7 @@ def measure_cost(
 ) -> dict[str, dict[str, float | None]]:
     """Median milliseconds, peak MB (None where the system does not tell) and the loss of each form, by its name."""
     case = Case("lgf_kl", shape, (shape[-1], shape[-1]), "the demo's own size")
-    ours = backend or next(name for name in providers(case) if name not in BASELINES)
+    ours = backend or next(name for name in providers(case) if name in BACKENDS)
     forms = {LIBRARY: ours, "F.unfold": "eager-unfold", "loop over shifts": "eager"}
     losses = {name: provider(form, case) for name, form in forms.items()}
     values = {name: step(loss, *case.inputs()).item() for name, loss in losses.items()}
@@ -25,7 +27,7 @@ def measure_cost(
     for name, form in forms.items():
         peak = peak_memory(case, form)
         costs[name] = {
-            "ms": spread(seconds[name])["median_ms"],
+            "ms": spread(seconds[name]["both"])["median_ms"],
             "peak_mb": None if peak is None else peak / 1e6,
             "loss": values[name],
         }

@@ -1,0 +1,78 @@
+"""What this machine can do at best, measured: copying memory, multiplying matrices, copying within the cache.
+
+The best of several runs, since a ceiling is what is possible and not what is usual. They are measured anew for every run,
+unless a folder of results has them already from the same device, threads and torch.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from .results import device_name, write
+from .timing import best
+
+FILE = "ceilings.json"
+#: Bytes of the buffers copied (larger than any cache), and the side of the matrices multiplied.
+COPY = {"cpu": 2**28, "cuda": 2**31}
+GEMM = {"cpu": 1536, "cuda": 8192}
+#: Bytes copied within the cache where torch does not know its size: an L2 of a CPU core, times its threads.
+CORE_CACHE = 2**18
+RUNS = 10
+
+
+def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None) -> dict:
+    """{"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
+    machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    known = _read(folder / FILE) if folder else {}
+    if {key: known.get(key) for key in machine} != machine:
+        known = machine | {"copy": _copy(device, COPY[_kind(device)]), "L2": _copy(device, _cache(device)), "gemm": {}}
+    missing = [dtype for dtype in dict.fromkeys(("float32", *dtypes)) if dtype not in known["gemm"]]
+    known["gemm"] |= {dtype: _gemm(device, dtype) for dtype in missing}
+    if folder:
+        write(folder / FILE, json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def flops(ceiling: dict, dtype: str) -> float:
+    """Of products of this type. No less than in float32, to which anything can be converted."""
+    return max(ceiling["gemm"][dtype], ceiling["gemm"]["float32"]) if dtype != "float64" else ceiling["gemm"][dtype]
+
+
+def as_text(ceiling: dict) -> str:
+    gemm = ", ".join(f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in ceiling["gemm"].items())
+    return (
+        f"{ceiling['device']}, {ceiling['threads']} threads: copy {ceiling['copy'] / 1e9:.3g} GB/s, "
+        f"cache {ceiling['L2'] / 1e9:.3g} GB/s, GEMM {gemm}"
+    )
+
+
+def _kind(device: str) -> str:
+    return torch.device(device).type
+
+
+def _cache(device: str) -> int:
+    """A third of the cache's size: source and destination stay in it."""
+    if _kind(device) == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size // 3
+    return CORE_CACHE * torch.get_num_threads()
+
+
+def _copy(device: str, size: int) -> float:
+    source = torch.zeros(size, dtype=torch.uint8, device=device).view(torch.float32)
+    target = torch.zeros_like(source)
+    return 2 * size / best(lambda: target.copy_(source), device, RUNS, at_least=2**29 // size)
+
+
+def _gemm(device: str, dtype: str) -> float:
+    """Of random numbers: those of zeros draw less power and run faster."""
+    side = GEMM[_kind(device)]
+    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    return 2 * side**3 / best(lambda: a @ b, device, RUNS)
+
+
+def _read(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

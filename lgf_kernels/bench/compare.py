@@ -1,0 +1,147 @@
+"""B against A: two folders or files of results, or two commits of this repository.
+
+Commits are checked out beside each other, built, and measured in turns, A B A B, by the benchmark of the present checkout, so that
+both are asked the same. Results from files come from two runs: their ratios hold the drift of the machine too.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from . import results
+from .counting import PASSES
+from .errors import UserError
+from .table import milliseconds, number
+
+PASSES_OF_EACH_COMMIT = 2
+#: A change below this is drift: no faster and no slower is claimed.
+DRIFT = 0.05
+
+
+def compare(a: str, b: str, arguments: argparse.Namespace) -> None:
+    if Path(a).exists() and Path(b).exists():
+        rows_a, rows_b = load(Path(a)), load(Path(b))
+        note = "two runs: a ratio holds the drift of the machine too"
+    else:
+        rows_a, rows_b = _of_commits(a, b, arguments)
+        note = f"measured in turns, {PASSES_OF_EACH_COMMIT} times each"
+    print(as_text(a, b, rows_a, rows_b, note))
+
+
+def load(place: Path) -> dict[tuple, dict]:
+    """The latest row of each case, type and provider, of a file or of all in a folder."""
+    files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
+    rows = [row for file in files for row in results.read(file) if "provider" in row]
+    if not rows:
+        raise UserError(f"there are no results in {place}.")
+    return {_key(row): row for row in results.latest(rows) if row["status"] != "absent"}
+
+
+def _key(row: dict) -> tuple:
+    return row["case"], row["dtype"], row["provider"]
+
+
+def as_text(a: str, b: str, rows_a: dict, rows_b: dict, note: str) -> str:
+    """What both have, and what only one has."""
+    both = [key for key in rows_a if key in rows_b]
+    lines = [
+        f"B = {b} against A = {a}; {note}",
+        f"  {'case':<28}{'type':<10}{'provider':<14}{'A':>10}{'B':>10}{'A / B':>9}",
+    ]
+    lines += [_line(key, rows_a[key], rows_b[key]) for key in both]
+    for name, rows, others in (("A", rows_a, rows_b), ("B", rows_b, rows_a)):
+        if only := [" ".join(key) for key in rows if key not in others]:
+            lines.append(f"  only in {name}: {', '.join(only)}")
+    devices = {row["device"] for row in (*rows_a.values(), *rows_b.values())}
+    if len(devices) > 1:
+        lines.append(f"  A and B are of different devices: {', '.join(sorted(devices))}")
+    return "\n".join(lines)
+
+
+def _line(key: tuple, a: dict, b: dict) -> str:
+    start = f"  {key[0]:<28}{key[1]:<10}{key[2]:<14}"
+    if {a["status"], b["status"]} != {"right"}:
+        return f"{start}{a['status']:>10}{b['status']:>10}   no ratio: an answer is missing or off"
+    times = [row["both"]["median_ms"] for row in (a, b)]
+    ratio = times[0] / times[1]
+    verdict = "" if abs(ratio - 1) < DRIFT else "faster" if ratio > 1 else "slower"
+    return f"{start}{milliseconds(times[0]):>10}{milliseconds(times[1]):>10}{number(ratio, '.2f', 'x'):>9}  {verdict}".rstrip()
+
+
+def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:
+    if not (results.ROOT / ".git").exists():
+        raise UserError(f"{a} and {b} are not both files or folders, and commits need a checkout of the repository.")
+    for commit in (a, b):
+        if _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").returncode:
+            raise UserError(f"{commit!r} is neither a file, a folder nor a commit.")
+    with tempfile.TemporaryDirectory(prefix="lgf-compare-") as folder:
+        places = {"a": Path(folder, "a"), "b": Path(folder, "b")}
+        try:
+            for (name, place), commit in zip(places.items(), (a, b), strict=True):
+                print(f"building {name.upper()} = {commit}", file=sys.stderr, flush=True)
+                _check_out(commit, place)
+            merged = in_turns(lambda name: _measure(places[name], arguments))
+        finally:
+            for place in places.values():
+                _git("worktree", "remove", "--force", place)
+    return merged["a"], merged["b"]
+
+
+def in_turns(measure: Callable[[str], list[dict]]) -> dict[str, dict[tuple, dict]]:
+    """Rows of "a" and "b", measured A B A B ..., with the median of each time over the turns."""
+    found: dict[str, dict[tuple, list[dict]]] = {"a": {}, "b": {}}
+    for _ in range(PASSES_OF_EACH_COMMIT):
+        for name in found:
+            for row in measure(name):
+                found[name].setdefault(_key(row), []).append(row)
+    return {name: {key: _merged(rows) for key, rows in turns.items()} for name, turns in found.items()}
+
+
+def _merged(rows: list[dict]) -> dict:
+    off = next((row for row in rows if row["status"] != "right"), None)
+    if off is not None:
+        return off
+    times = {part: {"median_ms": statistics.median(row[part]["median_ms"] for row in rows)} for part in PASSES}
+    return rows[0] | times
+
+
+def _check_out(commit: str, place: Path) -> None:
+    done = _git("worktree", "add", "--detach", place, commit)
+    if done.returncode:
+        raise UserError(f"git could not check out {commit}: {done.stderr.strip()}")
+    here = place / "lgf_kernels" / "bench"
+    shutil.rmtree(here, ignore_errors=True)
+    shutil.copytree(Path(__file__).parent, here, ignore=shutil.ignore_patterns("__pycache__"))
+    built = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=place, capture_output=True, text=True
+    )
+    if built.returncode:
+        raise UserError(f"{commit} does not build:\n{built.stdout[-2000:]}{built.stderr[-2000:]}")
+
+
+def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
+    """One run of `lgf bench` in a checkout, of times only."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-P", "-m", "lgf_kernels.cli", "bench", *arguments.what, "--out", out, "--measure"]
+        command += ["--device", arguments.device, "--rounds", str(arguments.rounds), "--window", str(arguments.window)]
+        command += ["--dtypes", *arguments.dtypes]
+        for option in ("shapes", "providers"):
+            if values := getattr(arguments, option):
+                command += [f"--{option}", *values]
+        if arguments.threads:
+            command += ["--threads", str(arguments.threads)]
+        paths = os.pathsep.join([str(place), str(place / "python")])
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f"the benchmark failed in {place.name.upper()}, with exit code {done.returncode}.")
+        return [row for row in results.read(Path(out, results.LOSSES)) if row["status"] != "absent"]
+
+
+def _git(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", results.ROOT, *command], capture_output=True, text=True)

@@ -1,0 +1,174 @@
+"""Other people's kernels that could compute Local Gram Flow. None is required; those that are not installed are named.
+
+Neighbourhood attention (NATTEN, FlexAttention) never shows its logits, but the loss needs only what attention returns. With
+`P`, `Q` the softmaxes of teacher and student, `A_P(v)` attention under `P` of the values `v`, and lse from the same kernels::
+
+    KL_i = (E_P[zT] - E_P[zS]) / tau - lse(zT / tau) + lse(zS / tau)
+    E_P[zS]_i = < s_i, A_P(s)_i >,   E_P[zT]_i = < t_i, A_P(t)_i >
+
+The fused teacher is attention over the concatenation of `sqrt(w_m) t_m`. The gradient of lse(zS / tau), which not every
+kernel has, is that of `< s_i, A_Q(s)_i > / tau` with Q held fixed. All of it exact, up to rounding in the features' type.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import Case
+from .providers import LGF, Loss, Provider, from_logits, unit
+
+#: (query frames, key frames, values), all (pairs, H, W, C) and the first two without gradient -> A(v) (pairs, H, W, C),
+#: and the log-sum-exp of the logits / tau (pairs, H, W).
+Attention = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def kl_by_attention(attend: Attention, temperature: float = 0.1) -> Loss:
+    """LGF-KL from a kernel that knows neighbourhood attention only, with windows cut at the edge of the frame."""
+
+    def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
+        s, t = unit(student), torch.cat([unit(x) / len(teachers) ** 0.5 for x in teachers], dim=-1)
+        (s_queries, s_keys), (t_queries, t_keys) = ((x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)) for x in (s, t))
+
+        def product(queries: Tensor, attended: Tensor) -> Tensor:
+            return (queries.float() * attended.float()).sum(-1) / temperature
+
+        mean_teacher, lse_teacher = attend(t_queries, t_keys, t_keys, temperature)
+        mean_student, _ = attend(t_queries, t_keys, s_keys, temperature)
+        own_mean, lse_student = attend(s_queries.detach(), s_keys.detach(), s_keys, temperature)
+        lse_gradient = product(s_queries, own_mean)
+        lse_student = lse_student.detach() + lse_gradient - lse_gradient.detach()
+        kl = product(t_queries, mean_teacher) - product(s_queries, mean_student) - lse_teacher + lse_student
+        return kl.mean()
+
+    return loss
+
+
+@lru_cache(maxsize=8)
+def _window_blocks(height: int, width: int, window: int, device: torch.device):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def near(batch, head, query, key):
+        rows, columns = query // width - key // width, query % width - key % width
+        return (rows.abs() <= window // 2) & (columns.abs() <= window // 2)
+
+    return create_block_mask(near, None, None, height * width, height * width, device=device)
+
+
+def flex_attention(case: Case, compiled: bool = True) -> Loss:
+    """FlexAttention over the tokens of a frame, with the window as its block mask."""
+    from torch.nn.attention.flex_attention import AuxRequest
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    kernel = torch.compile(flex, dynamic=False) if compiled else flex
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        H, W = queries.shape[1:3]
+        mask = _window_blocks(H, W, case.window, queries.device)
+        heads = (x.flatten(1, 2).unsqueeze(1) for x in (queries, keys, values))
+        out, auxiliary = kernel(*heads, block_mask=mask, scale=1 / temperature, return_aux=AuxRequest(lse=True))
+        return out.squeeze(1).unflatten(1, (H, W)), auxiliary.lse.squeeze(1).unflatten(1, (H, W))
+
+    return kl_by_attention(attend)
+
+
+#: Logits of positions outside the frame, in units of the temperature: exp(-60) is nothing next to any logit inside.
+OUTSIDE = 60.0
+#: Channels are padded to a multiple of this, which the kernels' tensor-core instructions want.
+ALIGNMENT = 8
+
+
+def natten(case: Case) -> Loss:
+    """NATTEN's 2-D neighbourhood attention.
+
+    Its windows move inwards at the edge of a frame. On a frame padded by the radius they do not, for the queries inside; one
+    more channel gives the padding a logit so low that it drops out of the softmax.
+    """
+    from natten.functional import na2d
+
+    r = case.window // 2
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        H, W = queries.shape[1:3]
+        widest = max(queries.shape[-1], values.shape[-1])
+        channels = widest + 1 + -(widest + 1) % ALIGNMENT
+
+        def framed(x: Tensor, inside: float, outside: float) -> Tensor:
+            """One head of so many channels, the last of which is `inside` or `outside`."""
+            x = F.pad(F.pad(x, (0, channels - 1 - x.shape[-1])), (0, 0, r, r, r, r))
+            last = F.pad(x.new_full((len(x), H, W), inside), (r, r, r, r), value=outside)
+            return torch.cat([x, last.unsqueeze(-1)], -1).unsqueeze(-2)
+
+        q, k, v = framed(queries, 1, 1), framed(keys, 0, -OUTSIDE * temperature), framed(values, 0, 0)
+        out, lse = na2d(q, k, v, kernel_size=case.window, scale=1 / temperature, return_lse=True)
+        inside = slice(r, r + H), slice(r, r + W)
+        return out[:, *inside, 0, : values.shape[-1]], lse[:, *inside, 0]
+
+    return kl_by_attention(attend)
+
+
+def correlation_logits(features: Tensor, window: int) -> Tensor:
+    """Pytorch-Correlation-extension: its correlation volume of two frames is the Gram of Local Gram Flow."""
+    from spatial_correlation_sampler import spatial_correlation_sample
+
+    B, T = features.shape[:2]
+    queries, keys = (x.flatten(0, 1).permute(0, 3, 1, 2).contiguous() for x in (features[:, :-1], features[:, 1:]))
+    volume = spatial_correlation_sample(queries, keys, kernel_size=1, patch_size=window, stride=1)
+    return volume.flatten(1, 2).permute(0, 2, 3, 1).unflatten(0, (B, T - 1))
+
+
+def liger(case: Case, temperature: float = 0.1) -> Loss:
+    """Liger's fused KL divergence on the logits of the eager loop: the usual way to have one step of the loss fused."""
+    from liger_kernel.ops.kl_div import LigerKLDivLossFunction
+
+    import lgf_kernels as lgf
+
+    def logits(features: Tensor) -> Tensor:
+        return lgf.local_gram_flow(features, window=case.window, backend="reference")
+
+    def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
+        outside = ~lgf.local_window_mask(*student.shape[2:4], case.window, device=student.device)
+        zT = sum(t.float() if case.cached else logits(t) for t in teachers) / len(teachers)
+        log_q = (logits(student) / temperature).masked_fill(outside, -torch.inf).log_softmax(-1)
+        p = (zT / temperature).masked_fill(outside, -torch.inf).softmax(-1)
+        log_q = log_q.masked_fill(outside, 0.0)  # P is 0 there, and 0 times infinity is no number
+        return LigerKLDivLossFunction.apply(log_q.flatten(0, -2), p.flatten(0, -2), "batchmean", False, 1e-30)
+
+    return loss
+
+
+def _why_not(module: str, package: str, cuda_only: str | None, cached: bool = False) -> Callable[[Case], str | None]:
+    def why_not(case: Case) -> str | None:
+        if case.cached and not cached:
+            return "needs the teachers' features, not their logits"
+        if cuda_only and case.device == "cpu":
+            return cuda_only
+        if importlib.util.find_spec(module) is None:
+            return f"not installed: pip install {package}"
+        return None
+
+    return why_not
+
+
+PEERS = {
+    "flexattention": Provider(
+        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", ("lgf_kl",), flex_attention,
+        _why_not("torch", "torch", "torch's FlexAttention has no backward on CPUs"),
+        compiles=True,
+    ),
+    "natten": Provider(
+        "NATTEN, likewise", ("lgf_kl",), natten,
+        _why_not("natten", "natten", "NATTEN has no backward on CPUs"),
+    ),
+    "correlation": Provider(
+        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", LGF, partial(from_logits, correlation_logits),
+        _why_not("spatial_correlation_sampler", "spatial-correlation-sampler", None, cached=True),
+    ),
+    "liger": Provider(
+        "Liger's KL divergence of the eager loop's logits", ("lgf_kl",), liger,
+        _why_not("liger_kernel", "liger-kernel", "Liger's Triton kernels need a GPU", cached=True),
+    ),
+}  # fmt: skip

@@ -1,0 +1,130 @@
+"""Where numbers are kept: JSON lines in one folder a device, each row with all that is needed to make it again."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..doctor import cpu_name
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+#: In a folder of results: rows of cases, and of sweeps.
+LOSSES, SWEEPS = "losses.jsonl", "sweeps.jsonl"
+#: One run is one process: only times of the same run may be divided by each other.
+RUN = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
+
+
+def device_name(device: str) -> str:
+    return cpu_name() if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def device_folder(device: str) -> Path:
+    """Where the results of this machine's device belong in a checkout: benchmarks/results/<device>."""
+    name = device_name(device)
+    if torch.device(device).type == "cpu":
+        name = f"cpu {name} {os.cpu_count()} cores"
+    words = "".join(letter if letter.isalnum() else " " for letter in name.lower()).split()
+    return RESULTS / "-".join(words)
+
+
+def provenance(device: str) -> dict:
+    """Where and from what the numbers come."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "device": device_name(device),
+        "driver": _driver() if cuda else None,
+        "threads": torch.get_num_threads(),
+        "lgf_kernels": __version__,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "run": RUN,
+        "command": shlex.join(["lgf", *sys.argv[1:]]),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, "-dirty" if the library's code differs from it; None outside a checkout."""
+
+    def git(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+    except FileNotFoundError:
+        return None
+    changed = git("status", "--porcelain", "--", ROOT / "lgf_kernels", ROOT / "csrc").stdout
+    return head.stdout.strip() + ("-dirty" if changed else "") if head.returncode == 0 else None
+
+
+def append(file: Path, rows: Iterable[dict]) -> None:
+    """Add rows at once, on disk before this returns. What a killed run had half written stays a line of its own."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with open(file, "a+b") as lines:
+        if lines.tell() and not _ends_in_newline(lines):
+            text = "\n" + text
+        lines.write(text.encode())
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def _ends_in_newline(lines) -> bool:
+    lines.seek(-1, os.SEEK_END)
+    return lines.read(1) == b"\n"
+
+
+def read(file: Path) -> list[dict]:
+    """The rows of a file; none if there is no file. A line that a killed run left unfinished is skipped."""
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def latest(rows: list[dict]) -> list[dict]:
+    """Of each case and type the rows of the last run that has it: what is compared comes from one run."""
+    last = {(row["case"], row["dtype"]): row["run"] for row in rows}
+    return [row for row in rows if last[row["case"], row["dtype"]] == row["run"]]
+
+
+def write(file: Path, text: str) -> None:
+    """Replace a file as a whole, so that a killed run leaves the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, file)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split("\n")[0].strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

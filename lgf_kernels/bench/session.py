@@ -1,0 +1,218 @@
+"""Everything that a GPU is needed for, in one command and as little time as there is: `make gpu`.
+
+  python -m lgf_kernels.bench.session --out DIR --minutes 10
+
+Builds the CUDA module, measures ceilings, checks and times the headline cases, runs tests/gpu, then all other cases, the tuner,
+peers and `torch.compile`, sweeps and the share of a training step: the most informative first, each within its part of the
+time. Whatever is finished is in DIR; the same command again goes on where this one stopped. DIR is ready to be committed under
+benchmarks/results.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import results
+from .table import baseline, milliseconds, number, of_floor, ratio
+
+STATE = "session.json"
+TESTS = "tests.log"
+#: A step with less time than this is not begun: importing torch and starting CUDA take most of it.
+LEAST_SECONDS = 15
+#: What a process told to stop gets to put things down, in seconds.
+GRACE = 10
+
+
+class Step(NamedTuple):
+    """`command(seconds left, folder)` gives what to run; `share`: of the whole time, at most."""
+
+    name: str
+    command: Callable[[float, Path], list[str]]
+    share: float = 1.0
+
+
+LGF = (sys.executable, "-P", "-m", "lgf_kernels.cli")
+
+
+def bench(*arguments: str) -> Callable[[float, Path], list[str]]:
+    """A step of `lgf bench` on the GPU, which ends by itself when its time is over and goes on where it stopped."""
+
+    def command(seconds: float, folder: Path) -> list[str]:
+        fixed = ["--device", "cuda", "--out", str(folder), "--resume", "--minutes", f"{seconds / 60:.2f}"]
+        return [*LGF, "bench", *arguments, *fixed]
+
+    return command
+
+
+def doctor(seconds: float, folder: Path) -> list[str]:
+    return [*LGF, "doctor", "--json"]
+
+
+def build(seconds: float, folder: Path) -> list[str]:
+    """The CUDA module, and a failure if there is none in the end."""
+    return ["env", "LGF_CUDA=on", sys.executable, "setup.py", "build_ext", "--inplace"]
+
+
+def report(seconds: float, folder: Path) -> list[str]:
+    return [*LGF, "bench", "report", "--out", str(folder)]
+
+
+def tests(seconds: float, folder: Path) -> list[str]:
+    """tests/gpu, without those that have passed already."""
+    log = folder / TESTS
+    passed = re.findall(r"^(tests/.+?) PASSED", log.read_text(), re.MULTILINE) if log.exists() else []
+    skip = folder / "tests.passed"
+    results.write(skip, "".join(f"--deselect={test}\n" for test in passed))
+    return [sys.executable, "-P", "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", f"@{skip}"]
+
+
+HEADLINE = ("cogvideox-latent", "cogvideox-latent-cached", "moalign-24x150", "videorepa-24x150")
+QUICK = ("eager", "eager-unfold", "bmm", "chunked", "native", "triton", "portable")
+STEPS = (
+    Step("doctor", doctor, 0.1),
+    Step("build", build, 0.3),
+    Step("ceilings", bench("ceilings", "--dtypes", "bfloat16", "float32"), 0.1),
+    Step("headline", bench(*HEADLINE, "--measure", "memory", "overhead", "--providers", *QUICK), 0.25),
+    Step("tests", tests, 0.35),
+    Step("cases", bench("--measure", "memory", "--rounds", "7", "--providers", *QUICK), 0.3),
+    Step("tune", bench("tune", "--rounds", "15"), 0.3),
+    Step("peers", bench(*HEADLINE), 0.4),
+    Step("sweeps", bench("sweeps", "--rounds", "5"), 0.3),
+    Step("step", bench("step", "--config", "5b", "--rounds", "3"), 0.3),
+    Step("step-tiny", bench("step", "--rounds", "5"), 0.1),
+    Step("report", report, 0.1),
+)
+
+
+class Session:
+    """Runs steps in order within a budget of seconds, and remembers in the folder which are done, at which commit."""
+
+    def __init__(
+        self, steps, folder: Path, seconds: float, commit: str | None, execute: Callable, clock=time.monotonic
+    ):
+        self.steps, self.folder, self.seconds, self.commit = steps, folder, seconds, commit
+        self.execute, self.clock = execute, clock
+        self.begun = clock()
+        state = self._read()
+        self.state = state if state.get("commit") == commit else {"commit": commit, "steps": {}}
+
+    def run(self) -> None:
+        for step in self.steps:
+            if self.state["steps"].get(step.name, {}).get("status") == "done":
+                print(f"{step.name}: done before", flush=True)
+                continue
+            left = self.seconds - (self.clock() - self.begun)
+            if left < LEAST_SECONDS:
+                print(f"{step.name}: not begun, the time is over", flush=True)
+                continue
+            self._run(step, min(left, step.share * self.seconds))
+
+    def _run(self, step: Step, limit: float) -> None:
+        print(f"{step.name}: at most {limit:.0f} s ...", flush=True)
+        start = self.clock()
+        code = self.execute(step, limit, self.folder)
+        status = "stopped" if code is None else "done" if code == 0 else "failed"
+        self.state["steps"][step.name] = {"status": status, "seconds": round(self.clock() - start, 1), "code": code}
+        results.write(self.folder / STATE, json.dumps(self.state, indent=2) + "\n")
+        print(f"{step.name}: {status} after {self.clock() - start:.0f} s", flush=True)
+
+    def _read(self) -> dict:
+        try:
+            return json.loads((self.folder / STATE).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+
+def execute(step: Step, limit: float, folder: Path) -> int | None:
+    """Run a step in a process group of its own, its output added to a log: its exit code, or None if it was stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{step.name}.log", "ab") as log:
+        process = subprocess.Popen(
+            step.command(limit, folder), cwd=results.ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End a process and all that it started: asked first, then without asking."""
+    for sign in (signal.SIGINT, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+
+
+def summary(folder: Path, state: dict) -> str:
+    """A short table: what ran, what the tests say, the fastest of each case."""
+    lines = ["", "steps: " + ", ".join(f"{name} {it['status']}" for name, it in state["steps"].items())]
+    lines += [f"tests/gpu: {line}" for line in _last_line(folder / TESTS)]
+    lines.append(f"  {'case':<26}{'type':<10}{'fastest':<12}{'time':>10}{'ratio':>20}{'of floor':>10}")
+    by_case = {}
+    for row in results.latest(results.read(folder / results.LOSSES)):
+        by_case.setdefault((row["case"], row["dtype"]), []).append(row)
+    for (case, dtype), rows in by_case.items():
+        timed = [row for row in rows if "both" in row]
+        if not timed:
+            lines.append(f"  {case:<26}{dtype:<10}no provider gives the right answer")
+            continue
+        best, against = min(timed, key=lambda row: row["both"]["median_ms"]), baseline(rows)
+        faster = f"{number(ratio(best, against), '.2f', 'x')} vs {against['provider']}" if against else ""
+        lines.append(
+            f"  {case:<26}{dtype:<10}{best['provider']:<12}{milliseconds(best['both']['median_ms']):>10}{faster:>20}"
+            f"{of_floor(best):>8.1f} %"
+        )
+        wrong = [row["provider"] for row in rows if row["status"] in ("wrong", "failed")]
+        lines += [f"    {provider}: WRONG or failed, see {folder.name}" for provider in wrong]
+    return "\n".join(
+        [*lines, f"everything is in {folder}; commit it under benchmarks/results and run `lgf bench report`"]
+    )
+
+
+def _last_line(log: Path) -> list[str]:
+    lines = [line.strip("= \n") for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
+    return lines[-1:]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="the folder for everything (default: benchmarks/results/<device>)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all of it (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("make gpu: torch sees no CUDA device here; `lgf doctor` says what it sees.", file=sys.stderr)
+        return 2
+    if not (results.ROOT / "setup.py").exists():
+        print("make gpu: runs in a checkout of the repository.", file=sys.stderr)
+        return 2
+    if not 1 <= arguments.minutes <= 24 * 60:
+        print(f"make gpu: --minutes must be 1 to 1440, got {arguments.minutes:g}.", file=sys.stderr)
+        return 2
+    folder = (arguments.out or results.device_folder("cuda")).resolve()
+    session = Session(STEPS, folder, 60 * arguments.minutes, results.commit(), execute)
+    try:
+        session.run()
+    except KeyboardInterrupt:
+        print("\nmake gpu: interrupted; the same command goes on from here.", file=sys.stderr)
+    print(summary(folder, session.state))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

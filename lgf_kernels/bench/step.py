@@ -1,0 +1,178 @@
+"""The share of a training step that the loss takes, so that nobody buys a speed-up of one per cent of a step.
+
+A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, with and without alignment, in interleaved runs;
+and the loss alone, from cached teacher logits on the same grid. What the loss costs beyond itself is the projector that feeds it.
+The arithmetic of the 5B model's step is counted too, which needs neither its weights nor a GPU.
+"""
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from torch.utils.flop_counter import FlopCounterMode
+
+import lgf_kernels as lgf
+
+from . import counting, results, timing
+from .cases import Case
+from .errors import UserError
+from .runner import progress
+
+STEP = "step.jsonl"
+REQUIRED = ("diffusers", "peft")
+LATENT_CHANNELS, PATCH, HEAD = 16, 2, 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """A CogVideoX: its size, its token grid (T, H, W), and the frames that the loss compares."""
+
+    heads: int
+    layers: int
+    grid: tuple[int, int, int]
+    frames: int
+    text: tuple[int, int]
+    rank: int
+    projector: dict
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+
+    @property
+    def loss_case(self) -> Case:
+        """The loss on the projected features, from two teachers' cached logits."""
+        C = self.projector["widths"][-1]
+        return Case("lgf_kl", (1, self.frames, *self.grid[1:], C), (C, C), "", cached=True)
+
+
+CONFIGS = {
+    "tiny": Config(4, 4, (5, 16, 24), 5, (16, 64), 16, {"hidden": 128, "widths": (64,), "groups": 8}),
+    "5b": Config(
+        48, 42, (13, 30, 45), 49, (226, 4096), 256, {"hidden": 768, "widths": (512, 256, 256)}, torch.bfloat16, True
+    ),
+}  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
+        raise UserError(f'step needs {", ".join(missing)}. Get it with: pip install "lgf-kernels[train]"')
+    if arguments.config == "5b" and arguments.device == "cpu":
+        raise UserError(
+            "step --config 5b needs a GPU: add --device cuda. On a CPU its arithmetic is counted, not timed."
+        )
+    row = measured(arguments.config, arguments.device, arguments.rounds) | counted("5b")
+    row |= results.provenance(arguments.device)
+    print(sentence(row))
+    if arguments.out:
+        results.append(arguments.out / STEP, [row])
+
+
+def sentence(row: dict) -> str:
+    """What a row says, in words."""
+    return (
+        f"A training step of the {row['config']} configuration ({row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video "
+        f"tokens) takes {row['step_ms']:.0f} ms, {row['plain_ms']:.0f} ms without alignment; the loss itself takes "
+        f"{row['loss_ms']:.1f} ms, {100 * row['loss_ms'] / row['step_ms']:.1f} % of it. Counted, a step of the 5B model is "
+        f"{row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss {row['counted_loss_flop'] / 1e9:.1f} GFLOP, "
+        f"{100 * row['counted_loss_flop'] / row['counted_step_flop']:.4f} %."
+    )
+
+
+class Training:
+    """Model, inputs and optimiser of one configuration."""
+
+    def __init__(self, config: Config, device: str):
+        from diffusers import CogVideoXTransformer3DModel
+        from diffusers.utils import logging
+        from lgf_trainer import AlignedTransformer, Projector
+        from peft import LoraConfig
+
+        logging.set_verbosity_error()  # casting is what is wanted here
+        T, H, W = config.grid
+        with torch.device(device):
+            transformer = CogVideoXTransformer3DModel(
+                num_attention_heads=config.heads, attention_head_dim=HEAD, num_layers=config.layers,
+                in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+                sample_height=PATCH * H, sample_width=PATCH * W, sample_frames=T, temporal_compression_ratio=1,
+                max_text_seq_length=config.text[0], text_embed_dim=config.text[1],
+            ).to(config.dtype)  # fmt: skip
+            transformer.requires_grad_(False)
+            targets = ["to_k", "to_q", "to_v", "to_out.0"]
+            transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets))
+            if config.checkpointing:
+                transformer.enable_gradient_checkpointing()
+            projector = Projector(HEAD * config.heads, frames=config.frames, **config.projector)
+            self.latents = torch.randn(1, T, LATENT_CHANNELS, PATCH * H, PATCH * W, dtype=config.dtype)
+            self.target = torch.randn_like(self.latents)
+            self.text = torch.randn(1, *config.text, dtype=config.dtype)
+            self.timestep = torch.full((1,), 500)
+            logits = (1, config.frames - 1, H, W, 49)
+            self.cache = [torch.rand(logits).half() for _ in range(2)]
+        self.model = AlignedTransformer(transformer, projector, config.layers // 2)
+        kind = "cuda" if torch.device(device).type == "cuda" else "cpu"
+        self.autocast = torch.autocast(kind, torch.bfloat16, enabled=config.dtype != torch.float32)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=1e-6)
+
+    def loss(self, aligned: bool) -> Tensor:
+        inputs = {"timestep": self.timestep, "encoder_hidden_states": self.text}
+        with self.autocast:
+            prediction, features = self.model.predict_and_capture(self.latents, **inputs)
+            loss = mse_loss(prediction.float(), self.target.float())
+            if aligned:
+                loss = loss + 0.5 * lgf.lgf_kl_loss_from_logits(self.model.projector(features), self.cache)
+        return loss
+
+    def step(self, aligned: bool) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        self.loss(aligned).backward()
+        self.optimiser.step()
+
+
+def measured(name: str, device: str, rounds: int) -> dict:
+    """Medians of interleaved steps with and without alignment, and of the loss alone."""
+    config = CONFIGS[name]
+    training = Training(config, device)
+    with training.autocast, torch.no_grad():
+        features = torch.randn(1, *config.grid, HEAD * config.heads, device=device)
+        projected = training.model.projector(features)
+    projected.requires_grad_()
+
+    def loss_alone() -> None:
+        projected.grad = None
+        lgf.lgf_kl_loss_from_logits(projected, training.cache).backward()
+
+    actions = {"step_ms": lambda: training.step(True), "plain_ms": lambda: training.step(False), "loss_ms": loss_alone}
+    return {
+        "config": name,
+        "parameters": sum(parameter.numel() for parameter in training.model.transformer.parameters()),
+        "tokens": torch.Size(config.grid).numel(),
+        **_medians(actions, device, rounds),
+    }
+
+
+def _medians(actions: dict[str, Callable], device: str, rounds: int) -> dict[str, float]:
+    """Milliseconds by the wall clock, the device's work included: a step is long enough for that."""
+    seconds = {name: [] for name in actions}
+    for round_number in progress(range(rounds + 1), "training steps"):
+        for name, action in actions.items():
+            timing.wait(device)
+            start = time.perf_counter()
+            action()
+            timing.wait(device)
+            if round_number:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: timing.spread(values)["median_ms"] for name, values in seconds.items()}
+
+
+def counted(name: str) -> dict:
+    """FLOP of the products of a step without alignment, recomputation included, and of the loss."""
+    training = Training(replace(CONFIGS[name], dtype=torch.float32), "meta")
+    with FlopCounterMode(display=False) as counter:
+        training.loss(aligned=False).backward()
+    work = counting.work(CONFIGS[name].loss_case)["both"]
+    return {"counted_step_flop": counter.get_total_flops(), "counted_loss_flop": work.flop}

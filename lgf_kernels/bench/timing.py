@@ -1,0 +1,128 @@
+"""Time: interleaved runs of all providers, so that drift of the machine hits all alike; medians with their spread.
+
+On a CPU the clock is perf_counter. On a GPU it is CUDA events, with the L2 cache flushed before each run and the device kept
+busy until the host has queued the whole of it: the time of the device alone. What the host does is measured on its own, as the
+overhead of a call on inputs so small that arithmetic takes no time.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+from .correctness import step
+from .counting import PASSES
+
+#: GPU cycles to keep the device busy while the host queues a run: about 10 ms. A host that takes longer shows in the time.
+HEAD_START = 20_000_000
+#: Calls whose mean is the overhead of one.
+CALLS = 50
+
+
+class Clock:
+    """Marks in time on one device: `mark()` several times, then `seconds()` between neighbours."""
+
+    def __init__(self, device: str):
+        self.cuda = torch.device(device).type == "cuda"
+        self.device = device
+        self.marks = []
+        if self.cuda:
+            size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+            self.flusher = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def start(self) -> None:
+        """From a cold L2 and, on a GPU, with a head start for the host."""
+        self.marks = []
+        if self.cuda:
+            self.flusher.zero_()
+            torch.cuda._sleep(HEAD_START)
+        self.mark()
+
+    def mark(self) -> None:
+        if self.cuda:
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        if not self.cuda:
+            return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        torch.cuda.synchronize(self.device)
+        return [a.elapsed_time(b) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
+
+
+def best(action: Callable, device: str, runs: int, at_least: int = 1) -> float:
+    """The shortest of several runs of an action, in seconds, each of `at_least` calls."""
+    clock, calls = Clock(device), max(1, at_least)
+    times = []
+    for _ in range(runs + 1):
+        clock.start()
+        for _ in range(calls):
+            action()
+        clock.mark()
+        times += clock.seconds()
+    return min(times[1:]) / calls
+
+
+def interleaved(
+    functions: dict[str, Callable], case: Case, rounds: int, progress: Callable[[range], Iterable] = iter
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of forward, backward and both of each provider in each round: A B C A B C ..."""
+    inputs, clock = case.inputs(), Clock(case.device)
+    seconds = {name: {part: [] for part in PASSES} for name in functions}
+    for _ in progress(range(rounds)):
+        for name, function in functions.items():
+            forward, backward = one_run(function, *inputs, clock)
+            for part, value in zip(PASSES, (forward, backward, forward + backward), strict=True):
+                seconds[name][part].append(value)
+    return seconds
+
+
+def one_run(
+    function: Callable, student: Tensor, teachers: list[Tensor], upstream: Tensor | None, clock: Clock
+) -> tuple[float, float]:
+    """Seconds of forward and of backward."""
+    student.grad = None
+    clock.start()
+    output = function(student, teachers)
+    clock.mark()
+    output.backward(upstream)
+    clock.mark()
+    forward, backward = clock.seconds()
+    return forward, backward
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds."""
+    low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4, method="inclusive"))
+    return {"median_ms": median, "low_ms": low, "high_ms": high}
+
+
+def overhead(function: Callable, case: Case) -> float:
+    """Seconds that a forward and backward takes on the smallest inputs, which is all the host's doing."""
+    inputs = case.smallest().inputs()
+    for _ in range(3):
+        step(function, *inputs)
+    wait(case.device)
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        step(function, *inputs)
+    wait(case.device)
+    return (time.perf_counter() - start) / CALLS
+
+
+def first_call(action: Callable, device: str) -> tuple[object, float]:
+    """What an action gives, and the seconds it takes the first time, compilation included."""
+    start = time.perf_counter()
+    result = action()
+    wait(device)
+    return result, time.perf_counter() - start
+
+
+def wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
