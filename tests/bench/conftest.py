@@ -1,0 +1,19 @@
+"""Small cases, so that the benchmark's own tests take seconds."""
+
+import pytest
+from bench_helpers import SMALL
+
+from lgf_kernels.bench import cases
+
+@pytest.fixture
+def small_cases(monkeypatch):
+    for name in list(cases.CASES):
+        monkeypatch.delitem(cases.CASES, name)
+    for name, case in SMALL.items():
+        monkeypatch.setitem(cases.CASES, name, case)
+
+
+@pytest.fixture
+def ceiling():
+    """Of a machine with round numbers: 1 GB/s, 1 GFLOP/s."""
+    return {"device": "a machine", "threads": 1, "torch": "2", "copy": 1e9, "L2": 2e9, "gemm": {"float32": 1e9}}

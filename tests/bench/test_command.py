@@ -1,0 +1,188 @@
+"""`lgf bench`: every provider gives the answer, a wrong one is not timed, the numbers are kept, and mistakes are explained."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from lgf_kernels.bench import ceilings, measure, providers, results, runner
+from lgf_kernels.cli import main
+
+pytest.importorskip("tqdm")
+pytestmark = pytest.mark.usefixtures("small_cases", "quick_ceilings")
+QUICK = ["--rounds", "2", "--measure"]
+
+
+@pytest.fixture
+def quick_ceilings(monkeypatch):
+    monkeypatch.setattr(ceilings, "COPY", {"cpu": 2**20})
+    monkeypatch.setattr(ceilings, "GEMM", {"cpu": 64})
+
+
+def lines_of(provider: str, text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.split()[:1] == [provider]]
+
+
+def test_table_and_file(tmp_path, capsys):
+    chosen = ["--providers", "eager", "portable", "liger", "--out", str(tmp_path / "results")]
+    assert main(["bench", "small-lgf", "--rounds", "2", *chosen]) == 0
+    text = capsys.readouterr().out
+    (line,) = lines_of("eager", text)
+    assert "1.00x" in line and line.endswith("%") and "MiB" in line and " us" in line
+    assert "not here: liger (" in text and "floor: forward" in text
+    rows = {row["provider"]: row for row in results.read(tmp_path / "results" / "losses.jsonl")}
+    assert set(rows) == {"eager", "portable", "liger"} and rows["liger"]["status"] == "absent"
+    for row in (rows["eager"], rows["portable"]):
+        for part in ("forward", "backward", "both"):
+            assert 0 < row[part]["low_ms"] <= row[part]["median_ms"] <= row[part]["high_ms"]
+        assert row["status"] == "right" and row["torch"] == torch.__version__ and row["commit"] and row["command"]
+        assert row["peak_bytes"] >= 0 and row["overhead_us"] > 0 and row["first_call_s"] >= 0
+        assert row["floor_ms"]["both"] > 0
+    assert json.loads((tmp_path / "results" / "ceilings.json").read_text())["copy"] > 0
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan"), "raise"], ids=str)
+def test_a_wrong_or_failing_provider_is_shown_and_not_timed(monkeypatch, capsys, tmp_path, factor):
+    """In forward and, by the factor, in the gradient. NaN must not pass for small."""
+    right = providers.provider
+
+    def off(name, case):
+        if name != "portable":
+            return right(name, case)
+
+        def broken(student, teachers):
+            if factor == "raise":
+                raise RuntimeError("no\nsuch kernel")
+            return factor * right(name, case)(student, teachers)
+
+        return broken
+
+    monkeypatch.setattr(measure, "provider", off)
+    command = ["bench", "small-lgf", "--providers", "eager", "portable", "--out", str(tmp_path)]
+    assert main([*command, "--rounds", "2", "--measure", "overhead", "first"]) == 0
+    (line,) = lines_of("portable", capsys.readouterr().out)
+    assert ("FAILED: RuntimeError: no such kernel" if factor == "raise" else "WRONG") in line
+    assert " ms" not in line and "MiB" not in line and "%" not in line
+    row = results.read(tmp_path / "losses.jsonl")[-1]
+    assert row["status"] == ("failed" if factor == "raise" else "wrong")
+    assert not {"forward", "both", "peak_bytes", "overhead_us", "first_call_s"} & set(row)
+
+
+def test_a_wrong_gradient_alone_is_wrong(monkeypatch, capsys):
+    right = providers.provider
+
+    def off(name, case):
+        return lambda s, t: right("eager", case)(s.detach() + 1.01 * (s - s.detach()), t)
+
+    monkeypatch.setattr(measure, "provider", off)
+    main(["bench", "small-lgf", "--providers", "portable", *QUICK])
+    assert "WRONG" in lines_of("portable", capsys.readouterr().out)[0]
+
+
+def test_without_the_baseline_there_is_no_ratio(capsys):
+    main(["bench", "small-lgf", "--providers", "portable", *QUICK])
+    assert "x " not in lines_of("portable", capsys.readouterr().out)[0]
+
+
+def test_operators_types_shapes_and_large_cases(capsys):
+    main(["bench", "token_relation", "--providers", "portable", "--dtypes", "float32", "bfloat16", *QUICK])
+    text = capsys.readouterr().out
+    assert text.count("\nsmall-relation:") == text.count("\nsmall-videorepa:") == 2 and "small-lgf" not in text
+    assert text.count("bfloat16") >= 2
+    main(["bench", "--shapes", "1,2,3,4,5", "1,2,3,4", "--window", "3", "--providers", "portable", *QUICK])
+    text = capsys.readouterr().out
+    assert "\nlgf_kl-1x2x3x4x5-k3:" in text and "\ntoken_relation-1x2x3x4" in text
+    main(["bench", "lgf_kl", "--providers", "portable", *QUICK])
+    assert "small-large" not in capsys.readouterr().out
+    main(["bench", "small-large", "--providers", "portable", *QUICK])
+    assert "small-large" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_goes_on(monkeypatch, capsys, tmp_path):
+    def command(*providers: str) -> list[str]:
+        return ["bench", "small-lgf", "small-cached", "--providers", *providers, *QUICK, "--out", str(tmp_path)]
+
+    measured = []
+
+    def measuring(name, case, plan):
+        if interrupt == name:
+            raise KeyboardInterrupt
+        measured.append(name)
+        return measure.measure_case(name, case, plan)
+
+    monkeypatch.setattr(runner, "measure_case", measuring)
+    interrupt, file = "small-cached", tmp_path / "losses.jsonl"
+    assert main(command("portable")) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert [row["case"] for row in results.read(file)] == ["small-lgf"]
+    with open(file, "a") as lines:
+        lines.write('{"case": "half a li')  # what a kill in the middle of writing leaves
+    interrupt = None
+    assert main([*command("portable"), "--resume"]) == 0
+    assert measured == ["small-lgf", "small-cached"]
+    assert [row["case"] for row in results.read(file)] == measured
+    assert main([*command("portable", "eager"), "--resume"]) == 0  # with one more provider both are measured again
+    assert measured == 2 * ["small-lgf", "small-cached"]
+
+
+def test_the_time_that_is_given_is_kept(capsys):
+    assert main(["bench", "--minutes", "0", "--providers", "portable", *QUICK]) == 0
+    assert "not begun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no-such-case"], "small-lgf"),
+        (["--rounds", "1"], "--rounds"),
+        (["--threads", "0"], "--threads"),
+        (["small-lgf", "--providers", "cudnn"], "portable"),
+        (["--shapes", "1,2,x"], "1,13,30,45,256"),
+        (["--shapes", "1,2,3"], "B,T,H,W,C"),
+        (["--shapes", "1,1,3,4,5"], "T at least 2"),
+        (["lgf_kl", "--shapes", "1,2,3,4"], "B,T,H,W,C"),
+        (["small-lgf", "--shapes", "1,2,3,4"], "operator"),
+        (["--shapes", "1,2,3,4,5", "--window", "4"], "odd"),
+        (["sweeps", "step"], "job"),
+        (["tune"], "--device cuda"),
+        (["step", "--config", "5b"], "GPU"),
+        (["--device", "gpu"], "cpu, cuda"),
+        (["--device", "cuda:x"], "cpu, cuda"),
+        (["--resume"], "--out"),
+        (["--out", "lgf_kl"], "before the options"),
+        (["--compare", "no-such-commit", "HEAD"], "no-such-commit"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_explained(arguments, says, capsys):
+    assert main(["bench", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("lgf bench:") and says in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_gpu(capsys):
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["bench", "--out", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_without_tqdm(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else real(name))
+    assert main(["bench"]) == 2
+    assert "[bench]" in capsys.readouterr().err
+
+
+def test_help_names_everything(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert all(name in text for name in ("natten", "flexattention", "liger", "correlation", "small-lgf", "sweeps"))

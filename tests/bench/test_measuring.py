@@ -1,0 +1,152 @@
+"""What the numbers rest on: the truth, the providers' answers, the clocks, the memory, the ceilings."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from bench_helpers import SMALL
+
+from lgf_kernels.bench import cases, ceilings, correctness, memory, providers, timing
+from lgf_kernels.bench.measure import Plan, measure_case
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_truth_in_parts_is_the_truth(name, monkeypatch):
+    case = SMALL[name]
+    student, teachers, upstream = case.inputs()
+    student = student.detach().double().requires_grad_()
+    teachers = teachers if case.cached else [teacher.double() for teacher in teachers]
+    upstream = None if upstream is None else upstream.double()
+    whole = correctness.step(lambda s, t: case.call()(s, t, backend="reference"), student, teachers, upstream)
+    for matrix in (2**24, 600):  # groups of all frames, of one frame
+        monkeypatch.setattr(correctness, "MATRIX", matrix)
+        assert max(correctness.errors(correctness.Answer(whole, student.grad), correctness.truth(case))) < 1e-14
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_provider_is_right(name):
+    case = SMALL[name]
+    true = correctness.truth(case)
+    for provider in providers.providers(case):
+        if provider == "compile" and case.window > 3 and case.operator != "token_relation":
+            continue  # 49 shifts compile for a minute; 9 shifts and n x n matrices stand for them
+        errors = correctness.errors(correctness.answer(providers.provider(provider, case), case), true)
+        assert max(errors) < 1e-5, provider
+        assert correctness.is_right(errors, "float32")
+    torch._dynamo.reset()
+
+
+def test_what_is_wrong_is_not_right():
+    assert not correctness.is_right((float("nan"), 0.0), "float32")
+    assert not correctness.is_right((0.0, 2e-4), "float32") and correctness.is_right((5e-3, 2e-2), "bfloat16")
+
+
+def test_who_is_offered():
+    here = providers.offered(SMALL["small-cached"])
+    assert here["eager"] is None and "features" in here["natten"]
+    assert "chunked" not in here and "bmm" not in providers.offered(SMALL["small-relation"])
+    huge = cases.Case("token_relation", (1, 1000, 1000, 8), (8,), "")
+    assert "GiB" in providers.offered(huge)["eager"] and providers.offered(huge)["portable"] is None
+
+
+def test_the_guessed_memory_is_that_of_the_measurement():
+    """Within a factor of two, or the guard against running out of memory is none."""
+    relation = cases.Case("token_relation", (1, 8, 200, 16), (16,), "")
+    flow = cases.Case("lgf_kl", (1, 5, 24, 32, 64), (64, 64), "")
+    for case, names in ((relation, ("eager",)), (flow, ("eager", "eager-unfold", "bmm"))):
+        for name in names:
+            ratio = providers.table()[name].needs(case) / memory.peak_memory(case, name)
+            assert 0.5 < ratio < 2, (name, ratio)
+
+
+def test_runs_are_interleaved_and_halves_add_up():
+    order = []
+
+    def function(name, seconds):
+        def call(student, teachers):
+            order.append(name)
+            time.sleep(seconds)
+            return student.sum()
+
+        return call
+
+    functions = {"a": function("a", 0.0), "b": function("b", 0.02)}
+    seconds = timing.interleaved(functions, SMALL["small-lgf"], 3)
+    assert order == ["a", "b"] * 3
+    assert min(seconds["b"]["forward"]) >= 0.02 > max(seconds["b"]["backward"])
+    assert seconds["b"]["both"] == [
+        f + b for f, b in zip(seconds["b"]["forward"], seconds["b"]["backward"], strict=True)
+    ]
+
+
+def test_spread():
+    assert timing.spread([0.005, 0.001, 0.003, 0.002, 0.004]) == pytest.approx(
+        {"median_ms": 3, "low_ms": 2, "high_ms": 4}
+    )
+
+
+def test_overhead_is_of_the_smallest_inputs():
+    shapes = set()
+
+    def function(student, teachers):
+        shapes.add(tuple(student.shape))
+        time.sleep(0.001)
+        return student.sum()
+
+    assert timing.overhead(function, cases.CASES["cogvideox-latent"]) >= 0.001
+    assert shapes == {(1, 2, 8, 8, 16)}
+
+
+def test_memory_counts_what_is_allocated():
+    """Eager token relations hold several n x n matrices; the tiles of the portable backend do not."""
+    case = cases.Case("token_relation", (1, 8, 300, 16), (16,), "")
+    matrix = (8 * 300) ** 2 * 4
+    assert memory.peak_memory(case, "eager") > 3 * matrix
+    assert memory.peak_memory(case, "portable") < matrix
+
+
+@pytest.mark.parametrize("name", ["small-lgf", "small-logits", "small-relation"])
+def test_memory_of_every_provider_can_be_measured(name):
+    for provider in providers.providers(SMALL[name]):
+        if not providers.table()[provider].compiles:
+            assert memory.peak_memory(SMALL[name], provider) >= 0
+
+
+def test_ceilings_are_positive_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(ceilings, "COPY", {"cpu": 2**22})
+    monkeypatch.setattr(ceilings, "GEMM", {"cpu": 64})
+    found = ceilings.ceilings("cpu", ("bfloat16",), tmp_path)
+    assert found["copy"] > 1e8 and found["L2"] > 1e8 and set(found["gemm"]) == {"float32", "bfloat16"}
+    assert min(found["gemm"].values()) > 1e6
+    monkeypatch.setattr(ceilings, "_copy", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(ceilings, "_gemm", lambda *_: pytest.fail("measured again"))
+    assert ceilings.ceilings("cpu", ("float32", "bfloat16"), tmp_path) == found
+    other = json.loads((tmp_path / ceilings.FILE).read_text()) | {"threads": 99}
+    (tmp_path / ceilings.FILE).write_text(json.dumps(other))
+    with pytest.raises(pytest.fail.Exception):
+        ceilings.ceilings("cpu", ("float32",), tmp_path)
+
+
+def test_a_rate_counts_reading_writing_and_multiply_adds(monkeypatch):
+    monkeypatch.setattr(ceilings, "best", lambda action, device, runs, at_least=1: 0.5)
+    assert ceilings._copy("cpu", 2**20) == 2 * 2**20 / 0.5
+    monkeypatch.setattr(ceilings, "GEMM", {"cpu": 10})
+    assert ceilings._gemm("cpu", "float32") == 2 * 10**3 / 0.5
+    assert ceilings.flops({"gemm": {"float32": 5.0, "bfloat16": 2.0}}, "bfloat16") == 5.0
+
+
+def test_rows_hold_the_floor_and_only_what_was_asked(ceiling):
+    plan = Plan(["portable"], 2, (), ceiling)
+    (row,) = measure_case("small-lgf", SMALL["small-lgf"], plan)
+    assert row["floor_ms"]["both"] == pytest.approx(1e3 * max(row["flop"]["both"], row["bytes"]["both"]) / 1e9)
+    assert not {"peak_bytes", "overhead_us", "first_call_s"} & set(row)
+
+
+def test_half_precision_is_compared_on_the_same_inputs():
+    case = replace(SMALL["small-lgf"], dtype="bfloat16")
+    errors = correctness.errors(
+        correctness.answer(providers.provider("portable", case), case), correctness.truth(case)
+    )
+    assert errors[0] < 1e-5 and correctness.is_right(errors, "bfloat16")
