@@ -170,7 +170,9 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.out.is_file():
             raise UserError(f"--out {arguments.out} is a file. Name a folder.")
         if str(arguments.out) in known:
-            raise UserError(f"--out took {str(arguments.out)!r} for its folder: put what to measure before the options.")
+            raise UserError(
+                f"--out took {str(arguments.out)!r} for its folder: put what to measure before the options."
+            )
     if why_not := why_not_device(arguments.device):
         raise UserError(why_not)
 

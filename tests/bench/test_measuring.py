@@ -146,7 +146,5 @@ def test_rows_hold_the_floor_and_only_what_was_asked(ceiling):
 
 def test_half_precision_is_compared_on_the_same_inputs():
     case = replace(SMALL["small-lgf"], dtype="bfloat16")
-    errors = correctness.errors(
-        correctness.answer(providers.provider("portable", case), case), correctness.truth(case)
-    )
+    errors = correctness.errors(correctness.answer(providers.provider("portable", case), case), correctness.truth(case))
     assert errors[0] < 1e-5 and correctness.is_right(errors, "bfloat16")

@@ -11,7 +11,11 @@ from bench_helpers import SMALL
 from lgf_kernels.bench import correctness, peers
 from lgf_kernels.bench.cases import Case
 
-CASES = [SMALL["small-lgf"], Case("lgf_kl", (2, 3, 7, 8, 8), (5, 3, 8), "", window=3), Case("lgf_kl", (1, 2, 7, 7, 4), (9,), "")]
+CASES = [
+    SMALL["small-lgf"],
+    Case("lgf_kl", (2, 3, 7, 8, 8), (5, 3, 8), "", window=3),
+    Case("lgf_kl", (1, 2, 7, 7, 4), (9,), ""),
+]
 
 
 def off(function, case) -> float:

@@ -1,0 +1,169 @@
+"""Rows on disk, comparisons of them, and the page that is made from them."""
+
+import json
+
+import pytest
+from bench_helpers import row
+
+from lgf_kernels.bench import ceilings, compare, report, results
+from lgf_kernels.bench.errors import UserError
+from lgf_kernels.bench.step import STEP
+from lgf_kernels.bench.table import baseline, of_floor, ratio
+from lgf_kernels.cli import main
+
+
+def times(median: float) -> dict:
+    return {"median_ms": median, "low_ms": median - 1, "high_ms": median + 1}
+
+
+def test_rows_are_added_and_a_torn_line_is_passed_over(tmp_path):
+    file = tmp_path / "new" / "losses.jsonl"
+    assert results.read(file) == []
+    results.append(file, [row(), row(provider="native")])
+    with open(file, "a") as lines:
+        lines.write('{"case": "to')
+    results.append(file, [row(provider="portable")])
+    assert [r["provider"] for r in results.read(file)] == ["eager", "native", "portable"]
+
+
+def test_the_latest_run_of_a_case_counts_and_no_other():
+    old = [row(), row(provider="native"), row(case="sam2")]
+    new = [row(run="r2", provider="native")]
+    kept = results.latest([*old, *new])
+    assert [(r["case"], r["provider"], r["run"]) for r in kept] == [
+        ("sam2", "eager", "r1"),
+        ("cogvideox-latent", "native", "r2"),
+    ]
+    assert results.latest([row(), row(dtype="bfloat16", run="r2")])[0]["dtype"] == "float32"
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    results.write(tmp_path / "page", "old")
+    monkeypatch.setattr(results.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        results.write(tmp_path / "page", "new")
+    assert (tmp_path / "page").read_text() == "old"
+
+
+def test_ratios_are_of_one_run_and_of_right_answers():
+    eager, fast = row(), row(provider="native", both=times(4.0))
+    assert baseline([fast, eager]) is eager and ratio(fast, eager) == 2.5
+    assert ratio(row(run="r2"), eager) is None
+    wrong = row(status="wrong")
+    for key in ("forward", "backward", "both"):
+        del wrong[key]
+    assert baseline([wrong, fast]) is None and ratio(wrong, eager) is None
+    assert of_floor(fast) == 25.0
+
+
+def test_the_folder_of_a_device_has_a_plain_name():
+    name = results.device_folder("cpu").name
+    assert name.startswith("cpu-") and name.endswith("-cores") and name == name.lower() and " " not in name
+
+
+def test_compare_two_files(tmp_path, capsys):
+    missing = row(provider="bmm", status="failed", why="x")
+    del missing["both"]
+    results.append(
+        tmp_path / "a.jsonl", [row(), row(provider="native", both=times(4)), row(provider="portable"), missing]
+    )
+    results.append(
+        tmp_path / "b" / "losses.jsonl",
+        [row(both=times(10.1)), row(provider="native", both=times(2)), row(provider="bmm"), row(case="sam2"), row(device="other")],
+    )  # fmt: skip
+    assert main(["bench", "--compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b")]) == 0
+    text = capsys.readouterr().out
+    lines = {line.split()[2]: line for line in text.splitlines() if line.split()[1:2] == ["float32"]}
+    assert "2.00x" in lines["native"] and lines["native"].endswith("faster")
+    assert "1.00x" in lines["eager"] and not lines["eager"].endswith("er")
+    assert "no ratio" in lines["bmm"] and "x " not in lines["bmm"]
+    assert "only in A: cogvideox-latent float32 portable" in text and "only in B: sam2 float32 eager" in text
+    assert "two runs" in text and "different devices: a machine, other" in text
+
+
+def test_compare_says_slower_and_needs_results(tmp_path):
+    key = ("cogvideox-latent", "float32", "native")
+    assert compare.as_text("a", "b", {key: row()}, {key: row(both=times(20.0))}, "").endswith("slower")
+    with pytest.raises(UserError, match="no results"):
+        compare.load(tmp_path)
+
+
+def test_commits_are_measured_in_turns_and_the_median_counts():
+    order, values = [], {"a": [10.0, 14.0], "b": [5.0, 6.0]}
+
+    def measure(name):
+        order.append(name)
+        median = times(values[name][order.count(name) - 1])
+        return [row(forward=median, backward=median, both=median)]
+
+    merged = compare.in_turns(measure)
+    assert order == ["a", "b", "a", "b"]
+    key = ("cogvideox-latent", "float32", "eager")
+    assert merged["a"][key]["both"]["median_ms"] == 12.0 and merged["b"][key]["both"]["median_ms"] == 5.5
+
+
+def test_one_wrong_answer_of_a_commit_spoils_its_times():
+    answers = iter(["right", "right", "wrong", "right"])
+    merged = compare.in_turns(lambda name: [row(status=next(answers))])
+    key = ("cogvideox-latent", "float32", "eager")
+    assert merged["a"][key]["status"] == "wrong" and merged["b"][key]["status"] == "right"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    device = tmp_path / "results" / "a-machine"
+    wrong = row(provider="bmm", status="wrong", gradient_error=0.5)
+    failed = row(provider="natten", status="failed", why="RuntimeError: no")
+    absent = row(provider="liger", status="absent", why="not installed: pip install liger-kernel")
+    for broken in (wrong, failed, absent):
+        del broken["both"], broken["forward"], broken["backward"]
+    old = row(provider="native", both=times(1.0), run="r0")
+    results.append(
+        device / "losses.jsonl", [old, row(), row(provider="native", both=times(4.0)), wrong, failed, absent]
+    )
+    sweep = [
+        row(case=f"sweep-pairs-{n}", sweep="pairs", size=n, both=times(5.0 * n), peak_bytes=n * n) for n in (2, 4, 8)
+    ]
+    results.append(device / "sweeps.jsonl", sweep)
+    step = {
+        "config": "tiny", "parameters": 10e6, "tokens": 100, "step_ms": 200.0, "plain_ms": 190.0, "loss_ms": 3.0,
+        "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9,
+    }  # fmt: skip
+    results.append(device / STEP, [step])
+    machine = {"device": "a machine", "threads": 2, "copy": 1e10, "L2": 1e11, "gemm": {"float32": 1e11}}
+    results.write(device / ceilings.FILE, json.dumps(machine))
+    return tmp_path / "results"
+
+
+def test_the_page_shows_the_results(folder):
+    page = report.page(folder)
+    cells = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
+    assert "2.50x" in cells["**native**"] and "25.0 %" in cells["**native**"] and "4 ms" in cells["**native**"]
+    assert "WRONG" in cells["bmm"] and " ms" not in cells["bmm"] and "%" not in cells["bmm"]
+    assert "failed: RuntimeError: no" in cells["natten"]
+    assert "Not here: liger (not installed: pip install liger-kernel)." in page
+    assert "1.5 % of it" in page and "0.0004 %" in page and "10 GB/s" in page
+    columns = {
+        line.count("|")
+        for line in page.splitlines()
+        if line.startswith(("| provider | forward", "| bmm", "| natten", "| **na"))
+    }
+    assert len(columns) == 1
+    assert "![LGF-KL, pairs of frames" in page and "| eager | 1.00 | 2.00 |" in page
+
+
+def test_the_report_command_writes_page_and_pictures(folder, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["bench", "report", "--out", str(folder)]) == 0
+    assert (folder / "performance.md").read_text() == report.page(folder)
+    assert (folder / "performance" / "a-machine-pairs.png").stat().st_size > 5000
+
+
+def test_the_committed_page_is_made_of_the_committed_results():
+    """Letter by letter: no number in it was written by hand, none is older than its results."""
+    assert report.PAGE.read_text() == report.page(results.RESULTS), "run `lgf bench report` and commit what it writes"
+
+
+def test_no_results_no_page(tmp_path, capsys):
+    assert main(["bench", "report", "--out", str(tmp_path)]) == 2
+    assert "no results" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""`make gpu` on a fake clock: order, budget, resuming, and what is left when it is killed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from bench_helpers import row
+
+from lgf_kernels.bench import results, session
+
+
+class World:
+    """A clock that only steps move, and steps that take as long as they are told."""
+
+    def __init__(self, seconds: dict[str, float], codes: dict[str, int] | None = None):
+        self.now, self.seconds, self.codes, self.ran = 1000.0, seconds, codes or {}, []
+
+    def clock(self) -> float:
+        return self.now
+
+    def execute(self, step, limit, folder):
+        self.ran.append((step.name, limit))
+        needed = self.seconds[step.name]
+        self.now += min(needed, limit)
+        return None if needed > limit else self.codes.get(step.name, 0)
+
+
+def run(world, tmp_path, seconds=600.0, commit="abc", shares=None):
+    steps = [session.Step(name, lambda *_: [], (shares or {}).get(name, 1.0)) for name in world.seconds]
+    it = session.Session(steps, tmp_path, seconds, commit, world.execute, world.clock)
+    it.run()
+    return it
+
+
+def statuses(tmp_path) -> dict[str, str]:
+    state = json.loads((tmp_path / session.STATE).read_text())
+    return {name: it["status"] for name, it in state["steps"].items()}
+
+
+def test_steps_run_in_order_within_the_budget(tmp_path, capsys):
+    world = World({"build": 100, "tests": 300, "tune": 500, "report": 5})
+    run(world, tmp_path, shares={"tests": 0.25, "report": 0.1})
+    assert world.ran == [("build", 600), ("tests", 150), ("tune", 350)]
+    assert statuses(tmp_path) == {"build": "done", "tests": "stopped", "tune": "stopped"}
+    assert world.now == 1600 and "report: not begun" in capsys.readouterr().out
+
+
+def test_it_goes_on_where_it_stopped(tmp_path):
+    seconds = {"build": 100, "tests": 300, "tune": 500, "report": 5}
+    run(World(seconds, {"build": 1}), tmp_path, shares={"tests": 0.25})
+    again = World(seconds | {"tests": 100})
+    run(again, tmp_path, shares={"tests": 0.25})
+    assert [name for name, _ in again.ran] == ["build", "tests", "tune"]  # failed and stopped ones run again
+    last = World(seconds | {"tune": 10})
+    run(last, tmp_path)
+    assert [name for name, _ in last.ran] == ["tune", "report"]
+    assert set(statuses(tmp_path).values()) == {"done"}
+
+
+def test_a_failing_step_stops_nothing(tmp_path):
+    world = World({"build": 10, "tests": 10}, {"build": 1})
+    run(world, tmp_path)
+    assert statuses(tmp_path) == {"build": "failed", "tests": "done"}
+
+
+def test_another_commit_begins_anew(tmp_path):
+    seconds = {"build": 10, "tests": 10}
+    run(World(seconds), tmp_path)
+    world = World(seconds)
+    run(world, tmp_path, commit="def")
+    assert [name for name, _ in world.ran] == ["build", "tests"]
+
+
+def test_killed_in_a_step_what_is_done_is_known(tmp_path):
+    world = World({"build": 10, "tests": 10})
+    finish = world.execute
+
+    def killed(step, limit, folder):
+        if step.name == "tests":
+            raise KeyboardInterrupt
+        return finish(step, limit, folder)
+
+    world.execute = killed
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path)
+    assert statuses(tmp_path) == {"build": "done"}
+
+
+def test_a_torn_state_is_no_state(tmp_path):
+    (tmp_path / session.STATE).write_text('{"commit": "abc", "st')
+    world = World({"build": 10})
+    run(world, tmp_path)
+    assert statuses(tmp_path) == {"build": "done"}
+
+
+def test_the_most_informative_steps_come_first_and_leave_time_for_others():
+    names = [step.name for step in session.STEPS]
+    assert names.index("build") < names.index("headline") < names.index("tests") < names.index("tune")
+    assert names.index("tune") < names.index("sweeps") and names[-1] == "report"
+    assert all(0 < step.share <= 0.5 for step in session.STEPS)
+
+
+def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
+    import argparse
+
+    from lgf_kernels.bench import cli
+
+    for step in session.STEPS:
+        command = step.command(60, tmp_path)
+        if "bench" in command:
+            parser = argparse.ArgumentParser()
+            cli.add_arguments(parser)
+            arguments = parser.parse_args(command[command.index("bench") + 1 :])
+            known = (*cli.OPERATORS, *cli.CASES, *cli.JOBS)
+            assert set(arguments.what) <= set(known) and str(arguments.out) == str(tmp_path)
+            assert set(arguments.providers or ()) <= set(cli.providers_table())
+
+
+def test_tests_that_have_passed_are_not_run_again(tmp_path):
+    log = "tests/gpu/test_cuda.py::test_a[(1, 2)-x] PASSED [ 1%]\ntests/gpu/test_cuda.py::test_b FAILED [ 2%]\n"
+    (tmp_path / session.TESTS).write_text(log)
+    command = session.tests(60, tmp_path)
+    assert command[-1] == f"@{tmp_path / 'tests.passed'}"
+    assert (tmp_path / "tests.passed").read_text() == "--deselect=tests/gpu/test_cuda.py::test_a[(1, 2)-x]\n"
+
+
+def test_pytest_takes_the_list_of_passed_tests(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('x', ['a b', 'c'])\ndef test_x(x): pass\n"
+    )
+    (tmp_path / "skip").write_text("--deselect=test_it.py::test_x[a b]\n")
+    command = [sys.executable, "-m", "pytest", "test_it.py", "-v", "-p", "no:cacheprovider", "@skip"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed, 1 deselected" in done.stdout and "test_it.py::test_x[c] PASSED" in done.stdout
+
+
+def python(code: str):
+    return lambda seconds, folder: [sys.executable, "-c", code]
+
+
+def test_a_step_leaves_its_output_and_its_code(tmp_path):
+    step = session.Step("one", python("print('hello'); raise SystemExit(3)"))
+    assert session.execute(step, 60, tmp_path) == 3
+    assert (tmp_path / "one.log").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path, stubborn, monkeypatch):
+    monkeypatch.setattr(session, "GRACE", 1)
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);" if stubborn else ""
+    child = f"{ignore}import time, os; open({str(tmp_path / 'child')!r}, 'a').write(str(os.getpid())); time.sleep(60)"
+    code = f"{ignore}import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    start = time.monotonic()
+    assert session.execute(session.Step("slow", python(code)), 4, tmp_path) is None
+    assert time.monotonic() - start < 20
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):  # the child is init's to bury
+            session.os.kill(int((tmp_path / "child").read_text()), 0)
+            time.sleep(0.1)
+
+
+def test_the_summary_is_short_and_tells_what_is_wrong(tmp_path):
+    fast = {"median_ms": 2.0, "low_ms": 1.0, "high_ms": 3.0}
+    wrong = row(provider="bmm", status="wrong")
+    del wrong["both"]
+    lost = row(case="sam2", status="failed", why="x")
+    del lost["both"]
+    results.append(tmp_path / "losses.jsonl", [row(), row(provider="triton", both=fast), wrong, lost])
+    (tmp_path / session.TESTS).write_text("...\n=== 90 passed, 1 failed in 12.3s ===\n")
+    text = session.summary(tmp_path, {"steps": {"build": {"status": "done"}}})
+    assert "build done" in text and "90 passed, 1 failed" in text
+    line = next(line for line in text.splitlines() if "cogvideox-latent" in line)
+    assert "triton" in line and "5.00x vs eager" in line and "50.0 %" in line
+    assert "bmm: WRONG" in text and "no provider gives the right answer" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_one_clear_line(capsys):
+    assert session.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no CUDA device" in error

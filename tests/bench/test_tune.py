@@ -1,0 +1,55 @@
+"""The tuner: what it tries, that the choice reaches the kernels, and what it says. The kernels run in Triton's interpreter."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench_helpers import SMALL
+
+from lgf_kernels.bench import tune
+from lgf_kernels.triton_kernels import configs, launch
+
+
+def test_candidates_are_the_rows_and_their_neighbours():
+    own = [configs.Forward(8, 8, 64, 8, 2), configs.Forward(8, 8, 32, 8, 2)]
+    found = list(tune.candidates(own))
+    assert found[:2] == own and len(set(found)) == len(found)
+    for candidate in found[2:]:
+        assert sum(a != b for a, b in zip(candidate, own[0], strict=True)) == 1
+    assert configs.Forward(8, 8, 64, 4, 2) in found and configs.Forward(8, 8, 64, 8, 3) in found
+
+
+def test_every_table_of_the_configurations_is_tuned():
+    tables = {name for name, value in vars(configs).items() if isinstance(value, dict) and name.isupper()}
+    assert {table.name for table in tune.TABLES} == {name for name in tables if name != "RELATION_TILES"}
+    assert all(hasattr(configs, table.function) for table in tune.TABLES)
+
+
+@pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off where there is a GPU")
+def test_what_is_chosen_reaches_the_kernels_and_wrong_answers_are_not_timed(monkeypatch):
+    chosen, real = [], launch.run
+    monkeypatch.setattr(launch, "run", lambda kernel, grid, *a, **c: chosen.append(c) or real(kernel, grid, *a, **c))
+    few = [configs.Forward(4, 8, 16, 8, 2), configs.Forward(4, 4, 16, 4, 1), configs.Forward(4, 4, 8, 4, 1)]
+    monkeypatch.setattr(tune, "candidates", lambda own: few)
+    original = configs.forward
+    table = tune.Table("FORWARD", "forward", SMALL["small-lgf"], "forward")
+    rows = tune.tune(table, SMALL["small-lgf"], rounds=2)
+    assert configs.forward is original
+    forwards = [(c["TILE_H"], c["TILE_W"], c["BLOCK_C"]) for c in chosen if "TEACHERS" in c or "OPERANDS" in c]
+    assert {(4, 8, 16), (4, 4, 16)} <= set(forwards)
+    by_name = {row["candidate"]: row for row in rows}
+    assert by_name[str(few[0])]["status"] == "right" and by_name[str(few[0])]["median_ms"] > 0
+    for row in rows:
+        assert ("median_ms" in row) == (row["status"] == "right")
+
+
+def test_failures_and_wrong_answers_are_said():
+    row = {"candidate": "Forward(1)", "status": "right", "median_ms": 2.0, "low_ms": 1.0, "high_ms": 3.0}
+    faster = row | {"candidate": "Forward(2)", "median_ms": 1.5}
+    failed = {"candidate": "Forward(3)", "status": "failed", "why": "OutOfResources: shared memory"}
+    text = tune.as_text(
+        tune.TABLES[0], "bfloat16", [row, faster, failed, {"candidate": "Forward(4)", "status": "wrong"}]
+    )
+    lines = text.splitlines()
+    assert "Forward(2)" in lines[2] and "Forward(1)" in lines[3] and "1.5000 ms" in lines[2]
+    assert "shared memory" in text and "Forward(4): WRONG" in text
