@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test sanitize bench kernel-report cuda-kernel-report lint clean
+.PHONY: help venv demo test sanitize bench bench-gpu gpu kernel-report cuda-kernel-report lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,8 +42,14 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 		PYTHONPATH=$(SANE)/site $(BIN)/python -P -m pytest tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
 
-bench: $(READY) ## time the operators on this machine's CPU
+bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchmark
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+bench-gpu: $(READY) ## the same on its GPU
+	$(BIN)/python -m pytest benchmarks --device cuda $(ARGS)
+
+gpu: $(READY)   ## all that a GPU is needed for, in ten minutes; ARGS="--out DIR --minutes 10", again to go on
+	$(BIN)/python -m lgf_kernels.bench.session $(ARGS)
 
 kernel-report: $(READY) ## what the Triton kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
 	$(BIN)/python benchmarks/kernel_report.py $(ARGS)

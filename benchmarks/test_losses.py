@@ -1,26 +1,28 @@
-"""The cases of `lgf bench` under pytest-benchmark: `make bench`, or `pytest benchmarks --benchmark-compare`.
+"""The cases of `lgf bench` under pytest-benchmark: `make bench` and `make bench-gpu`, or `pytest benchmarks --benchmark-compare`.
 
 Every answer is checked before it is timed. For ratios use `lgf bench`, whose runs are interleaved: here each provider is
-timed in a block of its own.
+timed in a block of its own, by the wall clock, the device's work included.
 """
 
 import functools
 
-import pytest
+from lgf_kernels.bench.correctness import answer, errors, is_right, step, truth
+from lgf_kernels.bench.providers import provider
+from lgf_kernels.bench.timing import wait
 
-from lgf_kernels.bench.cases import CASES
-from lgf_kernels.bench.measure import errors, step, truth
-from lgf_kernels.bench.providers import provider, providers
-
-true_answer = functools.cache(lambda name: truth(CASES[name]))
-RUNS = [(name, p) for name, case in CASES.items() for p in providers(case)]
+true_answer = functools.lru_cache(maxsize=1)(truth)
 
 
-@pytest.mark.parametrize(("name", "provider_name"), RUNS, ids=lambda value: value)
-def test_forward_and_backward(benchmark, name, provider_name):
-    case, benchmark.group = CASES[name], name
-    loss = provider(provider_name, case)
-    loss_error, gradient_error = errors(loss, case, *true_answer(name))
-    assert loss_error <= 1e-4 and gradient_error <= 1e-4
-    benchmark.extra_info.update(loss_error=loss_error, gradient_error=gradient_error)
-    benchmark.pedantic(step, args=(loss, *case.inputs()), rounds=5, warmup_rounds=1)
+def test_forward_and_backward(benchmark, name, case, provider_name):
+    benchmark.group = name
+    function = provider(provider_name, case)
+    off = errors(answer(function, case), true_answer(case))
+    assert is_right(off, case.dtype), f"errors of output and gradient: {off}"
+    benchmark.extra_info.update(output_error=off[0], gradient_error=off[1], dtype=case.dtype, device=case.device)
+    inputs = case.inputs()
+
+    def run():
+        step(function, *inputs)
+        wait(case.device)
+
+    benchmark.pedantic(run, rounds=5, warmup_rounds=1)

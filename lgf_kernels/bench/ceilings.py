@@ -15,10 +15,10 @@ from .timing import best
 FILE = "ceilings.json"
 #: Bytes of the buffers copied (larger than any cache), and the side of the matrices multiplied.
 COPY = {"cpu": 2**28, "cuda": 2**31}
-GEMM = {"cpu": 1536, "cuda": 8192}
+GEMM = {"cpu": 1024, "cuda": 8192}
 #: Bytes copied within the cache where torch does not know its size: an L2 of a CPU core, times its threads.
 CORE_CACHE = 2**18
-RUNS = 10
+RUNS = 20
 
 
 def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None) -> dict:

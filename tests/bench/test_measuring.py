@@ -107,11 +107,11 @@ def test_memory_counts_what_is_allocated():
     assert memory.peak_memory(case, "portable") < matrix
 
 
-@pytest.mark.parametrize("name", ["small-lgf", "small-logits", "small-relation"])
-def test_memory_of_every_provider_can_be_measured(name):
-    for provider in providers.providers(SMALL[name]):
-        if not providers.table()[provider].compiles:
-            assert memory.peak_memory(SMALL[name], provider) >= 0
+@pytest.mark.parametrize(
+    ("name", "provider"), [("small-logits", "portable"), ("small-cached", "bmm"), ("small-relation", "compile")]
+)
+def test_memory_is_measured_whatever_the_operator(name, provider):
+    assert memory.peak_memory(SMALL[name], provider) >= 0
 
 
 def test_ceilings_are_positive_and_kept(tmp_path, monkeypatch):

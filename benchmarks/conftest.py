@@ -1,0 +1,27 @@
+"""The cases of `lgf bench` that suit a device, each with every provider that runs it there: `pytest benchmarks --device cuda`."""
+
+from dataclasses import replace
+
+import pytest
+
+from lgf_kernels.bench.cases import CASES
+from lgf_kernels.bench.cli import DEFAULT_DTYPE, why_not_device
+from lgf_kernels.bench.providers import providers
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+
+
+def pytest_generate_tests(metafunc):
+    device = metafunc.config.getoption("--device")
+    if why_not := why_not_device(device):
+        pytest.exit(why_not, returncode=2)
+    kind = device.partition(":")[0]
+    cases = [
+        (name, replace(case, device=device, dtype=DEFAULT_DTYPE[kind]))
+        for name, case in CASES.items()
+        if kind != "cpu" or not case.large
+    ]
+    runs = [pytest.param(name, case, p, id=f"{name}-{p}") for name, case in cases for p in providers(case)]
+    metafunc.parametrize(("name", "case", "provider_name"), runs)
