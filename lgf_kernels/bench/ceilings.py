@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .counting import PASSES, Work
 from .results import device_name, write
 from .timing import best
 
@@ -25,7 +26,7 @@ RUNS = 20
 def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, again: bool = False) -> dict:
     """{"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
     machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    known = _read(folder / FILE) if folder else {}
+    known = read(folder) if folder else {}
     if {key: known.get(key) for key in machine} != machine:
         known = machine | {"copy": 0.0, "L2": 0.0, "gemm": {}}
     for name, size in (("copy", COPY[_kind(device)]), ("L2", _cache(device))):
@@ -42,6 +43,27 @@ def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, a
 def flops(ceiling: dict, dtype: str) -> float:
     """Of products of this type. No less than in float32, to which anything can be converted."""
     return max(ceiling["gemm"][dtype], ceiling["gemm"]["float32"]) if dtype != "float64" else ceiling["gemm"][dtype]
+
+
+def floor_ms(work: dict[str, Work], dtype: str, ceiling: dict) -> dict[str, float]:
+    """The floor under each pass."""
+    rates = flops(ceiling, dtype), ceiling["copy"]
+    return {part: 1e3 * it.seconds(*rates) for part, it in work.items()}
+
+
+def with_floors(rows: list[dict], folder: Path) -> list[dict]:
+    """The rows with their floors by the ceilings of the folder, which may have risen since the rows were made."""
+    ceiling = read(folder)
+    return [
+        row | {"floor_ms": floor_ms(_work(row), row["dtype"], ceiling)}
+        if row["dtype"] in ceiling.get("gemm", ())
+        else row
+        for row in rows
+    ]
+
+
+def _work(row: dict) -> dict[str, Work]:
+    return {part: Work(row["flop"][part], row["bytes"][part]) for part in PASSES}
 
 
 def as_text(ceiling: dict) -> str:
@@ -76,8 +98,9 @@ def _gemm(device: str, dtype: str) -> float:
     return 2 * side**3 / best(lambda: a @ b, device, RUNS)
 
 
-def _read(file: Path) -> dict:
+def read(folder: Path) -> dict:
+    """The ceilings kept in a folder; empty if there are none."""
     try:
-        return json.loads(file.read_text())
+        return json.loads((folder / FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}

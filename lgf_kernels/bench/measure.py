@@ -76,12 +76,11 @@ def _identity(name: str, case: Case, provider_name: str) -> dict:
 
 
 def _floor(case: Case, ceiling: dict) -> dict:
-    flops = ceilings.flops(ceiling, case.dtype)
     work = counting.work(case)
     return {
         "flop": {part: it.flop for part, it in work.items()},
         "bytes": {part: it.bytes for part, it in work.items()},
-        "floor_ms": {part: 1e3 * it.seconds(flops, ceiling["copy"]) for part, it in work.items()},
+        "floor_ms": ceilings.floor_ms(work, case.dtype, ceiling),
     }
 
 

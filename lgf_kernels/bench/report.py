@@ -1,7 +1,6 @@
 """docs/performance.md, from the recorded results and nothing else: the same results give the same page, letter by letter."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -55,11 +54,11 @@ def page(folder: Path) -> str:
 
 
 def _of_device(device: Path) -> Iterator[str]:
-    rows = results.latest(results.read(device / results.LOSSES))
+    rows = _rows(device, results.LOSSES)
     first = rows[0]
     yield f"## {first['device']}\n"
-    if (file := device / ceilings.FILE).exists():
-        yield f"Measured ceilings: {ceilings.as_text(json.loads(file.read_text()))}.\n"
+    if ceiling := ceilings.read(device):
+        yield f"Measured ceilings: {ceilings.as_text(ceiling)}.\n"
     if steps := results.read(device / STEP):
         yield "How much of a training step that is: " + " ".join(sentence(row) for row in steps) + "\n"
     for (name, dtype), of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):
@@ -129,10 +128,14 @@ def _line(row: dict, against: dict | None) -> str:
 
 def swept(device: Path) -> Iterator[tuple[str, str, dict[str, sweeps.Curve]]]:
     """Name, title and curves of each sweep that a device has results of."""
-    rows = results.latest(results.read(device / results.SWEEPS))
+    rows = _rows(device, results.SWEEPS)
     for name, sweep in sweeps.sweeps("cpu").items():
         if curves := sweeps.curves(rows, name):
             yield name, sweep.about, curves
+
+
+def _rows(device: Path, file: str) -> list[dict]:
+    return ceilings.with_floors(results.latest(results.read(device / file)), device)
 
 
 def picture_name(device: Path, sweep: str) -> str:

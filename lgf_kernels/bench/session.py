@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import results
+from . import ceilings, results
 from .table import baseline, milliseconds, number, of_floor, ratio
 
 STATE = "session.json"
@@ -165,7 +165,7 @@ def summary(folder: Path, state: dict) -> str:
     lines += [f"tests/gpu: {line}" for line in _last_line(folder / TESTS)]
     lines.append(f"  {'case':<26}{'type':<10}{'fastest':<12}{'time':>10}{'ratio':>20}{'of floor':>10}")
     by_case = {}
-    for row in results.latest(results.read(folder / results.LOSSES)):
+    for row in ceilings.with_floors(results.latest(results.read(folder / results.LOSSES)), folder):
         by_case.setdefault((row["case"], row["dtype"]), []).append(row)
     for (case, dtype), rows in by_case.items():
         timed = [row for row in rows if "both" in row]

@@ -130,7 +130,7 @@ def folder(tmp_path):
         "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9,
     }  # fmt: skip
     results.append(device / STEP, [step])
-    machine = {"device": "a machine", "threads": 2, "copy": 1e10, "L2": 1e11, "gemm": {"float32": 1e11}}
+    machine = {"device": "a machine", "threads": 2, "copy": 1e10, "L2": 1e11, "gemm": {"float32": 5e10}}
     results.write(device / ceilings.FILE, json.dumps(machine))
     return tmp_path / "results"
 
@@ -138,7 +138,9 @@ def folder(tmp_path):
 def test_the_page_shows_the_results(folder):
     page = report.page(folder)
     cells = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
-    assert "2.50x" in cells["**native**"] and "25.0 %" in cells["**native**"] and "4 ms" in cells["**native**"]
+    assert (
+        "2.50x" in cells["**native**"] and "50.0 %" in cells["**native**"]
+    )  # 1e8 FLOP at 5e10 a second and "4 ms" in cells["**native**"]
     assert "WRONG" in cells["bmm"] and " ms" not in cells["bmm"] and "%" not in cells["bmm"]
     assert "failed: RuntimeError: no" in cells["natten"]
     assert "Not here: liger (not installed: pip install liger-kernel)." in page
