@@ -85,7 +85,7 @@ def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, di
         try:
             for (name, place), commit in zip(places.items(), (a, b), strict=True):
                 print(f"building {name.upper()} = {commit}", file=sys.stderr, flush=True)
-                _check_out(commit, place)
+                _check_out(commit, place, arguments.device)
             merged = in_turns(lambda name: _measure(places[name], arguments))
         finally:
             for place in places.values():
@@ -111,16 +111,17 @@ def _merged(rows: list[dict]) -> dict:
     return rows[0] | times
 
 
-def _check_out(commit: str, place: Path) -> None:
+def _check_out(commit: str, place: Path, device: str) -> None:
+    """The library of a commit with the benchmark of this one, built for a device."""
     done = _git("worktree", "add", "--detach", place, commit)
     if done.returncode:
         raise UserError(f"git could not check out {commit}: {done.stderr.strip()}")
     here = place / "lgf_kernels" / "bench"
     shutil.rmtree(here, ignore_errors=True)
     shutil.copytree(Path(__file__).parent, here, ignore=shutil.ignore_patterns("__pycache__"))
-    built = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=place, capture_output=True, text=True
-    )
+    environment = os.environ | ({"LGF_CUDA": "off"} if device == "cpu" else {})
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    built = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if built.returncode:
         raise UserError(f"{commit} does not build:\n{built.stdout[-2000:]}{built.stderr[-2000:]}")
 
