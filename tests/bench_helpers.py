@@ -22,7 +22,7 @@ def row(**values) -> dict:
         "window": 7, "dtype": "float32", "provider": "eager", "status": "right", "output_error": 1e-7,
         "gradient_error": 2e-7, "flop": dict.fromkeys(parts, 10**8), "bytes": dict.fromkeys(parts, 10**7),
         "floor_ms": dict.fromkeys(parts, 1.0), **dict.fromkeys(parts, times), "peak_bytes": 2**20,
-        "overhead_us": 100.0, "first_call_s": 1.0, "device": "a machine", "driver": None, "threads": 2,
+        "overhead_us": 100.0, "first_call_s": 1.0, "clock": "wall", "device": "a machine", "driver": None, "threads": 2,
         "lgf_kernels": "0", "torch": "2", "triton": None, "cuda": None, "python": "3", "commit": "abc", "run": "r1",
         "command": "lgf bench",
     } | values  # fmt: skip

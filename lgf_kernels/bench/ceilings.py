@@ -1,7 +1,7 @@
 """What this machine can do at best, measured: copying memory, multiplying matrices, copying within the cache.
 
 The best of several runs, since a ceiling is what is possible and not what is usual. They are measured anew for every run,
-unless a folder of results has them already from the same device, threads and torch. On a busy machine they come out too low:
+unless a folder of results has them already from the same device, threads, torch and clock. On a busy machine they come out too low:
 `lgf bench ceilings --out DIR` measures them again and keeps the better.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 from .counting import PASSES, Work
 from .results import device_name, write
-from .timing import best
+from .timing import best, clock_in_use
 
 FILE = "ceilings.json"
 #: Bytes of the buffers copied (larger than any cache), and the side of the matrices multiplied.
@@ -25,7 +25,12 @@ RUNS = 20
 
 def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, again: bool = False) -> dict:
     """{"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
-    machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "clock": clock_in_use(device),
+    }
     known = read(folder) if folder else {}
     if {key: known.get(key) for key in machine} != machine:
         known = machine | {"copy": 0.0, "L2": 0.0, "gemm": {}}

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from . import ceilings, results
+from . import ceilings, results, timing
 from .cases import CASES, OPERATORS, Case, own_case, why_not_shape
 from .correctness import TOLERANCE
 from .errors import UserError
@@ -79,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each provider (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's)")
     parser.add_argument(
+        "--clock", choices=timing.CLOCKS, default="wall",
+        help="of CPUs. cpu: the time that this process gets, for machines busy with other things, with --threads 1",
+    )  # fmt: skip
+    parser.add_argument(
         "--out",
         type=Path,
         nargs="?",
@@ -120,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    timing.use_clock(arguments.clock)
     arguments.dtypes = tuple(arguments.dtypes or [DEFAULT_DTYPE[torch.device(arguments.device).type]])
     if arguments.out is True:
         if not results.RESULTS.is_dir():
@@ -162,6 +167,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rounds must be at least 2 to give a median and a spread, got {arguments.rounds}.")
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads must be at least 1, got {arguments.threads}.")
+    if arguments.clock == "cpu" and (arguments.device != "cpu" or arguments.threads != 1):
+        raise UserError("--clock cpu adds up the time of all threads of a CPU: it needs --device cpu and --threads 1.")
     if arguments.window % 2 == 0 or not 1 <= arguments.window <= 15:
         raise UserError(f"--window must be odd, 1 to 15, got {arguments.window}.")
     if arguments.resume and not arguments.out:

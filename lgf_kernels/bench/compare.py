@@ -19,9 +19,7 @@ from .counting import PASSES
 from .errors import UserError
 from .table import milliseconds, number
 
-PASSES_OF_EACH_COMMIT = 2
-#: A change below this is drift: no faster and no slower is claimed.
-DRIFT = 0.05
+PASSES_OF_EACH_COMMIT = 3
 
 
 def compare(a: str, b: str, arguments: argparse.Namespace) -> None:
@@ -68,10 +66,16 @@ def _line(key: tuple, a: dict, b: dict) -> str:
     start = f"  {key[0]:<28}{key[1]:<10}{key[2]:<14}"
     if {a["status"], b["status"]} != {"right"}:
         return f"{start}{a['status']:>10}{b['status']:>10}   no ratio: an answer is missing or off"
-    times = [row["both"]["median_ms"] for row in (a, b)]
-    ratio = times[0] / times[1]
-    verdict = "" if abs(ratio - 1) < DRIFT else "faster" if ratio > 1 else "slower"
-    return f"{start}{milliseconds(times[0]):>10}{milliseconds(times[1]):>10}{number(ratio, '.2f', 'x'):>9}  {verdict}".rstrip()
+    a, b = a["both"], b["both"]
+    ratio = number(a["median_ms"] / b["median_ms"], ".2f", "x")
+    return f"{start}{milliseconds(a['median_ms']):>10}{milliseconds(b['median_ms']):>10}{ratio:>9}  {verdict(a, b)}"
+
+
+def verdict(a: dict, b: dict) -> str:
+    """What may be claimed: nothing, as long as the quartiles of the two overlap."""
+    if b["high_ms"] < a["low_ms"]:
+        return "faster"
+    return "slower" if b["low_ms"] > a["high_ms"] else "within the spread"
 
 
 def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:
@@ -94,7 +98,7 @@ def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, di
 
 
 def in_turns(measure: Callable[[str], list[dict]]) -> dict[str, dict[tuple, dict]]:
-    """Rows of "a" and "b", measured A B A B ..., with the median of each time over the turns."""
+    """Rows of "a" and "b", measured A B A B ..., with the median of each time over the turns, and all the turns' spread."""
     found: dict[str, dict[tuple, list[dict]]] = {"a": {}, "b": {}}
     for _ in range(PASSES_OF_EACH_COMMIT):
         for name in found:
@@ -107,8 +111,10 @@ def _merged(rows: list[dict]) -> dict:
     off = next((row for row in rows if row["status"] != "right"), None)
     if off is not None:
         return off
-    times = {part: {"median_ms": statistics.median(row[part]["median_ms"] for row in rows)} for part in PASSES}
-    return rows[0] | times
+    choices = {"median_ms": statistics.median, "low_ms": min, "high_ms": max}
+    return rows[0] | {
+        part: {key: choose(row[part][key] for row in rows) for key, choose in choices.items()} for part in PASSES
+    }
 
 
 def _check_out(commit: str, place: Path, device: str) -> None:
@@ -135,6 +141,7 @@ def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
         for option in ("shapes", "providers"):
             if values := getattr(arguments, option):
                 command += [f"--{option}", *values]
+        command += ["--clock", arguments.clock]
         if arguments.threads:
             command += ["--threads", str(arguments.threads)]
         paths = os.pathsep.join([str(place), str(place / "python")])

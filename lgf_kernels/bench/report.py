@@ -15,6 +15,13 @@ from .table import baseline, mebibytes, milliseconds, number, of_floor, ratio
 PAGE = results.ROOT / "docs" / "performance.md"
 PICTURES = "performance"
 
+#: What the times of a row are, by the clock that measured them.
+CLOCKS = {
+    "wall": "time on the wall",
+    "cpu": "CPU time (the machine was busy with other things)",
+    "events": "time of the device",
+}
+
 OPENING = """\
 # Performance
 
@@ -80,7 +87,7 @@ def _table(name: str, dtype: str, rows: list[dict]) -> Iterator[str]:
     option = "" if row["operator"] == "token_relation" else f", window {row['window']}"
     yield (
         f"`{row['operator']}`, student {shape}{option}; floor {milliseconds(row['floor_ms']['both'])}. {row['threads']} threads, "
-        f"torch {row['torch']}, commit {row['commit']}, `{row['command']}`.\n"
+        f"{CLOCKS[row['clock']]}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`.\n"
     )
     title = f"vs {against['provider']}" if against else "ratio"
     columns = (

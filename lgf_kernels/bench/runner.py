@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from . import ceilings, results, sweeps
+from . import ceilings, results, sweeps, timing
 from .cases import Case
 from .measure import Plan, measure_case
 from .providers import table
@@ -23,7 +23,7 @@ class Runner:
         self.arguments = arguments
         self.deadline = time.monotonic() + 60 * arguments.minutes
         self.ceiling = ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)
-        self.about = results.provenance(arguments.device)
+        self.about = results.provenance(arguments.device) | {"clock": timing.clock_in_use(arguments.device)}
         print(ceilings.as_text(self.ceiling), flush=True)
 
     def measure(
@@ -70,7 +70,7 @@ class Runner:
             for provider, it in table().items()
             if case.operator in it.operators and (not providers or provider in providers)
         }
-        same = ("commit", "device", "threads")
+        same = ("commit", "device", "threads", "clock")
         return asked <= {
             row["provider"]
             for row in results.read(self.arguments.out / file)

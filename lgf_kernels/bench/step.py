@@ -7,7 +7,6 @@ The arithmetic of the 5B model's step is counted too, which needs neither its we
 
 import argparse
 import importlib.util
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             "step --config 5b needs a GPU: add --device cuda. On a CPU its arithmetic is counted, not timed."
         )
     row = measured(arguments.config, arguments.device, arguments.rounds) | counted("5b")
-    row |= results.provenance(arguments.device)
+    row |= results.provenance(arguments.device) | {"clock": arguments.clock}
     print(sentence(row))
     if arguments.out:
         results.append(arguments.out / STEP, [row])
@@ -156,16 +155,16 @@ def measured(name: str, device: str, rounds: int) -> dict:
 
 
 def _medians(actions: dict[str, Callable], device: str, rounds: int) -> dict[str, float]:
-    """Milliseconds by the wall clock, the device's work included: a step is long enough for that."""
+    """Milliseconds by the host's clock, the device's work included: a step is long enough for that."""
     seconds = {name: [] for name in actions}
     for round_number in progress(range(rounds + 1), "training steps"):
         for name, action in actions.items():
             timing.wait(device)
-            start = time.perf_counter()
+            start = timing.now()
             action()
             timing.wait(device)
             if round_number:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(timing.now() - start)
     return {name: timing.spread(values)["median_ms"] for name, values in seconds.items()}
 
 

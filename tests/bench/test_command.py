@@ -137,6 +137,8 @@ def test_the_time_that_is_given_is_kept(capsys):
         (["no-such-case"], "small-lgf"),
         (["--rounds", "1"], "--rounds"),
         (["--threads", "0"], "--threads"),
+        (["--clock", "cpu"], "--threads 1"),
+        (["--clock", "cpu", "--threads", "2"], "--threads 1"),
         (["small-lgf", "--providers", "cudnn"], "portable"),
         (["--shapes", "1,2,x"], "1,13,30,45,256"),
         (["--shapes", "1,2,3"], "B,T,H,W,C"),

@@ -81,6 +81,20 @@ def test_runs_are_interleaved_and_halves_add_up():
     ]
 
 
+def test_the_cpu_clock_does_not_count_waiting():
+    def function(student, teachers):
+        time.sleep(0.05)
+        return student.sum()
+
+    timing.use_clock("cpu")
+    try:
+        assert timing.clock_in_use("cpu") == "cpu" and timing.clock_in_use("cuda:0") == "events"
+        seconds = timing.interleaved({"a": function}, SMALL["small-lgf"], 3)
+    finally:
+        timing.use_clock("wall")
+    assert 0 < min(seconds["a"]["both"]) < 0.05
+
+
 def test_spread():
     assert timing.spread([0.005, 0.001, 0.003, 0.002, 0.004]) == pytest.approx(
         {"median_ms": 3, "low_ms": 2, "high_ms": 4}

@@ -75,7 +75,7 @@ def test_compare_two_files(tmp_path, capsys):
     text = capsys.readouterr().out
     lines = {line.split()[2]: line for line in text.splitlines() if line.split()[1:2] == ["float32"]}
     assert "2.00x" in lines["native"] and lines["native"].endswith("faster")
-    assert "1.00x" in lines["eager"] and not lines["eager"].endswith("er")
+    assert "1.00x" in lines["eager"] and lines["eager"].endswith("within the spread")
     assert "no ratio" in lines["bmm"] and "x " not in lines["bmm"]
     assert "only in A: cogvideox-latent float32 portable" in text and "only in B: sam2 float32 eager" in text
     assert "two runs" in text and "different devices: a machine, other" in text
@@ -89,7 +89,7 @@ def test_compare_says_slower_and_needs_results(tmp_path):
 
 
 def test_commits_are_measured_in_turns_and_the_median_counts():
-    order, values = [], {"a": [10.0, 14.0], "b": [5.0, 6.0]}
+    order, values = [], {"a": [10.0, 14.0, 11.0], "b": [5.0, 6.0, 7.0]}
 
     def measure(name):
         order.append(name)
@@ -97,13 +97,16 @@ def test_commits_are_measured_in_turns_and_the_median_counts():
         return [row(forward=median, backward=median, both=median)]
 
     merged = compare.in_turns(measure)
-    assert order == ["a", "b", "a", "b"]
+    assert order == ["a", "b"] * 3
     key = ("cogvideox-latent", "float32", "eager")
-    assert merged["a"][key]["both"]["median_ms"] == 12.0 and merged["b"][key]["both"]["median_ms"] == 5.5
+    assert merged["a"][key]["both"] == {"median_ms": 11.0, "low_ms": 9.0, "high_ms": 15.0}
+    assert merged["b"][key]["both"] == {"median_ms": 6.0, "low_ms": 4.0, "high_ms": 8.0}
+    assert compare.verdict(merged["a"][key]["both"], merged["b"][key]["both"]) == "faster"
+    assert compare.verdict(times(10.0), times(11.9)) == "within the spread"
 
 
 def test_one_wrong_answer_of_a_commit_spoils_its_times():
-    answers = iter(["right", "right", "wrong", "right"])
+    answers = iter(["right", "right", "wrong", "right", "right", "right"])
     merged = compare.in_turns(lambda name: [row(status=next(answers))])
     key = ("cogvideox-latent", "float32", "eager")
     assert merged["a"][key]["status"] == "wrong" and merged["b"][key]["status"] == "right"
