@@ -65,11 +65,11 @@ def test_compare_two_files(tmp_path, capsys):
     missing = row(provider="bmm", status="failed", why="x")
     del missing["both"]
     results.append(
-        tmp_path / "a.jsonl", [row(), row(provider="native", both=times(4)), row(provider="portable"), missing]
+        tmp_path / "a.jsonl", [row(), row(provider="native", both=times(8)), row(provider="portable"), missing]
     )
     results.append(
         tmp_path / "b" / "losses.jsonl",
-        [row(both=times(10.1)), row(provider="native", both=times(2)), row(provider="bmm"), row(case="sam2"), row(device="other")],
+        [row(both=times(10.1)), row(provider="native", both=times(4)), row(provider="bmm"), row(case="sam2"), row(device="other")],
     )  # fmt: skip
     assert main(["bench", "--compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b")]) == 0
     text = capsys.readouterr().out
