@@ -84,9 +84,9 @@ def _kind(device: str) -> str:
 
 
 def _cache(device: str) -> int:
-    """A third of the cache's size: source and destination stay in it."""
+    """About a third of the cache's size, in whole KiB: source and destination stay in it."""
     if _kind(device) == "cuda":
-        return torch.cuda.get_device_properties(device).L2_cache_size // 3
+        return torch.cuda.get_device_properties(device).L2_cache_size // 3 // 1024 * 1024
     return CORE_CACHE * torch.get_num_threads()
 
 

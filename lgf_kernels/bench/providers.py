@@ -138,7 +138,7 @@ BASELINES = {
         LGF + RELATION, partial(_of_the_library, "reference"), needs=_maps(_eager_maps),
     ),
     "compile": Provider(
-        "torch.compile of the same", LGF + RELATION, _compiled,
+        "torch.compile of eager", LGF + RELATION, _compiled,
         needs=_maps(lambda case: 3 if case.operator == "token_relation" else 8), compiles=True,
     ),
     "bmm": Provider(

@@ -95,6 +95,13 @@ def test_the_cpu_clock_does_not_count_waiting():
     assert 0 < min(seconds["a"]["both"]) < 0.05
 
 
+def test_the_first_call_is_timed_without_making_its_inputs(monkeypatch, ceiling):
+    real = cases.Case.inputs
+    monkeypatch.setattr(cases.Case, "inputs", lambda case: time.sleep(0.2) or real(case))
+    (row,) = measure_case("small-lgf", SMALL["small-lgf"], Plan(["portable"], 2, ("first",), ceiling))
+    assert row["first_call_s"] < 0.15
+
+
 def test_spread():
     assert timing.spread([0.005, 0.001, 0.003, 0.002, 0.004]) == pytest.approx(
         {"median_ms": 3, "low_ms": 2, "high_ms": 4}
