@@ -10,7 +10,7 @@
   lgf bench report                                docs/performance.md and its plots from benchmarks/results
   lgf bench --compare A B                         two folders of results, or two commits
 
-All cases take about a quarter of an hour on a CPU, most of it for torch.compile and the slowest baselines: `--providers` does without.
+All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers does without.
 Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and timed no further. Times
 are medians over interleaved runs [lower .. upper quartile]; ratios come from one run. Memory is the peak beyond inputs, output and
 gradient. "call" is what forward and backward cost on inputs so small that arithmetic takes no time, "first" the first call, which

@@ -48,9 +48,9 @@ def blocked_logits(features: Tensor, window: int, tile: int = 8) -> Tensor:
     queries = queries.unfold(1, tile, tile).unfold(2, tile, tile).flatten(-2)
     keys = keys.unfold(1, halo, tile).unfold(2, halo, tile).flatten(-2)
     gram = queries.mT @ keys
-    inner, offset = torch.arange(tile), torch.arange(window)
+    inner, offset = (torch.arange(length, device=features.device) for length in (tile, window))
     row, column = (inner[:, None, None, None] + offset[:, None]), (inner[:, None, None] + offset)
-    index = (row * halo + column).reshape(tile * tile, window * window).to(features.device)
+    index = (row * halo + column).reshape(tile * tile, window * window)
     logits = gram.gather(-1, index.expand(*gram.shape[:-2], -1, -1)).unflatten(3, (tile, tile))
     logits = logits.transpose(2, 3).reshape(B, T - 1, H + down, W + right, window * window)
     return logits[:, :, :H, :W]

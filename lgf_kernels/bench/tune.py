@@ -5,6 +5,8 @@ in interleaved runs. Nothing changes by itself: the best are printed as lines to
 """
 
 import argparse
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -53,13 +55,21 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("tune times kernels on a GPU: add --device cuda.")
     if why_not := triton_kernels.why_not("lgf_kl", arguments.device):
         raise UserError(f"tune cannot run: {why_not}.")
-    for dtype in arguments.dtypes:
-        for table in TABLES:
-            case = replace(table.case, dtype=dtype, device=arguments.device)
-            rows = tune(table, case, arguments.rounds)
-            print(as_text(table, dtype, rows), flush=True)
-            if arguments.out:
-                results.append(arguments.out / TUNE, [row | results.provenance(arguments.device) for row in rows])
+    deadline = time.monotonic() + 60 * arguments.minutes
+    about = results.provenance(arguments.device)
+    kept = results.read(arguments.out / TUNE) if arguments.resume else []
+    done = {(row["table"], row["dtype"]) for row in kept if row["commit"] == about["commit"]}
+    for dtype, table in itertools.product(arguments.dtypes, TABLES):
+        if (table.name, dtype) in done:
+            continue
+        if time.monotonic() > deadline:
+            print(f"{table.name}, {dtype}: not begun, the time of --minutes is over")
+            continue
+        case = replace(table.case, dtype=dtype, device=arguments.device)
+        rows = tune(table, case, arguments.rounds)
+        print(as_text(table, dtype, rows), flush=True)
+        if arguments.out:
+            results.append(arguments.out / TUNE, [row | about for row in rows])
 
 
 def tune(table: Table, case: Case, rounds: int) -> list[dict]:

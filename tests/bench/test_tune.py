@@ -4,9 +4,11 @@ import pytest
 
 pytest.importorskip("triton")
 
+from argparse import Namespace
+
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import tune
+from lgf_kernels.bench import results, tune
 from lgf_kernels.triton_kernels import configs, launch
 
 
@@ -41,6 +43,28 @@ def test_what_is_chosen_reaches_the_kernels_and_wrong_answers_are_not_timed(monk
     assert by_name[str(few[0])]["status"] == "right" and by_name[str(few[0])]["median_ms"] > 0
     for row in rows:
         assert ("median_ms" in row) == (row["status"] == "right")
+
+
+def test_finished_tables_are_not_tuned_again_and_the_time_is_kept(monkeypatch, tmp_path, capsys):
+    tuned = []
+    monkeypatch.setattr(tune.triton_kernels, "why_not", lambda *_: None)
+    monkeypatch.setattr(tune.results, "provenance", lambda device: {"commit": "abc"})
+    monkeypatch.setattr(
+        tune,
+        "tune",
+        lambda table, case, rounds: tuned.append(table.name) or [{"table": table.name, "dtype": case.dtype}],
+    )
+    monkeypatch.setattr(tune, "as_text", lambda *_: "")
+    options = Namespace(device="cuda", dtypes=("bfloat16",), rounds=2, minutes=1.0, resume=True, out=tmp_path)
+    results.append(tmp_path / tune.TUNE, [{"table": "BACKWARD", "dtype": "bfloat16", "commit": "abc"}])
+    results.append(tmp_path / tune.TUNE, [{"table": "FORWARD", "dtype": "bfloat16", "commit": "old"}])
+    tune.run(options)
+    assert tuned == [table.name for table in tune.TABLES if table.name != "BACKWARD"]
+    tune.run(options)
+    assert len(tuned) == len(tune.TABLES) - 1
+    options.minutes, options.resume = -1.0, False
+    tune.run(options)
+    assert len(tuned) == len(tune.TABLES) - 1 and "not begun" in capsys.readouterr().out
 
 
 def test_failures_and_wrong_answers_are_said():
