@@ -141,10 +141,11 @@ struct Distances {
     copy_wait<kStages - 2>();
     Products::publish();
     sync_block();  // this chunk is there, and the one before has been multiplied by all
-    const char* operands = shared + step % kStages * kStageBytes;
-    Products::template begin<Summed::along_rows, Summed::along_rows>(operands, operands + Products::kOperandBytes, sums);
+    const char* rows = shared + step % kStages * kStageBytes;
+    const char* columns = rows + Products::kOperandBytes;
+    Products::template begin<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
     loader.next();
-    Products::end(sums);
+    Products::template end<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
   }
 
   // Norms are 0 past the last token, and with them all differences there. What a pair before has left there has been

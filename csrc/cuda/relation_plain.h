@@ -11,7 +11,7 @@
 //     Number         of the sums; Coefficient, of what is stored and multiplied with features
 //     load           begins to load a chunk of an operand
 //     publish        what this thread has loaded, and has landed, can be multiplied by others after a barrier
-//     begin, end     sums += a b, which is done when `end` returns; operands are not to be touched between
+//     begin, end     sums += a b, at any time between; until `end` returns neither operands nor sums are to be touched
 //     row, column    of the product, where the e-th of this thread's numbers stands
 //     store          of these coefficients the e-th and the ones after it, kTogether
 #pragma once
@@ -60,7 +60,9 @@ struct Plain {
   static LGF_DEVICE void publish() {}
 
   template <Summed, Summed>
-  static LGF_DEVICE void begin(const char* a, const char* b, T (&sums)[kNumbers]) {
+  static LGF_DEVICE void begin(const char*, const char*, T (&)[kNumbers]) {}
+  template <Summed, Summed>
+  static LGF_DEVICE void end(const char* a, const char* b, T (&sums)[kNumbers]) {
     const T* rows = reinterpret_cast<const T*>(a) + row(0) * kPitch;
     const T* columns = reinterpret_cast<const T*>(b) + column(0) * kPitch;
     for (int k = 0; k < kChunk; ++k) {
@@ -69,7 +71,6 @@ struct Plain {
         sums[e] += rows[e / kPer * 16 * kPitch + k] * columns[e % kPer * 16 * kPitch + k];
     }
   }
-  static LGF_DEVICE void end(T (&)[kNumbers]) {}
 
   static LGF_DEVICE int row(int e) { return thread_index() / 16 + e / kPer * 16; }
   static LGF_DEVICE int column(int e) { return thread_index() % 16 + e % kPer * 16; }

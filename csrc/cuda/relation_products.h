@@ -108,13 +108,15 @@ struct TileProducts {
     copy_wait<kStages - 2>();
     Products::publish();
     sync_block();  // this chunk is there, and the one before has been multiplied by all
-    const char* operands = shared + step % kStages * kStageBytes;
+    const char* g = shared + step % kStages * kStageBytes;
+    const char* x = g + Products::kOperandBytes;
     LGF_UNROLL
     for (int n = 0; n < kWidth; ++n)
-      Products::template begin<kOrder, Summed::down_columns>(operands, operands + (1 + n) * Products::kOperandBytes, sums[n]);
+      Products::template begin<kOrder, Summed::down_columns>(g, x + n * Products::kOperandBytes, sums[n]);
     load(p, task, step + kStages - 1, steps, shared);
     LGF_UNROLL
-    for (int n = 0; n < kWidth; ++n) Products::end(sums[n]);
+    for (int n = 0; n < kWidth; ++n)
+      Products::template end<kOrder, Summed::down_columns>(g, x + n * Products::kOperandBytes, sums[n]);
   }
 
   static LGF_DEVICE void store(const Params& p, const Task& task, const T (&sums)[kWidth][Products::kNumbers]) {

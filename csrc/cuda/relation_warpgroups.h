@@ -29,7 +29,10 @@ struct Warpgroups : HalfProducts<Half> {
       multiply_async<Half, kDownA, kDownB>(sums, described<kA>(rows, k), described<kB>(b, k));
     warpgroup_commit();
   }
-  static LGF_DEVICE void end(float (&sums)[kNumbers]) { warpgroup_wait(sums); }
+  template <Summed, Summed>
+  static LGF_DEVICE void end(const char*, const char*, float (&sums)[kNumbers]) {
+    warpgroup_wait(sums);
+  }
 
   static LGF_DEVICE int row(int e) {
     return warpgroup() * 64 + thread_index() / 32 % 4 * 16 + e / 2 % 2 * 8 + thread_index() % 32 / 4;

@@ -95,13 +95,15 @@ struct Warps : HalfProducts<Half> {
   using Base = HalfProducts<Half>;
   using Base::kChunk;
   using Base::kNumbers;
-  // 96 KiB, which GPUs of sm_86 and sm_89 have as well.
-  static constexpr int stages(int operands) { return 6 / operands; }
+  // At most 96 KiB, which GPUs of sm_86 and sm_89 have as well: one chunk is on its way for as long as one is multiplied.
+  static constexpr int stages(int) { return 2; }
 
   static LGF_DEVICE void publish() {}
 
+  template <Summed, Summed>
+  static LGF_DEVICE void begin(const char*, const char*, float (&)[kNumbers]) {}
   template <Summed kA, Summed kB>
-  static LGF_DEVICE void begin(const char* a, const char* b, float (&sums)[kNumbers]) {
+  static LGF_DEVICE void end(const char* a, const char* b, float (&sums)[kNumbers]) {
     LGF_UNROLL
     for (int k = 0; k < kChunk; k += 16) {
       unsigned columns[2][4];  // 16 each: two products wide
@@ -118,7 +120,6 @@ struct Warps : HalfProducts<Half> {
       }
     }
   }
-  static LGF_DEVICE void end(float (&)[kNumbers]) {}
 
   static LGF_DEVICE int row(int e) { return warp_row() + e / 16 * 16 + e / 2 % 2 * 8 + thread_index() % 32 / 4; }
   static LGF_DEVICE int column(int e) { return warp_column() + e / 4 % 4 * 8 + thread_index() % 4 * 2 + e % 2; }

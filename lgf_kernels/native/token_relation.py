@@ -96,13 +96,13 @@ def reciprocal_norms(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def within_float16(student: Tensor, r: Tensor, weight: Tensor, frame_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x, p and o, by which coefficients and factors fit in float16 whatever the norms and weights; x is exact.
+    """x, p and o, by which coefficients and factors fit in float16 whatever the norms and weights.
 
-    x_i = b_i z_i, as long as z^_i but for a factor of 2, with b a power of 2;  p_i = r_i / b_i sqrt(a);  o_i = b_i / a,
-    where a takes the largest of all 2 w to LARGEST.
+    x_i = b_i z_i, as long as z^_i but for a factor of 2, with b a power of 2, and exact but for what is below 2^-14;
+    p_i = r_i / b_i sqrt(a);  o_i = b_i / a, where a takes the largest of all 2 w to LARGEST.
     """
     b = torch.exp2(torch.log2(r).round())
-    a = LARGEST * frame_tokens**2 / (2 * weight.max().clamp(min=1e-30))
+    a = LARGEST * frame_tokens**2 / (2 * weight.max().clamp(min=1e-20))
     x = torch.mul(student, b[:, None, None, :, None], out=student.new_empty(student.shape))
     return x, r / b * a.sqrt(), b / a
 

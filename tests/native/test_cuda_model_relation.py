@@ -277,7 +277,7 @@ MISTAKES = {
         "relation_products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
     "a block is not transposed": ("relation_products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
                                   "load<Summed::along_rows>(moved(g, 0, part), operands)"),
-    "products are not waited for": ("relation_warpgroups.h", "{ warpgroup_wait(sums); }", "{ (void)sums; }"),
+    "products are not waited for": ("relation_warpgroups.h", "    warpgroup_wait(sums);\n", "    (void)sums;\n"),
     "products are not committed": ("relation_warpgroups.h", "    warpgroup_commit();\n", ""),
     "sums are not fenced": ("relation_warpgroups.h", "    warpgroup_fence();\n", ""),
     "copies are not made known": ("relation_warpgroups.h", "{ fence_async_proxy(); }", "{}"),
