@@ -5,6 +5,9 @@
 // The sources take turns, a band product each, chunk by chunk of their channels. When a source is done, the numbers its
 // windows hold move from the band, spread over a warp's registers, into slots in shared memory: the teachers are added
 // up there, and the student's lie where the features were. The divergence then works on slots.
+//
+// The norms are summed up on the way, from the operands of the products, which every lane holds anyway. A pass of their
+// own would read all features from memory once more, a third of this kernel's time; each is summed 3.6 times so.
 #pragma once
 
 #include "band.h"
@@ -12,18 +15,19 @@
 namespace lgf {
 namespace cuda {
 
-template <class Half>
+template <class Half, int kTileRows>
 struct BandForward {
   using Params = ForwardParams;
-  static constexpr int kThreads = band::kThreads, kBlocksPerSm = 2;
+  using Extent = band::Extent<kTileRows>;
+  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = 512 / kThreads;
 
   // Numbers of a query's slots: odd, so that lanes that go through slots meet all banks.
   static constexpr int kPitch = 57;
-  static constexpr int kNorms = band::kHalo + band::kTokens;
-  static constexpr int kStageBytes = (band::kHalo + band::kTokens) * band::kRowBytes;
-  static constexpr int kSlotBytes = band::kTokens * kPitch * 4;
-  static constexpr int kSharedBytes = band::kStages * kStageBytes + kSlotBytes + 2 * kNorms * 4;
-  static_assert(kSlotBytes <= band::kStages * kStageBytes, "the student's slots lie where the features were");
+  static constexpr int kStages = 2;
+  static constexpr int kStageBytes = (Extent::kHalo + Extent::kTokens) * band::kRowBytes;
+  static constexpr int kSlotBytes = Extent::kTokens * kPitch * 4;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kSlotBytes + 2 * Extent::kHalo * 4;
+  static_assert(kSlotBytes <= kStages * kStageBytes, "the student's slots lie where the features were");
 
   // What is multiplied next: a chunk of a source.
   struct Position {
@@ -35,66 +39,84 @@ struct BandForward {
     }
   };
 
-  static LGF_DEVICE void run(const Params& p, char* shared) {
-    const Tile tile(p.grid, p.grid.frames - 1, band::kRows, band::kCols);
-    float* zT = reinterpret_cast<float*>(shared + band::kStages * kStageBytes);
-    float* zS = reinterpret_cast<float*>(shared);
-    float* norms = zT + band::kTokens * kPitch;  // of two sources in turn
+  // Sums of the squares of this lane's channels: of its tokens in the warp's two rows, and of two tokens in each row of
+  // the band that the warp sums for all. Rows 0 and 1 of the bands of all warps, and rows 6 and 7, make up the halo.
+  struct Squares {
+    float own[2], others[4][2];
+  };
+  static constexpr LGF_HOST_DEVICE bool is_summed(int j) { return j < 2 || j >= 6; }
 
-    if (p.cached) fuse_cached<kThreads>(p, tile, band::kRows, band::kCols, kPitch, zT);
+  static LGF_DEVICE void run(const Params& p, char* shared) {
+    const Tile tile(p.grid, p.grid.frames - 1, Extent::kRows, band::kCols);
+    float* zT = reinterpret_cast<float*>(shared + kStages * kStageBytes);
+    float* zS = reinterpret_cast<float*>(shared);
+    float* norms = zT + Extent::kTokens * kPitch;  // of the halo
+    int* offsets = reinterpret_cast<int*>(norms + Extent::kHalo);
+
+    if (p.cached) fuse_cached<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT);
     band::Band z;
     band::clear(z);
+    Squares squares = {};
     Position at{p.cached ? p.count - 1 : 0, 0};
-    copy(p, tile, at, shared);
+    begin(p, tile, at.m, offsets);
+    copy(p, tile, at, offsets, shared);
     for (int step = 0; at.m < p.count; ++step) {
       const Position next = at.next(p);
       if (next.m < p.count) {
-        copy(p, tile, next, shared + (step + 1) % band::kStages * kStageBytes);
+        if (next.m != at.m) begin(p, tile, next.m, offsets);
+        copy(p, tile, next, offsets, shared + (step + 1) % kStages * kStageBytes);
         copy_wait<1>();
       } else {
         copy_wait<0>();
       }
-      if (at.c0 == 0) load_norms(p, tile, at.m, norms + at.m % 2 * kNorms);
-      sync_block();  // the chunk and the norms are there
-      multiply_chunk(shared + step % band::kStages * kStageBytes, z);
-      sync_block();  // the chunk has been read by all
+      sync_block();  // the chunk is there
+      multiply_chunk(shared + step % kStages * kStageBytes, z, squares);
+      float own_norms[2];
+      if (next.m != at.m) finish_norms(p, tile, at.m, squares, offsets, own_norms, norms);
+      sync_block();  // the chunk has been read by all, and the norms are there
       if (next.m != at.m) {
         const bool student = next.m == p.count;
         const float weight = student ? 1.0f : static_cast<float>(p.sources[at.m].weight);
-        move_to_slots(z, norms + at.m % 2 * kNorms, weight, !student && at.m > 0, student ? zS : zT);
+        move_to_slots(z, own_norms, norms, weight, !student && at.m > 0, student ? zS : zT);
       }
       at = next;
     }
     sync_block();
-    finish<kThreads>(p, tile, band::kRows, band::kCols, kPitch, zT, zS);
+    finish<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
   }
 
  private:
-  static LGF_DEVICE void copy(const Params& p, const Tile& tile, Position at, char* stage) {
-    band::copy_chunk<Half, true>(p.sources[at.m].tensor, p.grid, tile, key_frame(p, tile), query_frame(p, tile), at.c0,
-                                 stage);
+  static LGF_DEVICE void begin(const Params& p, const Tile& tile, int m, int* offsets) {
+    sync_block();  // all have copied the first chunk of a source of one chunk
+    band::locate_halo<Extent>(p.sources[m].tensor, p.grid, tile, offsets);
+    sync_block();
   }
 
-  static LGF_DEVICE void load_norms(const Params& p, const Tile& tile, int m, float* norms) {
-    for (int i = thread_index(); i < kNorms; i += kThreads) {
-      const int n = i - band::kHalo;
-      norms[i] = n < 0 ? reciprocal_norm<float>(p.sources[m].norms, p.grid, tile.b, key_frame(p, tile),
-                                                tile.y0 - band::kRadius + i / band::kHaloCols,
-                                                tile.x0 - band::kHaloLeft + i % band::kHaloCols)
-                       : reciprocal_norm<float>(p.sources[m].norms, p.grid, tile.b, query_frame(p, tile),
-                                                tile.y0 + n / band::kCols, tile.x0 + n % band::kCols);
-    }
+  static LGF_DEVICE void copy(const Params& p, const Tile& tile, Position at, const int* offsets, char* stage) {
+    const Tensor& f = p.sources[at.m].tensor;
+    band::copy_chunk<Half, Extent, false>(f, p.grid, tile.b, key_frame(p, tile), at.c0, offsets, stage);
+    band::copy_chunk<Half, Extent, true>(f, p.grid, tile.b, query_frame(p, tile), at.c0, offsets,
+                                         stage + Extent::kHalo * band::kRowBytes);
+    copy_commit();
+  }
+
+  static LGF_DEVICE float square(unsigned pair) {
+    const float low = widen(Half{static_cast<std::uint16_t>(pair & 0xffff)});
+    const float high = widen(Half{static_cast<std::uint16_t>(pair >> 16)});
+    return low * low + high * high;
   }
 
   // z += the products of the warp's tokens and its band, over one chunk.
-  static LGF_DEVICE void multiply_chunk(const char* stage, band::Band& z) {
+  static LGF_DEVICE void multiply_chunk(const char* stage, band::Band& z, Squares& squares) {
     const int lane = band::lane();
-    const char* own = stage + (band::kHalo + band::warp_y() * band::kCols + band::warp_x()) * band::kRowBytes;
+    const char* own = stage + (Extent::kHalo + band::warp_y() * band::kCols + band::warp_x()) * band::kRowBytes;
     const char* others = stage + (band::warp_y() * band::kHaloCols + band::warp_x()) * band::kRowBytes;
     LGF_UNROLL
     for (int k = 0; k < band::kPieces; k += 2) {
       unsigned a[4];  // 16 tokens x 16 channels: rows of the tile, then pieces
       load_matrices(a, own + band::place(lane / 8 % 2 * band::kCols + lane % 8, k + lane / 16));
+      squares.own[0] += square(a[0]) + square(a[2]);
+      squares.own[1] += square(a[1]) + square(a[3]);
       const char* row = others + band::place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2);
       LGF_UNROLL
       for (int j = 0; j < 8; ++j) {
@@ -102,15 +124,64 @@ struct BandForward {
         load_matrices(b, row + j * band::kHaloCols * band::kRowBytes);
         multiply<Half>(z[j][0], a, b[0], b[1]);
         multiply<Half>(z[j][1], a, b[2], b[3]);
+        if (!is_summed(j)) continue;
+        squares.others[j % 4][0] += square(b[0]) + square(b[1]);
+        squares.others[j % 4][1] += square(b[2]) + square(b[3]);
       }
     }
   }
 
+  // ---- norms --------------------------------------------------------------------------------------
+
+  static LGF_DEVICE float finished(const Params& p, float& sum) {
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    const float r = p.cosine ? reciprocal<float>(sum) : 1.0f;
+    sum = 0;
+    return r;
+  }
+
+  // The reciprocal norms of this lane's two tokens, and of the halo, where 0 stands for a token outside the frame.
+  static LGF_DEVICE void finish_norms(const Params& p, const Tile& tile, int m, Squares& squares, const int* offsets,
+                                      float (&own)[2], float* norms) {
+    const bool writes = band::lane() % 4 == 0, keeps = p.kept_norms && m == p.count - 1;
+    LGF_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      own[row] = finished(p, squares.own[row]);
+      if (writes && keeps) keep(p, tile, query_frame(p, tile), band::opposite(band::own_token(row)), own[row]);
+    }
+    // The frame that holds no queries at all is kept by those whose keys it holds.
+    const bool keeps_keys = keeps && key_frame(p, tile) == (p.backward ? 0 : p.grid.frames - 1);
+    LGF_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      LGF_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        if (!is_summed(j)) continue;
+        const float r = finished(p, squares.others[j % 4][h]);
+        // Where two warps have summed a token, the upper left one writes.
+        const bool first = (j < 2 || band::warp_y() + j >= Extent::kRows) && (h == 0 || band::warp_x() > 0);
+        const int key = (band::warp_y() + j) * band::kHaloCols + band::warp_x() + h * 8 + band::lane() / 4;
+        if (!writes || !first) continue;
+        norms[key] = offsets[key] < 0 ? 0.0f : r;
+        if (keeps_keys) keep(p, tile, key_frame(p, tile), key, r);
+      }
+    }
+  }
+
+  // Stores the norm of a token of the halo that lies over the tile.
+  static LGF_DEVICE void keep(const Params& p, const Tile& tile, int t, int key, float r) {
+    const int row = key / band::kHaloCols - band::kRadius, column = key % band::kHaloCols - band::kHaloLeft;
+    const int y = tile.y0 + row, x = tile.x0 + column;
+    if (row >= 0 && row < Extent::kRows && column >= 0 && column < band::kCols && in_frame(p.grid, y, x))
+      static_cast<float*>(p.kept_norms)[token_number(p.grid, int64_t(tile.b) * p.grid.frames + t, y, x)] = r;
+  }
+
   // Every slot is always written by the same thread, so that adding needs no barrier.
-  static LGF_DEVICE void move_to_slots(band::Band& z, const float* norms, float weight, bool add, float* slots) {
-    band::for_each_wanted(z, [&](int query, int key, int slot, float product) {
-      const float logit = weight * scaled(product, norms[band::kHalo + query], norms[key]);
-      float* place = slots + query * kPitch + slot;
+  static LGF_DEVICE void move_to_slots(band::Band& z, const float (&own_norms)[2], const float* norms, float weight,
+                                       bool add, float* slots) {
+    band::for_each_wanted(z, [&](int row, int key, int dy, int dx, float product) {
+      const float logit = weight * scaled(product, own_norms[row], norms[key]);
+      float* place = slots + band::own_token(row) * kPitch + dy * band::kWindow + dx;
       *place = add ? *place + logit : logit;
     });
     band::clear(z);

@@ -35,7 +35,7 @@ def built(objects, tmp_path_factory):
 def launched_on(module, monkeypatch):
     """The library's launchers take CPU tensors to a module that believes they are on a GPU."""
     monkeypatch.setattr(native, "load", lambda device_type: (module, None))
-    for place in ("lgf_kernels.native", "lgf_kernels.native.lgf_kl"):
+    for place in ("lgf_kernels.native", "lgf_kernels.native.lgf_kl", "lgf_kernels.native.local_gram_flow"):
         monkeypatch.setattr(f"{place}.takes_streams", lambda tensor: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
 
