@@ -54,22 +54,27 @@ struct BandBackward {
     int* offsets;
   };
 
+  // The chunks whose sums are held at a time. Each takes two steps: the halo in the next frame, then in the previous one.
+  struct Held {
+    int first, count;
+  };
+
   static LGF_DEVICE void run(const Params& p, char* shared) {
     const Tile tile(p.grid, p.grid.frames, Extent::kRows, band::kCols);
     float* scales = reinterpret_cast<float*>(shared + kFeatureBytes);
     const Halo halo{scales, scales + Extent::kHalo, reinterpret_cast<int*>(scales + 2 * Extent::kHalo)};
     const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
-    const int first_pass = p.norms && chunks > kHeldChunks ? 0 : 1, steps = (2 - first_pass) * chunks * 2;
 
     band::locate_halo<Extent>(p.features, p.grid, tile, halo.offsets);
     sync_block();
-    copy_step(p, tile, 0, chunks, steps, halo.offsets, shared);
+    int started = 1;  // copies of the chunks held next, that fits beside the windows
+    copy_step(p, tile, {0, chunks < kHeldChunks ? chunks : kHeldChunks}, 0, halo.offsets, shared);
     Coefficients coefficients[2];
-    gather(p, tile, 0, shared, halo, coefficients[0]);
-    gather(p, tile, 1, shared, halo, coefficients[1]);
-    LGF_NO_UNROLL
-    for (int step = 1; step < kStages - 1; ++step) copy_step(p, tile, step, chunks, steps, halo.offsets, shared);
-
+    LGF_NO_UNROLL  // half as much code
+    for (int side = 0; side < 2; ++side) {
+      coefficients[0] = coefficients[1];
+      gather(p, tile, side, shared, halo, coefficients[1]);
+    }
     float factors[2][2];  // from the units of side 0 to those of side 1, and from those to none
     LGF_UNROLL
     for (int row = 0; row < 2; ++row) {
@@ -78,38 +83,80 @@ struct BandBackward {
     }
 
     Owners owners(p, tile);
-    for (int pass = first_pass, step = 0; pass < 2; ++pass) {
+    const bool twice = p.norms && chunks > kHeldChunks;
+    for (int pass = twice ? 0 : 1; pass < 2; ++pass) {
       LGF_NO_UNROLL
       for (int first = 0; first < chunks; first += kHeldChunks) {
+        const Held held{first, chunks - first < kHeldChunks ? chunks - first : kHeldChunks};
+        for (; started < kStages - 1; ++started) copy_step(p, tile, held, started, halo.offsets, shared);
         Sums sums[kHeldChunks] = {};
         LGF_UNROLL
         for (int n = 0; n < kHeldChunks; ++n) {
-          if (first + n >= chunks) break;
+          if (n >= held.count) break;
           LGF_UNROLL
-          for (int side = 0; side < 2; ++side, ++step) {
+          for (int side = 0; side < 2; ++side) {
+            const int step = n * 2 + side;
             copy_wait<kStages - 2>();
             sync_block();  // this step's chunk is there, and that of the step before has been read by all
-            copy_step(p, tile, step + kStages - 1, chunks, steps, halo.offsets, shared);
+            copy_step(p, tile, held, step + kStages - 1, halo.offsets, shared);
             multiply_chunk(coefficients[side].a, shared + step % kStages * kStageBytes, sums[n]);
             if (kScaled) rescale(sums[n], factors[side]);
           }
         }
-        const int c0 = first * band::kChunk;
-        if (p.norms && (pass == 0 || first_pass == 1)) owners.project(p, c0, sums);
-        if (pass == 1) owners.write(p, c0, sums);
+        sync_block();  // the last chunk has been read by all
+        copy_step(p, tile, held, held.count * 2 + kStages - 1, halo.offsets, shared);
+        copy_wait<0>();
+        sync_block();  // the tile's own features are there
+        if (p.norms && (pass == 0 || !twice)) owners.project(held, sums, shared);
+        if (pass == 1) {
+          owners.finish(p, held, sums, shared);
+          sync_block();  // the gradient is there
+          write(p, tile, held, halo.offsets, shared);
+        }
+        sync_block();  // what is next may lie over it
+        started = 0;
       }
     }
   }
 
  private:
-  // Begins to copy what a step multiplies: of the chunks in turn the halo in the next frame, then in the previous one.
-  static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, int step, int chunks, int steps,
-                                   const int* offsets, char* shared) {
-    if (step < steps)
+  // Begins to copy what a step multiplies. The steps after the last bring the tile's own features, two chunks each.
+  static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, const Held& held, int step, const int* offsets,
+                                   char* shared) {
+    char* stage = shared + step % kStages * kStageBytes;
+    const int n = step / 2, own = (step - held.count * 2) * 2;
+    if (n < held.count)
       band::copy_chunk<Half, Extent, false>(p.features, p.grid, tile.b, tile.t + 1 - step % 2 * 2,
-                                            step / 2 % chunks * band::kChunk, offsets,
-                                            shared + step % kStages * kStageBytes);
+                                            (held.first + n) * band::kChunk, offsets, stage);
+    else if (p.norms)
+      LGF_NO_UNROLL
+      for (int i = own; i < own + 2 && i < held.count; ++i)
+        band::copy_chunk<Half, Extent, true>(p.features, p.grid, tile.b, tile.t, (held.first + i) * band::kChunk,
+                                             offsets, own_chunk(held, i, shared));
     copy_commit();  // of nothing at the end, so that the number of groups tells how far the copies are
+  }
+
+  // Where the tile's own features of one of the chunks lie in the end, and then their gradient.
+  static LGF_DEVICE char* own_chunk(const Held& held, int n, char* shared) {
+    return shared + (held.count * 2 + n / 2) % kStages * kStageBytes + n % 2 * Extent::kTokens * band::kRowBytes;
+  }
+
+  // From shared memory to where the gradient belongs, in whole pieces.
+  static LGF_DEVICE void write(const Params& p, const Tile& tile, const Held& held, const int* offsets, char* shared) {
+    const int piece = thread_index() % band::kPieces;
+    LGF_NO_UNROLL
+    for (int n = 0; n < held.count; ++n) {
+      const int c = (held.first + n) * band::kChunk + piece * 8;
+      LGF_UNROLL
+      for (int i = 0; i < Extent::kTokens * band::kPieces; i += kThreads) {
+        const int token = (i + thread_index()) / band::kPieces;
+        const int y = tile.y0 + token / band::kCols, x = tile.x0 + token % band::kCols;
+        const int64_t at = token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c;
+        if (c < p.features.channels && offsets[band::opposite(token)] >= 0)
+          *reinterpret_cast<Piece*>(static_cast<Half*>(p.gradient) + at) =
+              *reinterpret_cast<const Piece*>(own_chunk(held, n, shared) + band::place(token, piece));
+      }
+    }
   }
 
   // ---- coefficients ---------------------------------------------------------------------------
@@ -123,7 +170,9 @@ struct BandBackward {
       describe_halo(p, tile, side, halo);
       if (side.as_query.g) add_windows<false>(p, side, side.as_query, tile, shared, halo, g);
       if (side.as_key.g) add_windows<true>(p, side, side.as_key, tile, shared, halo, g);
-      band::for_each_wanted(g, [&](int, int other, int, int, float& v) { v = scaled(v, 1.0f, halo.norms[other]); });
+      band::for_each_number(g, [&](int, int other, int, int, bool, float& v) {
+        v = scaled(v, 1.0f, halo.norms[other]);
+      });
       sync_block();  // the norms have been read
     }
     pack(g, out);
@@ -169,10 +218,12 @@ struct BandBackward {
     copy_wait<0>();
     sync_block();  // the windows, scales and norms are there
     const Number* numbers = reinterpret_cast<const Number*>(windows);
-    band::for_each_wanted(g, [&](int row, int other, int dy, int dx, float& v) {
+    band::for_each_number(g, [&](int row, int other, int dy, int dx, bool wanted, float& v) {
       const int own = band::own_token(row), key_slot = (band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx;
       const int at = kOfKeys ? other * kWindowSize + key_slot : own * kWindowSize + dy * kWindowRow + dx;
-      v += number(numbers[at]) * halo.scales[kOfKeys ? other : band::opposite(own)];
+      // Beside a window lies another one: what is not wanted may be read as well.
+      const float g_scaled = number(numbers[at]) * halo.scales[kOfKeys ? other : band::opposite(own)];
+      v += wanted ? g_scaled : 0.0f;
     });
     sync_block();  // the windows have been read: what is next may lie over them
   }
@@ -246,18 +297,11 @@ struct BandBackward {
 
   // The two tokens whose sums this thread holds a part of.
   struct Owners {
-    const Half* features;  // of the one in the upper row
-    Half* gradient;
     float r[2], along[2];  // reciprocal norm, 0 outside the frame; this lane's part of < df^, f^ >
     float scale;
 
-    LGF_DEVICE Owners(const Params& p, const Tile& tile) {
+    LGF_DEVICE Owners(const Params& p, const Tile& tile) : scale(common_scale<float>(p)) {
       const int y = tile.y0 + band::warp_y(), x = tile.x0 + band::warp_x() + band::lane() / 4;
-      const int channel = band::lane() % 4 * 2;
-      features = static_cast<const Half*>(p.features.data) + offset(p.features, tile.b, tile.t, y, x) + channel;
-      gradient = static_cast<Half*>(p.gradient) +
-                 token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + channel;
-      scale = common_scale<float>(p);
       LGF_UNROLL
       for (int row = 0; row < 2; ++row) {
         r[row] = reciprocal_norm<float>(p.norms, p.grid, tile.b, tile.t, y + row, x);
@@ -265,41 +309,43 @@ struct BandBackward {
       }
     }
 
-    // Calls function(row, first channel of eight, two sums, the two of f^) for this thread's pairs of channels.
+    // Calls function(row, two sums, where the two features lie) for this thread's pairs of channels.
     template <class Function>
-    LGF_DEVICE void for_each_pair(const Params& p, int c0, const Sums (&sums)[kHeldChunks], Function&& function) {
+    LGF_DEVICE void for_each_pair(const Held& held, const Sums (&sums)[kHeldChunks], char* shared, Function&& function) {
       LGF_UNROLL
-      for (int i = 0; i < kHeldChunks * band::kPieces * 2; ++i) {
-        const int row = i % 2, n = i / 2, c = c0 + n * 8;
-        if (r[row] == 0.0f || c >= p.features.channels) continue;
-        float unit[2] = {0, 0};
-        if (p.norms) {
-          const unsigned bits = *reinterpret_cast<const unsigned*>(features + row * p.features.stride[2] + c);
-          unit[0] = r[row] * widen(Half{static_cast<std::uint16_t>(bits & 0xffff)});
-          unit[1] = r[row] * widen(Half{static_cast<std::uint16_t>(bits >> 16)});
+      for (int n = 0; n < kHeldChunks; ++n) {
+        if (n >= held.count) break;
+        LGF_UNROLL
+        for (int i = 0; i < band::kPieces * 2; ++i) {
+          const int row = i % 2, piece = i / 2;
+          char* pair = own_chunk(held, n, shared) + band::place(band::own_token(row), piece) + band::lane() % 4 * 4;
+          function(row, &sums[n][piece][row * 2], reinterpret_cast<unsigned*>(pair));
         }
-        function(row, c, &sums[n / band::kPieces][n % band::kPieces][row * 2], unit);
       }
     }
 
-    LGF_DEVICE void project(const Params& p, int c0, const Sums (&sums)[kHeldChunks]) {
-      for_each_pair(p, c0, sums, [&](int row, int, const float* sum, const float* unit) {
-        along[row] += sum[0] * unit[0] + sum[1] * unit[1];
+    LGF_DEVICE float low(int row, unsigned pair) { return r[row] * widen(Half{static_cast<std::uint16_t>(pair & 0xffff)}); }
+    LGF_DEVICE float high(int row, unsigned pair) { return r[row] * widen(Half{static_cast<std::uint16_t>(pair >> 16)}); }
+
+    LGF_DEVICE void project(const Held& held, const Sums (&sums)[kHeldChunks], char* shared) {
+      for_each_pair(held, sums, shared, [&](int row, const float* sum, const unsigned* pair) {
+        along[row] += sum[0] * low(row, *pair) + sum[1] * high(row, *pair);
       });
     }
 
-    LGF_DEVICE void write(const Params& p, int c0, const Sums (&sums)[kHeldChunks]) {
-      float whole[2];
+    // Leaves the gradient where the features were.
+    LGF_DEVICE void finish(const Params& p, const Held& held, const Sums (&sums)[kHeldChunks], char* shared) {
+      float whole[2], factor[2];
       LGF_UNROLL
       for (int row = 0; row < 2; ++row) {
         whole[row] = along[row] + shuffle_xor(along[row], 1);
         whole[row] = projected(whole[row] + shuffle_xor(whole[row], 2), r[row]);
+        factor[row] = p.norms ? scale * r[row] : scale;
       }
-      for_each_pair(p, c0, sums, [&](int row, int c, const float* sum, const float* unit) {
-        const float low = p.norms ? (sum[0] - whole[row] * unit[0]) * r[row] : sum[0];
-        const float high = p.norms ? (sum[1] - whole[row] * unit[1]) * r[row] : sum[1];
-        const int64_t below = static_cast<int64_t>(row) * p.grid.cols * p.features.channels;
-        *reinterpret_cast<unsigned*>(gradient + below + c) = pack_pair(scale * low, scale * high);
+      for_each_pair(held, sums, shared, [&](int row, const float* sum, unsigned* pair) {
+        const unsigned unit = p.norms ? *pair : 0;
+        *pair = pack_pair(factor[row] * (sum[0] - whole[row] * low(row, unit)),
+                          factor[row] * (sum[1] - whole[row] * high(row, unit)));
       });
     }
   };

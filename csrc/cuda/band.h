@@ -74,9 +74,10 @@ LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, int b, int t, int 
 // [j][h][e] is row e / 2 of the warp's two, column lane / 4, and column h * 8 + lane % 4 * 2 + e % 2 of the band's row j.
 using Band = float[8][2][4];
 
-// Calls function(row of the warp's two, token of the halo, dy, dx, number) for those of this lane that a window holds.
+// Calls function(row of the warp's two, token of the halo, dy, dx, wanted, number) for the numbers of this lane, `wanted`
+// being those that a window holds. A branch for each would cost more than working all of them out.
 template <class Function>
-LGF_DEVICE void for_each_wanted(Band& band, Function&& function) {
+LGF_DEVICE void for_each_number(Band& band, Function&& function) {
   const int qx = lane() / 4;
   LGF_UNROLL
   for (int j = 0; j < 8; ++j) {
@@ -86,8 +87,9 @@ LGF_DEVICE void for_each_wanted(Band& band, Function&& function) {
       for (int e = 0; e < 4; ++e) {
         const int row = e / 2, kx = h * 8 + lane() % 4 * 2 + e % 2;
         const int dy = j - row, dx = kx - 1 - qx;
-        if (dy >= 0 && dy < kWindow && dx >= 0 && dx < kWindow)
-          function(row, (warp_y() + j) * kHaloCols + warp_x() + kx, dy, dx, band[j][h][e]);
+        if (dy < 0 || dy >= kWindow) continue;  // known to the compiler
+        const bool wanted = dx >= 0 && dx < kWindow;
+        function(row, (warp_y() + j) * kHaloCols + warp_x() + kx, dy, dx, wanted, band[j][h][e]);
       }
     }
   }

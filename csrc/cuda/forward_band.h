@@ -26,7 +26,8 @@ struct BandForward {
   static constexpr int kStages = 2;
   static constexpr int kStageBytes = (Extent::kHalo + Extent::kTokens) * band::kRowBytes;
   static constexpr int kSlotBytes = Extent::kTokens * kPitch * 4;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kSlotBytes + 2 * Extent::kHalo * 4;
+  static constexpr int kNorms = Extent::kHalo + Extent::kTokens;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kSlotBytes + (kNorms + Extent::kHalo) * 4;
   static_assert(kSlotBytes <= kStages * kStageBytes, "the student's slots lie where the features were");
 
   // What is multiplied next: a chunk of a source.
@@ -50,8 +51,8 @@ struct BandForward {
     const Tile tile(p.grid, p.grid.frames - 1, Extent::kRows, band::kCols);
     float* zT = reinterpret_cast<float*>(shared + kStages * kStageBytes);
     float* zS = reinterpret_cast<float*>(shared);
-    float* norms = zT + Extent::kTokens * kPitch;  // of the halo
-    int* offsets = reinterpret_cast<int*>(norms + Extent::kHalo);
+    float* norms = zT + Extent::kTokens * kPitch;  // of the halo, where 0 is a token outside the frame, and of the tile
+    int* offsets = reinterpret_cast<int*>(norms + kNorms);
 
     if (p.cached) fuse_cached<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT);
     band::Band z;
@@ -71,13 +72,13 @@ struct BandForward {
       }
       sync_block();  // the chunk is there
       multiply_chunk(shared + step % kStages * kStageBytes, z, squares);
-      float own_norms[2];
-      if (next.m != at.m) finish_norms(p, tile, at.m, squares, offsets, own_norms, norms);
+      if (next.m != at.m) finish_norms(p, squares, offsets, norms);
       sync_block();  // the chunk has been read by all, and the norms are there
       if (next.m != at.m) {
         const bool student = next.m == p.count;
-        const float weight = student ? 1.0f : static_cast<float>(p.sources[at.m].weight);
-        move_to_slots(z, own_norms, norms, weight, !student && at.m > 0, student ? zS : zT);
+        const float weight = static_cast<float>(p.sources[at.m].weight);
+        move_to_slots(z, norms, weight, !student && at.m > 0, student ? zS : zT);
+        if (student && p.kept_norms) keep_norms(p, tile, norms);
       }
       at = next;
     }
@@ -141,17 +142,13 @@ struct BandForward {
     return r;
   }
 
-  // The reciprocal norms of this lane's two tokens, and of the halo, where 0 stands for a token outside the frame.
-  static LGF_DEVICE void finish_norms(const Params& p, const Tile& tile, int m, Squares& squares, const int* offsets,
-                                      float (&own)[2], float* norms) {
-    const bool writes = band::lane() % 4 == 0, keeps = p.kept_norms && m == p.count - 1;
+  static LGF_DEVICE void finish_norms(const Params& p, Squares& squares, const int* offsets, float* norms) {
+    const bool writes = band::lane() % 4 == 0;
     LGF_UNROLL
     for (int row = 0; row < 2; ++row) {
-      own[row] = finished(p, squares.own[row]);
-      if (writes && keeps) keep(p, tile, query_frame(p, tile), band::opposite(band::own_token(row)), own[row]);
+      const float r = finished(p, squares.own[row]);
+      if (writes) norms[Extent::kHalo + band::own_token(row)] = r;
     }
-    // The frame that holds no queries at all is kept by those whose keys it holds.
-    const bool keeps_keys = keeps && key_frame(p, tile) == (p.backward ? 0 : p.grid.frames - 1);
     LGF_UNROLL
     for (int j = 0; j < 8; ++j) {
       LGF_UNROLL
@@ -161,28 +158,33 @@ struct BandForward {
         // Where two warps have summed a token, the upper left one writes.
         const bool first = (j < 2 || band::warp_y() + j >= Extent::kRows) && (h == 0 || band::warp_x() > 0);
         const int key = (band::warp_y() + j) * band::kHaloCols + band::warp_x() + h * 8 + band::lane() / 4;
-        if (!writes || !first) continue;
-        norms[key] = offsets[key] < 0 ? 0.0f : r;
-        if (keeps_keys) keep(p, tile, key_frame(p, tile), key, r);
+        if (writes && first) norms[key] = offsets[key] < 0 ? 0.0f : r;
       }
     }
   }
 
-  // Stores the norm of a token of the halo that lies over the tile.
-  static LGF_DEVICE void keep(const Params& p, const Tile& tile, int t, int key, float r) {
-    const int row = key / band::kHaloCols - band::kRadius, column = key % band::kHaloCols - band::kHaloLeft;
-    const int y = tile.y0 + row, x = tile.x0 + column;
-    if (row >= 0 && row < Extent::kRows && column >= 0 && column < band::kCols && in_frame(p.grid, y, x))
-      static_cast<float*>(p.kept_norms)[token_number(p.grid, int64_t(tile.b) * p.grid.frames + t, y, x)] = r;
+  // Stores those of the queries, and of the keys as well if their frame holds no queries at all.
+  static LGF_DEVICE void keep_norms(const Params& p, const Tile& tile, const float* norms) {
+    float* kept = static_cast<float*>(p.kept_norms);
+    const bool keys_too = key_frame(p, tile) == (p.backward ? 0 : p.grid.frames - 1);
+    for (int token = thread_index(); token < Extent::kTokens; token += kThreads) {
+      const int y = tile.y0 + token / band::kCols, x = tile.x0 + token % band::kCols;
+      const int64_t video = int64_t(tile.b) * p.grid.frames;
+      if (!in_frame(p.grid, y, x)) continue;
+      kept[token_number(p.grid, video + query_frame(p, tile), y, x)] = norms[Extent::kHalo + token];
+      if (keys_too) kept[token_number(p.grid, video + key_frame(p, tile), y, x)] = norms[band::opposite(token)];
+    }
   }
 
   // Every slot is always written by the same thread, so that adding needs no barrier.
-  static LGF_DEVICE void move_to_slots(band::Band& z, const float (&own_norms)[2], const float* norms, float weight,
-                                       bool add, float* slots) {
-    band::for_each_wanted(z, [&](int row, int key, int dy, int dx, float product) {
-      const float logit = weight * scaled(product, own_norms[row], norms[key]);
+  static LGF_DEVICE void move_to_slots(band::Band& z, const float* norms, float weight, bool add, float* slots) {
+    const float* own = norms + Extent::kHalo;
+    const float factors[2] = {weight * own[band::own_token(0)], weight * own[band::own_token(1)]};
+    band::for_each_number(z, [&](int row, int key, int dy, int dx, bool wanted, float product) {
+      float logit = scaled(product, factors[row], norms[key]);
       float* place = slots + band::own_token(row) * kPitch + dy * band::kWindow + dx;
-      *place = add ? *place + logit : logit;
+      if (wanted && add) logit += *place;
+      if (wanted) *place = logit;
     });
     band::clear(z);
   }

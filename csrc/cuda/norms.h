@@ -68,9 +68,6 @@ struct Norms {
   }
 
   static LGF_DEVICE T wide_sum(const Tensor& f, int64_t at, int lane) {
-    struct alignas(16) Piece {
-      std::uint16_t bits[8];
-    };
     T sum = 0;
     for (int c = lane * 8; c < f.channels; c += 32 * 8) {
       const Piece piece = *reinterpret_cast<const Piece*>(static_cast<const std::uint16_t*>(f.data) + at + c);

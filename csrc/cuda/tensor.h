@@ -20,6 +20,11 @@ LGF_DEVICE int64_t pair_number(const Grid& grid, int b, int t) { return int64_t(
 
 LGF_DEVICE bool in_frame(const Grid& grid, int y, int x) { return y >= 0 && y < grid.rows && x >= 0 && x < grid.cols; }
 
+// Eight numbers of half precision.
+struct alignas(16) Piece {
+  std::uint16_t bits[8];
+};
+
 // An element in the accumulation type. The switch is the same for all threads of a block.
 template <class T>
 LGF_DEVICE T load(const void* data, DType dtype, int64_t at) {

@@ -82,6 +82,18 @@ def test_tensor_core_shapes(model, shape, dtype):
         against_reference(student, [teacher])
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("channels", [264, 520])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_more_channels_than_a_backward_holds(model, dtype, channels, similarity):
+    """Their products are made twice where the gradient is projected. The sums of 256 channels are held."""
+    upstream = 0.1 * torch.randn(1, 2, 3, 9, 49, dtype=torch.float64)
+    f, options = features(1, 3, 3, 9, channels, dtype=dtype), dict(similarity=similarity, upstream=upstream)
+    ours = value_and_gradient(lgf.local_gram_flow, f, backend="native", **options)
+    truth = value_and_gradient(lgf.local_gram_flow, f.double(), backend="reference", **options)
+    assert_close(ours[1], truth[1], GRADIENT[dtype])
+
+
 @pytest.mark.parametrize("channels", [(8,), (24, 40), (8, 16, 72)], ids=str)
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_one_to_three_teachers(model, dtype, channels):
@@ -215,16 +227,33 @@ def test_too_many_teachers_are_refused(model):
 
 MISTAKES = {
     "no barrier before a chunk is overwritten, forward": (
-        "forward_band.h", "sync_block();  // the chunk has been read by all", ""),
+        "forward_band.h", "sync_block();  // the chunk has been read by all, and the norms are there", ""),
+    "no barrier before the places of the next source": (
+        "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
     "no barrier before a chunk is overwritten, backward": (
-        "backward_band.h", "sync_block();  // the chunk has been read by all", ""),
-    "a chunk is not waited for": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
+        "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
+    "no barrier before windows are overwritten": (
+        "backward_band.h", "sync_block();  // the windows have been read: what is next may lie over them", ""),
+    "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
+    "a chunk is not waited for, backward": ("backward_band.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "windows are not waited for": ("backward_band.h", "copy_wait<0>()", "copy_wait<1>()"),
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
+    "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
+    "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
+    "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
+    "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
+    "the first frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
     "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
     "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
     "key side at the offset and not its opposite": (
-        "backward_band.h", "band::kPositions - 1 - slot", "slot"),
+        "backward_band.h", "(band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx", "dy * kWindowRow + dx"),
+    "the other token's scale": ("backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
+    "what is wanted of no window is added": ("backward_band.h", "wanted ? g_scaled : 0.0f", "g_scaled"),
+    "no barrier before a gradient is stored": ("backward_band.h", "sync_block();  // the gradient is there", ""),
+    "no barrier before what is next": ("backward_band.h", "sync_block();  // what is next may lie over it", ""),
+    "own features lie over a chunk in use": ("backward_band.h", "sync_block();  // the last chunk has been read by all", ""),
+    "one place of the halo too far left": ("band.h", "% kCols + kHaloLeft", "% kCols + kRadius"),
 }  # fmt: skip
 
 
@@ -232,9 +261,10 @@ MISTAKES = {
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
     module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
     launched_on(module, monkeypatch)
-    student, teacher = (features(1, 2, 5, 6, 72, dtype=torch.bfloat16) for _ in range(2))
+    student, *teachers = (features(1, 3, 3, 18, C, dtype=torch.bfloat16) for C in (264, 16, 24))
     with pytest.raises((AssertionError, RuntimeError)):
-        against_reference(student, [teacher])
+        for direction in ("forward", "backward"):
+            against_reference(student, teachers, direction=direction, token_weight=torch.rand(1, 2, 3, 18))
 
 
 def test_an_unspread_place_meets_its_banks_twice(objects, tmp_path, monkeypatch):
