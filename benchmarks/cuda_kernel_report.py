@@ -1,22 +1,18 @@
-"""Compile the CUDA C++ kernels without a GPU, and print what the assembler says they take of one.
+"""What nvcc makes of the CUDA C++ kernels, for `kernel_report.py`: no GPU needed, but nvcc."""
 
-python benchmarks/cuda_kernel_report.py                 registers and spills for Ampere and Hopper
-python benchmarks/cuda_kernel_report.py --arch 90a      a part of it
-python benchmarks/cuda_kernel_report.py --json          one JSON object a line
-"""
-
-import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
+CSRC = Path(__file__).parents[1] / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
+#: The tuned kernels, whose shared memory does not depend on a call: header, name, rows of their tiles.
+TUNED = [(f"{name.lower()}_band.h", f"Band{name}", rows) for name in ("Forward", "Backward") for rows in (4, 8)]
+REGISTERS, THREADS = 65536, 2048
 
 
 def nvcc() -> str | None:
@@ -25,28 +21,17 @@ def nvcc() -> str | None:
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
-def assembler_output(arch: str) -> str:
-    command = [
-        nvcc(),
-        "-std=c++17",
-        "-O3",
-        f"-arch=sm_{arch}",
-        "-cubin",
-        "-Xptxas",
-        "-v",
-        "-o",
-        os.devnull,
-        str(SOURCE),
-    ]
-    process = subprocess.run(command, capture_output=True, text=True)
+def run(*command) -> subprocess.CompletedProcess:
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if process.returncode:
-        raise SystemExit(process.stdout + process.stderr)
-    return process.stderr
+        raise RuntimeError(process.stdout + process.stderr)
+    return process
 
 
-def rows(arch: str) -> Iterator[dict]:
-    """One row for every kernel, and one for every warning."""
-    text = assembler_output(arch)
+def rows(arch: str, shared_of_sm: int) -> Iterator[dict]:
+    """One row for every kernel, and one for every warning. `shared_of_sm`: shared memory of an SM in KiB."""
+    options = ("-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", os.devnull)
+    text = run(nvcc(), *options, CSRC / "kernels.cu").stderr
     for line in re.findall(r"^.*warning.*$", text, re.M):
         yield {"arch": arch, "warning": line}
     compiled = re.findall(
@@ -55,44 +40,54 @@ def rows(arch: str) -> Iterator[dict]:
         text,
         re.S,
     )
+    sizes = sizes_of_tuned()
     for mangled, stack, stores, loads, registers in compiled:
-        kernel, dtype = named(mangled)
-        yield {
+        kernel, dtype, tile_rows = named(mangled)
+        row = {
             "arch": arch,
             "kernel": kernel,
+            "rows": tile_rows,
             "dtype": dtype,
             "registers": int(registers),
             "stack": int(stack),
             "spilled": int(stores) + int(loads),
         }
+        if tile_rows is not None:
+            threads, shared = sizes[kernel, tile_rows]
+            by_registers = REGISTERS // (-(-int(registers) // 8) * 8 * threads)
+            row["shared"] = shared
+            row["programs"] = min(by_registers, shared_of_sm * 1024 // (shared + 1024), THREADS // threads)
+        yield row
 
 
-def named(mangled: str) -> tuple[str, str]:
-    """`entry<Kernel<Type>>`, as the compiler writes it."""
+def named(mangled: str) -> tuple[str, str, int | None]:
+    """Kernel, type and rows of a tile of `entry<Kernel<Type, rows>>`, as the compiler writes it."""
     length, rest = re.search(r"entryINS0_(\d+)(\w+)", mangled).groups()
-    name, argument = rest[: int(length)], rest[int(length) + 1 :]
-    return name, next(readable for code, readable in TYPES.items() if argument.startswith(code))
+    name, arguments = rest[: int(length)], rest[int(length) + 1 :]
+    dtype = next((readable for code, readable in TYPES.items() if arguments.startswith(code)), "")
+    tile_rows = re.match(r"NS_\d+\w*?ELi(\d+)E", arguments)
+    return name, dtype, int(tile_rows[1]) if tile_rows else None
+
+
+def sizes_of_tuned() -> dict[tuple[str, int], tuple[int, int]]:
+    """Threads and bytes of shared memory of the tuned kernels, as their sources have them."""
+    lines = [f'#include "{header}"\n' for header in dict.fromkeys(header for header, *_ in TUNED)]
+    lines += ["#include <cstdio>\nint main() {\n  using namespace lgf::cuda;\n  using lgf::BFloat16;\n"]
+    for _, name, tile_rows in TUNED:
+        kernel = f"{name}<BFloat16, {tile_rows}>"
+        lines.append(f'  std::printf("%d %d\\n", int({kernel}::kThreads), int({kernel}::kSharedBytes));\n')
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "sizes.cu"), Path(folder, "sizes")
+        source.write_text("".join([*lines, "}\n"]))
+        run(nvcc(), "-std=c++17", "-diag-suppress=550,177", f"-I{CSRC}", source, "-o", program)
+        numbers = [tuple(map(int, line.split())) for line in run(program).stdout.splitlines()]
+    return {(name, tile_rows): size for (_, name, tile_rows), size in zip(TUNED, numbers, strict=True)}
 
 
 def as_text(row: dict) -> str:
+    head = f"sm_{row['arch']:<4}"
     if "warning" in row:
-        return f"sm_{row['arch']:<5}{row['warning']}"
-    return "sm_{arch:<5}{kernel:<14}{dtype:<10}{registers:4} registers  {spilled:4} B spilled".format(**row)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["80", "90a"], help="80, 90a, or any other that nvcc knows")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
-    arguments = parser.parse_args()
-    if nvcc() is None:
-        print("there is no nvcc here", file=sys.stderr)
-        return 1
-    for arch in arguments.arch:
-        for row in rows(arch):
-            print(json.dumps(row) if arguments.json else as_text(row), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return head + row["warning"]
+    kernel = f"CUDA C++ {row['kernel']}" + (f" {row['rows']}x16" if row["rows"] else "")
+    text = f"{head}{kernel:<32}{row['dtype']:<10}{row['registers']:4} registers  {row['spilled']:5} B spilled"
+    return text + (f"  {row['shared'] / 1024:6.1f} KiB shared  {row['programs']:2} an SM" if "shared" in row else "")

@@ -4,9 +4,9 @@
 // features. The coefficients of both sides stay in registers, as the first operand of the products; the features pass
 // through shared memory chunk by chunk. Where they will lie, the windows are gathered from before that.
 //
-// The sums of 256 channels stay in registers too, so that up to there the products are made once. One block of 8 warps
-// then fills an SM. Two blocks that make the products twice would hide each other's beginnings and ends, but bring every
-// halo from L2 twice, which is what these kernels wait for (`make kernel-report` counts both).
+// The sums of 256 channels stay in registers too, so that up to there the products are made once. 8 warps then fill an SM.
+// Twice as many that make the products twice would hide each other's beginnings and ends, but bring every halo from L2
+// twice, which is what these kernels wait for (`make kernel-counts` counts both).
 //
 // The products are made in the features' type. float16 has not the range of a gradient, so that each token's coefficients
 // are brought near 1 by a power of two, which is taken out of the sums again.
@@ -20,12 +20,12 @@
 namespace lgf {
 namespace cuda {
 
-template <class Half>
+template <class Half, int kTileRows>
 struct BandBackward {
   using Params = BackwardParams;
-  using Extent = band::Extent<8>;
+  using Extent = band::Extent<kTileRows>;
   static constexpr bool kScaled = std::is_same<Half, Float16>::value;
-  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = 1;
+  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = 256 / kThreads;
 
   // Windows in shared memory as they are in memory, of bfloat16 or float32: rows of 8, of which 7 count.
   static constexpr int kWindowRow = band::kWindow + 1, kWindowSize = band::kWindow * kWindowRow;
@@ -210,7 +210,7 @@ struct BandBackward {
     LGF_NO_UNROLL
     for (int i = thread_index(); i < kTokens * kWindowPieces; i += kThreads) {
       const int token = i / kWindowPieces, y = y0 + token / kCols, x = x0 + token % kCols;
-      const bool wanted = in_frame(p.grid, y, x);
+      const bool wanted = halo.offsets[kOfKeys ? token : band::opposite(token)] >= 0;
       const int64_t from = wanted ? token_number(p.grid, side.pair, y, x) * kBytes + i % kWindowPieces * 16 : 0;
       copy_async(windows + i * 16, static_cast<const char*>(gradient.g) + from, wanted);
     }

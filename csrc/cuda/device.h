@@ -121,6 +121,12 @@ inline void check(cudaError_t error) {
 
 inline void use_device(int device) { check(cudaSetDevice(device)); }
 
+inline int multiprocessors(int device) {
+  int count;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
     entry(const __grid_constant__ typename Kernel::Params params) {

@@ -19,7 +19,7 @@ template <class Half, int kTileRows>
 struct BandForward {
   using Params = ForwardParams;
   using Extent = band::Extent<kTileRows>;
-  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = 512 / kThreads;
+  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = kTileRows < 8 ? 3 : 2;
 
   // Numbers of a query's slots: odd, so that lanes that go through slots meet all banks.
   static constexpr int kPitch = 57;
@@ -41,11 +41,12 @@ struct BandForward {
   };
 
   // Sums of the squares of this lane's channels: of its tokens in the warp's two rows, and of two tokens in each row of
-  // the band that the warp sums for all. Rows 0 and 1 of the bands of all warps, and rows 6 and 7, make up the halo.
+  // the band that the warp sums for all. Rows 0 and 1 of the bands of all warps, and the last ones, make up the halo.
   struct Squares {
-    float own[2], others[4][2];
+    float own[2], others[6][2];
   };
-  static constexpr LGF_HOST_DEVICE bool is_summed(int j) { return j < 2 || j >= 6; }
+  static constexpr LGF_HOST_DEVICE bool is_summed(int j) { return j < 2 || j >= (kTileRows < 8 ? 4 : 6); }
+  static constexpr LGF_HOST_DEVICE int summed(int j) { return j < 2 ? j : j - 2; }
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
     const Tile tile(p.grid, p.grid.frames - 1, Extent::kRows, band::kCols);
@@ -126,8 +127,8 @@ struct BandForward {
         multiply<Half>(z[j][0], a, b[0], b[1]);
         multiply<Half>(z[j][1], a, b[2], b[3]);
         if (!is_summed(j)) continue;
-        squares.others[j % 4][0] += square(b[0]) + square(b[1]);
-        squares.others[j % 4][1] += square(b[2]) + square(b[3]);
+        squares.others[summed(j)][0] += square(b[0]) + square(b[1]);
+        squares.others[summed(j)][1] += square(b[2]) + square(b[3]);
       }
     }
   }
@@ -154,9 +155,10 @@ struct BandForward {
       LGF_UNROLL
       for (int h = 0; h < 2; ++h) {
         if (!is_summed(j)) continue;
-        const float r = finished(p, squares.others[j % 4][h]);
-        // Where two warps have summed a token, the upper left one writes.
-        const bool first = (j < 2 || band::warp_y() + j >= Extent::kRows) && (h == 0 || band::warp_x() > 0);
+        const float r = finished(p, squares.others[summed(j)][h]);
+        // Where several warps have summed a token, one of them writes.
+        const bool below = band::warp_y() + j >= Extent::kRows && (j >= 6 || band::warp_y() == 0);
+        const bool first = (j < 2 || below) && (h == 0 || band::warp_x() > 0);
         const int key = (band::warp_y() + j) * band::kHaloCols + band::warp_x() + h * 8 + band::lane() / 4;
         if (writes && first) norms[key] = offsets[key] < 0 ? 0.0f : r;
       }

@@ -55,11 +55,44 @@ bool suits_band(const ForwardCall& call) {
   return suits;
 }
 
-template <class Half, int kRows>
+// Tokens along one side of a frame that the halos of all tiles hold together.
+int64_t reached(int size, int tile) {
+  int64_t sum = 0;
+  for (int first = 0; first < size; first += tile) {
+    const int end = first + tile + band::kRadius;
+    sum += (end < size ? end : size) - (first < band::kRadius ? 0 : first - band::kRadius);
+  }
+  return sum;
+}
+
+// What a launch with tiles of so many rows waits for, in lines of 64 bytes through the shared memory of an SM: what passes
+// through that of the busiest SM, or what comes from L2, which gives an SM a fifth of that rate while all ask. A token of
+// the tile passes 10 times, most of them as an operand of its warp's products.
+double work(const Grid& grid, int frames, int rows, int sms) {
+  const double frame = double(grid.rows) * grid.cols, halos = double(reached(grid.rows, rows)) * reached(grid.cols, band::kCols);
+  const int64_t blocks = tiles(grid, frames, rows, band::kCols), busiest = (blocks + sms - 1) / sms;
+  const double passing = busiest * ((rows + 2.0 * band::kRadius) * band::kHaloCols + 10.0 * rows * band::kCols);
+  const double arriving = 5.0 * (halos + frame) * frames * grid.batch / sms;
+  return passing > arriving ? passing : arriving;
+}
+
+// Low tiles read more for each token, but share a small grid out more evenly.
+bool takes_low_tiles(const Grid& grid, int frames, const Stream& stream) {
+  const int sms = multiprocessors(stream.device);
+  return work(grid, frames, 4, sms) < work(grid, frames, 8, sms);
+}
+
+template <class Kernel>
+void launch_tiles(const Grid& grid, int frames, const Stream& stream, const typename Kernel::Params& params) {
+  launch<Kernel>(tiles(grid, frames, Kernel::Extent::kRows, band::kCols), Kernel::kSharedBytes, stream.handle, params);
+}
+
+template <class Half>
 void band_forward(const ForwardCall& call) {
-  using Kernel = BandForward<Half, kRows>;
-  launch<Kernel>(tiles(call.grid, call.grid.frames - 1, kRows, band::kCols), Kernel::kSharedBytes, call.stream.handle,
-                 forward_params(call));
+  const int pairs = call.grid.frames - 1;
+  return takes_low_tiles(call.grid, pairs, call.stream)
+             ? launch_tiles<BandForward<Half, 4>>(call.grid, pairs, call.stream, forward_params(call))
+             : launch_tiles<BandForward<Half, 8>>(call.grid, pairs, call.stream, forward_params(call));
 }
 
 template <class T>
@@ -99,9 +132,10 @@ BackwardParams backward_params(const BackwardCall& call) {
 
 template <class Half>
 void band_backward(const BackwardCall& call) {
-  using Kernel = BandBackward<Half>;
-  launch<Kernel>(tiles(call.grid, call.grid.frames, Kernel::Extent::kRows, band::kCols), Kernel::kSharedBytes,
-                 call.stream.handle, backward_params(call));
+  const int frames = call.grid.frames;
+  return takes_low_tiles(call.grid, frames, call.stream)
+             ? launch_tiles<BandBackward<Half, 4>>(call.grid, frames, call.stream, backward_params(call))
+             : launch_tiles<BandBackward<Half, 8>>(call.grid, frames, call.stream, backward_params(call));
 }
 
 template <class T>
@@ -122,7 +156,7 @@ void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, con
 void forward(const ForwardCall& call) {
   use_device(call.stream.device);
   if (suits_band(call))
-    return call.student.dtype == DType::bfloat16 ? band_forward<BFloat16, 8>(call) : band_forward<Float16, 8>(call);
+    return call.student.dtype == DType::bfloat16 ? band_forward<BFloat16>(call) : band_forward<Float16>(call);
   return call.student.dtype == DType::float64 ? any_forward<double>(call) : any_forward<float>(call);
 }
 

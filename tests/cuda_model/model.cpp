@@ -59,7 +59,9 @@ std::int64_t shared_size = 0;
 const std::function<void(char*)>* kernel = nullptr;
 std::exception_ptr failure;
 bool reversed = false;
+int multiprocessor_count = 1;
 std::int64_t bank_conflicts = 0;
+std::int64_t blocks_run = 0, bytes_copied = 0, bytes_staged = 0, matrix_loads = 0, products = 0;
 
 #ifdef __SANITIZE_ADDRESS__
 // The sanitizer must be told of every change of stacks.
@@ -132,6 +134,7 @@ void exchange_all(Fibre** lanes) {
 }
 
 void load_all(Fibre** lanes) {
+  ++matrix_loads;
   std::uint16_t matrices[4][8][8];
   for (int i = 0; i < kWarp; ++i) {
     const auto address = reinterpret_cast<std::uintptr_t>(lanes[i]->row);
@@ -158,6 +161,7 @@ float number(unsigned pair, int which, bool bfloat) {
 }
 
 void multiply_all(Fibre** lanes) {
+  ++products;
   float a[16][16], b[16][8];
   for (int i = 0; i < kWarp; ++i)
     for (int e = 0; e < 2; ++e) {
@@ -222,6 +226,8 @@ void run_block() {
 
 }  // namespace
 
+int multiprocessors() { return multiprocessor_count; }
+
 void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, const std::function<void(char*)>& body) {
   threads = block_threads;
   while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
@@ -229,6 +235,7 @@ void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, cons
   shared_size = bytes;
   std::vector<char> memory(bytes + kGuardBytes + 128);
   shared_memory = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128);
+  blocks_run += blocks;
   for (std::int64_t i = 0; i < blocks; ++i) {
     block_number = reversed ? blocks - 1 - i : i;
     std::memset(shared_memory, 0xff, bytes + kGuardBytes);
@@ -255,6 +262,8 @@ void copy(void* shared, const void* global, bool wanted) {
     fail("an asynchronous copy is not aligned to 16 bytes");
   if (shared < shared_memory || shared > shared_memory + shared_size - 16)
     fail("an asynchronous copy leads outside shared memory");
+  bytes_copied += wanted ? 16 : 0;
+  bytes_staged += 16;
   std::memset(shared, 0xff, 16);
   self().copies.push_back({shared, global, wanted, self().group});
 }
@@ -300,8 +309,20 @@ extern "C" {
 
 __attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf::cuda::model::reversed = reverse; }
 
+// On how many the work is shared out: small grids take other tiles.
+__attribute__((visibility("default"))) void lgf_model_multiprocessors(int count) {
+  lgf::cuda::model::multiprocessor_count = count;
+}
+
 __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;
+}
+
+// Blocks, bytes of asynchronous copies that were wanted and all of them, matrix loads and products of warps: so far.
+__attribute__((visibility("default"))) void lgf_model_counts(std::int64_t* counts) {
+  using namespace lgf::cuda::model;
+  const std::int64_t all[] = {blocks_run, bytes_copied, bytes_staged, matrix_loads, products};
+  std::copy(std::begin(all), std::end(all), counts);
 }
 
 // One warp loads four matrices: lane i gives row i % 8 of matrix i / 8, 16 bytes at rows + 16 i.

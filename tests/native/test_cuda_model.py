@@ -48,6 +48,7 @@ def model(built, monkeypatch):
     before = functions.lgf_model_bank_conflicts()
     yield functions
     functions.lgf_model_reverse(0)
+    functions.lgf_model_multiprocessors(1)
     assert functions.lgf_model_bank_conflicts() == before
 
 
@@ -223,6 +224,39 @@ def test_too_many_teachers_are_refused(model):
         lgf.lgf_kl_loss(f, [f] * 16, backend="native")
 
 
+# ---- how much they do ---------------------------------------------------------------------------------------------
+
+
+def work(model, run):
+    """Blocks, bytes copied and staged, matrix loads, products: what a call adds to the model's counts."""
+    counts = torch.zeros(2, 5, dtype=torch.int64)
+    model.lgf_model_counts(address(counts[0]))
+    result = run()
+    model.lgf_model_counts(address(counts[1]))
+    return result, (counts[1] - counts[0]).tolist()
+
+
+@pytest.mark.parametrize("rows, multiprocessors", [(8, 1), (4, 1000)])
+@pytest.mark.parametrize("channels", [72, 264])
+def test_the_work_is_what_the_report_counts(model, channels, rows, multiprocessors):
+    """Tiles of 8 rows on a large grid and of 4 on one that leaves multiprocessors empty, and right in either."""
+    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    model.lgf_model_multiprocessors(multiprocessors)
+    student, teacher = (features(1, 3, 9, 18, channels, dtype=torch.bfloat16) for _ in range(2))
+    against_reference(student, [teacher], direction="both", token_weight=torch.rand(1, 2, 9, 18))
+
+    shape = counts.Shape(*student.shape, teachers=1)
+    loss, done = work(model, lambda: lgf.lgf_kl_loss(student.requires_grad_(), teacher, backend="native"))
+    blocks, copied, staged, loads, products = done
+    forward = counts.band_forward(shape, rows)
+    assert (blocks, copied, products * 2048) == (forward.blocks, forward.l2, forward.mma)
+    assert staged + loads * 512 == forward.shared
+    _, (blocks, copied, staged, loads, products) = work(model, loss.backward)
+    backward = counts.band_backward(shape, rows)
+    assert (blocks, copied, products * 2048) == (backward.blocks, backward.l2, backward.mma)
+    assert loads * 512 < backward.shared
+
+
 # ---- what the tests would notice ----------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -236,7 +270,8 @@ MISTAKES = {
         "backward_band.h", "sync_block();  // the windows have been read: what is next may lie over them", ""),
     "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
     "a chunk is not waited for, backward": ("backward_band.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
-    "windows are not waited for": ("backward_band.h", "copy_wait<0>()", "copy_wait<1>()"),
+    "windows are not waited for": (
+        "backward_band.h", "copy_wait<0>();\n    sync_block();  // the windows", "copy_wait<1>();\n    sync_block();  // the windows"),
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
     "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
@@ -261,10 +296,10 @@ MISTAKES = {
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
     module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
     launched_on(module, monkeypatch)
-    student, *teachers = (features(1, 3, 3, 18, C, dtype=torch.bfloat16) for C in (264, 16, 24))
+    student, *teachers = (features(1, 2, 3, 5, C, dtype=torch.bfloat16) for C in (264, 16, 24))
     with pytest.raises((AssertionError, RuntimeError)):
-        for direction in ("forward", "backward"):
-            against_reference(student, teachers, direction=direction, token_weight=torch.rand(1, 2, 3, 18))
+        for direction in ("forward", "backward", "both"):
+            against_reference(student, teachers, direction=direction, token_weight=torch.rand(1, 1, 3, 5))
 
 
 def test_an_unspread_place_meets_its_banks_twice(objects, tmp_path, monkeypatch):
