@@ -261,7 +261,13 @@ def considered(shape: Shape, gpu: Ceilings) -> list[Work]:
 def row(shape: Shape, work: Work, gpu: Ceilings) -> dict:
     estimate, limit = work.estimate(gpu)
     resources = {name: round(seconds * 1e6, 1) for name, seconds in work.seconds(gpu).items()}
-    return {"shape": str(shape), **work._asdict(), "microseconds": resources, "estimate": estimate * 1e6, "limit": limit}
+    return {
+        "shape": str(shape),
+        **work._asdict(),
+        "microseconds": resources,
+        "estimate": estimate * 1e6,
+        "limit": limit,
+    }
 
 
 def as_text(row: dict) -> str:
@@ -275,29 +281,41 @@ def as_text(row: dict) -> str:
     )
 
 
+def ceilings(sms, clock, tensor, mma_share, l2, sm_from_l2, shared, memory, wait) -> Ceilings:
+    """From the units of the command line."""
+    per_clock = clock * 1e9
+    return Ceilings(
+        sms, tensor * 1e12, mma_share, l2 * 1e12, sm_from_l2 * per_clock, shared * per_clock, memory * 1e12, wait * 1e-6
+    )
+
+
+DEFAULTS = {
+    "sms": (132, "SMs"),
+    "clock": (1.755, "GHz"),
+    "tensor": (790.0, "TFLOP/s, dense"),
+    "mma-share": (0.62, "of the dense rate, that mma.sync reaches"),
+    "l2": (6.0, "TB/s from L2 to all SMs"),
+    "sm-from-l2": (64.0, "bytes a clock that one SM takes at most"),
+    "shared": (128.0, "bytes a clock of an SM's shared memory"),
+    "memory": (4.3, "TB/s of a copy"),
+    "wait": (0.6, "microseconds until a load from memory arrives"),
+}
+H200 = ceilings(*(value for value, _ in DEFAULTS.values()))
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=5, metavar=tuple("BTHWC"), help="one shape instead of the two")
     parser.add_argument("--teachers", type=int, nargs="+", default=[2, 0], help="0: two by cached logits")
-    parser.add_argument("--sms", type=int, default=132)
-    parser.add_argument("--clock", type=float, default=1.755, help="GHz")
-    parser.add_argument("--tensor", type=float, default=790, help="TFLOP/s, dense")
-    parser.add_argument("--mma-share", type=float, default=0.62, help="of the dense rate, that mma.sync reaches")
-    parser.add_argument("--l2", type=float, default=6.0, help="TB/s from L2 to all SMs")
-    parser.add_argument("--sm-from-l2", type=float, default=64, help="bytes a clock that one SM takes at most")
-    parser.add_argument("--shared", type=float, default=128, help="bytes a clock of an SM's shared memory")
-    parser.add_argument("--memory", type=float, default=4.3, help="TB/s of a copy")
-    parser.add_argument("--wait", type=float, default=0.6, help="microseconds until a load from memory arrives")
+    for name, (value, unit) in DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{unit} (default: {value})")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     return parser.parse_args()
 
 
 def main() -> int:
     given = parse_arguments()
-    gpu = Ceilings(
-        given.sms, given.tensor * 1e12, given.mma_share, given.l2 * 1e12, given.sm_from_l2 * given.clock * 1e9,
-        given.shared * given.clock * 1e9, given.memory * 1e12, given.wait * 1e-6,
-    )  # fmt: skip
+    gpu = ceilings(*(getattr(given, name.replace("-", "_")) for name in DEFAULTS))
     sizes = [given.shape] if given.shape else [(1, 49, 64, 64, 256), (1, 13, 30, 45, 256)]
     for size in sizes:
         for teachers in given.teachers:

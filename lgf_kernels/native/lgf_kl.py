@@ -85,7 +85,11 @@ class Residual:
 
     def __init__(self, residual: Tensor, student: Tensor, options: LgfOptions):
         slots_bytes, norms_bytes = self.sizes(student, options)
-        shape = (len(options.directions), *lgf_pairs_shape(student), options.window * window_row(student, options.window))
+        shape = (
+            len(options.directions),
+            *lgf_pairs_shape(student),
+            options.window * window_row(student, options.window),
+        )
         self.slots = residual[:slots_bytes].view(self.slots_dtype(student)).view(shape)
         norms = residual[slots_bytes:].view(accumulate_dtype(student))
         self.norms = norms.view(1, *student.shape[:4]) if norms_bytes else None

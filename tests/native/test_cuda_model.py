@@ -271,19 +271,22 @@ MISTAKES = {
     "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
     "a chunk is not waited for, backward": ("backward_band.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
     "windows are not waited for": (
-        "backward_band.h", "copy_wait<0>();\n    sync_block();  // the windows", "copy_wait<1>();\n    sync_block();  // the windows"),
+        "backward_band.h", "copy_wait<0>();\n    sync_block();  // the windows",
+        "copy_wait<1>();\n    sync_block();  // the windows"),
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
     "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
     "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
     "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
     "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
-    "the first frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
+    "the first frame's norms are not kept": (
+        "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
     "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
     "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
     "key side at the offset and not its opposite": (
         "backward_band.h", "(band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx", "dy * kWindowRow + dx"),
-    "the other token's scale": ("backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
+    "the other token's scale": (
+        "backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
     "what is wanted of no window is added": ("backward_band.h", "wanted ? g_scaled : 0.0f", "g_scaled"),
     "no barrier before a gradient is stored": ("backward_band.h", "sync_block();  // the gradient is there", ""),
     "no barrier before what is next": ("backward_band.h", "sync_block();  // what is next may lie over it", ""),
