@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test sanitize bench bench-gpu gpu kernel-report cuda-kernel-report lint clean
+.PHONY: help venv demo test sanitize bench bench-gpu gpu kernel-report kernel-counts lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,11 +51,11 @@ bench-gpu: $(READY) ## the same on its GPU
 gpu: $(READY)   ## all that a GPU is needed for, in ten minutes; ARGS="--out DIR --minutes 10", again to go on
 	$(BIN)/python -m lgf_kernels.bench.session $(ARGS)
 
-kernel-report: $(READY) ## what the Triton kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
+kernel-report: $(READY) ## what the GPU kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
 	$(BIN)/python benchmarks/kernel_report.py $(ARGS)
 
-cuda-kernel-report: $(READY) ## the same of the CUDA C++ kernels; needs nvcc (a minute)
-	$(BIN)/python benchmarks/cuda_kernel_report.py $(ARGS)
+kernel-counts: $(READY) ## how much work the LGF kernels do, and how long a GPU would need at least
+	$(BIN)/python benchmarks/kernel_counts.py $(ARGS)
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

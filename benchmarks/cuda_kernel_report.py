@@ -1,22 +1,34 @@
-"""Compile the CUDA C++ kernels without a GPU, and print what the assembler says they take of one.
+"""What nvcc makes of the CUDA C++ kernels, for `kernel_report.py`: no GPU needed, but nvcc."""
 
-python benchmarks/cuda_kernel_report.py                 registers and spills for Ampere and Hopper
-python benchmarks/cuda_kernel_report.py --arch 90a      a part of it
-python benchmarks/cuda_kernel_report.py --json          one JSON object a line
-"""
-
-import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCES = sorted((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
+CSRC = Path(__file__).parents[1] / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
+#: The tuned kernels, whose shared memory does not depend on a call: name -> what they are in C++.
+TUNED = {
+    **{f"Band{name} {rows}": f"Band{name}<BFloat16, {rows}>" for name in ("Forward", "Backward") for rows in (4, 8)},
+    **{f"Distances {by}": f"Distances<{by}<BFloat16>>" for by in ("Warps", "Warpgroups")},
+    **{
+        f"TileProducts {by} {width}": f"TileProducts<{by}<BFloat16>, {width}>"
+        for by in ("Warps", "Warpgroups")
+        for width in (1, 2)
+    },
+}
+HEADERS = (
+    "forward_band",
+    "backward_band",
+    "relation_distances",
+    "relation_products",
+    "relation_warps",
+    "relation_warpgroups",
+)
+REGISTERS, THREADS = 65536, 2048
 
 
 def nvcc() -> str | None:
@@ -25,28 +37,20 @@ def nvcc() -> str | None:
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
-def assembler_output(source: Path, arch: str) -> str:
-    command = [
-        nvcc(),
-        "-std=c++17",
-        "-O3",
-        f"-arch=sm_{arch}",
-        "-cubin",
-        "-Xptxas",
-        "-v",
-        "-o",
-        os.devnull,
-        str(source),
-    ]
-    process = subprocess.run(command, capture_output=True, text=True)
+def run(*command) -> subprocess.CompletedProcess:
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if process.returncode:
-        raise SystemExit(process.stdout + process.stderr)
-    return process.stderr
+        raise RuntimeError(process.stdout + process.stderr)
+    return process
 
 
-def rows(arch: str) -> Iterator[dict]:
-    """One row for every kernel, and one for every warning, that asynchronous products are made to wait included."""
-    text = "".join(assembler_output(source, arch) for source in SOURCES)
+def rows(arch: str, shared_of_sm: int) -> Iterator[dict]:
+    """One row for every kernel, and one for every warning, that asynchronous products are made to wait included.
+
+    `shared_of_sm`: shared memory of an SM in KiB.
+    """
+    options = ("-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", os.devnull)
+    text = "".join(run(nvcc(), *options, source).stderr for source in sorted(CSRC.glob("*.cu")))
     for line in re.findall(r"^.*(?:warning|Performance Loss).*$", text, re.M):
         yield {"arch": arch, "warning": line}
     compiled = re.findall(
@@ -55,11 +59,12 @@ def rows(arch: str) -> Iterator[dict]:
         text,
         re.S,
     )
+    sizes = sizes_of_tuned()
     for mangled, stack, stores, loads, registers in compiled:
         kernel, dtype = named(mangled)
         if "Warpgroups" in kernel and arch != "90a":
             continue  # Hopper's alone; elsewhere they are there but do nothing
-        yield {
+        row = {
             "arch": arch,
             "kernel": kernel,
             "dtype": dtype,
@@ -67,40 +72,45 @@ def rows(arch: str) -> Iterator[dict]:
             "stack": int(stack),
             "spilled": int(stores) + int(loads),
         }
+        if kernel in sizes:
+            threads, shared = sizes[kernel]
+            by_registers = REGISTERS // (-(-int(registers) // 8) * 8 * threads)
+            row["shared"] = shared
+            row["programs"] = min(by_registers, shared_of_sm * 1024 // (shared + 1024), THREADS // threads)
+        yield row
 
 
 def named(mangled: str) -> tuple[str, str]:
-    """The kernel and the type of `entry<Kernel<Type>>` or `entry<Kernel<Products<Type>, width>>`, as the compiler writes it."""
+    """Kernel and type of `entry<Kernel<Type, number>>` or `entry<Kernel<Products<Type>, number>>`, as the compiler writes it."""
     rest, names = re.search(r"entryINS0_(\w+)", mangled)[1], []
     while rest[0].isdigit():
         length = re.match(r"\d+", rest)[0]
         name, rest = rest[len(length) :][: int(length)], rest[len(length) + int(length) + 1 :]
         names.append(name)
         rest = rest.removeprefix("NS0_")
-    code, dtype = next(item for item in TYPES.items() if rest.startswith(item[0]))
-    width = re.match(r"E*Li(\d)", rest.removeprefix(code))
-    return " ".join([*names, width[1]] if width else names), dtype
+    code, dtype = next((item for item in TYPES.items() if rest.startswith(item[0])), ("", ""))
+    number = re.match(r"E*Li(\d+)", rest.removeprefix(code))
+    return " ".join([*names, number[1]] if number else names), dtype
+
+
+def sizes_of_tuned() -> dict[str, tuple[int, int]]:
+    """Threads and bytes of shared memory of the tuned kernels, as their sources have them."""
+    lines = [f'#include "{header}.h"\n' for header in HEADERS]
+    lines += ["#include <cstdio>\nint main() {\n  using namespace lgf::cuda;\n  using lgf::BFloat16;\n"]
+    for kernel in TUNED.values():
+        lines.append(f"  {{ using K = {kernel}; ")
+        lines.append('std::printf("%d %d\\n", int(K::kThreads), int(K::kSharedBytes)); }\n')
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "sizes.cu"), Path(folder, "sizes")
+        source.write_text("".join([*lines, "}\n"]))
+        run(nvcc(), "-std=c++17", "-diag-suppress=550,177", f"-I{CSRC}", source, "-o", program)
+        numbers = [tuple(map(int, line.split())) for line in run(program).stdout.splitlines()]
+    return dict(zip(TUNED, numbers, strict=True))
 
 
 def as_text(row: dict) -> str:
+    head = f"sm_{row['arch']:<4}"
     if "warning" in row:
-        return f"sm_{row['arch']:<5}{row['warning']}"
-    return "sm_{arch:<5}{kernel:<28}{dtype:<10}{registers:4} registers  {spilled:4} B spilled".format(**row)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["80", "90a"], help="80, 90a, or any other that nvcc knows")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
-    arguments = parser.parse_args()
-    if nvcc() is None:
-        print("there is no nvcc here", file=sys.stderr)
-        return 1
-    for arch in arguments.arch:
-        for row in rows(arch):
-            print(json.dumps(row) if arguments.json else as_text(row), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return head + row["warning"]
+    text = head + "CUDA C++ {kernel:<27}{dtype:<10}{registers:4} registers  {spilled:5} B spilled".format(**row)
+    return text + (f"  {row['shared'] / 1024:6.1f} KiB shared  {row['programs']:2} an SM" if "shared" in row else "")

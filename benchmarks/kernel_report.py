@@ -1,12 +1,14 @@
-"""Compile every Triton kernel ahead of time, without a GPU, and print what it takes of one.
+"""Compile every kernel ahead of time, without a GPU, and print what it takes of one.
 
-The kernels are compiled exactly as the launchers would launch them: the launches of a call are recorded, not run. For
+The Triton kernels are compiled exactly as the launchers would launch them: the launches of a call are recorded, not run. For
 each the table gives registers a thread, bytes spilled to local memory, shared memory, how many programs share an SM,
-matrix instructions of the tensor cores, and instructions in all, from the machine code.
+matrix instructions of the tensor cores, and instructions in all, from the machine code. The CUDA C++ kernels follow, where
+nvcc is installed, for Ampere and Hopper. How much work they do stands in `kernel_counts.py`.
 
   python benchmarks/kernel_report.py                                the table for Ampere, Hopper and Blackwell
   python benchmarks/kernel_report.py --arch 90 --channels 256       a part of it
   python benchmarks/kernel_report.py --operator token_relation      of one loss
+  python benchmarks/kernel_report.py --operator cuda                the CUDA C++ kernels
   python benchmarks/kernel_report.py --json                         one JSON object a line
 """
 
@@ -26,6 +28,7 @@ from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
 
+import cuda_kernel_report
 import torch
 import triton
 from tqdm import tqdm
@@ -39,7 +42,9 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.
 SHARED = {80: (164, 163), 90: (228, 227), 100: (228, 227)}
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
-OPERATORS = ("lgf_kl", "token_relation")
+OPERATORS = ("lgf_kl", "token_relation", "cuda")
+#: What nvcc calls the architectures that the CUDA C++ kernels are built for.
+NVCC = {80: "80", 90: "90a"}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -238,6 +243,12 @@ def main() -> int:
         cases += [RelationCase(*case) for case in itertools.product(*shared, arguments.teacher_channels)]
     for row in rows(cases):
         print(json.dumps(row) if arguments.json else as_text(row), flush=True)
+    if "cuda" in arguments.operator and cuda_kernel_report.nvcc() is None:
+        print("the CUDA C++ kernels are left out: there is no nvcc here", file=sys.stderr)
+    elif "cuda" in arguments.operator:
+        for arch in filter(NVCC.get, arguments.arch):
+            for row in cuda_kernel_report.rows(NVCC[arch], SHARED[arch][0]):
+                print(json.dumps(row) if arguments.json else cuda_kernel_report.as_text(row), flush=True)
     return 0
 
 

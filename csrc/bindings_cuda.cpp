@@ -22,17 +22,21 @@ namespace {
 
 using namespace lgf::bindings;
 namespace cuda = lgf::cuda;
-using GradientTuple = std::tuple<Address, std::string, std::optional<Address>, bool>;  // g, dtype, scale, one for all
+using GradientTuple = std::tuple<Address, std::string>;  // g, dtype
 
 int narrow(const char* what, std::int64_t value) {
   if (value > std::numeric_limits<int>::max()) throw std::invalid_argument(std::string(what) + ": too large");
   return static_cast<int>(value);
 }
 
-cuda::Grid parse_grid(const Shape& shape) {
-  check_shape(shape);
+cuda::Grid parse_tokens(const Shape& shape) {
   const auto [batch, frames, rows, cols] = shape;
   return {narrow("batch", batch), narrow("frames", frames), narrow("rows", rows), narrow("cols", cols)};
+}
+
+cuda::Grid parse_grid(const Shape& shape) {
+  check_shape(shape);
+  return parse_tokens(shape);
 }
 
 cuda::Tensor parse_tensor(const TensorTuple& tuple) {
@@ -42,15 +46,20 @@ cuda::Tensor parse_tensor(const TensorTuple& tuple) {
   return {reinterpret_cast<const void*>(data), parse_dtype(dtype), narrow("channels", channels), {b, t, y, x}};
 }
 
-// The reciprocal norms that cosine similarity needs go to the workspace.
-void* parse_workspace(std::optional<Address> workspace, const std::string& similarity) {
+void* parse_norms(std::optional<Address> norms, const std::string& similarity) {
   const bool cosine = parse_choice("similarity", similarity, "cosine", "dot");
-  if (cosine && !workspace) throw std::invalid_argument("workspace: needed for similarity 'cosine'");
-  return cosine ? pointer(workspace) : nullptr;
+  if (cosine && !norms) throw std::invalid_argument("norms: needed for similarity 'cosine'");
+  return cosine ? pointer(norms) : nullptr;
+}
+
+void reciprocal_norms(const TensorTuple& features, const Shape& shape, Address norms, const std::string& dtype, int device,
+                      Address stream) {
+  cuda::reciprocal_norms(parse_tokens(shape), parse_tensor(features), pointer(norms),
+                         parse_choice("dtype", dtype, "float64", "float32"), {device, stream});
 }
 
 void local_gram_flow(const TensorTuple& features, const Shape& shape, Address out, int window,
-                     const std::string& similarity, bool backward, std::optional<Address> workspace, int device,
+                     const std::string& similarity, bool backward, std::optional<Address> norms, int device,
                      Address stream) {
   check_window(window, cuda::kMaxWindow);
   cuda::ForwardCall call = {};
@@ -59,7 +68,7 @@ void local_gram_flow(const TensorTuple& features, const Shape& shape, Address ou
   call.backward = backward;
   call.student = parse_tensor(features);
   call.temperature = 1;
-  call.workspace = parse_workspace(workspace, similarity);
+  call.norms = parse_norms(norms, similarity);
   call.logits = pointer(out);
   call.stream = {device, stream};
   cuda::forward(call);
@@ -69,11 +78,14 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
                     const std::vector<double>& teacher_weights, const Shape& shape, Address kl,
                     std::optional<Address> g, int window, double temperature, const std::string& similarity,
                     const std::string& boundary, const std::string& divergence, bool backward, bool from_logits,
-                    const std::string& g_dtype, std::optional<Address> workspace, int device, Address stream) {
+                    const std::string& g_dtype, std::optional<Address> norms, std::optional<Address> workspace,
+                    int device, Address stream) {
   check_window(window, cuda::kMaxWindow);
   check_teachers(teachers, teacher_weights, temperature, window, from_logits);
   if (teachers.size() > cuda::kMaxTeachers)
-    throw std::invalid_argument("teachers: the CUDA kernels take at most " + std::to_string(cuda::kMaxTeachers));
+    throw std::invalid_argument("teachers: the CUDA kernels take at most " + std::to_string(cuda::kMaxTeachers) +
+                                ", got " + std::to_string(teachers.size()) +
+                                "; fuse some of them as cached logits, or take backend='triton' or 'portable'");
   std::vector<cuda::Tensor> parsed;
   for (const TensorTuple& teacher : teachers) parsed.push_back(parse_tensor(teacher));
   cuda::ForwardCall call = {};
@@ -88,7 +100,9 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
   call.exclude_boundary = parse_choice("boundary", boundary, "exclude", "zero");
   call.squared_error = parse_choice("divergence", divergence, "l2", "kl");
   call.temperature = temperature;
-  call.workspace = parse_workspace(workspace, similarity);
+  call.norms = parse_norms(norms, similarity);
+  call.workspace = pointer(workspace);
+  if (call.norms && !from_logits && !workspace) throw std::invalid_argument("workspace: needed for similarity 'cosine'");
   call.values = pointer(kl);
   call.gradient = pointer(g);
   call.gradient_type = parse_dtype(g_dtype);
@@ -98,15 +112,17 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
 
 void gram_backward(const TensorTuple& features, const Shape& shape, const std::optional<GradientTuple>& forward,
                    const std::optional<GradientTuple>& backward, Address grad, int window,
-                   const std::string& similarity, std::optional<Address> workspace, int device, Address stream) {
+                   const std::string& similarity, std::optional<Address> scales, std::optional<Address> scale,
+                   double factor, std::optional<Address> norms, int device, Address stream) {
   check_window(window, cuda::kMaxWindow);
   const auto parse = [](const std::optional<GradientTuple>& gradient) -> cuda::LogitGradientCall {
     if (!gradient) return {};
-    const auto& [g, dtype, scale, one_for_all] = *gradient;
-    return {pointer(g), parse_dtype(dtype), pointer(scale), one_for_all};
+    const auto& [g, dtype] = *gradient;
+    return {pointer(g), parse_dtype(dtype)};
   };
   cuda::backward({parse_grid(shape), window, parse_tensor(features), parse(forward), parse(backward),
-                  parse_workspace(workspace, similarity), pointer(grad), {device, stream}});
+                  parse_norms(norms, similarity), pointer(scales), pointer(scale), factor, pointer(grad),
+                  {device, stream}});
 }
 
 using VideoTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, Address>;  // batch, frames, tokens of one, weight
@@ -131,13 +147,6 @@ cuda::Rows parse_rows(const RowsTuple& tuple) {
 std::tuple<int, std::string, int, int> relation_cut(const TensorTuple& student, const TensorTuple& teacher, int device) {
   const cuda::Cut cut = cuda::relation_cut(parse_tensor(student), parse_tensor(teacher), device);
   return {cut.tile, dtype_name(cut.coefficient_type), cut.side_by_side, cut.channels};
-}
-
-void reciprocal_norms(const TensorTuple& features, const VideoTuple& video, Address out, const std::string& dtype,
-                      int device, Address stream) {
-  const cuda::Video parsed = parse_video(video);
-  cuda::reciprocal_norms({parsed.batch, 1, 1, parsed.tokens}, parse_tensor(features), pointer(out),
-                         parse_choice("dtype", dtype, "float64", "float32"), {device, stream});
 }
 
 void relation_distances(const TensorTuple& student, const TensorTuple& teacher, const VideoTuple& video,
@@ -184,30 +193,32 @@ PYBIND11_MODULE(LGF_MODULE, m) {
   m.doc() =
       "CUDA kernels of lgf_kernels. A tensor is (address, dtype, channels, (stride_b, stride_t, stride_h, stride_w)),\n"
       "its last dimension contiguous; shape is (batch, frames, rows, cols). Outputs are contiguous and allocated by\n"
-      "the caller, in the accumulate type: float64 for float64 features (student), else float32. `workspace` has room\n"
-      "for one number of that type for each token of each features; it is needed for similarity 'cosine'.";
+      "the caller, in the accumulate type: float64 for float64 features (student), else float32. `norms` are reciprocal\n"
+      "norms (B, T, H, W) in that type, needed for similarity 'cosine'. Gradients by the logits are (B, T-1, H, W, K, K+1),\n"
+      "the last number of each row undefined.";
   using namespace py::literals;
 
+  m.def("reciprocal_norms", &reciprocal_norms, "features"_a, "shape"_a, "norms"_a, py::kw_only(), "dtype"_a,
+        "device"_a, "stream"_a, "1 / max(||f||, 1e-6) into `norms`, which are float32 or float64.");
+
   m.def("local_gram_flow", &local_gram_flow, "features"_a, "shape"_a, "out"_a, py::kw_only(), "window"_a,
-        "similarity"_a, "backward"_a, "workspace"_a, "device"_a, "stream"_a,
-        "Logits (B, T-1, H, W, K*K) into `out`; 0 outside the frame.");
+        "similarity"_a, "backward"_a, "norms"_a, "device"_a, "stream"_a,
+        "Logits (B, T-1, H, W, K*K) into `out`, 0 outside the frame, and the norms of the features into `norms`.");
   m.def("lgf_kl_forward", &lgf_kl_forward, "student"_a, "teachers"_a, "teacher_weights"_a, "shape"_a, "kl"_a, "g"_a,
         py::kw_only(), "window"_a, "temperature"_a, "similarity"_a, "boundary"_a, "divergence"_a, "backward"_a,
-        "from_logits"_a, "g_dtype"_a, "workspace"_a, "device"_a, "stream"_a,
-        "Divergence per token (B, T-1, H, W) into `kl`; its gradient with respect to the student's logits into `g`\n"
-        "(B, T-1, H, W, K*K) of type `g_dtype` unless None. With from_logits the teachers are cached logits of K*K\n"
-        "channels.");
+        "from_logits"_a, "g_dtype"_a, "norms"_a, "workspace"_a, "device"_a, "stream"_a,
+        "Divergence per token (B, T-1, H, W) into `kl`; its gradient with respect to the student's logits into `g`, of\n"
+        "type `g_dtype`, unless None; the student's norms into `norms`. With from_logits the teachers are cached logits of\n"
+        "K*K channels; otherwise `workspace` has room for the norms of each.");
   m.def("gram_backward", &gram_backward, "features"_a, "shape"_a, "forward"_a, "backward"_a, "grad"_a, py::kw_only(),
-        "window"_a, "similarity"_a, "workspace"_a, "device"_a, "stream"_a,
-        "Gradient of sum scale * g * logits into `grad` (B, T, H, W, C, the features' dtype), every element written\n"
-        "once. `forward` and `backward` are (g, dtype of g, scale or None, whether scale is one number for all\n"
-        "tokens) for the logits of that direction, or None.");
+        "window"_a, "similarity"_a, "scales"_a, "scale"_a, "factor"_a, "norms"_a, "device"_a, "stream"_a,
+        "Gradient of factor * scale * sum scales * g * logits into `grad` (B, T, H, W, C, the features' dtype), every\n"
+        "element written once. `forward` and `backward` are (g, dtype of g) for the logits of that direction, or None;\n"
+        "`scales` (B, T-1, H, W) and `scale`, one number, are 1 if None.");
   // Token relations (relation.h): features are (B, 1, 1, n, C), a video (batch, frames, tokens of a frame, address of the
   // symmetric weights of pairs of frames), parts (address, splits, stride); lgf_kernels/native/token_relation.py calls.
   m.def("relation_cut", &relation_cut, "student"_a, "teacher"_a, "device"_a,
         "How a call is cut: tokens of a tile, type of the coefficients, blocks side by side, channels of a block.");
-  m.def("reciprocal_norms", &reciprocal_norms, "features"_a, "video"_a, "out"_a, py::kw_only(), "dtype"_a, "device"_a,
-        "stream"_a, "1 / max(||f||, 1e-6) of all tokens (B, n) into `out`, in float32 or float64.");
   m.def("relation_distances", &relation_distances, "student"_a, "teacher"_a, "video"_a, "norms"_a, "rows"_a, "sums"_a,
         "sums_stride"_a, "coefficients"_a, py::kw_only(), "coefficient_dtype"_a, "margin"_a, "scale"_a, "device"_a,
         "stream"_a, "The sum of every pair of tiles, and unless None their blocks of coefficients.");

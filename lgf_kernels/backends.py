@@ -166,8 +166,8 @@ def why_not_by_itself(name: str, request: Request) -> str | None:
         return "never chosen by itself"
     if name == "triton" and torch.device(request.device).type != "cuda":
         return "never chosen by itself where it is interpreted"
-    if name == "native" and (why_not := native.why_not_by_itself(request.device)):
-        return f"not chosen by itself for {torch.device(request.device).type} tensors: {why_not}"
+    if name == "native" and (why_not := native.why_not_by_itself(request.operator, request.device)):
+        return f"{request.operator} is not chosen by itself for {torch.device(request.device).type} tensors: {why_not}"
     return None
 
 

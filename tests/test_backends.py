@@ -126,7 +126,23 @@ def test_native_on_cuda_is_available_but_not_chosen_by_itself(monkeypatch):
     cuda = table.Request("lgf_kl", "cuda")
     assert table.able(cuda)[0] == "native"
     assert next(name for name in table.able(cuda) if table.by_itself(name, cuda)) == "triton"
-    assert "not been measured" in lgf.backends()[0].reason
+    reason = lgf.backends()[0].reason
+    assert "lgf_kl is not chosen by itself for cuda tensors" in reason
+    assert "not been measured yet (counted 279 us against Triton's 484 us" in reason
+    assert table.by_itself("native", table.Request("lgf_kl", "cpu"))
+
+
+def test_what_is_said_of_the_counts_is_what_they_say():
+    """The numbers in the reason come from `make kernel-counts` and nowhere else."""
+    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    from lgf_kernels import native
+
+    shape, gpu = counts.Shape(1, 49, 64, 64, 256, teachers=2), counts.H200
+    ours, theirs = (
+        round(sum(work.estimate(gpu)[0] for work in kernels(shape, gpu)) * 1e6)
+        for kernels in (counts.cuda, counts.triton)
+    )
+    assert f"counted {ours} us against Triton's {theirs} us" in native.COUNTED["lgf_kl"]
 
 
 def test_a_cuda_module_that_was_not_built_says_what_it_takes(monkeypatch):

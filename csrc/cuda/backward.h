@@ -1,4 +1,4 @@
-// What a backward is asked for, the same for every kernel of it: the gradient of sum scale_i g[i, d] z[i, d].
+// What a backward is asked for, the same for every kernel of it: the gradient of factor sum scale_i g[i, d] z[i, d].
 //
 //     df^_i = sum_d g[i, d] f^_{i+d} + sum_d g[i-d, d] f^_{i-d}                     as a query, as a key
 //     df_i = (df^_i - < df^_i, f^_i > f^_i) / ||f_i||                               similarity "cosine"
@@ -9,22 +9,19 @@
 // read: in the token's own window, at offset d, or in the other token's window, at offset -d. A block gathers what its
 // tokens are owed and writes it once: no atomics, and the same bits every time.
 //
-// The part of df^ along f^ must be known before any channel is written, and there are more channels than registers: for
-// cosine similarity the products are made twice, once for that part and once to be written.
+// The part of df^ along f^ must be known before any channel is written. With more channels than a kernel holds the products
+// are made twice for cosine similarity, once for that part and once to be written.
 #pragma once
 
 #include "forward.h"
-#include "norms.h"
 
 namespace lgf {
 namespace cuda {
 
 // The gradient by the logits of one direction; `g` null: there is none.
 struct LogitGradient {
-  const void* g;  // (B, T-1, H, W, K*K)
+  const void* g;  // (B, T-1, H, W, K, K+1): a window's rows stand one number apart, which aligns those of window 7
   DType type;
-  const void* scale;   // of a token, in the accumulation type, or null for 1
-  int64_t scale_step;  // 1: (B, T-1, H, W); 0: one number for all
 };
 
 struct BackwardParams {
@@ -33,6 +30,9 @@ struct BackwardParams {
   Tensor features;
   const void* norms;  // reciprocal ones (B, T, H, W), or null for similarity "dot"
   LogitGradient forward, backward;
+  const void* scales;  // of tokens, (B, T-1, H, W) in the accumulation type, or null
+  const void* scale;   // of all, one number of that type, or null
+  double factor;
   void* gradient;  // (B, T, H, W, C) contiguous, in the type of the features
 };
 
@@ -52,11 +52,15 @@ struct Side {
         as_key(side == 0 ? p.backward : p.forward) {}
 };
 
-// scale g of one position of a token's window. What stands outside the frame may be anything.
 template <class T>
-LGF_DEVICE T coefficient(const LogitGradient& gradient, int64_t token, int positions, int slot) {
-  const T g = load<T>(gradient.g, gradient.type, token * positions + slot);
-  return gradient.scale ? g * static_cast<const T*>(gradient.scale)[token * gradient.scale_step] : g;
+LGF_DEVICE T token_scale(const BackwardParams& p, int64_t token) {
+  return p.scales ? static_cast<const T*>(p.scales)[token] : T(1);
+}
+
+// What every token is scaled by. It is left to the end, where it costs one multiplication a number.
+template <class T>
+LGF_DEVICE T common_scale(const BackwardParams& p) {
+  return static_cast<T>(p.factor) * (p.scale ? *static_cast<const T*>(p.scale) : T(1));
 }
 
 // By how much f^ is projected out of df^ on the way through the normalisation.

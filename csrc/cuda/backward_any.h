@@ -33,6 +33,7 @@ struct AnyBackward {
     const int y = tile.y0 + token / At::kCols, x = tile.x0 + token % At::kCols;
     const bool busy = token < At::kTokens, writes = busy && in_frame(p.grid, y, x);
     const T r = writes ? reciprocal_norm<T>(p.norms, p.grid, tile.b, tile.t, y, x) : T(0);
+    const T scale = common_scale<T>(p);
     T along = 0;
     for (int pass = p.norms ? 0 : 1; pass < 2; ++pass) {
       for (int c0 = 0; c0 < p.features.channels; c0 += At::kChunk) {
@@ -45,7 +46,7 @@ struct AnyBackward {
           if (p.norms)
             unit = r * load<T>(p.features.data, p.features.dtype, offset(p.features, tile.b, tile.t, y, x) + c);
           if (pass == 0) along += sum[i] * unit;
-          else write(p, token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c, sum[i], along, unit, r);
+          else write(p, token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c, sum[i], along, unit, r, scale);
         }
       }
       if (pass == 0) {
@@ -56,6 +57,13 @@ struct AnyBackward {
   }
 
  private:
+  // scale g of one position of a token's window. What stands outside the frame may be anything.
+  static LGF_DEVICE T coefficient(const Params& p, const LogitGradient& gradient, int64_t token, int slot) {
+    const int K = p.window;
+    const int64_t at = (token * K + slot / K) * (K + 1) + slot % K;
+    return load<T>(gradient.g, gradient.type, at) * token_scale<T>(p, token);
+  }
+
   // The coefficients towards one side, the other token's reciprocal norm included.
   static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, T* coefficients) {
     const int K = p.window, positions = K * K;
@@ -66,11 +74,9 @@ struct AnyBackward {
       const int other_y = y + slot / K - K / 2, other_x = x + slot % K - K / 2;
       T g = 0;
       if (side.exists && in_frame(p.grid, y, x) && in_frame(p.grid, other_y, other_x)) {
-        if (side.as_query.g)
-          g += coefficient<T>(side.as_query, token_number(p.grid, side.pair, y, x), positions, slot);
-        if (side.as_key.g)
-          g += coefficient<T>(side.as_key, token_number(p.grid, side.pair, other_y, other_x), positions,
-                              positions - 1 - slot);
+        const int64_t own = token_number(p.grid, side.pair, y, x), other = token_number(p.grid, side.pair, other_y, other_x);
+        if (side.as_query.g) g += coefficient(p, side.as_query, own, slot);
+        if (side.as_key.g) g += coefficient(p, side.as_key, other, positions - 1 - slot);
         g *= reciprocal_norm<T>(p.norms, p.grid, tile.b, side.t, other_y, other_x);
       }
       coefficients[which * At::kTokens * positions + i] = g;
@@ -99,8 +105,8 @@ struct AnyBackward {
     }
   }
 
-  static LGF_DEVICE void write(const Params& p, int64_t at, T sum, T along, T unit, T r) {
-    store(p.gradient, p.features.dtype, at, p.norms ? (sum - along * unit) * r : sum);
+  static LGF_DEVICE void write(const Params& p, int64_t at, T sum, T along, T unit, T r, T scale) {
+    store(p.gradient, p.features.dtype, at, scale * (p.norms ? (sum - along * unit) * r : sum));
   }
 };
 

@@ -4,6 +4,10 @@
 // features. The coefficients of both sides stay in registers, as the first operand of the products; the features pass
 // through shared memory chunk by chunk. Where they will lie, the windows are gathered from before that.
 //
+// The sums of 256 channels stay in registers too, so that up to there the products are made once. 8 warps then fill an SM.
+// Twice as many that make the products twice would hide each other's beginnings and ends, but bring every halo from L2
+// twice, which is what these kernels wait for (`make kernel-counts` counts both).
+//
 // The products are made in the features' type. float16 has not the range of a gradient, so that each token's coefficients
 // are brought near 1 by a power of two, which is taken out of the sums again.
 #pragma once
@@ -16,19 +20,23 @@
 namespace lgf {
 namespace cuda {
 
-template <class Half>
+template <class Half, int kTileRows>
 struct BandBackward {
   using Params = BackwardParams;
+  using Extent = band::Extent<kTileRows>;
   static constexpr bool kScaled = std::is_same<Half, Float16>::value;
-  // With 128 registers, room for two blocks, what comes with the scales would have to be spilled.
-  static constexpr int kThreads = band::kThreads, kBlocksPerSm = kScaled ? 1 : 2;
+  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = 256 / kThreads;
 
-  // Numbers of a token's window in shared memory: lanes that look from 8 tokens at one, or from one at 8, meet other banks.
-  static constexpr int kPitch = 53;
-  static constexpr int kWindowBytes = band::kHalo * kPitch * 4;
-  static constexpr int kStageBytes = band::kHalo * band::kRowBytes;
-  static constexpr int kSharedBytes = kWindowBytes + band::kHalo * 4;  // the windows, then norms of their tokens
-  static_assert(band::kStages * kStageBytes <= kWindowBytes, "the features lie where the windows were");
+  // Windows in shared memory as they are in memory, of bfloat16 or float32: rows of 8, of which 7 count.
+  static constexpr int kWindowRow = band::kWindow + 1, kWindowSize = band::kWindow * kWindowRow;
+  static constexpr int kMostWindowBytes = Extent::kHalo * kWindowSize * 4;
+
+  static constexpr int kStages = 4;
+  static constexpr int kStageBytes = Extent::kHalo * band::kRowBytes;
+  // The first chunk, and the windows at the end of what all chunks share; then scales, norms and places of the halo.
+  static constexpr int kFeatureBytes = kStageBytes + kMostWindowBytes;
+  static constexpr int kSharedBytes = kFeatureBytes + 3 * Extent::kHalo * 4;
+  static_assert(kStages * kStageBytes <= kFeatureBytes, "the features lie where the windows were");
 
   // The first operand of the band's products with one side: 16 tokens x 16 of row j, in units of powers of two.
   struct Coefficients {
@@ -36,15 +44,37 @@ struct BandBackward {
     int exponent[2];  // of this lane's token in each of the warp's two rows
   };
 
-  // A thread's part of the sums: 4 groups of 8 channels; [n][e] is row e / 2, channel n * 8 + lane % 4 * 2 + e % 2.
-  using Sums = float[band::kChunk / 8][4];
+  // A thread's part of the sums of a chunk: 4 groups of 8 channels; [n][e] is row e / 2, channel n * 8 + lane % 4 * 2 + e % 2.
+  using Sums = float[band::kPieces][4];
+  static constexpr int kHeldChunks = 8;
+
+  // The halo in shared memory.
+  struct Halo {
+    float *scales, *norms;
+    int* offsets;
+  };
+
+  // The chunks whose sums are held at a time. Each takes two steps: the halo in the next frame, then in the previous one.
+  struct Held {
+    int first, count;
+  };
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
-    const Tile tile(p.grid, p.grid.frames, band::kRows, band::kCols);
-    Coefficients coefficients[2];
-    gather(p, tile, 0, shared, coefficients[0]);
-    gather(p, tile, 1, shared, coefficients[1]);
+    const Tile tile(p.grid, p.grid.frames, Extent::kRows, band::kCols);
+    float* scales = reinterpret_cast<float*>(shared + kFeatureBytes);
+    const Halo halo{scales, scales + Extent::kHalo, reinterpret_cast<int*>(scales + 2 * Extent::kHalo)};
+    const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
 
+    band::locate_halo<Extent>(p.features, p.grid, tile, halo.offsets);
+    sync_block();
+    int started = 1;  // copies of the chunks held next, that fits beside the windows
+    copy_step(p, tile, {0, chunks < kHeldChunks ? chunks : kHeldChunks}, 0, halo.offsets, shared);
+    Coefficients coefficients[2];
+    LGF_NO_UNROLL  // half as much code
+    for (int side = 0; side < 2; ++side) {
+      coefficients[0] = coefficients[1];
+      gather(p, tile, side, shared, halo, coefficients[1]);
+    }
     float factors[2][2];  // from the units of side 0 to those of side 1, and from those to none
     LGF_UNROLL
     for (int row = 0; row < 2; ++row) {
@@ -52,87 +82,150 @@ struct BandBackward {
       factors[1][row] = power_of_two(coefficients[1].exponent[row]);
     }
 
-    const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
-    const int first_pass = p.norms ? 0 : 1, steps = (2 - first_pass) * chunks * 2;
     Owners owners(p, tile);
-    copy(p, tile, 0, 0, shared);
-    for (int step = 0; step < steps; step += 2) {
-      const int pass = first_pass + step / (2 * chunks), c0 = step / 2 % chunks * band::kChunk;
-      Sums sums = {};
-      LGF_UNROLL
-      for (int side = 0; side < 2; ++side) {
-        if (step + side + 1 < steps) {
-          copy(p, tile, 1 - side, (step + side + 1) / 2 % chunks * band::kChunk, shared + (1 - side) * kStageBytes);
-          copy_wait<1>();
-        } else {
-          copy_wait<0>();
+    const bool twice = p.norms && chunks > kHeldChunks;
+    for (int pass = twice ? 0 : 1; pass < 2; ++pass) {
+      LGF_NO_UNROLL
+      for (int first = 0; first < chunks; first += kHeldChunks) {
+        const Held held{first, chunks - first < kHeldChunks ? chunks - first : kHeldChunks};
+        for (; started < kStages - 1; ++started) copy_step(p, tile, held, started, halo.offsets, shared);
+        Sums sums[kHeldChunks] = {};
+        LGF_UNROLL
+        for (int n = 0; n < kHeldChunks; ++n) {
+          if (n >= held.count) break;
+          LGF_UNROLL
+          for (int side = 0; side < 2; ++side) {
+            const int step = n * 2 + side;
+            copy_wait<kStages - 2>();
+            sync_block();  // this step's chunk is there, and that of the step before has been read by all
+            copy_step(p, tile, held, step + kStages - 1, halo.offsets, shared);
+            multiply_chunk(coefficients[side].a, shared + step % kStages * kStageBytes, sums[n]);
+            if (kScaled) rescale(sums[n], factors[side]);
+          }
         }
-        sync_block();  // the chunk is there
-        multiply_chunk(coefficients[side].a, shared + side * kStageBytes, sums);
-        sync_block();  // the chunk has been read by all
-        if (kScaled) rescale(sums, factors[side]);
+        sync_block();  // the last chunk has been read by all
+        copy_step(p, tile, held, held.count * 2 + kStages - 1, halo.offsets, shared);
+        copy_wait<0>();
+        sync_block();  // the tile's own features are there
+        if (p.norms && (pass == 0 || !twice)) owners.project(held, sums, shared);
+        if (pass == 1) {
+          owners.finish(p, held, sums, shared);
+          sync_block();  // the gradient is there
+          write(p, tile, held, halo.offsets, shared);
+        }
+        sync_block();  // what is next may lie over it
+        started = 0;
       }
-      if (pass == 0) owners.project(p, c0, sums);
-      else owners.write(p, c0, sums);
-      if (pass == 0 && step + 2 == 2 * chunks) owners.end_projection();
     }
   }
 
  private:
-  static LGF_DEVICE void copy(const Params& p, const Tile& tile, int which, int c0, char* stage) {
-    band::copy_chunk<Half, false>(p.features, p.grid, tile, tile.t + 1 - 2 * which, tile.t, c0, stage);
+  // Begins to copy what a step multiplies. The steps after the last bring the tile's own features, two chunks each.
+  static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, const Held& held, int step, const int* offsets,
+                                   char* shared) {
+    char* stage = shared + step % kStages * kStageBytes;
+    const int n = step / 2, own = (step - held.count * 2) * 2;
+    if (n < held.count)
+      band::copy_chunk<Half, Extent, false>(p.features, p.grid, tile.b, tile.t + 1 - step % 2 * 2,
+                                            (held.first + n) * band::kChunk, offsets, stage);
+    else if (p.norms)
+      LGF_NO_UNROLL
+      for (int i = own; i < own + 2 && i < held.count; ++i)
+        band::copy_chunk<Half, Extent, true>(p.features, p.grid, tile.b, tile.t, (held.first + i) * band::kChunk,
+                                             offsets, own_chunk(held, i, shared));
+    copy_commit();  // of nothing at the end, so that the number of groups tells how far the copies are
+  }
+
+  // Where the tile's own features of one of the chunks lie in the end, and then their gradient.
+  static LGF_DEVICE char* own_chunk(const Held& held, int n, char* shared) {
+    return shared + (held.count * 2 + n / 2) % kStages * kStageBytes + n % 2 * Extent::kTokens * band::kRowBytes;
+  }
+
+  // From shared memory to where the gradient belongs, in whole pieces.
+  static LGF_DEVICE void write(const Params& p, const Tile& tile, const Held& held, const int* offsets, char* shared) {
+    const int piece = thread_index() % band::kPieces;
+    LGF_NO_UNROLL
+    for (int n = 0; n < held.count; ++n) {
+      const int c = (held.first + n) * band::kChunk + piece * 8;
+      LGF_UNROLL
+      for (int i = 0; i < Extent::kTokens * band::kPieces; i += kThreads) {
+        const int token = (i + thread_index()) / band::kPieces;
+        const int y = tile.y0 + token / band::kCols, x = tile.x0 + token % band::kCols;
+        const int64_t at = token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c;
+        if (c < p.features.channels && offsets[band::opposite(token)] >= 0)
+          *reinterpret_cast<Piece*>(static_cast<Half*>(p.gradient) + at) =
+              *reinterpret_cast<const Piece*>(own_chunk(held, n, shared) + band::place(token, piece));
+      }
+    }
   }
 
   // ---- coefficients ---------------------------------------------------------------------------
 
-  static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, char* shared, Coefficients& out) {
+  static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, char* shared, const Halo& halo,
+                                Coefficients& out) {
     const Side side(p, tile, which);
-    float* windows = reinterpret_cast<float*>(shared);
-    float* norms = windows + band::kHalo * kPitch;
     band::Band g;
     band::clear(g);
     if (side.exists) {
-      if (side.as_query.g) {
-        load_windows(p, side.as_query, side.pair, tile.y0, tile.x0, band::kRows, band::kCols, windows);
-        sync_block();
-        band::for_each_wanted(g, [&](int token, int, int slot, float& v) { v += windows[token * kPitch + slot]; });
-        sync_block();
-      }
-      if (side.as_key.g) {
-        load_windows(p, side.as_key, side.pair, tile.y0 - band::kRadius, tile.x0 - band::kHaloLeft, band::kHaloRows,
-                     band::kHaloCols, windows);
-        sync_block();
-        band::for_each_wanted(g, [&](int, int other, int slot, float& v) {
-          v += windows[other * kPitch + band::kPositions - 1 - slot];
-        });
-      }
-      load_norms(p, tile, side, norms);
-      sync_block();  // the norms are there, and the windows have been read: what is next may lie over them
-      band::for_each_wanted(g, [&](int, int other, int, float& v) { v = scaled(v, 1.0f, norms[other]); });
+      describe_halo(p, tile, side, halo);
+      if (side.as_query.g) add_windows<false>(p, side, side.as_query, tile, shared, halo, g);
+      if (side.as_key.g) add_windows<true>(p, side, side.as_key, tile, shared, halo, g);
+      band::for_each_number(g, [&](int, int other, int, int, bool, float& v) {
+        v = scaled(v, 1.0f, halo.norms[other]);
+      });
+      sync_block();  // the norms have been read
     }
     pack(g, out);
   }
 
-  // The windows of a box of tokens, scaled, into shared memory; 0 outside the frame.
-  static LGF_DEVICE void load_windows(const Params& p, const LogitGradient& gradient, int64_t pair, int y0, int x0,
-                                      int rows, int cols, float* windows) {
+  static LGF_DEVICE void describe_halo(const Params& p, const Tile& tile, const Side& side, const Halo& halo) {
     LGF_NO_UNROLL
-    for (int i = thread_index(); i < rows * cols * band::kPositions; i += kThreads) {
-      const int token = i / band::kPositions, slot = i % band::kPositions;
-      const int y = y0 + token / cols, x = x0 + token % cols;
-      windows[token * kPitch + slot] =
-          in_frame(p.grid, y, x)
-              ? coefficient<float>(gradient, token_number(p.grid, pair, y, x), band::kPositions, slot)
-              : 0.0f;
+    for (int i = thread_index(); i < Extent::kHalo; i += kThreads) {
+      const int y = tile.y0 - band::kRadius + i / band::kHaloCols, x = tile.x0 - band::kHaloLeft + i % band::kHaloCols;
+      halo.norms[i] = reciprocal_norm<float>(p.norms, p.grid, tile.b, side.t, y, x);
+      halo.scales[i] = in_frame(p.grid, y, x) ? token_scale<float>(p, token_number(p.grid, side.pair, y, x)) : 0.0f;
     }
   }
 
-  static LGF_DEVICE void load_norms(const Params& p, const Tile& tile, const Side& side, float* norms) {
+  template <bool kOfKeys>
+  static LGF_DEVICE void add_windows(const Params& p, const Side& side, const LogitGradient& gradient, const Tile& tile,
+                                     char* shared, const Halo& halo, band::Band& g) {
+    if (gradient.type == DType::bfloat16)
+      add_windows_of<BFloat16, kOfKeys>(p, side, gradient, tile, shared, halo, g);
+    else
+      add_windows_of<float, kOfKeys>(p, side, gradient, tile, shared, halo, g);
+  }
+
+  static LGF_DEVICE float number(float v) { return v; }
+  static LGF_DEVICE float number(BFloat16 v) { return widen(v); }
+
+  // g += what the windows of the tile's own tokens say, or those of the halo's of which the tile's tokens are keys.
+  template <class Number, bool kOfKeys>
+  static LGF_DEVICE void add_windows_of(const Params& p, const Side& side, const LogitGradient& gradient,
+                                        const Tile& tile, char* shared, const Halo& halo, band::Band& g) {
+    constexpr int kTokens = kOfKeys ? Extent::kHalo : Extent::kTokens, kCols = kOfKeys ? band::kHaloCols : band::kCols;
+    constexpr int kBytes = kWindowSize * sizeof(Number), kWindowPieces = kBytes / 16;
+    char* windows = shared + kFeatureBytes - kTokens * kBytes;
+    const int y0 = tile.y0 - (kOfKeys ? band::kRadius : 0), x0 = tile.x0 - (kOfKeys ? band::kHaloLeft : 0);
     LGF_NO_UNROLL
-    for (int i = thread_index(); i < band::kHalo; i += kThreads)
-      norms[i] = reciprocal_norm<float>(p.norms, p.grid, tile.b, side.t,
-                                        tile.y0 - band::kRadius + i / band::kHaloCols,
-                                        tile.x0 - band::kHaloLeft + i % band::kHaloCols);
+    for (int i = thread_index(); i < kTokens * kWindowPieces; i += kThreads) {
+      const int token = i / kWindowPieces, y = y0 + token / kCols, x = x0 + token % kCols;
+      const bool wanted = halo.offsets[kOfKeys ? token : band::opposite(token)] >= 0;
+      const int64_t from = wanted ? token_number(p.grid, side.pair, y, x) * kBytes + i % kWindowPieces * 16 : 0;
+      copy_async(windows + i * 16, static_cast<const char*>(gradient.g) + from, wanted);
+    }
+    copy_commit();
+    copy_wait<0>();
+    sync_block();  // the windows, scales and norms are there
+    const Number* numbers = reinterpret_cast<const Number*>(windows);
+    band::for_each_number(g, [&](int row, int other, int dy, int dx, bool wanted, float& v) {
+      const int own = band::own_token(row), key_slot = (band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx;
+      const int at = kOfKeys ? other * kWindowSize + key_slot : own * kWindowSize + dy * kWindowRow + dx;
+      // Beside a window lies another one: what is not wanted may be read as well.
+      const float g_scaled = number(numbers[at]) * halo.scales[kOfKeys ? other : band::opposite(own)];
+      v += wanted ? g_scaled : 0.0f;
+    });
+    sync_block();  // the windows have been read: what is next may lie over them
   }
 
   // The numbers of a token, four lanes', as operands in units of the largest one's power of two.
@@ -204,16 +297,11 @@ struct BandBackward {
 
   // The two tokens whose sums this thread holds a part of.
   struct Owners {
-    const Half* features;  // of the one in the upper row
-    Half* gradient;
-    float r[2], along[2];  // reciprocal norm, 0 outside the frame; < df^, f^ >
+    float r[2], along[2];  // reciprocal norm, 0 outside the frame; this lane's part of < df^, f^ >
+    float scale;
 
-    LGF_DEVICE Owners(const Params& p, const Tile& tile) {
+    LGF_DEVICE Owners(const Params& p, const Tile& tile) : scale(common_scale<float>(p)) {
       const int y = tile.y0 + band::warp_y(), x = tile.x0 + band::warp_x() + band::lane() / 4;
-      const int channel = band::lane() % 4 * 2;
-      features = static_cast<const Half*>(p.features.data) + offset(p.features, tile.b, tile.t, y, x) + channel;
-      gradient = static_cast<Half*>(p.gradient) +
-                 token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + channel;
       LGF_UNROLL
       for (int row = 0; row < 2; ++row) {
         r[row] = reciprocal_norm<float>(p.norms, p.grid, tile.b, tile.t, y + row, x);
@@ -221,44 +309,43 @@ struct BandBackward {
       }
     }
 
-    // Calls function(row, first channel of eight, two sums, the two of f^) for this thread's pairs of channels.
+    // Calls function(row, two sums, where the two features lie) for this thread's pairs of channels.
     template <class Function>
-    LGF_DEVICE void for_each_pair(const Params& p, int c0, const Sums& sums, Function&& function) {
+    LGF_DEVICE void for_each_pair(const Held& held, const Sums (&sums)[kHeldChunks], char* shared, Function&& function) {
       LGF_UNROLL
-      for (int i = 0; i < band::kPieces * 2; ++i) {
-        const int row = i % 2, c = c0 + i / 2 * 8;
-        if (r[row] == 0.0f || c >= p.features.channels) continue;
-        float unit[2] = {0, 0};
-        if (p.norms) {
-          const unsigned bits = *reinterpret_cast<const unsigned*>(features + row * p.features.stride[2] + c);
-          unit[0] = r[row] * widen(Half{static_cast<std::uint16_t>(bits & 0xffff)});
-          unit[1] = r[row] * widen(Half{static_cast<std::uint16_t>(bits >> 16)});
+      for (int n = 0; n < kHeldChunks; ++n) {
+        if (n >= held.count) break;
+        LGF_UNROLL
+        for (int i = 0; i < band::kPieces * 2; ++i) {
+          const int row = i % 2, piece = i / 2;
+          char* pair = own_chunk(held, n, shared) + band::place(band::own_token(row), piece) + band::lane() % 4 * 4;
+          function(row, &sums[n][piece][row * 2], reinterpret_cast<unsigned*>(pair));
         }
-        function(row, c, &sums[i / 2][row * 2], unit);
       }
     }
 
-    LGF_DEVICE void project(const Params& p, int c0, const Sums& sums) {
-      for_each_pair(p, c0, sums, [&](int row, int, const float* sum, const float* unit) {
-        along[row] += sum[0] * unit[0] + sum[1] * unit[1];
+    LGF_DEVICE float low(int row, unsigned pair) { return r[row] * widen(Half{static_cast<std::uint16_t>(pair & 0xffff)}); }
+    LGF_DEVICE float high(int row, unsigned pair) { return r[row] * widen(Half{static_cast<std::uint16_t>(pair >> 16)}); }
+
+    LGF_DEVICE void project(const Held& held, const Sums (&sums)[kHeldChunks], char* shared) {
+      for_each_pair(held, sums, shared, [&](int row, const float* sum, const unsigned* pair) {
+        along[row] += sum[0] * low(row, *pair) + sum[1] * high(row, *pair);
       });
     }
 
-    LGF_DEVICE void end_projection() {
+    // Leaves the gradient where the features were.
+    LGF_DEVICE void finish(const Params& p, const Held& held, const Sums (&sums)[kHeldChunks], char* shared) {
+      float whole[2], factor[2];
       LGF_UNROLL
       for (int row = 0; row < 2; ++row) {
-        along[row] += shuffle_xor(along[row], 1);
-        along[row] += shuffle_xor(along[row], 2);
-        along[row] = projected(along[row], r[row]);
+        whole[row] = along[row] + shuffle_xor(along[row], 1);
+        whole[row] = projected(whole[row] + shuffle_xor(whole[row], 2), r[row]);
+        factor[row] = p.norms ? scale * r[row] : scale;
       }
-    }
-
-    LGF_DEVICE void write(const Params& p, int c0, const Sums& sums) {
-      for_each_pair(p, c0, sums, [&](int row, int c, const float* sum, const float* unit) {
-        const float low = p.norms ? (sum[0] - along[row] * unit[0]) * r[row] : sum[0];
-        const float high = p.norms ? (sum[1] - along[row] * unit[1]) * r[row] : sum[1];
-        const int64_t below = static_cast<int64_t>(row) * p.grid.cols * p.features.channels;
-        *reinterpret_cast<unsigned*>(gradient + below + c) = pack_pair(low, high);
+      for_each_pair(held, sums, shared, [&](int row, const float* sum, unsigned* pair) {
+        const unsigned unit = p.norms ? *pair : 0;
+        *pair = pack_pair(factor[row] * (sum[0] - whole[row] * low(row, unit)),
+                          factor[row] * (sum[1] - whole[row] * high(row, unit)));
       });
     }
   };

@@ -1,15 +1,16 @@
 // The tuned kernels' tile: window 7, half precision, tensor cores.
 //
-// A block owns 8 x 16 tokens of one frame. The tokens of another frame within reach are its halo, a box of 14 x 22,
-// held as 14 x 24 so that its columns begin at a multiple of 8. Each of 8 warps owns 2 rows x 8 columns of the tile,
-// the 16 rows of a matrix product, whose windows reach 8 rows x 14 columns of the halo. A warp multiplies these 8 rows,
-// 16 columns each, and no others: a band of the dense product, 128 keys for the 49 a query wants.
+// A block owns some rows of 16 tokens of one frame, kRows of them. The tokens of another frame within reach are its
+// halo, 6 rows and 6 columns more, held 24 columns wide so that they begin at a multiple of 8. Each warp owns 2 rows x 8
+// columns of the tile, the 16 rows of a matrix product, whose windows reach 8 rows x 14 columns of the halo. A warp
+// multiplies these 8 rows, 16 columns each, and no others: a band of the dense product, 128 keys for the 49 a query wants.
 //
-//     tile      row wy + 0..1, column wx + qx                       wy = 0, 2, 4, 6    wx = 0, 8    qx = 0..7
+//     tile      row wy + 0..1, column wx + qx                       wy = 0, 2, 4, ..   wx = 0, 8    qx = 0..7
 //     halo      row wy + j,    column wx + kx                       j  = 0..7          kx = 0..15
 //     offset    dy = j - (0..1), dx = kx - 1 - qx                   wanted where 0 <= dy, dx < 7
 //
-// Features pass through shared memory kChunk channels at a time, the next chunk on its way while one is multiplied.
+// Features pass through shared memory kChunk channels at a time, the next ones on their way while one is multiplied. Where
+// in its frame each token of the halo lies is worked out once: copying a chunk then costs a few instructions a piece.
 #pragma once
 
 #include "forward.h"
@@ -18,15 +19,19 @@ namespace lgf {
 namespace cuda {
 namespace band {
 
-constexpr int kWindow = 7, kPositions = kWindow * kWindow, kRadius = kWindow / 2;
-constexpr int kThreads = 256;
-constexpr int kRows = 8, kCols = 16, kTokens = kRows * kCols;
-constexpr int kHaloRows = kRows + kWindow - 1, kHaloCols = 24, kHalo = kHaloRows * kHaloCols;
+constexpr int kWindow = 7, kRadius = kWindow / 2;
+constexpr int kCols = 16, kHaloCols = 24;
 constexpr int kHaloLeft = kRadius + 1;  // the halo's first column lies so far left of the tile's
 constexpr int kChunk = 32;              // channels
 constexpr int kPieces = kChunk / 8;     // of 16 bytes, 8 channels each
 constexpr int kRowBytes = kChunk * 2;
-constexpr int kStages = 2;
+
+// What follows from the number of rows of a tile.
+template <int kTileRows>
+struct Extent {
+  static constexpr int kRows = kTileRows, kTokens = kRows * kCols, kThreads = kTokens * 2;
+  static constexpr int kHaloRows = kRows + kWindow - 1, kHalo = kHaloRows * kHaloCols;
+};
 
 LGF_DEVICE int lane() { return thread_index() % 32; }
 LGF_DEVICE int warp_y() { return thread_index() / 64 * 2; }
@@ -37,40 +42,42 @@ LGF_DEVICE int warp_x() { return thread_index() / 32 % 2 * 8; }
 // place(n + 8 m, piece) is place(n, piece) + 8 m kRowBytes, which lets addresses differ by constants.
 LGF_DEVICE int place(int token, int piece) { return token * kRowBytes + ((piece ^ (token >> 1)) & (kPieces - 1)) * 16; }
 
-// Begins to copy eight channels of a token; zeros if they are not `wanted`, or past the last channel.
-template <class Half>
-LGF_DEVICE void copy_piece(const Tensor& f, int b, int t, int y, int x, int c, bool wanted, char* to) {
-  wanted = wanted && c < f.channels;
-  copy_async(to, static_cast<const Half*>(f.data) + (wanted ? offset(f, b, t, y, x) + c : 0), wanted);
+// The number in the halo of the token that lies where a token of the tile does, in the other frame.
+LGF_DEVICE int opposite(int token) { return (token / kCols + kRadius) * kHaloCols + token % kCols + kHaloLeft; }
+
+// Where the tokens of a tile's halo lie in any frame of these features, in pieces; -1 if outside, or never wanted.
+template <class E>
+LGF_DEVICE void locate_halo(const Tensor& f, const Grid& grid, const Tile& tile, int* offsets) {
+  for (int i = thread_index(); i < E::kHalo; i += E::kThreads) {
+    const int column = i % kHaloCols, y = tile.y0 - kRadius + i / kHaloCols, x = tile.x0 - kHaloLeft + column;
+    const bool wanted = column >= 1 && column < kCols + kWindow && in_frame(grid, y, x);
+    offsets[i] = wanted ? static_cast<int>((y * f.stride[2] + x * f.stride[3]) / 8) : -1;
+  }
 }
 
-// Begins to copy the chunk at channel c0 of a tile's halo in frame `key_t`, and then of the tile itself in frame
-// `query_t` if `kWithTile`. Outside the frame there are zeros; so there are everywhere in a frame that does not exist.
-template <class Half, bool kWithTile>
-LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, const Tile& tile, int key_t, int query_t, int c0,
-                           char* chunk) {
-  const bool exists = key_t >= 0 && key_t < grid.frames;
+// Begins to copy the chunk at channel c0 of the halo, or of the tile itself if `kTileOnly`, from a frame. Outside the
+// frame and past the last channel there are zeros; so there are everywhere in a frame that does not exist.
+template <class Half, class E, bool kTileOnly>
+LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, int b, int t, int c0, const int* offsets, char* chunk) {
+  const bool exists = t >= 0 && t < grid.frames;
+  const int piece = thread_index() % kPieces, c = c0 + piece * 8;
+  const Half* channels = static_cast<const Half*>(f.data) + (exists ? offset(f, b, t, 0, 0) + c : 0);
   LGF_NO_UNROLL  // the addresses of several rounds at once would cost registers that the products need
-  for (int i = thread_index(); i < (kHalo + (kWithTile ? kTokens : 0)) * kPieces; i += kThreads) {
-    const int token = i / kPieces, piece = i % kPieces, own = token - kHalo;
-    const bool is_key = !kWithTile || own < 0;
-    const int column = token % kHaloCols;
-    const int y = tile.y0 + (is_key ? token / kHaloCols - kRadius : own / kCols);
-    const int x = tile.x0 + (is_key ? column - kHaloLeft : own % kCols);
-    const bool wanted = is_key ? exists && column >= 1 && column < kCols + kWindow : true;
-    copy_piece<Half>(f, tile.b, is_key ? key_t : query_t, y, x, c0 + piece * 8, wanted && in_frame(grid, y, x),
-                     chunk + place(token, piece));
+  for (int token = thread_index() / kPieces; token < (kTileOnly ? E::kTokens : E::kHalo); token += E::kThreads / kPieces) {
+    const int pieces = offsets[kTileOnly ? opposite(token) : token];
+    const bool wanted = exists && pieces >= 0 && c < f.channels;
+    copy_async(chunk + place(token, piece), wanted ? channels + int64_t(pieces) * 8 : channels, wanted);
   }
-  copy_commit();
 }
 
 // One number for each (token of the warp, token of its band), as the lanes of a warp hold the result of a product:
 // [j][h][e] is row e / 2 of the warp's two, column lane / 4, and column h * 8 + lane % 4 * 2 + e % 2 of the band's row j.
 using Band = float[8][2][4];
 
-// Calls function(token of the tile, token of the halo, slot, number) for those of this lane that a window holds.
+// Calls function(row of the warp's two, token of the halo, dy, dx, wanted, number) for the numbers of this lane, `wanted`
+// being those that a window holds. A branch for each would cost more than working all of them out.
 template <class Function>
-LGF_DEVICE void for_each_wanted(Band& band, Function&& function) {
+LGF_DEVICE void for_each_number(Band& band, Function&& function) {
   const int qx = lane() / 4;
   LGF_UNROLL
   for (int j = 0; j < 8; ++j) {
@@ -80,13 +87,16 @@ LGF_DEVICE void for_each_wanted(Band& band, Function&& function) {
       for (int e = 0; e < 4; ++e) {
         const int row = e / 2, kx = h * 8 + lane() % 4 * 2 + e % 2;
         const int dy = j - row, dx = kx - 1 - qx;
-        if (dy >= 0 && dy < kWindow && dx >= 0 && dx < kWindow)
-          function((warp_y() + row) * kCols + warp_x() + qx, (warp_y() + j) * kHaloCols + warp_x() + kx,
-                   dy * kWindow + dx, band[j][h][e]);
+        if (dy < 0 || dy >= kWindow) continue;  // known to the compiler
+        const bool wanted = dx >= 0 && dx < kWindow;
+        function(row, (warp_y() + j) * kHaloCols + warp_x() + kx, dy, dx, wanted, band[j][h][e]);
       }
     }
   }
 }
+
+// The number in the tile of this lane's token in one of the warp's two rows.
+LGF_DEVICE int own_token(int row) { return (warp_y() + row) * kCols + warp_x() + lane() / 4; }
 
 LGF_DEVICE void clear(Band& band) {
   LGF_UNROLL

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "divergence.h"
+#include "norms.h"
 
 namespace lgf {
 namespace cuda {
@@ -11,7 +12,7 @@ constexpr int kMaxSources = kMaxTeachers + 1;
 // Where logits come from: features, or cached logits (B, T-1, H, W, K*K).
 struct Source {
   Tensor tensor;
-  const void* norms;  // reciprocal ones (B, T, H, W), or null for similarity "dot" and for logits
+  const void* norms;  // reciprocal ones (B, T, H, W), or null: for similarity "dot", and where a kernel sums its own
   double weight;
 };
 
@@ -20,14 +21,16 @@ struct ForwardParams {
   Grid grid;
   int window;     // odd, at most kMaxWindow
   bool backward;  // entry t has its queries in frame t+1 and its keys in frame t
+  bool cosine;    // or "dot"
   bool cached;    // all sources but the last are logits
   int count;
   Source sources[kMaxSources];
   Divergence divergence;
   void* logits;         // (B, T-1, H, W, K*K): all that is wanted, of the student, unless null
   void* values;         // (B, T-1, H, W)
-  void* gradient;       // by the student's logits, (B, T-1, H, W, K*K), or null
+  void* gradient;       // by the student's logits, (B, T-1, H, W, K, K+1), the last of a row undefined; or null
   DType gradient_type;  // outputs are in the accumulation type, but for this one
+  void* kept_norms;     // room for the student's reciprocal norms, for a kernel that sums its own; or null
 };
 
 // The frames of the queries and of the keys of a tile, which is numbered by its pair.
@@ -49,8 +52,8 @@ LGF_DEVICE T scaled(T product, T query_norm, T key_norm) {
 
 // zT of a tile from cached logits, into slots of `pitch` numbers a query.
 template <int kThreads, class T>
-LGF_DEVICE void fuse_cached(const ForwardParams& p, const Tile& tile, int height, int width, int pitch, T* zT) {
-  const int K = p.window, positions = K * K;
+LGF_DEVICE void fuse_cached(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, T* zT) {
+  const int positions = K * K;
   for (int i = thread_index(); i < height * width * positions; i += kThreads) {
     const int query = i / positions, slot = i % positions;
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
@@ -65,33 +68,35 @@ LGF_DEVICE void fuse_cached(const ForwardParams& p, const Tile& tile, int height
   }
 }
 
-// Writes slots of a tile to (B, T-1, H, W, K*K).
+// Writes slots of a tile to (B, T-1, H, W, K, row).
 template <int kThreads, class T>
-LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height, int width, int pitch, const T* z,
-                            void* out, DType type) {
-  const int positions = p.window * p.window;
-  for (int i = thread_index(); i < height * width * positions; i += kThreads) {
-    const int query = i / positions, slot = i % positions;
+LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch,
+                            const T* z, void* out, DType type, int row) {
+  for (int i = thread_index(); i < height * width * K * row; i += kThreads) {
+    const int query = i / (K * row), dy = i / row % K, dx = i % row;
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
-    if (in_frame(p.grid, y, x))
-      store(out, type, token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x) * positions + slot, z[query * pitch + slot]);
+    if (dx < K && in_frame(p.grid, y, x)) {
+      const int64_t token = token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x);
+      store(out, type, (token * K + dy) * row + dx, z[query * pitch + dy * K + dx]);
+    }
   }
 }
 
-// From the slots of a tile to everything that is asked for.
+// From the slots of a tile to everything that is asked for. K is the window, a constant where it can be one.
 template <int kThreads, class T>
-LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int pitch, const T* zT, T* zS) {
+LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, const T* zT,
+                       T* zS) {
   const DType accumulate = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
-  if (p.logits) return store_slots<kThreads>(p, tile, height, width, pitch, zS, p.logits, accumulate);
+  if (p.logits) return store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.logits, accumulate, K);
   // Whole warps go round together: their lanes exchange numbers, in the frame or not.
   for (int query = thread_index() / kLanesPerToken; query < height * width; query += kThreads / kLanesPerToken) {
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
-    const T value = divergence(p.grid, p.window, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
+    const T value = divergence(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
     if (in_frame(p.grid, y, x) && thread_index() % kLanesPerToken == 0)
       static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = value;
   }
   sync_block();
-  if (p.gradient) store_slots<kThreads>(p, tile, height, width, pitch, zS, p.gradient, p.gradient_type);
+  if (p.gradient) store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.gradient, p.gradient_type, K + 1);
 }
 
 }  // namespace cuda

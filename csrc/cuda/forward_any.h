@@ -51,7 +51,7 @@ struct AnyForward {
     T* zT = halo + At::halo(K) * At::kPitch;
     T* zS = zT + At::kTokens * positions;
 
-    if (p.cached) fuse_cached<kThreads>(p, tile, At::kRows, At::kCols, positions, zT);
+    if (p.cached) fuse_cached<kThreads>(p, tile, At::kRows, At::kCols, K, positions, zT);
     for (int m = p.cached ? p.count - 1 : 0; m < p.count; ++m) {
       const Tensor& f = p.sources[m].tensor;
       for (int c0 = 0; c0 < f.channels; c0 += At::kChunk) {
@@ -66,7 +66,7 @@ struct AnyForward {
       scale_slots(p, tile, m, !student && m > 0, zS, student ? zS : zT);
     }
     sync_block();
-    finish<kThreads>(p, tile, At::kRows, At::kCols, positions, zT, zS);
+    finish<kThreads>(p, tile, At::kRows, At::kCols, K, positions, zT, zS);
   }
 
  private:

@@ -1,4 +1,4 @@
-// Which kernels a call runs: the reciprocal norms first, then the kernel tuned for the call, or the one that takes all.
+// Which kernels a call runs: the one tuned for it, or the norms and then the one that takes all.
 #include "lgf.h"
 
 #include "backward_any.h"
@@ -11,87 +11,142 @@ namespace lgf {
 namespace cuda {
 namespace {
 
-// The reciprocal norms of one of a call's features, number `index` of the workspace, or null without one.
-template <class T>
-const void* norms(const Grid& grid, const Tensor& features, void* workspace, int index, const Stream& stream) {
-  if (!workspace) return nullptr;
-  T* out = static_cast<T*>(workspace) + int64_t(index) * grid.batch * grid.frames * grid.rows * grid.cols;
-  launch<Norms<T>>(Norms<T>::blocks(grid), 0, stream.handle, {grid, features, in_pieces(features), out});
-  return out;
+// Whether tokens can be copied in pieces, and an int counts the pieces of a frame.
+bool counts_in_pieces(const Tensor& f, const Grid& grid) {
+  const int64_t last = (grid.rows - 1) * f.stride[2] + (grid.cols - 1) * f.stride[3];
+  return in_pieces(f) && last / 8 < INT32_MAX;
 }
 
 template <class T>
+void launch_norms(const Grid& grid, const Tensor& features, void* norms, const Stream& stream) {
+  launch<Norms<T>>(Norms<T>::blocks(grid), 0, stream.handle,
+                   {grid, features, in_pieces(features), static_cast<T*>(norms)});
+}
+
 ForwardParams forward_params(const ForwardCall& call) {
   ForwardParams p = {};
   p.grid = call.grid;
   p.window = call.window;
   p.backward = call.backward;
+  p.cosine = call.norms != nullptr;
   p.cached = call.teachers_are_logits;
   p.count = call.teacher_count + 1;
   for (int m = 0; m < p.count; ++m) {
-    const bool student = m == call.teacher_count, features = student || !p.cached;
-    const Tensor& tensor = student ? call.student : call.teachers[m];
-    p.sources[m] = {tensor, features ? norms<T>(call.grid, tensor, call.workspace, p.cached ? 0 : m, call.stream) : nullptr,
-                    student ? 1.0 : call.weights[m]};
+    const bool student = m == call.teacher_count;
+    p.sources[m] = {student ? call.student : call.teachers[m], nullptr, student ? 1.0 : call.weights[m]};
   }
   p.divergence = {call.exclude_boundary, call.squared_error, 1 / call.temperature};
   p.logits = call.logits;
   p.values = call.values;
   p.gradient = call.gradient;
   p.gradient_type = call.gradient_type;
+  p.kept_norms = call.norms;
   return p;
 }
 
 bool suits_band(const ForwardCall& call) {
-  bool suits = call.window == band::kWindow && in_pieces(call.student);
+  bool suits = call.window == band::kWindow && counts_in_pieces(call.student, call.grid);
   for (int m = 0; m < call.teacher_count && !call.teachers_are_logits; ++m)
-    suits = suits && in_pieces(call.teachers[m]) && call.teachers[m].dtype == call.student.dtype;
+    suits = suits && counts_in_pieces(call.teachers[m], call.grid) && call.teachers[m].dtype == call.student.dtype;
   return suits;
+}
+
+// Tokens along one side of a frame that the halos of all tiles hold together.
+int64_t reached(int size, int tile) {
+  int64_t sum = 0;
+  for (int first = 0; first < size; first += tile) {
+    const int end = first + tile + band::kRadius;
+    sum += (end < size ? end : size) - (first < band::kRadius ? 0 : first - band::kRadius);
+  }
+  return sum;
+}
+
+// What a launch with tiles of so many rows waits for, in lines of 64 bytes through the shared memory of an SM: what passes
+// through that of the busiest SM, or what comes from L2, which gives an SM a fifth of that rate while all ask. A token of
+// the tile passes 10 times, most of them as an operand of its warp's products.
+double work(const Grid& grid, int frames, int rows, int sms) {
+  const double frame = double(grid.rows) * grid.cols, halos = double(reached(grid.rows, rows)) * reached(grid.cols, band::kCols);
+  const int64_t blocks = tiles(grid, frames, rows, band::kCols), busiest = (blocks + sms - 1) / sms;
+  const double passing = busiest * ((rows + 2.0 * band::kRadius) * band::kHaloCols + 10.0 * rows * band::kCols);
+  const double arriving = 5.0 * (halos + frame) * frames * grid.batch / sms;
+  return passing > arriving ? passing : arriving;
+}
+
+// Low tiles read more for each token, but share a small grid out more evenly.
+bool takes_low_tiles(const Grid& grid, int frames, const Stream& stream) {
+  const int sms = multiprocessors(stream.device);
+  return work(grid, frames, 4, sms) < work(grid, frames, 8, sms);
+}
+
+template <class Kernel>
+void launch_tiles(const Grid& grid, int frames, const Stream& stream, const typename Kernel::Params& params) {
+  launch<Kernel>(tiles(grid, frames, Kernel::Extent::kRows, band::kCols), Kernel::kSharedBytes, stream.handle, params);
 }
 
 template <class Half>
 void band_forward(const ForwardCall& call) {
-  using Kernel = BandForward<Half>;
-  launch<Kernel>(tiles(call.grid, call.grid.frames - 1, band::kRows, band::kCols), Kernel::kSharedBytes,
-                 call.stream.handle, forward_params<float>(call));
+  const int pairs = call.grid.frames - 1;
+  return takes_low_tiles(call.grid, pairs, call.stream)
+             ? launch_tiles<BandForward<Half, 4>>(call.grid, pairs, call.stream, forward_params(call))
+             : launch_tiles<BandForward<Half, 8>>(call.grid, pairs, call.stream, forward_params(call));
 }
 
 template <class T>
 void any_forward(const ForwardCall& call) {
+  ForwardParams p = forward_params(call);
+  const int64_t tokens = int64_t(call.grid.batch) * call.grid.frames * call.grid.rows * call.grid.cols;
+  for (int m = p.cached ? p.count - 1 : 0; m < p.count && p.cosine; ++m) {
+    const bool student = m == p.count - 1;
+    void* norms = student ? call.norms : static_cast<T*>(call.workspace) + m * tokens;
+    launch_norms<T>(call.grid, p.sources[m].tensor, norms, call.stream);
+    p.sources[m].norms = norms;
+  }
   using Kernel = AnyForward<T>;
   launch<Kernel>(tiles(call.grid, call.grid.frames - 1, AnyTile<T>::kRows, AnyTile<T>::kCols),
-                 Kernel::shared_bytes(call.window), call.stream.handle, forward_params<T>(call));
+                 Kernel::shared_bytes(call.window), call.stream.handle, p);
 }
 
-template <class T>
+bool suits_band(const LogitGradientCall& g) {
+  return !g.g || (aligned(g.g) && (g.type == DType::bfloat16 || g.type == DType::float32));
+}
+
 BackwardParams backward_params(const BackwardCall& call) {
   const auto direction = [](const LogitGradientCall& g) -> LogitGradient {
-    return {g.g, g.type, g.scale, g.scale_is_one_number ? 0 : 1};
+    return {g.g, g.type};
   };
   return {call.grid,
           call.window,
           call.features,
-          norms<T>(call.grid, call.features, call.workspace, 0, call.stream),
+          call.norms,
           direction(call.forward),
           direction(call.backward),
+          call.scales,
+          call.scale,
+          call.factor,
           call.gradient};
 }
 
 template <class Half>
 void band_backward(const BackwardCall& call) {
-  using Kernel = BandBackward<Half>;
-  launch<Kernel>(tiles(call.grid, call.grid.frames, band::kRows, band::kCols), Kernel::kSharedBytes, call.stream.handle,
-                 backward_params<float>(call));
+  const int frames = call.grid.frames;
+  return takes_low_tiles(call.grid, frames, call.stream)
+             ? launch_tiles<BandBackward<Half, 4>>(call.grid, frames, call.stream, backward_params(call))
+             : launch_tiles<BandBackward<Half, 8>>(call.grid, frames, call.stream, backward_params(call));
 }
 
 template <class T>
 void any_backward(const BackwardCall& call) {
   using Kernel = AnyBackward<T>;
   launch<Kernel>(tiles(call.grid, call.grid.frames, AnyTile<T>::kRows, AnyTile<T>::kCols),
-                 Kernel::shared_bytes(call.window), call.stream.handle, backward_params<T>(call));
+                 Kernel::shared_bytes(call.window), call.stream.handle, backward_params(call));
 }
 
 }  // namespace
+
+void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream) {
+  use_device(stream.device);
+  return in_double ? launch_norms<double>(grid, features, norms, stream) : launch_norms<float>(grid, features, norms, stream);
+}
 
 void forward(const ForwardCall& call) {
   use_device(call.stream.device);
@@ -102,7 +157,8 @@ void forward(const ForwardCall& call) {
 
 void backward(const BackwardCall& call) {
   use_device(call.stream.device);
-  if (call.window == band::kWindow && in_pieces(call.features))
+  if (call.window == band::kWindow && counts_in_pieces(call.features, call.grid) && suits_band(call.forward) &&
+      suits_band(call.backward))
     return call.features.dtype == DType::bfloat16 ? band_backward<BFloat16>(call) : band_backward<Float16>(call);
   return call.features.dtype == DType::float64 ? any_backward<double>(call) : any_backward<float>(call);
 }

@@ -31,8 +31,9 @@ struct Stream {
   std::uintptr_t handle;
 };
 
-// Tensors of a call and their weights. `workspace` holds the reciprocal norms of all features of the call, one after
-// the other, (B, T, H, W) each, in the accumulation type; it is null for similarity "dot".
+// Tensors of a call and their weights. `norms` are the student's reciprocal norms (B, T, H, W) in the accumulation type,
+// an output for the backward; `workspace` has room for as many for each teacher given by features. Both are null for
+// similarity "dot".
 struct ForwardCall {
   Grid grid;
   int window;
@@ -44,19 +45,18 @@ struct ForwardCall {
   bool teachers_are_logits;
   bool exclude_boundary, squared_error;
   double temperature;
+  void* norms;
   void* workspace;
   void* logits;  // all that is wanted, unless null
   void* values;
-  void* gradient;  // by the student's logits, or null
+  void* gradient;  // by the student's logits, (B, T-1, H, W, K, K+1), or null
   DType gradient_type;
   Stream stream;
 };
 
 struct LogitGradientCall {
-  const void* g;  // null: direction absent
+  const void* g;  // (B, T-1, H, W, K, K+1), or null: direction absent
   DType type;
-  const void* scale;
-  bool scale_is_one_number;
 };
 
 struct BackwardCall {
@@ -64,12 +64,16 @@ struct BackwardCall {
   int window;
   Tensor features;
   LogitGradientCall forward, backward;
-  void* workspace;
+  const void* norms;   // reciprocal ones, or null for similarity "dot"
+  const void* scales;  // of tokens (B, T-1, H, W), or null
+  const void* scale;   // one number, or null
+  double factor;
   void* gradient;
   Stream stream;
 };
 
 // They return when the work is on the stream.
+void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream);
 void forward(const ForwardCall& call);
 void backward(const BackwardCall& call);
 

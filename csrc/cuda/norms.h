@@ -5,7 +5,7 @@
 // Normalised copies of the features would cost as much memory as the features, and rounded to half precision they
 // would cost the gradient its accuracy: where neighbours are alike, it is a small difference of large terms.
 //
-// A warp sums the squares of a token. A norm that is not finite has the reciprocal NaN and not 0: an infinity in the
+// The kernel here is for those that do not sum them up on their way: a warp sums the squares of a token. A norm that is not finite has the reciprocal NaN and not 0: an infinity in the
 // features must not pass for a similarity of 0. No reciprocal is 0, so 0 may stand for a token outside the frame.
 #pragma once
 
@@ -20,6 +20,13 @@ constexpr double kEps = 1e-6;
 template <class T>
 LGF_DEVICE bool is_short(T reciprocal_norm) {
   return reciprocal_norm >= T(0.999999 / kEps);
+}
+
+template <class T>
+LGF_DEVICE T reciprocal(T sum_of_squares) {
+  const T norm = sqrt(sum_of_squares);
+  const T r = T(1) / (norm < T(kEps) ? T(kEps) : norm);
+  return r > T(0) ? r : T(NAN);
 }
 
 template <class T>
@@ -47,9 +54,7 @@ struct Norms {
     const int lane = thread_index() % 32;
     T sum = p.wide ? wide_sum(p.features, at, lane) : sum_of_squares(p.features, at, lane);
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    const T norm = sqrt(sum);
-    const T reciprocal = T(1) / (norm < T(kEps) ? T(kEps) : norm);
-    if (lane == 0) p.norms[token] = reciprocal > T(0) ? reciprocal : T(NAN);
+    if (lane == 0) p.norms[token] = reciprocal(sum);
   }
 
  private:
@@ -63,9 +68,6 @@ struct Norms {
   }
 
   static LGF_DEVICE T wide_sum(const Tensor& f, int64_t at, int lane) {
-    struct alignas(16) Piece {
-      std::uint16_t bits[8];
-    };
     T sum = 0;
     for (int c = lane * 8; c < f.channels; c += 32 * 8) {
       const Piece piece = *reinterpret_cast<const Piece*>(static_cast<const std::uint16_t*>(f.data) + at + c);

@@ -1,7 +1,6 @@
 // Which kernels the steps of a token relation distance run: the tensor cores' for half precision, or plain ones.
 #include "relation.h"
 
-#include "norms.h"
 #include "relation_distances.h"
 #include "relation_plain.h"
 #include "relation_products.h"
@@ -47,15 +46,6 @@ Cut relation_cut(const Tensor& student, const Tensor& teacher, int device) {
     cut.channels = student.channels > cut.tile ? 2 * cut.tile : cut.tile;
   });
   return cut;
-}
-
-void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream) {
-  use_device(stream.device);
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    launch<Norms<T>>(Norms<T>::blocks(grid), 0, stream.handle, {grid, features, in_pieces(features), static_cast<T*>(norms)});
-  };
-  in_double ? run(double()) : run(float());
 }
 
 void relation_distances(const DistancesCall& call) {

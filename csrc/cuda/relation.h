@@ -72,8 +72,6 @@ struct Cut {
 
 Cut relation_cut(const Tensor& student, const Tensor& teacher, int device);
 
-// (B, T, H, W), in double precision if asked for.
-void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream);
 void relation_distances(const DistancesCall& call);
 void relation_products(const ProductsCall& call);
 void relation_project(const ProjectCall& call);

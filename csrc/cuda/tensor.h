@@ -20,6 +20,11 @@ LGF_DEVICE int64_t pair_number(const Grid& grid, int b, int t) { return int64_t(
 
 LGF_DEVICE bool in_frame(const Grid& grid, int y, int x) { return y >= 0 && y < grid.rows && x >= 0 && x < grid.cols; }
 
+// Eight numbers of half precision.
+struct alignas(16) Piece {
+  std::uint16_t bits[8];
+};
+
 // An element in the accumulation type. The switch is the same for all threads of a block.
 template <class T>
 LGF_DEVICE T load(const void* data, DType dtype, int64_t at) {
@@ -43,15 +48,17 @@ LGF_DEVICE void store(void* data, DType dtype, int64_t at, T value) {
 
 // 16 bytes at once, at a multiple of 16.
 LGF_DEVICE void store_piece(void* to, const unsigned (&words)[4]) {
-  struct alignas(16) Piece {
+  struct alignas(16) Words {
     unsigned words[4];
   };
-  *static_cast<Piece*>(to) = {{words[0], words[1], words[2], words[3]}};
+  *static_cast<Words*>(to) = {{words[0], words[1], words[2], words[3]}};
 }
 
-// Whether tokens can be copied in pieces of 16 bytes of half precision.
+inline bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(Piece) == 0; }
+
+// Whether tokens can be copied in pieces.
 inline bool in_pieces(const Tensor& f) {
-  bool whole = f.channels % 8 == 0 && reinterpret_cast<std::uintptr_t>(f.data) % 16 == 0;
+  bool whole = f.channels % 8 == 0 && aligned(f.data);
   for (const int64_t stride : f.stride) whole = whole && stride % 8 == 0;
   return whole && (f.dtype == DType::bfloat16 || f.dtype == DType::float16);
 }

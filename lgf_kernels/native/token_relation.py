@@ -9,7 +9,7 @@ from .. import panels
 from ..numerics import accumulate_dtype, last_dimension_contiguous, non_finite_to_nan, reduce_videos
 from ..panels import Panel, backward
 from ..portable.token_relation import empty_residual
-from . import described, dtype_name, module, stream_of
+from . import described, execution, module, reciprocal_norms
 
 __all__ = ["backward", "empty_residual", "forward"]
 
@@ -73,7 +73,7 @@ def forward(
 def described_pairs(student: Tensor, teacher: Tensor, weight: Tensor, margin: float) -> Pairs:
     frame_tokens = student.shape[2]
     student, teacher = in_one_row(student), in_one_row(teacher)
-    r, q = (reciprocal_norms(features, weight) for features in (student, teacher))
+    r, q = (norms_of(features, weight.dtype) for features in (student, teacher))
     cut = module(student).relation_cut(described(student), described(teacher), student.get_device())
     _, coefficient_dtype, _, _ = cut
     x, p, o = student, r, None
@@ -87,11 +87,10 @@ def in_one_row(features: Tensor) -> Tensor:
     return last_dimension_contiguous(features.flatten(1, 2))[:, None, None]
 
 
-def reciprocal_norms(features: Tensor, weight: Tensor) -> Tensor:
-    norms = features.new_empty((len(features), features.shape[3]), dtype=weight.dtype)
-    module(features).reciprocal_norms(
-        described(features), (*norms.shape, 1, 0), norms.data_ptr(), dtype=dtype_name(norms), **stream_of(features)
-    )
+def norms_of(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """The reciprocal norms (B, n) of features (B, 1, 1, n, C)."""
+    norms = features.new_empty((len(features), features.shape[3]), dtype=dtype)
+    reciprocal_norms(features, norms)
     return norms
 
 
@@ -120,7 +119,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         coefficient_dtype=pairs.coefficient_dtype,
         margin=pairs.margin,
         scale=1 / pairs.frame_tokens**2,
-        **stream_of(sums),
+        **execution(sums),
     )
 
 
@@ -134,7 +133,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         coefficient_dtype=pairs.coefficient_dtype,
         rows=(panel.first, panel.end),
         parts=as_taken(parts),
-        **stream_of(gradient),
+        **execution(gradient),
     )
     return parts
 
@@ -147,7 +146,7 @@ def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
         None if pairs.row_scale is None else pairs.row_scale.data_ptr(),
         as_taken(parts),
         gradient.data_ptr(),
-        **stream_of(gradient),
+        **execution(gradient),
     )
 
 

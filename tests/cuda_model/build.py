@@ -68,7 +68,7 @@ def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     functions = ctypes.CDLL(str(library))
-    functions.lgf_model_bank_conflicts.restype = functions.lgf_model_products.restype = ctypes.c_int64
+    functions.lgf_model_bank_conflicts.restype = ctypes.c_int64
     return loaded, functions
 
 

@@ -28,6 +28,7 @@ namespace cuda {
 namespace model {
 
 // Runs the blocks of a launch one after the other.
+int multiprocessors();
 void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
                 const std::function<void(char* shared)>& kernel);
 
@@ -35,7 +36,6 @@ void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
 int thread();
 std::int64_t block();
 std::int64_t blocks();
-int processors();
 void barrier();
 std::uint64_t exchange(std::uint64_t value, int mask);
 void copy(void* shared, const void* global, bool wanted);
@@ -132,7 +132,7 @@ void multiply_async(float (&d)[64], std::uint64_t a, std::uint64_t b) {
 }
 
 inline void use_device(int) {}
-inline int multiprocessors(int) { return model::processors(); }
+inline int multiprocessors(int) { return model::multiprocessors(); }
 inline bool has_warpgroups(int) { return model::warpgroups(); }
 
 template <class Kernel>

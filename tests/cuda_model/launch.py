@@ -1,5 +1,6 @@
 """The library's own launchers on the model of a GPU."""
 
+import ctypes
 from types import SimpleNamespace
 
 import torch
@@ -14,3 +15,12 @@ def launched_on(module, monkeypatch):
     for place in ("lgf_kernels.native", "lgf_kernels.native.lgf_kl"):
         monkeypatch.setattr(f"{place}.takes_streams", lambda tensor: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+
+
+def work(model, run):
+    """Blocks, bytes copied and staged, matrix loads, products: what a call adds to the model's counts."""
+    counts = torch.zeros(2, 5, dtype=torch.int64)
+    model.lgf_model_counts(ctypes.c_void_p(counts[0].data_ptr()))
+    result = run()
+    model.lgf_model_counts(ctypes.c_void_p(counts[1].data_ptr()))
+    return result, (counts[1] - counts[0]).tolist()

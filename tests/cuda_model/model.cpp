@@ -68,13 +68,14 @@ ucontext_t scheduler;
 std::vector<std::unique_ptr<Fibre>> fibres;
 int threads = 0, current = -1;
 std::int64_t block_number = 0, block_total = 0;
-int processor_count = 2;  // that a launch may believe there are
+int multiprocessor_count = 1;  // that a launch may believe there are
 char* shared_memory = nullptr;
 std::int64_t shared_size = 0;
 const std::function<void(char*)>* kernel = nullptr;
 std::exception_ptr failure;
 bool reversed = false;
-std::int64_t bank_conflicts = 0, product_count = 0;
+std::int64_t bank_conflicts = 0;
+std::int64_t blocks_run = 0, bytes_copied = 0, bytes_staged = 0, matrix_loads = 0, products = 0;
 bool hopper = false;
 std::vector<bool> unknown;  // pieces of 16 bytes of shared memory that asynchronous products may not read yet
 
@@ -154,6 +155,7 @@ void exchange_all(Fibre** lanes) {
 }
 
 void load_all(Fibre** lanes) {
+  ++matrix_loads;
   std::uint16_t matrices[4][8][8];
   for (int i = 0; i < kWarp; ++i) {
     const auto address = reinterpret_cast<std::uintptr_t>(lanes[i]->row);
@@ -180,7 +182,7 @@ float number(unsigned pair, int which, bool bfloat) {
 }
 
 void multiply_all(Fibre** lanes) {
-  product_count += 16 * 8 * 16;
+  products += 16 * 8 * 16;
   float a[16][16], b[16][8];
   for (int i = 0; i < kWarp; ++i)
     for (int e = 0; e < 2; ++e) {
@@ -233,7 +235,7 @@ void finish_products(Fibre** threads_of_group) {
   const std::vector<GroupProduct>& all = threads_of_group[0]->products;
   for (std::size_t n = 0; n < all.size(); ++n) {
     const GroupOperands operands(all[n]);
-    product_count += 64 * 128 * 16;
+    products += 64 * 128 * 16;
     for (int thread = 0; thread < 4 * kWarp; ++thread) {
       Fibre& fibre = *threads_of_group[thread];
       if (fibre.products.size() != all.size() || fibre.products[n].a != all[n].a || fibre.products[n].b != all[n].b)
@@ -321,6 +323,8 @@ void run_block() {
 
 }  // namespace
 
+int multiprocessors() { return multiprocessor_count; }
+
 void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, const std::function<void(char*)>& body) {
   threads = block_threads;
   while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
@@ -329,6 +333,7 @@ void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, cons
   shared_size = bytes;
   std::vector<char> memory(bytes + kGuardBytes + 1024);
   shared_memory = memory.data() + (1024 - reinterpret_cast<std::uintptr_t>(memory.data()) % 1024);
+  blocks_run += blocks;
   for (std::int64_t i = 0; i < blocks; ++i) {
     block_number = reversed ? blocks - 1 - i : i;
     std::memset(shared_memory, 0xff, bytes + kGuardBytes);
@@ -343,7 +348,6 @@ void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, cons
 int thread() { return current; }
 std::int64_t block() { return block_number; }
 std::int64_t blocks() { return block_total; }
-int processors() { return processor_count; }
 void barrier() { pause(Wait::barrier); }
 
 std::uint64_t exchange(std::uint64_t value, int mask) {
@@ -358,6 +362,8 @@ void copy(void* shared, const void* global, bool wanted) {
     fail("an asynchronous copy is not aligned to 16 bytes");
   if (shared < shared_memory || shared > shared_memory + shared_size - 16)
     fail("an asynchronous copy leads outside shared memory");
+  bytes_copied += wanted ? 16 : 0;
+  bytes_staged += 16;
   std::memset(shared, 0xff, 16);
   self().copies.push_back({shared, global, wanted, self().group});
 }
@@ -435,8 +441,9 @@ extern "C" {
 
 __attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf::cuda::model::reversed = reverse; }
 
-__attribute__((visibility("default"))) void lgf_model_processors(int count) {
-  lgf::cuda::model::processor_count = count;
+// On how many the work is shared out: small grids take other tiles.
+__attribute__((visibility("default"))) void lgf_model_multiprocessors(int count) {
+  lgf::cuda::model::multiprocessor_count = count;
 }
 
 __attribute__((visibility("default"))) void lgf_model_hopper(int is_one) { lgf::cuda::model::hopper = is_one; }
@@ -445,8 +452,12 @@ __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;
 }
 
-// Of numbers, by matrix products.
-__attribute__((visibility("default"))) std::int64_t lgf_model_products() { return lgf::cuda::model::product_count; }
+// So far: blocks, bytes of asynchronous copies that were wanted and all of them, matrix loads, and products of numbers.
+__attribute__((visibility("default"))) void lgf_model_counts(std::int64_t* counts) {
+  using namespace lgf::cuda::model;
+  const std::int64_t all[] = {blocks_run, bytes_copied, bytes_staged, matrix_loads, products};
+  std::copy(std::begin(all), std::end(all), counts);
+}
 
 // One warp loads four matrices: lane i gives row i % 8 of matrix i / 8, 16 bytes at rows + 16 i.
 __attribute__((visibility("default"))) void lgf_model_load(const char* rows, int transposed, unsigned* registers) {

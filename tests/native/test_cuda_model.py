@@ -8,7 +8,7 @@ import ctypes
 import pytest
 import torch
 from cuda_model import build
-from cuda_model.launch import launched_on
+from cuda_model.launch import launched_on, work
 from helpers import assert_close, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
@@ -50,6 +50,18 @@ def test_tensor_core_shapes(model, shape, dtype):
         assert value == 0 and not gradient.any()
     else:
         against_reference(student, [teacher])
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("channels", [264, 520])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_more_channels_than_a_backward_holds(model, dtype, channels, similarity):
+    """Their products are made twice where the gradient is projected. The sums of 256 channels are held."""
+    upstream = 0.1 * torch.randn(1, 2, 3, 9, 49, dtype=torch.float64)
+    f, options = features(1, 3, 3, 9, channels, dtype=dtype), dict(similarity=similarity, upstream=upstream)
+    ours = value_and_gradient(lgf.local_gram_flow, f, backend="native", **options)
+    truth = value_and_gradient(lgf.local_gram_flow, f.double(), backend="reference", **options)
+    assert_close(ours[1], truth[1], GRADIENT[dtype])
 
 
 @pytest.mark.parametrize("channels", [(8,), (24, 40), (8, 16, 72)], ids=str)
@@ -181,20 +193,65 @@ def test_too_many_teachers_are_refused(model):
         lgf.lgf_kl_loss(f, [f] * 16, backend="native")
 
 
+# ---- how much they do ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows, multiprocessors", [(8, 1), (4, 1000)])
+@pytest.mark.parametrize("channels", [72, 264])
+def test_the_work_is_what_the_report_counts(model, channels, rows, multiprocessors):
+    """Tiles of 8 rows on a large grid and of 4 on one that leaves multiprocessors empty, and right in either."""
+    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    model.lgf_model_multiprocessors(multiprocessors)
+    student, teacher = (features(1, 3, 9, 18, channels, dtype=torch.bfloat16) for _ in range(2))
+    against_reference(student, [teacher], direction="both", token_weight=torch.rand(1, 2, 9, 18))
+
+    shape = counts.Shape(*student.shape, teachers=1)
+    loss, done = work(model, lambda: lgf.lgf_kl_loss(student.requires_grad_(), teacher, backend="native"))
+    blocks, copied, staged, loads, products = done
+    forward = counts.band_forward(shape, rows)
+    assert (blocks, copied, products) == (forward.blocks, forward.l2, forward.mma)
+    assert staged + loads * 512 == forward.shared
+    _, (blocks, copied, staged, loads, products) = work(model, loss.backward)
+    backward = counts.band_backward(shape, rows)
+    assert (blocks, copied, products) == (backward.blocks, backward.l2, backward.mma)
+    assert loads * 512 < backward.shared
+
+
 # ---- what the tests would notice ----------------------------------------------------------------------------------
 
 MISTAKES = {
     "no barrier before a chunk is overwritten, forward": (
-        "forward_band.h", "sync_block();  // the chunk has been read by all", ""),
+        "forward_band.h", "sync_block();  // the chunk has been read by all, and the norms are there", ""),
+    "no barrier before the places of the next source": (
+        "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
     "no barrier before a chunk is overwritten, backward": (
-        "backward_band.h", "sync_block();  // the chunk has been read by all", ""),
-    "a chunk is not waited for": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
+        "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
+    "no barrier before windows are overwritten": (
+        "backward_band.h", "sync_block();  // the windows have been read: what is next may lie over them", ""),
+    "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
+    "a chunk is not waited for, backward": ("backward_band.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "windows are not waited for": (
+        "backward_band.h", "copy_wait<0>();\n    sync_block();  // the windows",
+        "copy_wait<1>();\n    sync_block();  // the windows"),
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
+    "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
+    "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
+    "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
+    "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
+    "the first frame's norms are not kept": (
+        "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
     "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
     "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
     "key side at the offset and not its opposite": (
-        "backward_band.h", "band::kPositions - 1 - slot", "slot"),
+        "backward_band.h", "(band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx", "dy * kWindowRow + dx"),
+    "the other token's scale": (
+        "backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
+    "what is wanted of no window is added": ("backward_band.h", "wanted ? g_scaled : 0.0f", "g_scaled"),
+    "no barrier before a gradient is stored": ("backward_band.h", "sync_block();  // the gradient is there", ""),
+    "no barrier before what is next": ("backward_band.h", "sync_block();  // what is next may lie over it", ""),
+    "own features lie over a chunk in use": ("backward_band.h", "sync_block();  // the last chunk has been read by all", ""),
+    "one place of the halo too far left": ("band.h", "% kCols + kHaloLeft", "% kCols + kRadius"),
 }  # fmt: skip
 
 
@@ -202,9 +259,10 @@ MISTAKES = {
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
     module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
     launched_on(module, monkeypatch)
-    student, teacher = (features(1, 2, 5, 6, 72, dtype=torch.bfloat16) for _ in range(2))
+    student, *teachers = (features(1, 2, 3, 5, C, dtype=torch.bfloat16) for C in (264, 16, 24))
     with pytest.raises((AssertionError, RuntimeError)):
-        against_reference(student, [teacher])
+        for direction in ("forward", "backward", "both"):
+            against_reference(student, teachers, direction=direction, token_weight=torch.rand(1, 1, 3, 5))
 
 
 def test_an_unspread_place_meets_its_banks_twice(objects, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 from cuda_model import build
-from cuda_model.launch import launched_on
+from cuda_model.launch import launched_on, work
 from helpers import assert_close, features, value_and_gradient
 
 import lgf_kernels as lgf
@@ -154,7 +154,7 @@ def test_panels(tensor_cores, monkeypatch, dtype, tile, blocks, videos):
 
 @pytest.mark.parametrize("videos, processors", [(1, 9), (2, 13), (2, 1000)])
 def test_several_blocks_share_the_sum_of_a_tile(tensor_cores, videos, processors):
-    tensor_cores.lgf_model_processors(processors)
+    tensor_cores.lgf_model_multiprocessors(processors)
     student, teacher = inputs((videos, 3, TILE + 5, 24), 16, torch.float16)
     against_reference(student, teacher)
     against_reference(student, teacher, torch.eye(3))
@@ -167,7 +167,7 @@ def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores,
     student, teacher = inputs((2, 3, TILE + 20, 16), 72, dtype)
     c, results = lgf.moalign_pair_weight(3), []
     for processors, reverse in ((1, 0), (2, 1), (3, 0), (7, 1), (100, 0)):
-        tensor_cores.lgf_model_processors(processors)
+        tensor_cores.lgf_model_multiprocessors(processors)
         tensor_cores.lgf_model_reverse(reverse)
         results.append(value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=c, backend="native"))
     for result in results[1:]:
@@ -179,12 +179,14 @@ def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores,
 def test_pairs_of_frames_of_weight_zero_cost_no_products(tensor_cores, needs_grad, frames_alone):
     c = torch.eye(6) if frames_alone else torch.ones(6, 6)
     student, teacher = inputs((1, 6, TILE, 16), 8, torch.bfloat16)
-    before = tensor_cores.lgf_model_products()
-    lgf.token_relation_loss(student.requires_grad_(needs_grad), teacher, pair_weight=c, backend="native")
+    student.requires_grad_(needs_grad)
+    _, (*_, products) = work(
+        tensor_cores, lambda: lgf.token_relation_loss(student, teacher, pair_weight=c, backend="native")
+    )
     # One chunk of channels of student and teacher for each pair of tiles, two of tokens for each block of coefficients.
     pairs, blocks = (6, 6) if frames_alone else (21, 36)
     of_a_chunk = TILE * TILE * 64
-    assert tensor_cores.lgf_model_products() - before == of_a_chunk * (2 * pairs + 2 * needs_grad * blocks)
+    assert products == of_a_chunk * (2 * pairs + 2 * needs_grad * blocks)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
