@@ -11,7 +11,8 @@ from pathlib import Path
 CSRC = Path(__file__).parents[1] / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
 #: The tuned kernels, whose shared memory does not depend on a call: header, name, rows of their tiles.
-TUNED = [(f"{name.lower()}_band.h", f"Band{name}", rows) for name in ("Forward", "Backward") for rows in (4, 8)]
+TUNED = [("forward_band.h", "BandForward", rows) for rows in (4, 8, 16)]
+TUNED += [("backward_band.h", "BandBackward", rows) for rows in (4, 8)]
 REGISTERS, THREADS = 65536, 2048
 
 

@@ -59,7 +59,7 @@ std::int64_t shared_size = 0;
 const std::function<void(char*)>* kernel = nullptr;
 std::exception_ptr failure;
 bool reversed = false;
-int multiprocessor_count = 1;
+int multiprocessor_count = 1, shared_bytes_of_each = 228 * 1024;
 std::int64_t bank_conflicts = 0;
 std::int64_t blocks_run = 0, bytes_copied = 0, bytes_staged = 0, matrix_loads = 0, products = 0;
 
@@ -226,12 +226,17 @@ void run_block() {
 
 }  // namespace
 
-int multiprocessors() { return multiprocessor_count; }
+void multiprocessors(int& count, int& shared_bytes, int& shared_bytes_of_block) {
+  count = multiprocessor_count;
+  shared_bytes = shared_bytes_of_each;
+  shared_bytes_of_block = shared_bytes - 1024;
+}
 
 void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, const std::function<void(char*)>& body) {
   threads = block_threads;
   while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
   kernel = &body;
+  if (bytes > shared_bytes_of_each - 1024) throw std::runtime_error("more shared memory than a block has");
   shared_size = bytes;
   std::vector<char> memory(bytes + kGuardBytes + 128);
   shared_memory = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128);
@@ -309,9 +314,10 @@ extern "C" {
 
 __attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf::cuda::model::reversed = reverse; }
 
-// On how many the work is shared out: small grids take other tiles.
-__attribute__((visibility("default"))) void lgf_model_multiprocessors(int count) {
+// How many there are and the shared memory of each, in KiB: grids and devices take other tiles.
+__attribute__((visibility("default"))) void lgf_model_multiprocessors(int count, int shared) {
   lgf::cuda::model::multiprocessor_count = count;
+  lgf::cuda::model::shared_bytes_of_each = shared * 1024;
 }
 
 __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {

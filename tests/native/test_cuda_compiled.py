@@ -4,12 +4,13 @@ import cuda_kernel_report
 import pytest
 
 HALVES = ("bfloat16", "float16")
-#: Registers at most, and blocks on an SM at least: what the tuned kernels were cut for.
+#: Registers at most, and blocks that an SM holds on Ampere (the A100) and on Hopper: what the tuned kernels were cut for.
 DESIGN = {
-    ("BandForward", 4): (168, 3),
-    ("BandForward", 8): (128, 2),
-    ("BandBackward", 4): (255, 2),
-    ("BandBackward", 8): (255, 1),
+    ("BandForward", 4): (168, {"80": 2, "90a": 3}),
+    ("BandForward", 8): (128, {"80": 1, "90a": 2}),
+    ("BandForward", 16): (128, {"80": 1, "90a": 1}),
+    ("BandBackward", 4): (255, {"80": 2, "90a": 2}),
+    ("BandBackward", 8): (255, {"80": 1, "90a": 1}),
 }
 
 
@@ -27,5 +28,6 @@ def test_kernels_compile_as_designed(monkeypatch, arch, shared_of_sm):
         assert row["spilled"] == row["stack"] == 0, row
     for (kernel, tile_rows, _), row in tuned.items():
         registers, programs = DESIGN[kernel, tile_rows]
-        assert row["registers"] <= registers and row["programs"] >= programs, row
-        assert row["shared"] <= 99 * 1024, f"more than a block has on consumer GPUs: {row}"
+        assert row["registers"] <= registers and row["programs"] == programs[arch], row
+        # What a block may have on the A100, the only ones that take high tiles, and on consumer GPUs.
+        assert row["shared"] <= (163 if tile_rows == 16 else 99) * 1024, row
