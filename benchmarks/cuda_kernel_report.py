@@ -12,7 +12,8 @@ CSRC = Path(__file__).parents[1] / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
 #: The tuned kernels, whose shared memory does not depend on a call: name -> what they are in C++.
 TUNED = {
-    **{f"Band{name} {rows}": f"Band{name}<BFloat16, {rows}>" for name in ("Forward", "Backward") for rows in (4, 8)},
+    **{f"BandForward {rows}": f"BandForward<BFloat16, {rows}>" for rows in (4, 8, 16)},
+    **{f"BandBackward {rows}": f"BandBackward<BFloat16, {rows}>" for rows in (4, 8)},
     **{f"Distances {by}": f"Distances<{by}<BFloat16>>" for by in ("Warps", "Warpgroups")},
     **{
         f"TileProducts {by} {width}": f"TileProducts<{by}<BFloat16>, {width}>"

@@ -251,7 +251,7 @@ def wgmma_forward(shape: Shape, cluster: int) -> Work:
 
 def considered(shape: Shape, gpu: Ceilings) -> list[Work]:
     return [
-        band_forward(shape, 16)._replace(kernel="not made: CUDA forward 16x16"),
+        band_forward(shape, 16)._replace(kernel="A100 alone: CUDA forward 16x16"),
         wgmma_forward(shape, 1),
         wgmma_forward(shape, 2),
         band_backward(shape, passes=2)._replace(kernel="not made: CUDA backward, products twice"),

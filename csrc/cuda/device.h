@@ -176,10 +176,16 @@ inline void check(cudaError_t error) {
 
 inline void use_device(int device) { check(cudaSetDevice(device)); }
 
-inline int multiprocessors(int device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+struct Multiprocessors {
+  int count, shared_bytes, shared_bytes_of_block;  // shared memory of each, and as much of it as one block may have
+};
+
+inline Multiprocessors multiprocessors(int device) {
+  Multiprocessors all = {};
+  check(cudaDeviceGetAttribute(&all.count, cudaDevAttrMultiProcessorCount, device));
+  check(cudaDeviceGetAttribute(&all.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+  check(cudaDeviceGetAttribute(&all.shared_bytes_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return all;
 }
 
 // Whether `multiply_async` runs there: it has been compiled for Hopper alone.

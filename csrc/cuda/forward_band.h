@@ -19,7 +19,7 @@ template <class Half, int kTileRows>
 struct BandForward {
   using Params = ForwardParams;
   using Extent = band::Extent<kTileRows>;
-  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = kTileRows < 8 ? 3 : 2;
+  static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = kTileRows < 8 ? 3 : 16 / kTileRows;
 
   // Numbers of a query's slots: odd, so that lanes that go through slots meet all banks.
   static constexpr int kPitch = 57;

@@ -74,8 +74,18 @@ double work(const Grid& grid, int frames, int rows, int sms) {
 
 // Low tiles read more for each token, but share a small grid out more evenly.
 bool takes_low_tiles(const Grid& grid, int frames, const Stream& stream) {
-  const int sms = multiprocessors(stream.device);
+  const int sms = multiprocessors(stream.device).count;
   return work(grid, frames, 4, sms) < work(grid, frames, 8, sms);
+}
+
+// High tiles read less, but one of them fills an SM: only for where two others do not fit, which hide each other's ends.
+template <class Half>
+bool takes_high_tiles(const Grid& grid, int frames, const Stream& stream) {
+  constexpr int kReserved = 1024;  // of each block
+  const Multiprocessors sms = multiprocessors(stream.device);
+  return sms.shared_bytes < 2 * (BandForward<Half, 8>::kSharedBytes + kReserved) &&
+         sms.shared_bytes_of_block >= BandForward<Half, 16>::kSharedBytes &&
+         work(grid, frames, 16, sms.count) < work(grid, frames, 8, sms.count);
 }
 
 template <class Kernel>
@@ -86,9 +96,11 @@ void launch_tiles(const Grid& grid, int frames, const Stream& stream, const type
 template <class Half>
 void band_forward(const ForwardCall& call) {
   const int pairs = call.grid.frames - 1;
-  return takes_low_tiles(call.grid, pairs, call.stream)
-             ? launch_tiles<BandForward<Half, 4>>(call.grid, pairs, call.stream, forward_params(call))
-             : launch_tiles<BandForward<Half, 8>>(call.grid, pairs, call.stream, forward_params(call));
+  const ForwardParams p = forward_params(call);
+  if (takes_low_tiles(call.grid, pairs, call.stream)) launch_tiles<BandForward<Half, 4>>(call.grid, pairs, call.stream, p);
+  else if (takes_high_tiles<Half>(call.grid, pairs, call.stream))
+    launch_tiles<BandForward<Half, 16>>(call.grid, pairs, call.stream, p);
+  else launch_tiles<BandForward<Half, 8>>(call.grid, pairs, call.stream, p);
 }
 
 template <class T>

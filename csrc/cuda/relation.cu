@@ -42,7 +42,7 @@ Cut relation_cut(const Tensor& student, const Tensor& teacher, int device) {
   Cut cut = {0, tensor_cores ? student.dtype : accumulated, 0, 0};
   with_products(cut.coefficient_type, device, [&](auto products) {
     cut.tile = products.kTile;
-    cut.side_by_side = products.kBlocksPerSm * multiprocessors(device);
+    cut.side_by_side = products.kBlocksPerSm * multiprocessors(device).count;
     cut.channels = student.channels > cut.tile ? 2 * cut.tile : cut.tile;
   });
   return cut;
@@ -54,7 +54,7 @@ void relation_distances(const DistancesCall& call) {
     using Kernel = Distances<decltype(products)>;
     const int tiles = tiles_of(call.video, Kernel::kTile);
     const int64_t of_a_video = places(call.rows, tiles), wanted = of_a_video * call.video.batch;
-    const int64_t room = Kernel::kBlocksPerSm * multiprocessors(call.stream.device);
+    const int64_t room = Kernel::kBlocksPerSm * multiprocessors(call.stream.device).count;
     launch<Kernel>(wanted < room ? wanted : room, Kernel::kSharedBytes, call.stream.handle,
                    {call, tiles, of_a_video, blocks_of(call.rows, tiles)});
   });

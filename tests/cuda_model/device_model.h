@@ -28,7 +28,7 @@ namespace cuda {
 namespace model {
 
 // Runs the blocks of a launch one after the other.
-int multiprocessors();
+void multiprocessors(int& count, int& shared_bytes, int& shared_bytes_of_block);
 void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
                 const std::function<void(char* shared)>& kernel);
 
@@ -132,8 +132,16 @@ void multiply_async(float (&d)[64], std::uint64_t a, std::uint64_t b) {
 }
 
 inline void use_device(int) {}
-inline int multiprocessors(int) { return model::multiprocessors(); }
 inline bool has_warpgroups(int) { return model::warpgroups(); }
+
+struct Multiprocessors {
+  int count, shared_bytes, shared_bytes_of_block;
+};
+inline Multiprocessors multiprocessors(int) {
+  Multiprocessors all;
+  model::multiprocessors(all.count, all.shared_bytes, all.shared_bytes_of_block);
+  return all;
+}
 
 template <class Kernel>
 void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t, const typename Kernel::Params& params) {

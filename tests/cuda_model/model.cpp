@@ -68,7 +68,7 @@ ucontext_t scheduler;
 std::vector<std::unique_ptr<Fibre>> fibres;
 int threads = 0, current = -1;
 std::int64_t block_number = 0, block_total = 0;
-int multiprocessor_count = 1;  // that a launch may believe there are
+int multiprocessor_count = 1, shared_bytes_of_each = 228 * 1024;  // that a launch may believe there are
 char* shared_memory = nullptr;
 std::int64_t shared_size = 0;
 const std::function<void(char*)>* kernel = nullptr;
@@ -323,12 +323,17 @@ void run_block() {
 
 }  // namespace
 
-int multiprocessors() { return multiprocessor_count; }
+void multiprocessors(int& count, int& shared_bytes, int& shared_bytes_of_block) {
+  count = multiprocessor_count;
+  shared_bytes = shared_bytes_of_each;
+  shared_bytes_of_block = shared_bytes - 1024;
+}
 
 void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, const std::function<void(char*)>& body) {
   threads = block_threads;
   while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
   kernel = &body;
+  if (bytes > shared_bytes_of_each - 1024) throw std::runtime_error("more shared memory than a block has");
   block_total = blocks;
   shared_size = bytes;
   std::vector<char> memory(bytes + kGuardBytes + 1024);
@@ -441,9 +446,10 @@ extern "C" {
 
 __attribute__((visibility("default"))) void lgf_model_reverse(int reverse) { lgf::cuda::model::reversed = reverse; }
 
-// On how many the work is shared out: small grids take other tiles.
-__attribute__((visibility("default"))) void lgf_model_multiprocessors(int count) {
+// How many there are and the shared memory of each, in KiB: grids and devices take other tiles.
+__attribute__((visibility("default"))) void lgf_model_multiprocessors(int count, int shared) {
   lgf::cuda::model::multiprocessor_count = count;
+  lgf::cuda::model::shared_bytes_of_each = shared * 1024;
 }
 
 __attribute__((visibility("default"))) void lgf_model_hopper(int is_one) { lgf::cuda::model::hopper = is_one; }

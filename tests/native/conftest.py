@@ -24,5 +24,5 @@ def model(built, monkeypatch):
     yield functions
     functions.lgf_model_reverse(0)
     functions.lgf_model_hopper(0)
-    functions.lgf_model_multiprocessors(1)
+    functions.lgf_model_multiprocessors(1, 228)
     assert functions.lgf_model_bank_conflicts() == before

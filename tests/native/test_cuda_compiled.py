@@ -4,20 +4,21 @@ import cuda_kernel_report
 import pytest
 
 HALVES = ("bfloat16", "float16")
-#: Registers at most, and blocks on an SM at least: what the tuned kernels were cut for.
+#: Registers at most, and blocks that an SM holds on Ampere (the A100) and on Hopper: what the tuned kernels were cut for.
 DESIGN = {
-    "BandForward 4": (168, 3),
-    "BandForward 8": (128, 2),
-    "BandBackward 4": (255, 2),
-    "BandBackward 8": (255, 1),
-    "Distances Warps": (255, 1),
-    "TileProducts Warps 1": (255, 1),
-    "TileProducts Warps 2": (255, 1),
+    "BandForward 4": (168, {"80": 2, "90a": 3}),
+    "BandForward 8": (128, {"80": 1, "90a": 2}),
+    "BandForward 16": (128, {"80": 1, "90a": 1}),
+    "BandBackward 4": (255, {"80": 2, "90a": 2}),
+    "BandBackward 8": (255, {"80": 1, "90a": 1}),
+    "Distances Warps": (255, {"80": 1, "90a": 1}),
+    "TileProducts Warps 1": (255, {"80": 1, "90a": 1}),
+    "TileProducts Warps 2": (255, {"80": 1, "90a": 1}),
 }
 HOPPER = {
-    "Distances Warpgroups": (255, 1),
-    "TileProducts Warpgroups 1": (255, 1),
-    "TileProducts Warpgroups 2": (255, 1),
+    "Distances Warpgroups": (255, {"90a": 1}),
+    "TileProducts Warpgroups 1": (255, {"90a": 1}),
+    "TileProducts Warpgroups 2": (255, {"90a": 1}),
 }
 
 
@@ -35,6 +36,7 @@ def test_kernels_compile_as_designed(monkeypatch, arch, shared_of_sm, design):
         assert row["spilled"] == row["stack"] == 0, row
     for (kernel, _), row in tuned.items():
         registers, programs = design[kernel]
-        assert row["registers"] <= registers and row["programs"] >= programs, row
-        if kernel not in HOPPER:
-            assert row["shared"] <= 99 * 1024, f"more than a block has on consumer GPUs: {row}"
+        assert row["registers"] <= registers and row["programs"] == programs[arch], row
+        # What a block may have on Hopper, on the A100, the only ones that take high tiles, and on consumer GPUs.
+        most = 227 if kernel in HOPPER else 163 if kernel == "BandForward 16" else 99
+        assert row["shared"] <= most * 1024, row

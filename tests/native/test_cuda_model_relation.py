@@ -154,7 +154,7 @@ def test_panels(tensor_cores, monkeypatch, dtype, tile, blocks, videos):
 
 @pytest.mark.parametrize("videos, processors", [(1, 9), (2, 13), (2, 1000)])
 def test_several_blocks_share_the_sum_of_a_tile(tensor_cores, videos, processors):
-    tensor_cores.lgf_model_multiprocessors(processors)
+    tensor_cores.lgf_model_multiprocessors(processors, 228)
     student, teacher = inputs((videos, 3, TILE + 5, 24), 16, torch.float16)
     against_reference(student, teacher)
     against_reference(student, teacher, torch.eye(3))
@@ -167,7 +167,7 @@ def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores,
     student, teacher = inputs((2, 3, TILE + 20, 16), 72, dtype)
     c, results = lgf.moalign_pair_weight(3), []
     for processors, reverse in ((1, 0), (2, 1), (3, 0), (7, 1), (100, 0)):
-        tensor_cores.lgf_model_multiprocessors(processors)
+        tensor_cores.lgf_model_multiprocessors(processors, 228)
         tensor_cores.lgf_model_reverse(reverse)
         results.append(value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=c, backend="native"))
     for result in results[1:]:
