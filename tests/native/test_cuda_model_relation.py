@@ -292,6 +292,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_broken_kernel_fails_on_hopper(mistake, objects, tmp_path, monkeypatch):
     module, functions = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
@@ -310,6 +311,7 @@ MISTAKES_OF_WARPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES_OF_WARPS)
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
     module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES_OF_WARPS[mistake]))
