@@ -62,12 +62,13 @@ def rows(arch: str, shared_of_sm: int) -> Iterator[dict]:
 
 
 def named(mangled: str) -> tuple[str, str, int | None]:
-    """Kernel, type and rows of a tile of `entry<Kernel<Type, rows>>`, as the compiler writes it."""
+    """Kernel, type and, of a tuned one, rows of a tile of `entry<Kernel<Type, rows>>`, as the compiler writes it."""
     length, rest = re.search(r"entryINS0_(\d+)(\w+)", mangled).groups()
     name, arguments = rest[: int(length)], rest[int(length) + 1 :]
     dtype = next((readable for code, readable in TYPES.items() if arguments.startswith(code)), "")
     tile_rows = re.match(r"NS_\d+\w*?ELi(\d+)E", arguments)
-    return name, dtype, int(tile_rows[1]) if tile_rows else None
+    tuned = any(name == kernel for _, kernel, _ in TUNED)
+    return name, dtype, int(tile_rows[1]) if tuned else None
 
 
 def sizes_of_tuned() -> dict[tuple[str, int], tuple[int, int]]:
