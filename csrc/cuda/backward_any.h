@@ -34,6 +34,7 @@ struct AnyBackward {
     const bool busy = token < At::kTokens, writes = busy && in_frame(p.grid, y, x);
     const T r = writes ? reciprocal_norm<T>(p.norms, p.grid, tile.b, tile.t, y, x) : T(0);
     const T scale = common_scale<T>(p);
+    const int64_t own = token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x);
     T along = 0;
     for (int pass = p.norms ? 0 : 1; pass < 2; ++pass) {
       for (int c0 = 0; c0 < p.features.channels; c0 += At::kChunk) {
@@ -46,7 +47,7 @@ struct AnyBackward {
           if (p.norms)
             unit = r * load<T>(p.features.data, p.features.dtype, offset(p.features, tile.b, tile.t, y, x) + c);
           if (pass == 0) along += sum[i] * unit;
-          else write(p, token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c, sum[i], along, unit, r, scale);
+          else write(p, own * p.features.channels + c, sum[i], along, unit, r, scale);
         }
       }
       if (pass == 0) {
@@ -74,7 +75,8 @@ struct AnyBackward {
       const int other_y = y + slot / K - K / 2, other_x = x + slot % K - K / 2;
       T g = 0;
       if (side.exists && in_frame(p.grid, y, x) && in_frame(p.grid, other_y, other_x)) {
-        const int64_t own = token_number(p.grid, side.pair, y, x), other = token_number(p.grid, side.pair, other_y, other_x);
+        const int64_t own = token_number(p.grid, side.pair, y, x);
+        const int64_t other = token_number(p.grid, side.pair, other_y, other_x);
         if (side.as_query.g) g += coefficient(p, side.as_query, own, slot);
         if (side.as_key.g) g += coefficient(p, side.as_key, other, positions - 1 - slot);
         g *= reciprocal_norm<T>(p.norms, p.grid, tile.b, side.t, other_y, other_x);

@@ -151,7 +151,8 @@ struct BandBackward {
       for (int i = 0; i < Extent::kTokens * band::kPieces; i += kThreads) {
         const int token = (i + thread_index()) / band::kPieces;
         const int y = tile.y0 + token / band::kCols, x = tile.x0 + token % band::kCols;
-        const int64_t at = token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x) * p.features.channels + c;
+        const int64_t frame = int64_t(tile.b) * p.grid.frames + tile.t;
+        const int64_t at = token_number(p.grid, frame, y, x) * p.features.channels + c;
         if (c < p.features.channels && offsets[band::opposite(token)] >= 0)
           *reinterpret_cast<Piece*>(static_cast<Half*>(p.gradient) + at) =
               *reinterpret_cast<const Piece*>(own_chunk(held, n, shared) + band::place(token, piece));
@@ -311,7 +312,8 @@ struct BandBackward {
 
     // Calls function(row, two sums, where the two features lie) for this thread's pairs of channels.
     template <class Function>
-    LGF_DEVICE void for_each_pair(const Held& held, const Sums (&sums)[kHeldChunks], char* shared, Function&& function) {
+    LGF_DEVICE void for_each_pair(const Held& held, const Sums (&sums)[kHeldChunks], char* shared,
+                                  Function&& function) {
       LGF_UNROLL
       for (int n = 0; n < kHeldChunks; ++n) {
         if (n >= held.count) break;
@@ -324,8 +326,12 @@ struct BandBackward {
       }
     }
 
-    LGF_DEVICE float low(int row, unsigned pair) { return r[row] * widen(Half{static_cast<std::uint16_t>(pair & 0xffff)}); }
-    LGF_DEVICE float high(int row, unsigned pair) { return r[row] * widen(Half{static_cast<std::uint16_t>(pair >> 16)}); }
+    LGF_DEVICE float low(int row, unsigned pair) {
+      return r[row] * widen(Half{static_cast<std::uint16_t>(pair & 0xffff)});
+    }
+    LGF_DEVICE float high(int row, unsigned pair) {
+      return r[row] * widen(Half{static_cast<std::uint16_t>(pair >> 16)});
+    }
 
     LGF_DEVICE void project(const Held& held, const Sums (&sums)[kHeldChunks], char* shared) {
       for_each_pair(held, sums, shared, [&](int row, const float* sum, const unsigned* pair) {

@@ -65,7 +65,8 @@ int64_t reached(int size, int tile) {
 // through that of the busiest SM, or what comes from L2, which gives an SM a fifth of that rate while all ask. A token of
 // the tile passes 10 times, most of them as an operand of its warp's products.
 double work(const Grid& grid, int frames, int rows, int sms) {
-  const double frame = double(grid.rows) * grid.cols, halos = double(reached(grid.rows, rows)) * reached(grid.cols, band::kCols);
+  const double frame = double(grid.rows) * grid.cols;
+  const double halos = double(reached(grid.rows, rows)) * reached(grid.cols, band::kCols);
   const int64_t blocks = tiles(grid, frames, rows, band::kCols), busiest = (blocks + sms - 1) / sms;
   const double passing = busiest * ((rows + 2.0 * band::kRadius) * band::kHaloCols + 10.0 * rows * band::kCols);
   const double arriving = 5.0 * (halos + frame) * frames * grid.batch / sms;
@@ -97,10 +98,12 @@ template <class Half>
 void band_forward(const ForwardCall& call) {
   const int pairs = call.grid.frames - 1;
   const ForwardParams p = forward_params(call);
-  if (takes_low_tiles(call.grid, pairs, call.stream)) launch_tiles<BandForward<Half, 4>>(call.grid, pairs, call.stream, p);
+  if (takes_low_tiles(call.grid, pairs, call.stream))
+    launch_tiles<BandForward<Half, 4>>(call.grid, pairs, call.stream, p);
   else if (takes_high_tiles<Half>(call.grid, pairs, call.stream))
     launch_tiles<BandForward<Half, 16>>(call.grid, pairs, call.stream, p);
-  else launch_tiles<BandForward<Half, 8>>(call.grid, pairs, call.stream, p);
+  else
+    launch_tiles<BandForward<Half, 8>>(call.grid, pairs, call.stream, p);
 }
 
 template <class T>
