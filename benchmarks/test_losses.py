@@ -17,7 +17,7 @@ def test_forward_and_backward(benchmark, name, case, provider_name):
     benchmark.group = name
     function = provider(provider_name, case)
     off = errors(answer(function, case), true_answer(case))
-    assert is_right(off, case.dtype), f"errors of output and gradient: {off}"
+    assert is_right(off, case), f"errors of output and gradient: {off}"
     benchmark.extra_info.update(output_error=off[0], gradient_error=off[1], dtype=case.dtype, device=case.device)
     inputs = case.inputs()
 

@@ -12,6 +12,9 @@ from .cases import Case
 
 #: A provider is right if its relative errors are at most these: of the output, and of the gradient.
 TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 2e-2), "float64": (1e-10, 1e-10)}
+#: The gradient of token relations jumps where a difference passes 0 or the margin. Of the n * n pairs, rounding puts a few on the
+#: other side, whoever computes it, and that moves the gradient by a few thousandths.
+JUMPS = 1e-2
 #: Elements of a matrix of relations that the oracle makes at a time.
 MATRIX = 2**24
 
@@ -92,5 +95,8 @@ def errors(given: Answer, true: Answer) -> tuple[float, float]:
     return relative(given.output, true.output), relative(given.gradient, true.gradient)
 
 
-def is_right(off: tuple[float, float], dtype: str) -> bool:
-    return all(error <= limit for error, limit in zip(off, TOLERANCE[dtype], strict=True))
+def is_right(off: tuple[float, float], case: Case) -> bool:
+    output, gradient = TOLERANCE[case.dtype]
+    if case.operator == "token_relation":
+        gradient = max(gradient, JUMPS)
+    return off[0] <= output and off[1] <= gradient

@@ -95,7 +95,7 @@ def _check(name: str, case: Case, true: correctness.Answer, functions: dict, fir
         return {"status": "failed", "why": f"{type(error).__name__}: {reason}"}
     off = correctness.errors(correctness.Answer(output, inputs[0].grad), true)
     shown = dict(zip(("output_error", "gradient_error"), (e if math.isfinite(e) else None for e in off), strict=True))
-    if not correctness.is_right(off, case.dtype):
+    if not correctness.is_right(off, case):
         return {"status": "wrong", **shown}
     functions[name] = function
     return {"status": "right", **shown} | ({"first_call_s": seconds} if first else {})

@@ -140,7 +140,7 @@ def _check(function: Callable, case: Case, true: correctness.Answer) -> dict:
         off = correctness.errors(correctness.answer(function, case), true)
     except Exception as error:  # too much shared memory, too many registers, or the compiler's own faults
         return {"status": "failed", "why": f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"}
-    return {"status": "right" if correctness.is_right(off, case.dtype) else "wrong"}
+    return {"status": "right" if correctness.is_right(off, case) else "wrong"}
 
 
 def as_text(table: Table, dtype: str, rows: list[dict]) -> str:

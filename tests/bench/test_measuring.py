@@ -34,13 +34,17 @@ def test_every_provider_is_right(name):
             continue  # 49 shifts compile for a minute; 9 shifts and n x n matrices stand for them
         errors = correctness.errors(correctness.answer(providers.provider(provider, case), case), true)
         assert max(errors) < 1e-5, provider
-        assert correctness.is_right(errors, "float32")
+        assert correctness.is_right(errors, case)
     torch._dynamo.reset()
 
 
 def test_what_is_wrong_is_not_right():
-    assert not correctness.is_right((float("nan"), 0.0), "float32")
-    assert not correctness.is_right((0.0, 2e-4), "float32") and correctness.is_right((5e-3, 2e-2), "bfloat16")
+    case, relation = SMALL["small-lgf"], SMALL["small-relation"]
+    assert not correctness.is_right((float("nan"), 0.0), case) and not correctness.is_right((0.0, float("nan")), case)
+    assert not correctness.is_right((0.0, 2e-4), case) and not correctness.is_right((2e-4, 0.0), case)
+    assert correctness.is_right((5e-3, 2e-2), replace(case, dtype="bfloat16"))
+    assert correctness.is_right((1e-4, 5e-3), relation) and not correctness.is_right((0.0, 2e-2), relation)
+    assert not correctness.is_right((2e-4, 0.0), relation)
 
 
 def test_who_is_offered():
@@ -174,4 +178,4 @@ def test_rows_hold_the_floor_and_only_what_was_asked(ceiling):
 def test_half_precision_is_compared_on_the_same_inputs():
     case = replace(SMALL["small-lgf"], dtype="bfloat16")
     errors = correctness.errors(correctness.answer(providers.provider("portable", case), case), correctness.truth(case))
-    assert errors[0] < 1e-5 and correctness.is_right(errors, "bfloat16")
+    assert errors[0] < 1e-5 and correctness.is_right(errors, case)
