@@ -138,8 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     jobs = [what for what in arguments.what if what in JOBS]
     if not jobs:
-        run_cases(arguments, chosen_cases(arguments))
-        return 0
+        return run_cases(arguments, chosen_cases(arguments))
     if len(arguments.what) > 1:
         raise UserError(f"{jobs[0]!r} is a job of its own; name nothing else with it.")
     return _job(jobs[0], arguments)
@@ -147,8 +146,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _job(job: str, arguments: argparse.Namespace) -> int:
     if job == "sweeps":
-        run_sweeps(arguments)
-    elif job == "ceilings":
+        return run_sweeps(arguments)
+    if job == "ceilings":
         print(ceilings.as_text(ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out, again=True)))
     else:
         importlib.import_module(f".{job}", __package__).run(arguments)

@@ -32,6 +32,10 @@ class Plan:
     progress: Callable[[Iterable, str], Iterable] = lambda items, doing: items
 
 
+class BrokenDeviceError(Exception):
+    """A provider left the GPU unusable for this process: (its name, what it said)."""
+
+
 def measure_case(name: str, case: Case, plan: Plan) -> list[dict]:
     """One row for each provider that has to do with the operator, right, wrong, failed or absent."""
     here = offered(case)
@@ -91,14 +95,25 @@ def _check(name: str, case: Case, true: correctness.Answer, functions: dict, fir
         inputs = case.inputs()
         output, seconds = timing.first_call(lambda: correctness.step(function, *inputs), case.device)
     except Exception as error:  # a peer may fail in any way, which is a result
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
-        return {"status": "failed", "why": f"{type(error).__name__}: {reason}"}
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
+        if not _device_works(case.device):
+            raise BrokenDeviceError(name, why) from error
+        return {"status": "failed", "why": why}
     off = correctness.errors(correctness.Answer(output, inputs[0].grad), true)
     shown = dict(zip(("output_error", "gradient_error"), (e if math.isfinite(e) else None for e in off), strict=True))
     if not correctness.is_right(off, case):
         return {"status": "wrong", **shown}
     functions[name] = function
     return {"status": "right", **shown} | ({"first_call_s": seconds} if first else {})
+
+
+def _device_works(device: str) -> bool:
+    """After an illegal access nothing runs on a GPU any more, in this process."""
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _forget_compiled_code() -> None:

@@ -1,5 +1,7 @@
 """Who is measured: what a user would run instead, other people's kernels (`peers`), and every backend here."""
 
+import json
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -168,10 +170,18 @@ def table() -> dict[str, Provider]:
     return {**BASELINES, **PEERS, **BACKENDS}
 
 
+#: Providers that broke the GPU for the process before this one (`runner`), and what they said, as JSON.
+BROKEN = "LGF_BENCH_BROKEN"
+
+
+def broken() -> dict[str, str]:
+    return json.loads(os.environ.get(BROKEN, "{}"))
+
+
 def offered(case: Case) -> dict[str, str | None]:
     """Name -> None if it runs this case here, else why not. Those that have nothing to do with the operator are left out."""
     return {
-        name: it.why_not(case) or why_not_memory(it.needs(case), case.device)
+        name: broken().get(name) or it.why_not(case) or why_not_memory(it.needs(case), case.device)
         for name, it in table().items()
         if case.operator in it.operators
     }

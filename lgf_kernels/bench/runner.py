@@ -1,18 +1,23 @@
 """Measuring one case after the other: shown when it is done, kept on disk, left out when it is there already."""
 
 import argparse
+import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from . import ceilings, results, sweeps, timing
 from .cases import Case
-from .measure import Plan, measure_case
-from .providers import table
+from .errors import UserError
+from .measure import BrokenDeviceError, Plan, measure_case
+from .providers import BROKEN, table
+from .providers import broken as broken_providers
 from .table import as_text
 
 
@@ -24,6 +29,7 @@ class Runner:
         self.deadline = time.monotonic() + 60 * arguments.minutes
         self.ceiling = ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)
         self.about = results.provenance(arguments.device) | {"clock": timing.clock_in_use(arguments.device)}
+        self.failed = False
         print(ceilings.as_text(self.ceiling), flush=True)
 
     def measure(
@@ -45,15 +51,35 @@ class Runner:
                         print(f"{name}, {dtype}: not begun, the time of --minutes is over")
                         continue
                     case = replace(case, dtype=dtype, device=arguments.device)
-                    rows = [
-                        row | more(name) | self.about for row in measure_case(name, case, self._plan(name, providers))
-                    ]
+                    rows = self._rows(name, case, providers)
                     if not rows:
-                        print(f"\n{name}: none of --providers has to do with {case.operator}")
                         continue
+                    rows = [row | more(name) | self.about for row in rows]
                     show(name, case, rows)
                     if arguments.out:
                         results.append(arguments.out / file, rows)
+
+    def _rows(self, name: str, case: Case, providers: list[str] | None) -> list[dict]:
+        """Of one case; none, and why, if it cannot be measured."""
+        try:
+            rows = measure_case(name, case, self._plan(name, providers))
+        except BrokenDeviceError as broken:
+            self._start_anew_without(*broken.args)
+        except (RuntimeError, MemoryError) as error:
+            self.failed = True
+            print(f"\n{name}: FAILED: {error}", flush=True)
+            return []
+        if not rows:
+            print(f"\n{name}: none of --providers has to do with {case.operator}")
+        return rows
+
+    def _start_anew_without(self, provider: str, why: str) -> NoReturn:
+        """This process in a new one, which has a working GPU, knows the provider that broke it and goes on from here."""
+        if not self.arguments.out:
+            raise UserError(f"{provider} broke the GPU for this process: {why}. Leave it out with --providers.")
+        print(f"{provider} broke the GPU for this process ({why}): starting anew without it", flush=True)
+        os.environ[BROKEN] = json.dumps(broken_providers() | {provider: f"broke the GPU: {why}"})
+        os.execv(sys.executable, [*sys.orig_argv, "--resume"])
 
     def _plan(self, name: str, providers: list[str] | None) -> Plan:
         def bar(items: Iterable, doing: str) -> Iterable:
@@ -78,15 +104,19 @@ class Runner:
         }
 
 
-def run_cases(arguments: argparse.Namespace, cases: dict[str, Case]) -> None:
+def run_cases(arguments: argparse.Namespace, cases: dict[str, Case]) -> int:
+    """The exit code: 0 if every case could be measured."""
+
     def show(name: str, case: Case, rows: list[dict]) -> None:
         print(as_text(name, case, rows), flush=True)
 
-    Runner(arguments).measure(cases, results.LOSSES, arguments.providers, show)
+    runner = Runner(arguments)
+    runner.measure(cases, results.LOSSES, arguments.providers, show)
+    return int(runner.failed)
 
 
-def run_sweeps(arguments: argparse.Namespace) -> None:
-    """All sweeps, each printed when its last size is done."""
+def run_sweeps(arguments: argparse.Namespace) -> int:
+    """All sweeps, each printed when its last size is done. The exit code is that of `run_cases`."""
     arguments.measure = [metric for metric in arguments.measure if metric == "memory"]
     runner = Runner(arguments)
     for name, sweep in sweeps.sweeps(arguments.device).items():
@@ -105,6 +135,7 @@ def run_sweeps(arguments: argparse.Namespace) -> None:
         for dtype in arguments.dtypes:
             if of_type := [row for row in rows if row["dtype"] == dtype]:
                 print(sweeps.as_text(name, sweep, of_type), flush=True)
+    return int(runner.failed)
 
 
 def progress(items: Iterable, doing: str) -> Iterable:

@@ -126,6 +126,50 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(monkeypatch, capsys, t
     assert measured == 2 * ["small-lgf", "small-cached"]
 
 
+def test_a_case_that_cannot_be_measured_stops_no_other(monkeypatch, capsys, tmp_path):
+    def measuring(name, case, plan):
+        if name == "small-lgf":
+            raise RuntimeError("out of memory")
+        return measure.measure_case(name, case, plan)
+
+    monkeypatch.setattr(runner, "measure_case", measuring)
+    command = ["bench", "small-lgf", "small-cached", "--providers", "portable", *QUICK, "--out", str(tmp_path)]
+    assert main(command) == 1
+    assert "small-lgf: FAILED: out of memory" in capsys.readouterr().out
+    assert {row["case"] for row in results.read(tmp_path / "losses.jsonl")} == {"small-cached"}
+
+
+def test_a_provider_that_breaks_the_device_is_left_out_of_a_new_process(monkeypatch, capsys, tmp_path):
+    """As an illegal access on a GPU does: nothing works afterwards in this process."""
+    right = providers.provider
+
+    def breaking(name, case):
+        if name == "native":
+            raise RuntimeError("illegal memory access")
+        return right(name, case)
+
+    class Started(Exception):
+        pass
+
+    def execv(program, arguments):
+        raise Started(arguments)
+
+    monkeypatch.setenv(providers.BROKEN, "{}")
+    monkeypatch.setattr(measure, "provider", breaking)
+    monkeypatch.setattr(measure, "_device_works", lambda device: False)
+    monkeypatch.setitem(providers.BACKENDS, "native", providers.BACKENDS["native"]._replace(why_not=lambda case: None))
+    monkeypatch.setattr(runner.os, "execv", execv)
+    command = ["bench", "small-lgf", "--providers", "native", "portable", *QUICK]
+    assert main(command) == 2 and "--providers" in capsys.readouterr().err  # nothing kept: nothing to go on from
+    with pytest.raises(Started) as started:
+        main([*command, "--out", str(tmp_path)])
+    assert started.value.args[0][-1] == "--resume"
+    assert main([*command, "--out", str(tmp_path), "--resume"]) == 0
+    rows = {row["provider"]: row for row in results.read(tmp_path / "losses.jsonl")}
+    assert rows["portable"]["status"] == "right" and rows["native"]["status"] == "absent"
+    assert "broke the GPU: RuntimeError: illegal memory access" in rows["native"]["why"]
+
+
 def test_the_time_that_is_given_is_kept(capsys):
     assert main(["bench", "--minutes", "0", "--providers", "portable", *QUICK]) == 0
     assert "not begun" in capsys.readouterr().out
