@@ -96,7 +96,7 @@ def _check(name: str, case: Case, true: correctness.Answer, functions: dict, fir
         output, seconds = timing.first_call(lambda: correctness.step(function, *inputs), case.device)
     except Exception as error:  # a peer may fail in any way, which is a result
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
-        if not _device_works(case.device):
+        if not device_works(case.device):
             raise BrokenDeviceError(name, why) from error
         return {"status": "failed", "why": why}
     off = correctness.errors(correctness.Answer(output, inputs[0].grad), true)
@@ -107,7 +107,7 @@ def _check(name: str, case: Case, true: correctness.Answer, functions: dict, fir
     return {"status": "right", **shown} | ({"first_call_s": seconds} if first else {})
 
 
-def _device_works(device: str) -> bool:
+def device_works(device: str) -> bool:
     """After an illegal access nothing runs on a GPU any more, in this process."""
     try:
         torch.zeros(1, device=device).item()

@@ -16,7 +16,7 @@ from .. import triton_kernels
 from . import correctness, results, timing
 from .cases import CASES, Case
 from .errors import UserError
-from .measure import LONGEST_REASON
+from .measure import LONGEST_REASON, device_works
 from .runner import progress
 
 TUNE = "tune.jsonl"
@@ -139,7 +139,10 @@ def _check(function: Callable, case: Case, true: correctness.Answer) -> dict:
     try:
         off = correctness.errors(correctness.answer(function, case), true)
     except Exception as error:  # too much shared memory, too many registers, or the compiler's own faults
-        return {"status": "failed", "why": f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"}
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
+        if not device_works(case.device):
+            raise UserError(f"a candidate broke the GPU for this process: {why}.") from error
+        return {"status": "failed", "why": why}
     return {"status": "right" if correctness.is_right(off, case) else "wrong"}
 
 

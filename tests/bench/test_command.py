@@ -156,7 +156,7 @@ def test_a_provider_that_breaks_the_device_is_left_out_of_a_new_process(monkeypa
 
     monkeypatch.setenv(providers.BROKEN, "{}")
     monkeypatch.setattr(measure, "provider", breaking)
-    monkeypatch.setattr(measure, "_device_works", lambda device: False)
+    monkeypatch.setattr(measure, "device_works", lambda device: False)
     monkeypatch.setitem(providers.BACKENDS, "native", providers.BACKENDS["native"]._replace(why_not=lambda case: None))
     monkeypatch.setattr(runner.os, "execv", execv)
     command = ["bench", "small-lgf", "--providers", "native", "portable", *QUICK]
