@@ -10,7 +10,7 @@ from .counting import PASSES
 from .errors import UserError
 from .providers import BACKENDS
 from .step import STEP, sentence
-from .table import baseline, mebibytes, milliseconds, number, of_floor, ratio
+from .table import baseline, mebibytes, milliseconds, number, of_floor, quartiles, ratio
 
 PAGE = results.ROOT / "docs" / "performance.md"
 PICTURES = "performance"
@@ -32,7 +32,7 @@ Written by `lgf bench report` from the files in [benchmarks/results](../benchmar
   difference passes 0 or the margin, and rounding puts a few of the pairs on the other side: there 1e-2 is allowed.
 - Times are medians of interleaved runs, with quartiles. A ratio is between rows of one table, which is one run of one process.
 - Memory is the peak beyond inputs, output and gradient. "call" is the cost of forward and backward on inputs so small that only
-  the overhead is left. "first" is the first call, compilation from empty caches included.
+  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included.
 - "of floor" compares with `max(FLOP / GEMM ceiling, bytes / copy ceiling)`: FLOP of the products, bytes of the inputs read once
   and the outputs written once per pass, ceilings measured on the same machine. 100 % is as fast as it could do it at all.
 """
@@ -123,7 +123,7 @@ def _line(row: dict, against: dict | None) -> str:
         milliseconds(row["forward"]["median_ms"]),
         milliseconds(row["backward"]["median_ms"]),
         milliseconds(both["median_ms"]),
-        f"{both['low_ms']:.3g} .. {both['high_ms']:.3g}",
+        quartiles(both),
         number(faster, ".2f", "x"),
         mebibytes(row.get("peak_bytes")),
         number(row.get("overhead_us"), ".0f", " us"),

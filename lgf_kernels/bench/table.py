@@ -49,7 +49,7 @@ def _line(row: dict, against: dict | None) -> str:
     if row["status"] == "wrong":
         return f"{start}{'WRONG ANSWER, not timed':>52}{'':>40}{errors}"
     both = row["both"]
-    times = f"{milliseconds(both['median_ms'])} [{both['low_ms']:.3g} .. {both['high_ms']:.3g}]"
+    times = f"{milliseconds(both['median_ms'])} [{quartiles(both)}]"
     faster = ratio(row, against)
     return (
         f"{start}{milliseconds(row['forward']['median_ms']):>10}{milliseconds(row['backward']['median_ms']):>10}"
@@ -61,6 +61,11 @@ def _line(row: dict, against: dict | None) -> str:
 
 def milliseconds(value: float) -> str:
     return f"{value:.1f} ms" if value >= 10 else f"{value:.3g} ms"
+
+
+def quartiles(spread: dict) -> str:
+    """In milliseconds, to as many digits as the times themselves."""
+    return " .. ".join(milliseconds(spread[key]).removesuffix(" ms") for key in ("low_ms", "high_ms"))
 
 
 def mebibytes(value: int | None) -> str:

@@ -8,7 +8,7 @@ from bench_helpers import row
 from lgf_kernels.bench import ceilings, compare, report, results
 from lgf_kernels.bench.errors import UserError
 from lgf_kernels.bench.step import STEP
-from lgf_kernels.bench.table import baseline, of_floor, ratio
+from lgf_kernels.bench.table import baseline, of_floor, quartiles, ratio
 from lgf_kernels.cli import main
 
 
@@ -54,6 +54,11 @@ def test_ratios_are_of_one_run_and_of_right_answers():
         del wrong[key]
     assert baseline([wrong, fast]) is None and ratio(wrong, eager) is None
     assert of_floor(fast) == 25.0
+
+
+def test_times_are_written_alike():
+    assert quartiles({"low_ms": 1270.04, "high_ms": 1290.0}) == "1270.0 .. 1290.0"
+    assert quartiles({"low_ms": 0.01234, "high_ms": 9.876}) == "0.0123 .. 9.88"
 
 
 def test_the_folder_of_a_device_has_a_plain_name():
