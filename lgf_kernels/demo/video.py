@@ -1,12 +1,11 @@
-"""A real video: reading it, a teacher computed from its pixels, and what its motion is worth for prediction."""
+"""A real video: reading it, its liveliest part, and what its motion is worth for prediction."""
 
 from pathlib import Path
 
 import torch
+from lgf_trainer.motion import TOKEN
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, normalize, pad, unfold
-
-from .clips import TOKEN
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 
 class VideoError(ValueError):
@@ -57,24 +56,6 @@ def liveliest_part(video: Tensor, size: tuple[int, int]) -> Tensor:
     score = avg_pool2d(change, size, stride=TOKEN)[0, 0]
     y, x = (int(i) * TOKEN for i in torch.unravel_index(score.argmax(), score.shape))
     return video[:, :, y : y + size[0], x : x + size[1]]
-
-
-def patch_descriptors(video: Tensor, patch: int = 3 * TOKEN, components: int = 64, floor: float = 0.1) -> Tensor:
-    """Dense normalised descriptors (T, H, W, components) of a video (T, 3, 8H, 8W): the pixels around each token.
-
-    Raw patches of natural pictures all look alike. So patches, at half resolution, are whitened: projected on the
-    video's own principal components, each divided by its standard deviation (plus `floor` times the largest, to keep
-    noise down). Then each descriptor is normalised to length 1.
-    """
-    half = avg_pool2d(video, 2)
-    side, step = patch // 2, TOKEN // 2
-    patches = unfold(pad(half, [(side - step) // 2] * 4, mode="replicate"), side, stride=step).transpose(1, 2)
-    centred = patches - patches.mean((0, 1))
-    variance, axes = torch.linalg.eigh(centred.flatten(0, 1).T.cov(correction=0))
-    deviation = variance.clamp(min=1e-12).sqrt()
-    whitened = centred @ (axes / (deviation + floor * deviation[-1]))[:, -components:]
-    grid = (video.shape[2] // TOKEN, video.shape[3] // TOKEN)
-    return normalize(whitened, dim=-1).unflatten(1, grid)
 
 
 def warp_back(video: Tensor, motion: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ training = pytest.importorskip("lgf_kernels.demo.training")
 model = pytest.importorskip("lgf_kernels.demo.model")
 report = pytest.importorskip("lgf_kernels.demo.report")
 
+from lgf_trainer.tables import format_table  # noqa: E402
+
 ROOT = Path(__file__).parents[2]
 GRID = (3, 8, 8)
 
@@ -140,4 +142,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_tables_are_aligned():
-    assert report.format_table([["name", "x"], ["a", "1.00"]]) == "name     x\n----------\na     1.00"
+    assert format_table([["name", "x"], ["a", "1.00"]]) == "name     x\n----------\na     1.00"

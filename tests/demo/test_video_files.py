@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lgf_trainer.motion import motion_of, patch_descriptors
 
-from lgf_kernels.demo.motion import motion_of
 from lgf_kernels.demo.video import (
     VideoError,
     liveliest_part,
-    patch_descriptors,
     read_video,
     warp_back,
     warping_psnr,
