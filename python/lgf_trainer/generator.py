@@ -1,7 +1,5 @@
 """A CogVideoX pipeline that generates a video with or without its LoRA."""
 
-import functools
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from .errors import TrainerError
 from .export import Frames
+from .hashing import content_hash
 from .lora import find_lora, load_lora
 from .prompts import Request
 from .video import Fit, Video, VideoError
@@ -119,11 +118,11 @@ class Generator:
         options = self.options
         return {
             "model": options.model,
-            "lora": _hash(self.lora) if with_lora else None,
+            "lora": content_hash(self.lora) if with_lora else None,
             "lora_weight": options.lora_weight if with_lora else None,
             "prompt": request.prompt,
             "negative_prompt": options.negative_prompt,
-            "image": _hash(request.image) if request.image else None,
+            "image": content_hash(request.image) if request.image else None,
             "fit": options.fit if request.image else None,
             "seed": request.seed,
             "steps": options.steps,
@@ -214,12 +213,6 @@ def _open_image(path: Path) -> Image.Image:
     except VideoError as error:
         raise TrainerError(f"{path} is neither a picture nor a video. Give one, such as a .png or an .mp4") from error
     return Image.fromarray(frames[0].permute(1, 2, 0).numpy())
-
-
-@functools.cache
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: Exception) -> str:

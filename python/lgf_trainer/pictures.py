@@ -21,15 +21,22 @@ def draw_arrows(axes, motion: Tensor, drawn: Tensor, token: int = 8) -> None:
     """
     y, x = (drawn.nonzero().T + 0.5) * token
     dy, dx = (motion[drawn] * token).T
+    width = 0.11 / motion.shape[1]  # of the axes
     arrows = axes.quiver(
-        x, y, dx, dy, color="black", angles="xy", scale_units="xy", scale=1, width=0.008, headwidth=3.4
+        *(values.numpy() for values in (x, y, dx, dy)),
+        color="black",
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=width,
+        headwidth=3.4,
     )
-    arrows.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
+    arrows.set_path_effects([withStroke(linewidth=32 / motion.shape[1], foreground="white")])
 
 
-def faded(frame: Tensor) -> Tensor:
+def faded(frame: Tensor) -> np.ndarray:
     """A frame (3, h, w) in [-1, 1] as an image (h, w, 3), lightened so that arrows stand out."""
-    return (0.35 + 0.65 * (frame + 1) / 2).permute(1, 2, 0)
+    return (0.35 + 0.65 * (frame + 1) / 2).permute(1, 2, 0).numpy()
 
 
 def flow_colours(motion: Tensor, reach: float) -> np.ndarray:
