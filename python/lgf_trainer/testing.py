@@ -11,11 +11,12 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import Sam2VideoConfig, Sam2VideoModel, T5Config, T5EncoderModel, T5Tokenizer
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
 LATENT_CHANNELS = 4
 TEXT_TOKENS, TEXT_WIDTH = 16, 16
+TEACHER_SIZE, TEACHER_CHANNELS = 128, 128  # a side of 128 pixels: memory features of 8 x 8 tokens
 
 
 def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
@@ -63,6 +64,55 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
             prediction_type="v_prediction", snr_shift_scale=1.0 if image_to_video else 3.0, rescale_betas_zero_snr=True
         ),
     ).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
+    """Write a SAM2 of about a million random weights, as `save_pretrained` of transformers would.
+
+    Its masks mean nothing, but always mark something, and its memory features depend on every frame before.
+
+    Args:
+        folder: where to write; load it with `Sam2VideoModel.from_pretrained(folder)`.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_teacher
+        >>> sorted(p.name for p in make_tiny_teacher(tempfile.mkdtemp()).iterdir())
+        ['config.json', 'model.safetensors']
+    """
+    side, width = TEACHER_SIZE, TEACHER_CHANNELS
+    backbone = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [side, side],
+        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [8, 4, 4, 2],
+        "global_attention_blocks": [3], "window_positional_embedding_background_size": [2, 2],
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam2_vision_model", "backbone_config": backbone, "fpn_hidden_size": width,
+        "backbone_channel_list": [128, 64, 32, 16],
+        "backbone_feature_sizes": [[side // 4] * 2, [side // 8] * 2, [side // 16] * 2],
+    }  # fmt: skip
+    config = Sam2VideoConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": width, "image_size": side},
+        mask_decoder_config={
+            "hidden_size": width, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+        image_size=side, memory_attention_hidden_size=width, memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[side // 16] * 2,
+        memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width, memory_fuser_num_layers=1,
+        memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=32,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Sam2VideoModel(config)
+        for weight in model.parameters():  # as initialised, many are 0 or so small that nothing depends on them
+            torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.1)
+        torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
+    model.save_pretrained(str(folder))
     return Path(folder)
 
 
