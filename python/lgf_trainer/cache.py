@@ -70,7 +70,8 @@ class WindowCache:
     def write(self, key: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         text = json.dumps(about)
-        metadata = {"about": text, "sha256": _hash(tensors, text)}
+        # One entry: safetensors writes several in an order that changes from run to run, and files would differ.
+        metadata = {"window": f"{_hash(tensors, text)} {text}"}
         write_atomically(self.path(key), save(tensors, metadata))
 
     def read(self, key: str) -> Window:
@@ -86,8 +87,8 @@ class WindowCache:
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise TrainerError(f"{path} cannot be read ({error}). Remove it and run lgf extract again") from error
-        text = metadata.get("about", "")
-        if metadata.get("sha256") != _hash(tensors, text):
+        digest, _, text = metadata.get("window", "").partition(" ")
+        if digest != _hash(tensors, text):
             raise TrainerError(f"{path} is damaged: its content is not what was written. Remove it, extract again")
         return Window(tensors, json.loads(text))
 

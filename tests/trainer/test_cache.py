@@ -50,6 +50,15 @@ def test_no_cache(tmp_path):
         WindowCache(tmp_path)
 
 
+def test_the_same_window_is_the_same_bytes(tmp_path):
+    files = set()
+    for index in range(20):
+        cache = WindowCache(tmp_path / str(index), {})
+        cache.write("k", TENSORS, {"caption": "a", "start": 0})
+        files.add(cache.path("k").read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("position", [-1, -20, 40, 4])
 def test_damage_is_noticed(tmp_path, position):
     cache = WindowCache(tmp_path, {})
