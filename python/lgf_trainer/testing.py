@@ -11,7 +11,20 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from transformers import Sam2VideoConfig, Sam2VideoModel, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    SwinConfig,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
 LATENT_CHANNELS = 4
@@ -113,6 +126,41 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
             torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.1)
         torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
     model.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_detector(folder: str | PathLike, *, seed: int = 0) -> Path:
+    """Write a GroundingDINO of about a hundred thousand random weights, with its processor. Its boxes mean nothing.
+
+    Args:
+        folder: where to write; load it with `GroundingDinoForObjectDetection.from_pretrained(folder)`.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_detector
+        >>> "processor_config.json" in [p.name for p in make_tiny_detector(tempfile.mkdtemp()).iterdir()]
+        True
+    """
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "an", "animal", "dog", "person"]
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, image_size=64,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        num_queries=10, d_model=32, max_text_len=32, disable_custom_kernels=True,
+        encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2,
+        decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        GroundingDinoForObjectDetection(config).save_pretrained(str(folder))
+    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(str(folder))
     return Path(folder)
 
 
