@@ -11,10 +11,11 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,18 +109,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         TrainerError: the disk is full, or the folder may not be written to.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # no other process, on any node, has this name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
         raise TrainerError(f"{path} cannot be written ({error.strerror})") from error

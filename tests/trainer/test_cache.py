@@ -79,6 +79,13 @@ def test_a_truncated_or_missing_file(tmp_path):
             cache.read(key)
 
 
+def test_others_may_read_what_is_written(tmp_path):
+    cache = WindowCache(tmp_path, {})
+    cache.write("k", TENSORS, {})
+    (tmp_path / "plain").touch()
+    assert cache.path("k").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     cache = WindowCache(tmp_path, {})
 
