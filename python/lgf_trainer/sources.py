@@ -33,9 +33,9 @@ class Clip(NamedTuple):
 
     name: str
     open: Opener
-    caption: str | None = None
-    boxes: dict[int, Box] = {}  # by the first frame of the window
-    masks: dict[int, Opener] = {}
+    caption: str | None
+    boxes: dict[int, Box]  # by the first frame of the window
+    masks: dict[int, Opener]
 
 
 def list_clips(sources: Sequence[Path]) -> list[Clip]:
@@ -80,9 +80,13 @@ def _manifest(path: Path) -> Iterator[Clip]:
         where = f"{path}, line {number}"
         fields = _fields(line, where)
         if not isinstance(fields.get("video"), str):
-            raise TrainerError(f'{where} names no video. A line is like {{"video": "dog.mp4", "caption": "a dog runs"}}')
+            raise TrainerError(
+                f'{where} names no video. A line is like {{"video": "dog.mp4", "caption": "a dog runs"}}'
+            )
         video = path.parent / fields["video"]
-        yield _clip(str(video), partial(open, video, "rb"), fields, lambda name: partial(open, path.parent / name, "rb"), where)
+        yield _clip(
+            str(video), partial(open, video, "rb"), fields, lambda name: partial(open, path.parent / name, "rb"), where
+        )
 
 
 def _shard(path: Path) -> Iterator[Clip]:
@@ -125,11 +129,13 @@ def _fields(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise TrainerError(f"{where} is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise TrainerError(f"{where} is not a JSON object such as {{\"caption\": \"a dog runs\"}}")
+        raise TrainerError(f'{where} is not a JSON object such as {{"caption": "a dog runs"}}')
     return fields
 
 
-def _clip(name: str, opener: Opener, fields: dict[str, Any], beside: Callable[[str], Opener | None], where: str) -> Clip:
+def _clip(
+    name: str, opener: Opener, fields: dict[str, Any], beside: Callable[[str], Opener | None], where: str
+) -> Clip:
     caption = fields.get("caption")
     if not isinstance(caption, str | None):
         raise TrainerError(f"{where}: the caption must be a text, and is {caption!r}")
