@@ -81,7 +81,7 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
 
 
 def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
-    """Write a SAM2 of about a million random weights, as `save_pretrained` of transformers would.
+    """Write a SAM2 of about three million random weights, as `save_pretrained` of transformers would.
 
     Its masks mean nothing, but always mark something, and its memory features depend on every frame before.
 
@@ -99,7 +99,7 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
     backbone = {
         "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [side, side],
         "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128],
-        "num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [8, 4, 4, 2],
+        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
         "global_attention_blocks": [3], "window_positional_embedding_background_size": [2, 2],
     }  # fmt: skip
     vision = {
@@ -110,14 +110,11 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
     config = Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": width, "image_size": side},
-        mask_decoder_config={
-            "hidden_size": width, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
+        mask_decoder_config={"hidden_size": width},  # its other sizes are fixed in the sam2 package
         image_size=side, memory_attention_hidden_size=width, memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[side // 16] * 2,
         memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width, memory_fuser_num_layers=1,
-        memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=32,
+        memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -125,6 +122,8 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
         for weight in model.parameters():  # as initialised, many are 0 or so small that nothing depends on them
             torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.1)
         torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
+        positions = model.shared_image_embedding.positional_embedding.detach()
+        model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(positions)  # one and the same in SAM2
     model.save_pretrained(str(folder))
     return Path(folder)
 
