@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from lgf_trainer.motion import TOKEN, end_point_error, expected_motion, motion_of, patch_descriptors
+from lgf_trainer.video import VideoError, read_video
 from torch import Tensor
 
 from lgf_kernels import lgf_kl_loss, local_gram_flow
@@ -13,7 +14,7 @@ from .experiment import Task
 from .model import encode
 from .oracle import oracle_features
 from .training import Split
-from .video import VideoError, liveliest_part, read_video, warping_psnr
+from .video import liveliest_part, warping_psnr
 
 EPE, KL, PSNR = "EPE (tokens)", "KL to the teacher", "PSNR (dB)"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import write_clip
 
 from lgf_kernels.cli import main
 from lgf_kernels.demo import cost
@@ -103,10 +104,7 @@ def test_quick_demo_writes_a_report_in_one_file(tmp_path):
 
 
 def test_quick_demo_on_a_video(tmp_path):
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_video_files import write_video
-
-    video = write_video(tmp_path / "a.mp4", frames=24)
+    video = write_clip(tmp_path / "a.mp4", frames=24)
     done = lgf("--quick", "--video", video, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "PSNR" in done.stdout and "a.mp4" in (tmp_path / "out" / "report.html").read_text()
