@@ -36,6 +36,8 @@ class TrainingRun:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.accelerator = _accelerator(recipe)
+        if recipe.run.shard and self.accelerator.num_processes == 1:
+            raise TrainerError("run.shard shards over processes, and this is one: start with accelerate launch")
         self.cache = WindowCache(recipe.data.cache)
         self.objective = make_objective(recipe.alignment, self.cache.settings)
         model = build.make_model(recipe, self.cache, self.objective)
@@ -184,6 +186,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         raise TrainerError("run.tracker is wandb, which is not installed. Get it with: pip install wandb")
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # unasked, it takes several processes on CPUs for one each
         mixed_precision=recipe.training.precision,
         log_with=None if tracker == "none" else tracker,
         project_dir=recipe.run.output,
