@@ -150,6 +150,9 @@ def check_window(transformer: CogVideoXTransformer3DModel, shapes: dict[str, tor
         refuse("text of shape", tuple(shapes["text"]), need, "extract again with this model")
     if height % config.patch_size or width % config.patch_size:
         refuse("latents of size", f"{height} x {width}", f"multiples of {config.patch_size}", "extract at another size")
+    if config.patch_size_t and (height > config.sample_height or width > config.sample_width):
+        need = f"at most {config.sample_height} x {config.sample_width}"
+        refuse("latents of size", f"{height} x {width}", need, "its rotary embedding ends there. Extract at that size")
     if config.use_learned_positional_embeddings:
         ratio = config.temporal_compression_ratio
         have = (frames * ratio - ratio + 1, height * 8, width * 8)
