@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +158,9 @@ class Checkpoints:
             TrainerError: it cannot be written. Those before it are untouched.
         """
         place = self.place(step)
-        partial = None
+        partial = place.with_name(f".partial-{place.name}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".partial-"))
+            partial.mkdir(parents=True)
             write(partial)
             hashes = {path.relative_to(partial).as_posix(): _sync_and_hash(path) for path in _files(partial)}
             (partial / FACTS).write_text(json.dumps({"step": step, "sha256": hashes, **facts}, indent=1))
@@ -172,8 +170,7 @@ class Checkpoints:
             partial.rename(place)
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
-            if partial:
-                shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             reason = "the disk is full" if _is_full(error) else " ".join(str(error).split())
             raise TrainerError(
                 f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}. "
@@ -203,7 +200,7 @@ class Checkpoints:
 
     def _remove(self, place: Path) -> None:
         """Out of sight in one move, then away: a checkpoint is whole or not there."""
-        hidden = place.rename(place.with_name(f".partial-{place.name}-{os.getpid()}"))
+        hidden = place.rename(place.with_name(f".partial-old-{place.name}"))
         shutil.rmtree(hidden, ignore_errors=True)
 
 
