@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..backends import backends
 
-REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av")
+REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
