@@ -125,8 +125,10 @@ def motion(
 
     Of a video: from its pixels, each token described by the 24 x 24 around it. Of a cache that lgf extract made: from the
     teacher's logits, both directions together and each by itself, which shows whether the teacher follows the subject
-    before a training run is spent on it. Writes OUTPUT/NAME.png: arrows over the frames, and colours by direction. Where
-    a picture is flat its tokens resemble all others, and at its border the mean displacement then points inwards.
+    before a training run is spent on it. Writes OUTPUT/NAME.png: arrows over the frames, and colours by direction.
+
+    The certainty is 1 less the entropy of the windows' distributions over its maximum: near 0 all positions are alike,
+    and there is no motion to be read. The mean displacement then points inwards from the border of the picture.
 
         lgf eval motion dog.mp4 out/with/dog.mp4 --output motion
         lgf eval motion cache --windows 8
@@ -162,7 +164,10 @@ def motion(
             drawn.add(picture)
             write_atomically(picture, motion_pictures.draw(clip, pairs))
             mean, moving = motion_pictures.speed(clip)
-            print(f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token")
+            print(
+                f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
+                f"certainty {clip.certainty:.0%}"
+            )
 
 
 def _name(path: Path) -> str:

@@ -15,8 +15,14 @@ def window_offsets(window: int) -> Tensor:
     return torch.cartesian_prod(steps, steps).float()
 
 
+def window_distribution(logits: Tensor, window: int = 7, temperature: float = 0.1) -> Tensor:
+    """P = softmax(logits / temperature) over the positions of the window inside the frame: (..., H, W, window * window)."""
+    inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device)
+    return (logits / temperature).masked_fill(~inside, -torch.inf).softmax(-1)
+
+
 def expected_motion(logits: Tensor, window: int = 7, temperature: float = 0.1) -> Tensor:
-    """Expected displacement sum_d P[d] * d, P = softmax(logits / temperature), of each token towards the next frame.
+    """Expected displacement sum_d P[d] * d, P = `window_distribution`, of each token towards the next frame.
 
     Args:
         logits: (..., H, W, window * window) from `local_gram_flow` (for a fused teacher, the weighted sum of several).
@@ -24,9 +30,7 @@ def expected_motion(logits: Tensor, window: int = 7, temperature: float = 0.1) -
     Returns:
         (..., H, W, 2) displacements (dy, dx) in tokens.
     """
-    inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device)
-    probability = (logits / temperature).masked_fill(~inside, -torch.inf).softmax(-1)
-    return probability @ window_offsets(window).to(logits.device)
+    return window_distribution(logits, window, temperature) @ window_offsets(window).to(logits.device)
 
 
 def strongest_motion(logits: Tensor, window: int = 7) -> Tensor:
@@ -34,6 +38,17 @@ def strongest_motion(logits: Tensor, window: int = 7) -> Tensor:
     inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device)
     best = logits.masked_fill(~inside, -torch.inf).argmax(-1)
     return window_offsets(window).to(logits.device)[best]
+
+
+def certainty(logits: Tensor, window: int = 7, temperature: float = 0.1) -> float:
+    """1 - entropy / its maximum of the windows' distributions, on average: 0 if all positions are alike, 1 if one is sure.
+
+    Where it is near 0 there is no motion to be read: the mean displacement of a flat distribution points from the border of
+    the frame inwards.
+    """
+    inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device).sum(-1)
+    entropy = torch.special.entr(window_distribution(logits, window, temperature)).sum(-1)
+    return (1 - entropy / inside.log()).mean().item()
 
 
 def motion_of(features: Tensor, backend: str | None = None) -> Tensor:

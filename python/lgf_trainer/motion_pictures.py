@@ -12,7 +12,7 @@ from lgf_kernels import local_gram_flow
 
 from .cache import WindowCache
 from .errors import TrainerError
-from .motion import TOKEN, expected_motion, patch_descriptors, strongest_motion
+from .motion import TOKEN, certainty, expected_motion, patch_descriptors, strongest_motion
 from .pictures import draw_arrows, faded, flow_colours, png
 from .video import Fit, Video, read_video
 
@@ -28,6 +28,7 @@ class Motion(NamedTuple):
     fields: dict[str, Tensor]  # title -> (pairs, H, W, 2) displacements (dy, dx) in tokens; arrows show the first
     frames: Tensor | None  # (pairs, 3, 8H, 8W) in [-1, 1]: the earlier frame of each pair, if it is to be had
     reach: int  # the largest displacement that the window can show, in tokens
+    certainty: float  # of the first field, from 0 to 1
 
 
 def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Motion:
@@ -39,7 +40,7 @@ def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Mo
     video = read_video(path, (grid[0] * TOKEN, grid[1] * TOKEN), at_least=2)[:frames]
     logits = local_gram_flow(patch_descriptors(video)[None], window=PIXEL_WINDOW)[0]
     motion = READINGS[reading](logits, PIXEL_WINDOW)
-    return Motion(path.stem, {"pixels": motion}, video[:-1], PIXEL_WINDOW // 2)
+    return Motion(path.stem, {"pixels": motion}, video[:-1], PIXEL_WINDOW // 2, certainty(logits, PIXEL_WINDOW))
 
 
 def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
@@ -59,7 +60,8 @@ def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
         forward, backward = (tensors[f"teacher_{direction}"].float() for direction in ("forward", "backward"))
         logits = {"both directions": (forward + backward) / 2, "forward": forward, "backward": backward}
         fields = {title: READINGS[reading](values, window) for title, values in logits.items()}
-        yield Motion(key, fields, _frames_of(cache.settings, about, forward), window // 2)
+        frames = _frames_of(cache.settings, about, forward)
+        yield Motion(key, fields, frames, window // 2, certainty(logits["both directions"], window))
 
 
 def draw(motion: Motion, pairs: int) -> bytes:

@@ -13,7 +13,7 @@ pytest.importorskip("tyro")
 from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.evaluate import main
-from lgf_trainer.motion import end_point_error, expected_motion, patch_descriptors, strongest_motion
+from lgf_trainer.motion import certainty, end_point_error, expected_motion, patch_descriptors, strongest_motion
 from lgf_trainer.motion_pictures import Motion, draw, of_cache, of_video, speed
 from lgf_trainer.pictures import flow_colours
 from PIL import Image
@@ -88,6 +88,19 @@ def test_pixels_of_a_generated_clip_show_its_motion(reading, seed):
     assert end_point_error(-motion, clip.motion, clip.moving) > 1.3 * still
 
 
+def test_certainty():
+    flat, sure, two = torch.zeros(3, 1, 9, 11, 49)
+    sure[..., 24] = two[..., 24] = two[..., 25] = 100
+    assert certainty(flat) == pytest.approx(0, abs=1e-6) and certainty(sure) == pytest.approx(1)
+    inner = two[:, :7, :7]  # all see 4 x 4 positions at least, and the token at the right border only one of the two
+    inside = (torch.arange(7)[:, None].clamp(max=3) + 4).clamp(max=7) - (torch.arange(7)[:, None] - 3).clamp(min=0)
+    positions = (inside * inside.T).float()
+    expected = 1 - torch.tensor(2.0).log() / positions.log()
+    expected[:, -1] = 1
+    assert certainty(inner) == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert certainty(torch.rand(1, 9, 11, 49), temperature=10.0) < certainty(torch.rand(1, 9, 11, 49), temperature=0.1)
+
+
 # --- clips ----------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +149,9 @@ def test_speed():
     motion = torch.zeros(2, 4, 5, 2)
     motion[0, 0, 0] = torch.tensor([3.0, 4.0])
     motion[1, 1, 1] = torch.tensor([0.0, -0.25])
-    assert speed(Motion("", {"first": motion, "second": motion + 9}, None, 3)) == pytest.approx((5.25 / 40, 1 / 40))
+    assert speed(Motion("", {"first": motion, "second": motion + 9}, None, 3, 1.0)) == pytest.approx(
+        (5.25 / 40, 1 / 40)
+    )
 
 
 # --- pictures -------------------------------------------------------------------------------------------------
@@ -152,7 +167,7 @@ def test_colours_tell_direction_and_length():
 
 
 def panel(motion: torch.Tensor, frames: torch.Tensor | None = None) -> np.ndarray:
-    picture = draw(Motion("", {"field": motion}, frames, 3), pairs=1)
+    picture = draw(Motion("", {"field": motion}, frames, 3, 1.0), pairs=1)
     return np.array(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
 
 
@@ -172,7 +187,7 @@ def test_arrows_are_drawn_where_something_moves():
 
 def test_a_row_for_each_of_the_pairs_from_first_to_last():
     frames = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 3, 64, 96)
-    motion = Motion("", {"field": torch.zeros(5, 8, 12, 2)}, frames, 3)
+    motion = Motion("", {"field": torch.zeros(5, 8, 12, 2)}, frames, 3, 1.0)
     heights = [Image.open(io.BytesIO(draw(motion, pairs))).height for pairs in (1, 3, 9)]
     assert heights[0] < heights[1] < heights[2]
     three = np.array(Image.open(io.BytesIO(draw(motion, 3))).convert("L"))
@@ -202,6 +217,7 @@ def test_the_command(folder, capsys):
     assert len(lines) == 3 and all("tokens a frame" in line for line in lines)
     of_clip = of_video(folder / "clip.mp4", "expected", (10, 14), 49)
     assert f"{speed(of_clip)[0]:.2f} tokens a frame, {speed(of_clip)[1]:.0%} of the tokens" in lines[0]
+    assert f"certainty {of_clip.certainty:.0%}" in lines[0] and 0.1 < of_clip.certainty < 1
 
 
 @pytest.mark.parametrize(
