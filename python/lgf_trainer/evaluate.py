@@ -83,10 +83,11 @@ def fvd(
     """
     import torch
 
-    from .fvd import Clips, Network, features_of, find_videos, frechet_distance
+    from .folders import find_videos
+    from .fvd import Clips, Network, features_of, frechet_distance
     from .hashing import content_hash
 
-    folders = [find_videos(folder) for folder in (real, generated)]
+    folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
     for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
         if value <= 0:
             raise TrainerError(f"--{name} must be greater than 0, not {value}")
@@ -130,11 +131,11 @@ def motion(
     The certainty is 1 less the entropy of the windows' distributions over its maximum: near 0 all positions are alike,
     and there is no motion to be read. The mean displacement then points inwards from the border of the picture.
 
-        lgf eval motion dog.mp4 out/with/dog.mp4 --output motion
+        lgf eval motion dog.mp4 out/with --output motion
         lgf eval motion cache --windows 8
 
     Args:
-        inputs: Videos, and folders of caches.
+        inputs: Videos, folders of videos, and caches.
         output: Folder for the pictures.
         reading: The mean displacement under the window's distribution (temperature 0.1), or that of its largest logit.
         pairs: Pairs of frames to draw, from the first to the last.
@@ -143,6 +144,7 @@ def motion(
         windows: Windows of a cache to draw, over their frames if the videos are still where lgf extract read them.
     """
     from . import motion_pictures
+    from .folders import find_videos
 
     if not inputs:
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")
@@ -151,10 +153,11 @@ def motion(
             raise TrainerError(f"--{name} is too small")
     drawn = set()
     for path in inputs:
-        if path.is_dir():
+        if (path / "settings.json").exists():
             found = motion_pictures.of_cache(path, reading, windows)
         else:
-            found = [motion_pictures.of_video(path, reading, grid, frames)]
+            videos = find_videos(path) if path.is_dir() else [path]
+            found = (motion_pictures.of_video(video, reading, grid, frames) for video in videos)
         for clip in found:
             picture = output / f"{clip.name}.png"
             if picture in drawn:

@@ -14,8 +14,6 @@ from .errors import TrainerError
 from .hashing import content_hash
 from .video import Fit, Video, VideoError, to_signed
 
-SUFFIXES = {".mp4", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mpg", ".webm"}
-
 #: Arguments that the usual TorchScript I3D takes besides the video; given where a network has them.
 ARGUMENTS = {"rescale": False, "resize": False, "return_features": True}
 
@@ -119,20 +117,6 @@ class Network:
                 f"{self._path} makes {tuple(features.shape)} of {tuple(clips.shape)}: expected (batch, features)"
             )
         return features.float().cpu()
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """All videos in a folder and those below, in order of their names.
-
-    Raises:
-        TrainerError: there is no such folder, or less than two videos in it.
-    """
-    if not folder.is_dir():
-        raise TrainerError(f"{folder}: no such folder. Give a folder of videos")
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if len(videos) < 2:
-        raise TrainerError(f"{folder} has {len(videos)} videos, and a covariance takes two at least")
-    return videos
 
 
 class Features(NamedTuple):

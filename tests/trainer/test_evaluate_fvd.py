@@ -14,7 +14,8 @@ from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.errors import TrainerError
 from lgf_trainer.evaluate import main
-from lgf_trainer.fvd import Clips, Gaussian, Network, features_of, find_videos, frechet_distance
+from lgf_trainer.folders import find_videos
+from lgf_trainer.fvd import Clips, Gaussian, Network, features_of, frechet_distance
 
 from lgf_kernels import cli
 
@@ -209,7 +210,7 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
     [
         ("{f}/gone {f}/made --network {f}/net.pt", "gone: no such folder"),
         ("{f}/real {f}/cache --network {f}/net.pt", "cache: no such folder"),
-        ("{f}/real {f}/lonely --network {f}/net.pt", "lonely has 1 videos, and a covariance takes two"),
+        ("{f}/real {f}/lonely --network {f}/net.pt", "lonely has 1 videos, and 2 at least are needed"),
         ("{f}/real {f}/made --network {f}/gone.pt", "gone.pt: no such file"),
         ("{f}/real {f}/made --network {f}/real/notes.txt", "is no TorchScript network"),
         ("{f}/real {f}/made --network {f}/flat.pt", "expected (batch, features)"),

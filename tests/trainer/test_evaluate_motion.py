@@ -220,12 +220,21 @@ def test_the_command(folder, capsys):
     assert f"certainty {of_clip.certainty:.0%}" in lines[0] and 0.1 < of_clip.certainty < 1
 
 
+def test_a_folder_of_videos(folder):
+    (folder / "videos" / "more").mkdir(parents=True)
+    for name in ("a.mp4", "more/b.MP4"):
+        (folder / "videos" / name).write_bytes((folder / "clip.mp4").read_bytes())
+    (folder / "videos" / "a.txt").write_text("a caption")
+    assert main(["motion", str(folder / "videos"), "--output", str(folder / "out"), "--grid", "10", "14"]) == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         ([], "name videos, or caches"),
         (["gone.mp4"], "gone.mp4: no such file"),
-        (["."], "holds no cache"),
+        (["nothing"], "nothing has 0 videos, and 1 at least are needed"),
         (["empty"], "empty holds no windows"),
         (["latents"], "latents holds no teacher"),
         (["text.mp4"], "is not a video"),
@@ -238,6 +247,7 @@ def test_mistakes_end_in_one_line(folder, monkeypatch, words, reason, clip):
     monkeypatch.chdir(folder)
     (folder / "text.mp4").write_text("no video")
     (folder / "one.mp4").write_bytes(export.encode_video(pixels(clip)[:1], 8, {}))
+    (folder / "nothing").mkdir()
     WindowCache(folder / "empty", {})
     WindowCache(folder / "latents", {"frames": 9}).write("k", {"latents": torch.zeros(2)}, {})
     with pytest.raises(SystemExit) as end:
