@@ -152,10 +152,14 @@ def _check(options: Options) -> None:
 
 def _processes() -> "PartialState":
     """This process among those of `accelerate launch`; alone if there are no others."""
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
+    # Without a GPU it takes several processes for one, unless it is told.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # They meet only at the end, and one may have got much longer videos than another.
-    return PartialState(timeout=timedelta(days=30))
+    return PartialState(cpu, timeout=timedelta(days=30))
 
 
 def _settings(options: Options, student: "Student", device: "torch.device") -> dict[str, Any]:

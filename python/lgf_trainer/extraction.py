@@ -79,6 +79,9 @@ class Extraction:
             with tqdm(total=missing, desc="extracting", unit="window", disable=self._quiet) as progress:
                 for job in jobs:
                     self._extract(job, models, progress)
+        for job in jobs:
+            if job.video.cut_off:
+                self.report.skip(job.clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
         return self.report
 
     def _plan(self, clip: Clip) -> Job:

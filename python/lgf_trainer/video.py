@@ -75,6 +75,7 @@ class Video:
     Attributes:
         frames: how many frames it has at that rate, by its timestamps.
         size: height and width in pixels as displayed: upright, and with square pixels.
+        cut_off: the end of the file is missing.
 
     Raises:
         VideoError: no such file, or nothing that FFmpeg can decode.
@@ -88,7 +89,7 @@ class Video:
         self._rate = rate
         with self._stream() as stream:
             timeline = _timeline(stream)
-        self._numbered = timeline.numbered
+        self._numbered, self.cut_off = timeline.numbered, timeline.cut_off
         self._shown = timeline.sampled(Fraction(rate))
         self.frames = sum(map(len, self._shown.values()))
         with self._stream() as stream:
@@ -181,6 +182,7 @@ class _Timeline(NamedTuple):
     end: Fraction
     tick: Fraction  # timestamps are rounded to multiples of it
     numbered: bool  # the keys are the numbers of the frames, because the file does not say their timestamps
+    cut_off: bool
 
     def sampled(self, rate: Fraction) -> dict[int, list[int]]:
         """Key of a frame -> the frames at a fixed rate that it stands for."""
@@ -194,18 +196,18 @@ class _Timeline(NamedTuple):
 
 def _timeline(stream: av.VideoStream) -> _Timeline:
     """Read from the packets alone: nothing is decoded."""
-    packets = [p for p in stream.container.demux(stream) if p.size and not p.is_discard]
+    announced = [p for p in stream.container.demux(stream) if p.size]
+    packets = [p for p in announced if not p.is_corrupt and not p.is_discard]
+    cut_off = any(p.is_corrupt for p in announced) or len(announced) < stream.frames
+    interval = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
     tick = stream.time_base
-    numbered = not packets or any(p.pts is None for p in packets)
-    if numbered:
-        interval = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+    if any(p.pts is None for p in packets):
         times = {number: number * interval for number in range(len(packets))}
-        return _Timeline(times, len(packets) * interval, tick, numbered)
-    last = max(packets, key=lambda p: p.pts)
-    first = min(p.pts for p in packets)
-    times = {pts: (pts - first) * tick for pts in sorted(p.pts for p in packets)}
-    duration = last.duration * tick if last.duration else 1 / (stream.average_rate or Fraction(25))
-    return _Timeline(times, times[last.pts] + duration, tick, numbered)
+        return _Timeline(times, len(packets) * interval, tick, True, cut_off)
+    packets.sort(key=lambda p: p.pts)
+    times = {p.pts: (p.pts - packets[0].pts) * tick for p in packets}
+    shown = packets[-1].duration * tick if packets and packets[-1].duration else interval
+    return _Timeline(times, max(times.values(), default=-shown) + shown, tick, False, cut_off)
 
 
 def _decoded(stream: av.VideoStream) -> Iterator[av.VideoFrame]:

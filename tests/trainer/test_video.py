@@ -217,6 +217,7 @@ def test_a_file_cut_off_after_its_index_gives_the_windows_before(tmp_path, keep)
             assert torch.equal(window, frames[start : start + 9])
             seen.append(start)
     assert seen == list(range(0, len(seen) * 2, 2)) and len(seen) > 0 and seen[-1] < 40 * keep + 8
+    assert video.cut_off and not whole.cut_off
 
 
 def test_a_member_of_an_archive(tmp_path):
