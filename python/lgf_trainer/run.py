@@ -21,7 +21,7 @@ from .metrics import Metrics
 from .objectives import make_objective
 from .optimiser import MovingAverage
 from .parallel import parallelise, unwrap
-from .recipe import Recipe, differences, flatten, to_settings
+from .recipe import Recipe, check, differences, flatten, to_settings
 from .recipe import build as recipe_of
 from .step import Losses, Watch, training_steps
 
@@ -34,6 +34,7 @@ class TrainingRun:
     """
 
     def __init__(self, recipe: Recipe):
+        check(recipe)
         self.recipe = recipe
         self.accelerator = _accelerator(recipe)
         if recipe.run.shard and self.accelerator.num_processes == 1:

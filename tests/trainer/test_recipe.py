@@ -12,6 +12,7 @@ from lgf_trainer.recipe import (
     Optimiser,
     Recipe,
     build,
+    check,
     differences,
     flatten,
     read_recipe,
@@ -145,7 +146,7 @@ def test_a_recipe_survives_being_written(name, tmp_path):
 )
 def test_mistakes_are_named_in_one_line(text, message, tmp_path):
     with pytest.raises(TrainerError, match=message) as error:
-        read_recipe(write(tmp_path / "r.yaml", text))
+        check(read_recipe(write(tmp_path / "r.yaml", text)))
     assert "\n" not in str(error.value)
 
 

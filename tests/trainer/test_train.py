@@ -59,10 +59,10 @@ def test_every_recipe_trains(tiny_place, tmp_path, recipe):
 
 
 def test_losses_go_down(tiny_place, tmp_path):
-    lgf(command(tiny_place, tmp_path, training__steps=80, training__batch=4))
+    lgf(command(tiny_place, tmp_path, training__steps=60, run__save_every=60))
     history = torch.tensor(losses(tmp_path))
     for column in (0, 1):
-        assert history[-20:, column].mean() < 0.8 * history[:10, column].mean(), LOSSES[column]
+        assert history[-20:, column].mean() < 0.75 * history[:10, column].mean(), LOSSES[column]
 
 
 def test_bfloat16_and_everything_else_switched_on(tiny_place, tmp_path, capsys):
