@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from . import build
@@ -45,8 +46,7 @@ class TrainingRun:
 
         self.checkpoints = Checkpoints(recipe.run.output / "checkpoints", recipe.run.keep)
         self.facts = {"recipe": to_settings(recipe), "windows": _fingerprint(self.cache)}
-        with self.accelerator.main_process_first():
-            last = self.checkpoints.latest()
+        last = self._last_checkpoint()
         if last:
             self._must_go_on(last)
             load_weights(last.folder, model)
@@ -71,7 +71,9 @@ class TrainingRun:
         """
         run, total = self.recipe.run, self.recipe.training.steps
         if self._is_main:
-            write_atomically(run.output / "recipe.yaml", yaml.safe_dump(to_settings(self.recipe), sort_keys=False).encode())
+            write_atomically(
+                run.output / "recipe.yaml", yaml.safe_dump(to_settings(self.recipe), sort_keys=False).encode()
+            )
         self._start_tracker()
         metrics, weight = self._metrics(), build.weight_schedule(self.recipe.alignment)
         with (
@@ -117,6 +119,13 @@ class TrainingRun:
             weight=weight, autocast=accelerator.autocast, watch=watch,
         )  # fmt: skip
 
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """What all processes go on from: one of them looks, and tells the others."""
+        [last] = broadcast_object_list([self.checkpoints.latest() if self._is_main else None])
+        if last and not last.folder.exists():
+            raise TrainerError(f"{last.folder} is not to be seen on every node: set run.output to a folder they share")
+        return last
+
     def _save(self) -> None:
         write = self.state.write(self._is_main)
         if self._is_main:
@@ -138,7 +147,9 @@ class TrainingRun:
         for key, now, then in differences(self.recipe, before, but=("run",)):
             raise TrainerError(f"{self.recipe.run.output} was begun with {key} = {then}, and this is {now}. {way_out}")
         if last.facts["windows"] != self.facts["windows"]:
-            raise TrainerError(f"{self.recipe.run.output} was begun with other windows in {self.cache.folder}. {way_out}")
+            raise TrainerError(
+                f"{self.recipe.run.output} was begun with other windows in {self.cache.folder}. {way_out}"
+            )
 
     def _metrics(self) -> Metrics:
         return Metrics(

@@ -9,20 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-for package in ("accelerate", "diffusers", "peft", "tyro"):
-    pytest.importorskip(package)
-if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-    pytest.skip("this torch has no gloo", allow_module_level=True)
+pytest.importorskip("accelerate")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytest.importorskip("tyro")
 
 from diffusers import CogVideoXImageToVideoPipeline
-from lgf_kernels.cli import main as lgf
 from lgf_trainer.run import TrainingRun
 from lgf_trainer.train import parse
 from safetensors.torch import load_file
 from trainer.training_data import tiny
 
+from lgf_kernels.cli import main as lgf
+
 ROOT = Path(__file__).parents[2]
+GLOO = torch.distributed.is_available() and torch.distributed.is_gloo_available()
 KINDS = {"copied": "False", "sharded": "True"}
+
+
+pytestmark = pytest.mark.skipif(not GLOO, reason="this torch has no gloo")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,13 @@ def place(tiny_place, tmp_path_factory):
     place = tmp_path_factory.mktemp("distributed")
 
     def run(name, **changes):
-        options = {"training__steps": 4, "training__batch": 4, "training__clip": 1e9, "training__ema": 0.5, "run__keep": 9}
+        options = {
+            "training__steps": 4,
+            "training__batch": 4,
+            "training__clip": 1e9,
+            "training__ema": 0.5,
+            "run__keep": 9,
+        }
         return ["sam2videox", *tiny(tiny_place, run__output=place / name, **(options | changes))]
 
     jobs = []
@@ -66,7 +77,9 @@ def files(output):
 def test_gradients_are_those_of_one_process_on_the_same_batch(place, kind):
     def first_moments(name):
         moments = load_file(place / name / "checkpoints" / "step-00000001" / "optimizer.safetensors")
-        return {key: value / 0.1 for key, value in moments.items() if key.startswith("exp_avg/")}  # after a step: (1 - 0.9) g
+        return {
+            key: value / 0.1 for key, value in moments.items() if key.startswith("exp_avg/")
+        }  # after a step: (1 - 0.9) g
 
     one, two = first_moments("one"), first_moments(kind)
     assert one.keys() == two.keys() and len(one) > 30
@@ -96,7 +109,9 @@ def test_a_sharded_run_can_go_on_in_one_process(place, tiny_place):
     shutil.copytree(place / "sharded", place / "alone")
     for step in (3, 4):
         shutil.rmtree(place / "alone" / "checkpoints" / f"step-{step:08d}")
-    options = parse([str(place / "sharded" / "recipe.yaml"), "--run.output", str(place / "alone"), "--run.shard", "False"])
+    options = parse(
+        [str(place / "sharded" / "recipe.yaml"), "--run.output", str(place / "alone"), "--run.shard", "False"]
+    )
     TrainingRun(options).train()
     torch.testing.assert_close(history(place / "alone"), history(place / "one"), rtol=1e-5, atol=1e-6)
 

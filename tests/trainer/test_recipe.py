@@ -100,7 +100,9 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
 
 
 def test_a_bare_no_and_null(tmp_path):
-    path = write(tmp_path / "r.yaml", "training: {precision: no, ema: null}\nalignment: {loss: none}\nrun: {tracker: null}")
+    path = write(
+        tmp_path / "r.yaml", "training: {precision: no, ema: null}\nalignment: {loss: none}\nrun: {tracker: null}"
+    )
     recipe = read_recipe(path)
     assert (recipe.training.precision, recipe.training.ema, recipe.run.tracker) == ("no", None, "none")
 
@@ -154,13 +156,15 @@ def test_a_command_without_a_recipe():
     for arguments in ([], ["--training.steps", "3"]):
         with pytest.raises(TrainerError, match="name a recipe first: a YAML file, or one of bidirectional-lgf,"):
             parse(arguments)
-    with pytest.raises(TrainerError, match="there is no recipe gone.yaml"):
+    with pytest.raises(TrainerError, match=r"there is no recipe gone\.yaml"):
         parse(["gone.yaml"])
 
 
 def test_rates_of_the_paper():
     lora, projector = Recipe().optimisers.lora, Recipe().optimisers.projector
-    assert [lora.rate_at(step, 3000) for step in (0, 99, 199, 200, 2999)] == pytest.approx([5e-7, 5e-5, 1e-4, 1e-4, 1e-4])
+    assert [lora.rate_at(step, 3000) for step in (0, 99, 199, 200, 2999)] == pytest.approx(
+        [5e-7, 5e-5, 1e-4, 1e-4, 1e-4]
+    )
     assert [projector.rate_at(step, 3000) for step in (0, 149)] == pytest.approx([5e-4 / 150, 5e-4])
     middle, last = 150 + (3000 - 150) // 2 - 1, 2999
     assert projector.rate_at(middle, 3000) == pytest.approx((5e-4 + 1e-5) / 2)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from lgf_kernels import local_gram_flow
-from lgf_trainer import recipe, testing
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.testing import FRAMES, HEIGHT, LATENT_CHANNELS, TEXT_TOKENS, TEXT_WIDTH, WIDTH
+
+from lgf_kernels import local_gram_flow
 
 LATENT_FRAMES, ROWS, COLUMNS = (FRAMES - 1) // 4 + 1, HEIGHT // 16, WIDTH // 16
 WINDOW = 3
