@@ -10,7 +10,9 @@ pytest.importorskip("peft")
 from lgf_trainer.memory import MODELS, Memory, _kept, count
 from lgf_trainer.recipe import read_recipe
 
-PROJECTOR = 3072 * 768 + 768 + 3 * 768**2 + 768 + 2 * 768 + 768 * 512 + 512 + 2 * 512 + 512 * 256 + 256 + 2 * 256 + 256**2 + 256
+PROJECTOR = (
+    3072 * 768 + 768 + 3 * 768**2 + 768 + 2 * 768 + 768 * 512 + 512 + 2 * 512 + 512 * 256 + 256 + 2 * 256 + 256**2 + 256
+)
 LORA = 42 * 4 * 2 * 256 * 3072
 
 
