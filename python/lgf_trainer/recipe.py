@@ -39,7 +39,7 @@ class Model:
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """The linear layers that get a LoRA: all of attention."""
     gradient_checkpointing: bool = True
-    """Keep only the input of each block and run it again in the backward pass: a third slower, far less memory."""
+    """Keep only the input of each block and run it again in the backward pass: slower, far less memory."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,8 @@ def check(recipe: Recipe) -> None:
             raise TrainerError(f"{key} must be in [0, 1], got {value}")
     if len(recipe.alignment.features) not in (1, 2):
         raise TrainerError(f"alignment.features must be one or two names, got {len(recipe.alignment.features)}")
+    if recipe.training.precision == "no" and recipe.model.dtype != "float32":
+        raise TrainerError(f"model.dtype {recipe.model.dtype} needs training.precision bf16; without it, set float32")
     steps = [step for step, _ in recipe.alignment.schedule]
     if steps != sorted(steps):
         raise TrainerError("alignment.schedule must have its points in the order of their steps")

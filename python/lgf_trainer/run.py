@@ -109,9 +109,11 @@ class TrainingRun:
             steps, recipe.training.batch, recipe.run.per_process, accelerator.process_index, accelerator.num_processes
         )
         noise_schedule = load_noise_schedule(recipe.model)
+        with accelerator.main_process_first():
+            no_caption = build.no_caption(recipe, self.state.model)
         batches = build.read_batches(
             recipe, self.cache, self.state.model, self.objective, numbers,
-            noise_schedule.config.num_train_timesteps, accelerator.device,
+            noise_schedule.config.num_train_timesteps, no_caption, accelerator.device,
         )  # fmt: skip
         self.model.train()
         return training_steps(

@@ -138,6 +138,7 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("alignment: {features: a}", "alignment.features must be a list, got 'a'"),
         ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a list, got \[1\]"),
         ("alignment: {schedule: [[5, 1], [1, 0]]}", "in the order of their steps"),
+        ("training: {precision: no}", "model.dtype bfloat16 needs training.precision bf16; without it, set float32"),
         ("run: {shard: 1}", "run.shard must be true or false, got 1"),
         ("model: {path: 5}", "model.path must be text, got 5"),
         ("run: {output: null}", "run.output must be a path, got None"),
