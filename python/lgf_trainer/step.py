@@ -128,7 +128,7 @@ def training_steps(
     Yields:
         The losses of the step that has just been made.
     """
-    for step, micro_batches in zip(steps, batches, strict=False):  # both may be endless
+    for step, micro_batches in zip(steps, batches, strict=False):  # batches may be endless
         factor = weight(step)
         sums = [0.0, 0.0]
         for index, batch in enumerate(micro_batches):
