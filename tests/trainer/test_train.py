@@ -296,6 +296,17 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, tmp_path, monkeypat
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+def test_a_disk_that_is_full_in_the_end(tiny_place, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        refused(command(tiny_place, tmp_path), "the disk is full. Make room and run again: it goes on from there")
+    lgf(command(tiny_place, tmp_path))
+    assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
+
+
 def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
     cache = make_cache(tmp_path / "cache", windows=2)
     for key in cache.keys():
