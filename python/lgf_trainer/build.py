@@ -86,9 +86,10 @@ def read_batches(
     objective: Objective | None,
     numbers: BatchNumbers,
     noise_steps: int,
+    no_caption: Tensor | None,
     device: torch.device,
 ) -> Iterator[list[Batch]]:
-    """The batches of one process, step by step, on the device."""
+    """The batches of one process, step by step, on the device; `no_caption` is the embedding of the empty caption."""
     transformer, data = model.transformer, recipe.data
     samples = TrainingSamples(
         cache,
@@ -98,7 +99,7 @@ def read_batches(
         noise_steps=noise_steps,
         image_dropout=data.image_dropout if transformer.config.in_channels != transformer.config.out_channels else None,
         caption_dropout=data.caption_dropout,
-        empty_caption=_empty_caption(recipe, transformer.config.max_text_seq_length) if data.caption_dropout else None,
+        empty_caption=no_caption,
     )
     micro_batches = load_samples(samples, numbers, recipe.run.workers, pin=device.type == "cuda")
     for step, sample_list in zip(numbers.steps, micro_batches, strict=True):
@@ -118,9 +119,12 @@ def _to_batch(sample: dict[str, Tensor], transformer: Any, targets: tuple[str, .
     )
 
 
-def _empty_caption(recipe: Recipe, tokens: int) -> Tensor:
-    """The embedding of the empty caption, made once for a run: the text encoder is larger than the LoRA."""
+def no_caption(recipe: Recipe, model: AlignedTransformer) -> Tensor | None:
+    """The embedding of the empty caption, if it is needed; kept with the run, since its encoder is larger than the model."""
+    if not recipe.data.caption_dropout:
+        return None
     path = recipe.run.output / "empty-caption.safetensors"
     if not path.exists():
-        write_atomically(path, save({"text": empty_caption(recipe.model, tokens)}))
+        text = empty_caption(recipe.model, model.transformer.config.max_text_seq_length)
+        write_atomically(path, save({"text": text}))
     return load(path.read_bytes())["text"]

@@ -48,7 +48,9 @@ def save_weights(folder: Path, model: AlignedTransformer, weights: Tensors) -> N
 
     Without the metadata, alpha would be lost, and a LoRA with alpha != rank would be loaded with the wrong strength.
     """
-    transformer = {name.removeprefix("transformer."): w for name, w in weights.items() if name.startswith("transformer.")}
+    transformer = {
+        name.removeprefix("transformer."): w for name, w in weights.items() if name.startswith("transformer.")
+    }
     CogVideoXPipeline.save_lora_weights(
         folder,
         transformer_lora_layers=get_peft_model_state_dict(model.transformer, state_dict=transformer),

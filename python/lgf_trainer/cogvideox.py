@@ -21,9 +21,7 @@ def load_transformer(model: recipe.Model) -> CogVideoXTransformer3DModel:
     transformer = _load(CogVideoXTransformer3DModel, model, "transformer", torch_dtype=getattr(torch, model.dtype))
     transformer.requires_grad_(False)
     transformer.add_adapter(
-        LoraConfig(
-            r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
-        )
+        LoraConfig(r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets))
     )
     for parameter in transformer.parameters():
         if parameter.requires_grad:

@@ -83,7 +83,9 @@ class TrainingSamples(Dataset):
         try:
             return sample | {name: window[name] for name in self.targets}
         except KeyError as error:
-            raise TrainerError(f"{self.cache.path(self.key(number))} has no {error}. Remove it, extract again") from error
+            raise TrainerError(
+                f"{self.cache.path(self.key(number))} has no {error}. Remove it, extract again"
+            ) from error
 
 
 class BatchNumbers:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lgf_kernels import TokenRelationLoss, lgf_kl_loss, lgf_kl_loss_from_logits
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cosine_similarity, mse_loss, pad
+
+from lgf_kernels import TokenRelationLoss, lgf_kl_loss, lgf_kl_loss_from_logits
 
 from . import recipe
 from .projector import Projector
@@ -32,9 +33,7 @@ class Objective:
         """Channels that the projector must put out; None: those of the recipe."""
         return None
 
-    def make_projector(
-        self, options: recipe.Projector, in_channels: int, shapes: dict[str, torch.Size]
-    ) -> nn.Module:
+    def make_projector(self, options: recipe.Projector, in_channels: int, shapes: dict[str, torch.Size]) -> nn.Module:
         """A projector for features of `in_channels` channels."""
         widths = (*options.widths[:-1], self.channels(shapes) or options.widths[-1])
         return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
@@ -74,7 +73,9 @@ class SeparateProjectors(LocalGramFlow):
     """LGF loss with one projector for each teacher (an ablation of the paper)."""
 
     def make_projector(self, options, in_channels, shapes):
-        return Parallel(super(SeparateProjectors, self).make_projector(options, in_channels, shapes) for _ in self.tensors)
+        return Parallel(
+            super(SeparateProjectors, self).make_projector(options, in_channels, shapes) for _ in self.tensors
+        )
 
     def __call__(self, projected, targets):
         losses = []

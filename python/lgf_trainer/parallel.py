@@ -56,4 +56,6 @@ def whole(tensor: Tensor) -> Tensor:
 def like(tensor: Tensor, example: Tensor) -> Tensor:
     """A whole tensor on the device, and with the sharding, of `example`."""
     tensor = tensor.to(example.device)
-    return distribute_tensor(tensor, example.device_mesh, example.placements) if isinstance(example, DTensor) else tensor
+    return (
+        distribute_tensor(tensor, example.device_mesh, example.placements) if isinstance(example, DTensor) else tensor
+    )

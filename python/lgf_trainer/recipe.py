@@ -39,7 +39,7 @@ class Model:
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """The linear layers that get a LoRA: all of attention."""
     gradient_checkpointing: bool = True
-    """Keep only the input of each block and run it again in the backward pass: a third slower, far less memory."""
+    """Keep only the input of each block and run it again in the backward pass: slower, far less memory."""
 
 
 @dataclass(frozen=True)
@@ -204,23 +204,32 @@ class Recipe:
     training: Training = field(default_factory=Training)
     run: Run = field(default_factory=Run)
 
-    def __post_init__(self) -> None:
-        for key, value in flatten(self).items():
-            if key in _AT_LEAST and value is not None and value < _AT_LEAST[key]:
-                raise TrainerError(f"{key} must be at least {_AT_LEAST[key]}, got {value}")
-            if key in _SHARES and value is not None and not 0 <= value <= 1:
-                raise TrainerError(f"{key} must be in [0, 1], got {value}")
-        if len(self.alignment.features) not in (1, 2):
-            raise TrainerError(f"alignment.features must be one or two names, got {len(self.alignment.features)}")
-        if list(self.alignment.schedule) != sorted(self.alignment.schedule, key=lambda point: point[0]):
-            raise TrainerError("alignment.schedule must have its points in the order of their steps")
-
 
 _AT_LEAST = {
     "model.rank": 1, "alignment.block": 0, "training.steps": 1, "training.batch": 1, "training.seed": 0,
     "run.per_process": 1, "run.save_every": 1, "run.keep": 1, "run.log_every": 1, "run.workers": 0,
 }  # fmt: skip
 _SHARES = ("data.image_dropout", "data.caption_dropout", "model.dropout", "alignment.k", "training.ema")
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse values that no run could have.
+
+    Raises:
+        TrainerError: it names the first such key.
+    """
+    for key, value in flatten(recipe).items():
+        if key in _AT_LEAST and value < _AT_LEAST[key]:
+            raise TrainerError(f"{key} must be at least {_AT_LEAST[key]}, got {value}")
+        if key in _SHARES and value is not None and not 0 <= value <= 1:
+            raise TrainerError(f"{key} must be in [0, 1], got {value}")
+    if len(recipe.alignment.features) not in (1, 2):
+        raise TrainerError(f"alignment.features must be one or two names, got {len(recipe.alignment.features)}")
+    if recipe.training.precision == "no" and recipe.model.dtype != "float32":
+        raise TrainerError(f"model.dtype {recipe.model.dtype} needs training.precision bf16; without it, set float32")
+    steps = [step for step, _ in recipe.alignment.schedule]
+    if steps != sorted(steps):
+        raise TrainerError("alignment.schedule must have its points in the order of their steps")
 
 
 def shipped_recipes() -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from . import build
@@ -21,7 +22,7 @@ from .metrics import Metrics
 from .objectives import make_objective
 from .optimiser import MovingAverage
 from .parallel import parallelise, unwrap
-from .recipe import Recipe, differences, flatten, to_settings
+from .recipe import Recipe, check, differences, flatten, to_settings
 from .recipe import build as recipe_of
 from .step import Losses, Watch, training_steps
 
@@ -34,6 +35,7 @@ class TrainingRun:
     """
 
     def __init__(self, recipe: Recipe):
+        check(recipe)
         self.recipe = recipe
         self.accelerator = _accelerator(recipe)
         if recipe.run.shard and self.accelerator.num_processes == 1:
@@ -44,8 +46,7 @@ class TrainingRun:
 
         self.checkpoints = Checkpoints(recipe.run.output / "checkpoints", recipe.run.keep)
         self.facts = {"recipe": to_settings(recipe), "windows": _fingerprint(self.cache)}
-        with self.accelerator.main_process_first():
-            last = self.checkpoints.latest()
+        last = self._last_checkpoint()
         if last:
             self._must_go_on(last)
             load_weights(last.folder, model)
@@ -70,7 +71,9 @@ class TrainingRun:
         """
         run, total = self.recipe.run, self.recipe.training.steps
         if self._is_main:
-            write_atomically(run.output / "recipe.yaml", yaml.safe_dump(to_settings(self.recipe), sort_keys=False).encode())
+            write_atomically(
+                run.output / "recipe.yaml", yaml.safe_dump(to_settings(self.recipe), sort_keys=False).encode()
+            )
         self._start_tracker()
         metrics, weight = self._metrics(), build.weight_schedule(self.recipe.alignment)
         with (
@@ -106,15 +109,24 @@ class TrainingRun:
             steps, recipe.training.batch, recipe.run.per_process, accelerator.process_index, accelerator.num_processes
         )
         noise_schedule = load_noise_schedule(recipe.model)
+        with accelerator.main_process_first():
+            no_caption = build.no_caption(recipe, self.state.model)
         batches = build.read_batches(
             recipe, self.cache, self.state.model, self.objective, numbers,
-            noise_schedule.config.num_train_timesteps, accelerator.device,
+            noise_schedule.config.num_train_timesteps, no_caption, accelerator.device,
         )  # fmt: skip
         self.model.train()
         return training_steps(
             self.model, noise_schedule, batches, self.objective, self.state.optimiser, steps,
             weight=weight, autocast=accelerator.autocast, watch=watch,
         )  # fmt: skip
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """What all processes go on from: one of them looks, and tells the others."""
+        [last] = broadcast_object_list([self.checkpoints.latest() if self._is_main else None])
+        if last and not last.folder.exists():
+            raise TrainerError(f"{last.folder} is not to be seen on every node: set run.output to a folder they share")
+        return last
 
     def _save(self) -> None:
         write = self.state.write(self._is_main)
@@ -137,7 +149,9 @@ class TrainingRun:
         for key, now, then in differences(self.recipe, before, but=("run",)):
             raise TrainerError(f"{self.recipe.run.output} was begun with {key} = {then}, and this is {now}. {way_out}")
         if last.facts["windows"] != self.facts["windows"]:
-            raise TrainerError(f"{self.recipe.run.output} was begun with other windows in {self.cache.folder}. {way_out}")
+            raise TrainerError(
+                f"{self.recipe.run.output} was begun with other windows in {self.cache.folder}. {way_out}"
+            )
 
     def _metrics(self) -> Metrics:
         return Metrics(

@@ -91,7 +91,7 @@ def forward_losses(
     hidden = noisy if batch.image is None else torch.cat([noisy, batch.image.to(noisy)], dim=2)
     with autocast():
         prediction, projected = model(hidden, timestep=batch.timestep, **batch.conditions)
-    diffusion = mse_loss(prediction.float(), noise_schedule.get_velocity(latents, noise, batch.timestep))
+    diffusion = mse_loss(prediction, noise_schedule.get_velocity(latents, noise, batch.timestep))
     if objective is None:
         return diffusion, torch.zeros_like(diffusion)
     watch.begin()
@@ -128,7 +128,7 @@ def training_steps(
     Yields:
         The losses of the step that has just been made.
     """
-    for step, micro_batches in zip(steps, batches, strict=False):  # both may be endless
+    for step, micro_batches in zip(steps, batches, strict=False):  # batches may be endless
         factor = weight(step)
         sums = [0.0, 0.0]
         for index, batch in enumerate(micro_batches):

@@ -7,6 +7,8 @@
 A run that is started again goes on from its last checkpoint.
 """
 
+import errno
+
 import tyro
 
 from .errors import TrainerError
@@ -18,7 +20,14 @@ def main(arguments: list[str]) -> int:
     recipe = parse(arguments)
     from .run import TrainingRun  # late, so that --help is fast
 
-    TrainingRun(recipe).train()
+    try:
+        TrainingRun(recipe).train()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainerError(
+            f"{recipe.run.output}: the disk is full. Make room and run again: it goes on from there"
+        ) from error
     return 0
 
 

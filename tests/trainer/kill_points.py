@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from lgf_trainer import checkpoint, metrics, optimiser, run
+from lgf_trainer import checkpoint, optimiser, run
 from lgf_trainer.train import main
 
 
@@ -85,4 +85,3 @@ if __name__ == "__main__":
         second, more = attempt(mine)
         report = {"name": name, "signals": [-first, second], "steps": steps + more, "steps without kill": needed}
         (folder / f"{name}.json").write_text(json.dumps(report))
-    assert metrics

@@ -73,7 +73,10 @@ def test_half_written_ones_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-FULL = [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")]
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+]
 
 
 @pytest.mark.parametrize("error", FULL, ids=["OSError", "SafetensorError"])
@@ -93,7 +96,7 @@ def test_a_full_disk(tmp_path, error):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainerError, match="checkpoint of step 1 cannot be written to .*file/c: .*Not a directory"):
+    with pytest.raises(TrainerError, match=r"step 1 cannot be written to .*file/c: .*Not a directory"):
         Checkpoints(tmp_path / "file" / "c", keep=1).save(1, file(b"1"), {})
 
 

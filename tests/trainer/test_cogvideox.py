@@ -36,7 +36,11 @@ LATER = {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "ofs_embed
 
 @pytest.mark.parametrize(
     ("version", "size"),
-    [(version, size) for version in ({"use_rotary_positional_embeddings": True}, LATER) for size in ((3, 8, 12), (4, 6, 6))]
+    [
+        (version, size)
+        for version in ({"use_rotary_positional_embeddings": True}, LATER)
+        for size in ((3, 8, 12), (4, 6, 6))
+    ]
     + [({"use_rotary_positional_embeddings": True}, (3, 12, 8))],  # the embedding of 1.5 ends at the model's own size
 )
 def test_rotary_embedding_is_the_pipelines(version, size):

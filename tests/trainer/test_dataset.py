@@ -110,7 +110,9 @@ def test_going_on_skips_what_was_seen():
 
 @pytest.mark.parametrize(("processes", "per_process", "batch"), [(3, 1, 8), (2, 3, 8), (4, 4, 8)])
 def test_a_batch_that_cannot_be_dealt(processes, per_process, batch):
-    with pytest.raises(TrainerError, match=f"= {batch} is no multiple of run.per_process = {per_process} times {processes}"):
+    with pytest.raises(
+        TrainerError, match=f"= {batch} is no multiple of run.per_process = {per_process} times {processes}"
+    ):
         BatchNumbers(range(3), batch, per_process, 0, processes)
 
 

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token_relation_loss, videorepa_pair_weight
 from torch.nn.functional import normalize
+
+from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token_relation_loss, videorepa_pair_weight
 
 pytest.importorskip("yaml")
 
@@ -117,7 +118,9 @@ def test_repa(student, targets):
 
 @pytest.mark.parametrize("form", ["videorepa", "videorepa-spatial", "videorepa-temporal", "moalign"])
 def test_token_relations(student, targets, form):
-    weight = moalign_pair_weight(T, 5.0) if form == "moalign" else videorepa_pair_weight(T, form.partition("-")[2] or "all")
+    weight = (
+        moalign_pair_weight(T, 5.0) if form == "moalign" else videorepa_pair_weight(T, form.partition("-")[2] or "all")
+    )
     margin = 0.0 if form == "moalign" else 0.1
     expected = token_relation_loss(student, targets["features_dino"], pair_weight=weight, margin=margin)
     relation = Relation(form=form, tau=5.0)
@@ -168,7 +171,9 @@ def test_projectors_put_out_what_the_objective_compares(targets, options, frames
     assert any(isinstance(module, Projector) for module in projector.modules())
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "features"}, {"loss": "repa", "features": ("dino",)}, {"loss": "mask"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "features"}, {"loss": "repa", "features": ("dino",)}, {"loss": "mask"}]
+)
 def test_losses_are_in_float32(targets, options):
     objective = make_objective(Alignment(**options), SETTINGS)
     channels = objective.channels(shapes(targets)) or (1 if options.get("loss") == "mask" else C)

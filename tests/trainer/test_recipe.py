@@ -12,6 +12,7 @@ from lgf_trainer.recipe import (
     Optimiser,
     Recipe,
     build,
+    check,
     differences,
     flatten,
     read_recipe,
@@ -99,7 +100,9 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
 
 
 def test_a_bare_no_and_null(tmp_path):
-    path = write(tmp_path / "r.yaml", "training: {precision: no, ema: null}\nalignment: {loss: none}\nrun: {tracker: null}")
+    path = write(
+        tmp_path / "r.yaml", "training: {precision: no, ema: null}\nalignment: {loss: none}\nrun: {tracker: null}"
+    )
     recipe = read_recipe(path)
     assert (recipe.training.precision, recipe.training.ema, recipe.run.tracker) == ("no", None, "none")
 
@@ -135,6 +138,7 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("alignment: {features: a}", "alignment.features must be a list, got 'a'"),
         ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a list, got \[1\]"),
         ("alignment: {schedule: [[5, 1], [1, 0]]}", "in the order of their steps"),
+        ("training: {precision: no}", "model.dtype bfloat16 needs training.precision bf16; without it, set float32"),
         ("run: {shard: 1}", "run.shard must be true or false, got 1"),
         ("model: {path: 5}", "model.path must be text, got 5"),
         ("run: {output: null}", "run.output must be a path, got None"),
@@ -145,7 +149,7 @@ def test_a_recipe_survives_being_written(name, tmp_path):
 )
 def test_mistakes_are_named_in_one_line(text, message, tmp_path):
     with pytest.raises(TrainerError, match=message) as error:
-        read_recipe(write(tmp_path / "r.yaml", text))
+        check(read_recipe(write(tmp_path / "r.yaml", text)))
     assert "\n" not in str(error.value)
 
 
@@ -153,13 +157,15 @@ def test_a_command_without_a_recipe():
     for arguments in ([], ["--training.steps", "3"]):
         with pytest.raises(TrainerError, match="name a recipe first: a YAML file, or one of bidirectional-lgf,"):
             parse(arguments)
-    with pytest.raises(TrainerError, match="there is no recipe gone.yaml"):
+    with pytest.raises(TrainerError, match=r"there is no recipe gone\.yaml"):
         parse(["gone.yaml"])
 
 
 def test_rates_of_the_paper():
     lora, projector = Recipe().optimisers.lora, Recipe().optimisers.projector
-    assert [lora.rate_at(step, 3000) for step in (0, 99, 199, 200, 2999)] == pytest.approx([5e-7, 5e-5, 1e-4, 1e-4, 1e-4])
+    assert [lora.rate_at(step, 3000) for step in (0, 99, 199, 200, 2999)] == pytest.approx(
+        [5e-7, 5e-5, 1e-4, 1e-4, 1e-4]
+    )
     assert [projector.rate_at(step, 3000) for step in (0, 149)] == pytest.approx([5e-4 / 150, 5e-4])
     middle, last = 150 + (3000 - 150) // 2 - 1, 2999
     assert projector.rate_at(middle, 3000) == pytest.approx((5e-4 + 1e-5) / 2)

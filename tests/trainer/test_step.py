@@ -152,7 +152,9 @@ def test_groups_have_their_own_rates_and_settings():
     adamw = GroupedAdamW(groups, steps=10, clip=1e9)
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
     assert adamw.step(0) == 5 and a.grad is None
-    torch.testing.assert_close((a, b), (torch.tensor([0.9]), torch.tensor([1 - 0.1 - 0.2])))  # AdamW's first step: rate * sign
+    torch.testing.assert_close(
+        (a, b), (torch.tensor([0.9]), torch.tensor([1 - 0.1 - 0.2]))
+    )  # AdamW's first step: rate * sign
     assert adamw.rates(0) == {"a": 0.1, "b": 0.2}
     assert [group["betas"] for group in adamw.adamw.param_groups] == [(0.9, 0.95)] * 2
 

@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-for package in ("accelerate", "diffusers", "peft", "tyro"):
-    pytest.importorskip(package)
+pytest.importorskip("accelerate")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytest.importorskip("tyro")
 
 from diffusers import CogVideoXImageToVideoPipeline
-from lgf_kernels.cli import main as lgf
 from lgf_trainer.cache import WindowCache
-from lgf_trainer.errors import TrainerError
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.recipe import shipped_recipes
 from lgf_trainer.run import TrainingRun
 from lgf_trainer.testing import make_tiny_pipeline
 from lgf_trainer.train import parse
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
+
+from lgf_kernels.cli import main as lgf
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("diffusion", "alignment", "gradient")
@@ -59,10 +61,10 @@ def test_every_recipe_trains(tiny_place, tmp_path, recipe):
 
 
 def test_losses_go_down(tiny_place, tmp_path):
-    lgf(command(tiny_place, tmp_path, training__steps=80, training__batch=4))
+    lgf(command(tiny_place, tmp_path, training__steps=60, run__save_every=60))
     history = torch.tensor(losses(tmp_path))
     for column in (0, 1):
-        assert history[-20:, column].mean() < 0.8 * history[:10, column].mean(), LOSSES[column]
+        assert history[-20:, column].mean() < 0.75 * history[:10, column].mean(), LOSSES[column]
 
 
 def test_bfloat16_and_everything_else_switched_on(tiny_place, tmp_path, capsys):
@@ -76,7 +78,9 @@ def test_bfloat16_and_everything_else_switched_on(tiny_place, tmp_path, capsys):
     assert [row["weight"] for row in rows] == [0.25, 0.375, 0.5]
     assert [row["rate/lora"] for row in rows] == [5e-3, 1e-2, 1e-2]
     assert all(0 < row["share"] < 1 and row["seconds"] > 0 for row in rows)
-    assert list((tmp_path / "a").rglob("events.out.tfevents*")) and (tmp_path / "a" / "empty-caption.safetensors").exists()
+    assert (
+        list((tmp_path / "a").rglob("events.out.tfevents*")) and (tmp_path / "a" / "empty-caption.safetensors").exists()
+    )
     assert {weight.dtype for weight in weights(tmp_path / "a").values()} == {torch.float32}
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "a" / "ema"))
     assert f"load_lora_weights('{tmp_path / 'a'}')" in capsys.readouterr().out
@@ -128,7 +132,9 @@ def test_accumulation_and_larger_forward_passes_are_the_same_training(tiny_place
 def killed(tiny_place, tmp_path_factory):
     """What `kill_points.py` reports: every way of dying, and how the run went on."""
     place = tmp_path_factory.mktemp("killed")
-    arguments = tiny(tiny_place, training__steps=4, training__ema=0.9, model__dropout=0.1, alignment__schedule="0 0 4 1")
+    arguments = tiny(
+        tiny_place, training__steps=4, training__ema=0.9, model__dropout=0.1, alignment__schedule="0 0 4 1"
+    )
     path = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
     subprocess.run(
         [sys.executable, "-P", Path(__file__).with_name("kill_points.py"), place, "sam2videox", *arguments],
@@ -215,7 +221,11 @@ def test_no_cache_and_an_empty_one(tiny_place, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "missing", "message"),
     [
-        ("repa-dino", "features_dino", "have no features_dino, which this recipe's alignment reads; they have features_"),
+        (
+            "repa-dino",
+            "features_dino",
+            "have no features_dino, which this recipe's alignment reads; they have features_",
+        ),
         ("sam2videox", "teacher_backward", "have no teacher_backward"),
         ("mask-supervision", "masks", "have no masks"),
     ],
@@ -284,6 +294,17 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, tmp_path, monkeypat
     lgf(arguments)
     lgf(command(tiny_place, tmp_path / "b"))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_disk_that_is_full_in_the_end(tiny_place, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        refused(command(tiny_place, tmp_path), "the disk is full. Make room and run again: it goes on from there")
+    lgf(command(tiny_place, tmp_path))
+    assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
 
 
 def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
