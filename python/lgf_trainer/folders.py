@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from .errors import TrainerError
-
-SUFFIXES = {".mp4", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mpg", ".webm"}
+from .sources import SUFFIXES
 
 
 def find_videos(folder: Path, at_least: int = 1) -> list[Path]:
