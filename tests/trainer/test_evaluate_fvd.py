@@ -226,6 +226,7 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
         ("{f}/real {f}/made --network {f}/nan.pt", "are not finite"),
         ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
         ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
         ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be greater than 0"),
     ],
 )
