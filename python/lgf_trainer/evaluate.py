@@ -81,8 +81,7 @@ def fvd(
         cache: Keep features there by the content of the video: a run that was stopped goes on, a second one is quick.
         output: Also write the numbers there, as JSON.
     """
-    import torch
-
+    from .devices import choose_device
     from .folders import find_videos
     from .fvd import Clips, Network, features_of, frechet_distance
     from .hashing import content_hash
@@ -91,8 +90,7 @@ def fvd(
     for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
         if value <= 0:
             raise TrainerError(f"--{name} must be greater than 0, not {value}")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model = Network(network, torch.device(chosen))
+    model = Network(network, choose_device(device))
     settings = {"features": "fvd", "network": content_hash(network), "frames": frames, "fps": fps, "size": size}
     kept = WindowCache(cache, settings) if cache else None
     both = [features_of(videos, model, Clips(frames, fps, size), batch, kept) for videos in folders]

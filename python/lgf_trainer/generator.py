@@ -15,6 +15,7 @@ from diffusers import (
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from .devices import choose_device
 from .errors import TrainerError
 from .export import Frames
 from .hashing import content_hash
@@ -47,7 +48,7 @@ class Generator:
 
     def __init__(self, options: "Options", device: torch.device, requests: Sequence[Request]):
         self.options = options
-        self.device = torch.device(device if options.device == "auto" else options.device)
+        self.device = choose_device(options.device, device)
         accelerated = self.device.type != "cpu"
         self.dtype = ("bfloat16" if accelerated else "float32") if options.dtype == "auto" else options.dtype
         if options.offload != "none" and not accelerated:
@@ -183,9 +184,9 @@ def _video_size(options: "Options", config: dict[str, Any]) -> tuple[int, int, i
     asked = (options.frames, options.height, options.width)
     if config.get("patch_size_t") and None in asked[1:]:
         raise TrainerError(f"{options.model} has no size of its own: give --height and --width, such as 768 and 1360")
-    frames, height, width = (a or o for a, o in zip(asked, own, strict=True))
+    frames, height, width = (o if a is None else a for a, o in zip(asked, own, strict=True))
     step = SPATIAL * config["patch_size"]
-    if height % step or width % step or frames % TEMPORAL != 1:
+    if height % step or width % step or frames % TEMPORAL != 1 or min(height, width, frames) < 1:
         raise TrainerError(
             f"a video of {frames} frames of {width} x {height}: width and height must be multiples of {step}, "
             f"and frames 1 more than a multiple of {TEMPORAL}"

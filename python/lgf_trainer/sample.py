@@ -30,7 +30,7 @@ class Options:
 
     model: str
     """A CogVideoX pipeline: a folder as save_pretrained writes it, or a name on the hub such as
-    zai-org/CogVideoX-5b-I2V, which is downloaded."""
+    THUDM/CogVideoX-5b-I2V, which is downloaded."""
     output: Path
     """Folder for the results."""
     prompt: str | None = None
@@ -100,7 +100,9 @@ def main(arguments: list[str]) -> int:
     print(f"{len(missing)} videos to generate, {total - len(missing)} are there", flush=True)
     if missing:
         generator.load()
-    with tqdm(total=len(missing) * options.steps, unit="step", disable=not missing) as bar:
+    with tqdm(
+        total=len(missing) * options.steps, unit="step", disable=not (missing and process.is_local_main_process)
+    ) as bar:
         for request, videos in plan.items():
             for video in videos:
                 if video.path in missing:

@@ -163,6 +163,15 @@ def test_the_usual_networks_arguments_are_set(tmp_path):
     assert network(torch.ones(2, 3, 4, 8, 8)).shape == (2, 3)
 
 
+def test_the_network_is_evaluated_not_trained(tmp_path):
+    class Dropping(torch.nn.Module):
+        def forward(self, video: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(video.flatten(1), training=self.training)
+
+    network = Network(script(Dropping().train(), tmp_path / "net.pt"), torch.device("cpu"))
+    assert torch.equal(network(torch.ones(2, 3, 4, 8, 8)), torch.ones(2, 768))
+
+
 def test_damaged_and_short_videos_are_left_out_and_named(folders, capsys):
     whole = run(folders)["fvd"]
     film(folders / "real" / "short.mp4", [0, 1])
@@ -217,6 +226,7 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
         ("{f}/real {f}/made --network {f}/nan.pt", "are not finite"),
         ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
         ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
         ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be greater than 0"),
     ],
 )

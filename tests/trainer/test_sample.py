@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
 
 def test_processes_share_the_prompts(folder, tmp_path, monkeypatch):
     class Process:
-        device, num_processes = torch.device("cpu"), 2
+        device, num_processes, is_local_main_process = torch.device("cpu"), 2, True
 
     monkeypatch.setattr("accelerate.PartialState", Process)
     for index, made in ((0, ["dog-0", "dog-2"]), (1, ["dog-1"])):
@@ -359,6 +359,10 @@ def test_a_list_drives_the_command(folder, tmp_path):
         ("--frames 13", "frames 1 more than a multiple of 8"),
         ("--width 100", "width and height must be multiples of 16"),
         ("--frames 17", "has learned positions and makes 9 frames of 96 x 64 only, not 17 of 96 x 64"),
+        ("--width 0", "width and height must be multiples of 16"),
+        ("--frames -7", "frames 1 more than a multiple of 8"),
+        ("--device nonsense", "--device nonsense cannot be used here"),
+        ("--device meta:x", "--device meta:x cannot be used here"),
         ("--offload model", "--offload model is for accelerators"),
         ("--samples 0", "--samples must be greater than 0"),
         ("--fps 0", "--fps must be greater than 0"),
