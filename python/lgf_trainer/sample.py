@@ -85,13 +85,13 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Options, args=arguments, prog="lgf sample")
     requests = _requests(options)
 
-    from accelerate import PartialState  # these are slow to import, and --help needs none of them
     from tqdm import tqdm
 
+    from .devices import this_process  # these are slow to import, and --help needs none of them
     from .export import encode_video
     from .generator import Generator
 
-    process = PartialState()
+    process = this_process()
     mine = requests[process.process_index :: process.num_processes]
     generator = Generator(options, process.device, mine)
     plan = {request: [_video(options, generator, request, arm) for arm in _arms(options)] for request in mine}

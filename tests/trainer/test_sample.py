@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from lgf_kernels import cli
 
+ROOT = Path(__file__).parents[2]
 STEPS = 2
 
 
@@ -267,15 +271,21 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
     assert contents(tmp_path) == {}
 
 
-def test_processes_share_the_prompts(folder, tmp_path, monkeypatch):
-    class Process:
-        device, num_processes, is_local_main_process = torch.device("cpu"), 2, True
-
-    monkeypatch.setattr("accelerate.PartialState", Process)
-    for index, made in ((0, ["dog-0", "dog-2"]), (1, ["dog-1"])):
-        Process.process_index = index
-        main(arguments(folder, tmp_path / str(index), *dog(folder), "--samples", 3, "--no-compare"))
-        assert sorted(path.stem for path in (tmp_path / str(index) / "with").iterdir()) == made
+def test_processes_share_the_prompts(folder, tmp_path):
+    """Two that know of each other: each makes its own, and none is made twice."""
+    words = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += [
+        "-m",
+        "lgf_kernels.cli",
+        "sample",
+        *arguments(folder, tmp_path, *dog(folder), "--samples", 3, "--no-compare"),
+    ]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split()[0] for line in done.stdout.splitlines() if "to generate" in line) == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "with").iterdir()) == ["dog-0.mp4", "dog-1.mp4", "dog-2.mp4"]
 
 
 def test_samples_have_seeds_of_their_own(folder, tmp_path):
