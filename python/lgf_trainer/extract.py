@@ -15,7 +15,6 @@ short, or have no caption or box are left out and listed at the end.
 
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +24,6 @@ from .errors import TrainerError
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import PartialState
 
     from .encoders import Student
     from .extraction import Models
@@ -100,12 +98,13 @@ def main(arguments: list[str]) -> int:
     from accelerate.utils import gather_object
 
     from .cache import WindowCache
+    from .devices import this_process
     from .encoders import read_student
     from .extraction import Extraction
     from .report import Report
     from .sources import list_clips
 
-    state = _processes()
+    state = this_process()
     clips = list_clips(options.sources)
     student = read_student(options.model)
     settings = _settings(options, student, state.device)
@@ -148,18 +147,6 @@ def _check(options: Options) -> None:
         raise TrainerError(f"--detect-threshold must be between 0 and 1, and is {options.detect_threshold}")
     if options.window < 1 or options.window > 15 or options.window % 2 == 0:
         raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
-
-
-def _processes() -> "PartialState":
-    """This process among those of `accelerate launch`; alone if there are no others."""
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    # Without a GPU it takes several processes for one, unless it is told.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # They meet only at the end, and one may have got much longer videos than another.
-    return PartialState(cpu, timeout=timedelta(days=30))
 
 
 def _settings(options: Options, student: "Student", device: "torch.device") -> dict[str, Any]:
