@@ -1,5 +1,7 @@
 """Motion scores from VBench's files: the paper's tables come out, and what is no result file is refused."""
 
+import doctest
+import importlib
 import json
 from pathlib import Path
 
@@ -35,6 +37,14 @@ def write(path: Path, scores: dict[str, float]) -> Path:
 
 def scores(**more: float) -> dict[str, float]:
     return dict(zip(STRUCTURE, (0.9730, 0.9443, 0.9817), strict=True)) | more
+
+
+@pytest.mark.parametrize("module", ["vbench", "tables", "fvd"])
+def test_docstring_examples(module):
+    if module == "fvd":
+        pytest.importorskip("av")
+    results = doctest.testmod(importlib.import_module(f"lgf_trainer.{module}"))
+    assert results.attempted > 0 and results.failed == 0
 
 
 @pytest.mark.parametrize("model", TABLES)
