@@ -15,6 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_l
 from lgf_kernels import TokenRelationLoss, lgf_kl_loss, lgf_kl_loss_from_logits
 
 from . import recipe
+from .errors import TrainerError
 from .projector import Projector
 
 Tensors = dict[str, Tensor]
@@ -202,7 +203,10 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
     features = tuple(f"features_{name}" for name in names)
 
     def local_gram_flow() -> Objective:
-        shared = {name: settings[name] for name in ("window", "similarity", "boundary")}
+        try:
+            shared = {name: settings[name] for name in ("window", "similarity", "boundary")}
+        except KeyError as error:
+            raise TrainerError(f"the cache's settings.json does not say its {error}. Make the cache with lgf extract") from error
         chosen = alignment.lgf
         options = shared | {
             "temperature": chosen.temperature, "divergence": chosen.divergence, "backend": alignment.backend

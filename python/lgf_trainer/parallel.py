@@ -25,7 +25,12 @@ def parallelise(model: nn.Module, blocks: nn.ModuleList, *, processes: int, shar
         return fully_shard(model)
     if processes > 1:
         device = next(model.parameters()).device
-        return DistributedDataParallel(model, device_ids=None if device.index is None else [device.index])
+        return DistributedDataParallel(
+            model,
+            device_ids=None if device.index is None else [device.index],
+            broadcast_buffers=False,  # learned positions among them, which never change
+            gradient_as_bucket_view=True,
+        )
     return model
 
 

@@ -1,5 +1,7 @@
 """The counted memory against what can be counted by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,13 +9,18 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from lgf_trainer.memory import MODELS, Memory, _kept, count
+from lgf_trainer.memory import MODELS, Memory, _kept, count, table
 from lgf_trainer.recipe import read_recipe
 
 PROJECTOR = (
     3072 * 768 + 768 + 3 * 768**2 + 768 + 2 * 768 + 768 * 512 + 512 + 2 * 512 + 512 * 256 + 256 + 2 * 256 + 256**2 + 256
 )
 LORA = 42 * 4 * 2 * 256 * 3072
+
+
+def test_the_documentation_shows_what_the_command_prints():
+    shown = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text()
+    assert table(read_recipe("sam2videox")) in shown
 
 
 def test_trained_parameters_of_the_paper():

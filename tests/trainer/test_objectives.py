@@ -10,6 +10,7 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 
 pytest.importorskip("yaml")
 
+from lgf_trainer.errors import TrainerError
 from lgf_trainer.objectives import backward_logits, make_objective, to_grid
 from lgf_trainer.projector import Projector
 from lgf_trainer.recipe import Alignment, Lgf, Relation
@@ -148,6 +149,12 @@ def test_mask_supervision(targets):
 
 def test_no_alignment():
     assert make_objective(Alignment(loss="none"), SETTINGS) is None
+
+
+def test_a_cache_that_does_not_say_how_it_was_made():
+    with pytest.raises(TrainerError, match="does not say its 'boundary'. Make the cache"):
+        make_objective(Alignment(), {"window": 3, "similarity": "cosine"})
+    assert make_objective(Alignment(loss="repa", features=("dino",)), {})
 
 
 @pytest.mark.parametrize(
