@@ -5,7 +5,8 @@
 
     tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it
     tiny/teacher         a SAM2
-    tiny/videos.jsonl    the clip, a caption, and where the subject is when a window begins
+    tiny/clip.mp4        the clip
+    tiny/videos.jsonl    its name, a caption, and where the subject is when a window begins
     tiny/recipe.yaml     the paper's recipe, cut down to that model
 
 The weights are random: what comes out means nothing, but every step is the real one.
@@ -41,20 +42,20 @@ run: {{output: {folder}/run, save_every: 1}}
 
 
 def make_playground(folder: Path, video: Path | None = None) -> None:
-    """Write the models, the clip or the name of `video`, and the recipe into a folder.
+    """Write the models, the clip or a copy of `video`, and the recipe into a folder.
 
     Raises:
         TrainerError: `video` cannot be read.
     """
-    make_tiny_pipeline(folder / "model")
-    if video is None:
-        video = folder / "clip.mp4"
-        write_atomically(video, encode_video(moving_square(frames=STRIDE + 9).numpy(), FPS, {}))
-    clip = Video(video, FPS)
+    if video is not None:
+        Video(video, FPS)  # says what is wrong with it before anything is written
+    content = video.read_bytes() if video else encode_video(moving_square(frames=STRIDE + 9).numpy(), FPS, {})
+    write_atomically(folder / "clip.mp4", content)
+    clip = Video(folder / "clip.mp4", FPS)
     height, width = clip.size
     middle = [width // 4, height // 4, width - width // 4, height - height // 4]
     boxes = {start: middle for start in range(0, clip.frames, STRIDE)}
-    line = {"video": str(video.resolve()), "caption": CAPTION, "box": boxes}
+    line = {"video": "clip.mp4", "caption": CAPTION, "box": boxes}
     make_tiny_pipeline(folder / "model")
     make_tiny_teacher(folder / "teacher")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
