@@ -1,5 +1,6 @@
 """`lgf sample`: the LoRA does what it did in training, videos are made once, mistakes end in one line."""
 
+import io
 import json
 import os
 import subprocess
@@ -288,6 +289,13 @@ def test_processes_share_the_prompts(folder, tmp_path):
     assert sorted(path.name for path in (tmp_path / "with").iterdir()) == ["dog-0.mp4", "dog-1.mp4", "dog-2.mp4"]
 
 
+def test_a_grid_shows_no_frame_twice():
+    frames = np.random.default_rng(0).integers(0, 255, (3, 8, 10, 3), dtype=np.uint8)
+    grids = [Image.open(io.BytesIO(export.frame_grid({"a": frames}, columns))) for columns in (2, 3, 99)]
+    assert [grid.size for grid in grids] == [(24, 24), (38, 24), (38, 24)]
+    assert np.array_equal(np.array(grids[0])[16:, 14:], frames[2])
+
+
 def test_samples_have_seeds_of_their_own(folder, tmp_path):
     main(arguments(folder, tmp_path, *dog(folder), "--samples", 2, "--seed", 5, "--no-compare"))
     seeds = [export.made_with(tmp_path / "with" / f"dog-{k}.mp4")["seed"] for k in (0, 1)]
@@ -300,7 +308,7 @@ def test_samples_have_seeds_of_their_own(folder, tmp_path):
 def test_a_list_may_be_jsonl_or_tsv(tmp_path):
     rows = [
         {"prompt": "a dog", "image": "pictures/dog.png"},
-        {"prompt": 'a "cat"', "image": "cat.png", "name": "tom", "seed": 7},
+        {"prompt": '"cat" sat', "image": "cat.png", "name": "tom", "seed": 7},
         {"prompt": "nothing\u2028else"},
     ]
     jsonl = tmp_path / "a.jsonl"
@@ -309,13 +317,13 @@ def test_a_list_may_be_jsonl_or_tsv(tmp_path):
     lines = [
         "prompt\timage\tname\tseed",
         "a dog\tpictures/dog.png",
-        'a "cat"\tcat.png\ttom\t7',
+        '"cat" sat\tcat.png\ttom\t7',
         "nothing\u2028else\t\t\t",
     ]
     tsv.write_text("\n".join(lines), encoding="utf-8")
     expected = [
         Request("dog", "a dog", tmp_path / "pictures/dog.png", 3),
-        Request("tom", 'a "cat"', tmp_path / "cat.png", 7),
+        Request("tom", '"cat" sat', tmp_path / "cat.png", 7),
     ]
     assert read_list(jsonl, seed=3) == [*expected, Request("0005", "nothing\u2028else", None, 3)]
     assert read_list(tsv, seed=3) == [*expected, Request("0004", "nothing\u2028else", None, 3)]
@@ -431,7 +439,9 @@ def resaved(folder, tmp_path, weights=None, metadata=None):
     with safe_open(source, "pt") as file:
         old = file.metadata()
     save_file(
-        weights or load_file(source), tmp_path / "lora.safetensors", metadata=old if metadata is None else metadata
+        load_file(source) if weights is None else weights,
+        tmp_path / "lora.safetensors",
+        metadata=old if metadata is None else metadata,
     )
     return tmp_path / "lora.safetensors"
 
@@ -461,6 +471,7 @@ def test_a_lora_of_another_model_is_refused(folder, tmp_path):
         ({name.removeprefix("transformer."): w for name, w in weights.items()}, "is no LoRA of a transformer"),
         ({"transformer.transformer_blocks.0.attn1.to_q.weight": torch.zeros(32, 32)}, "is no LoRA of a transformer"),
         ({n: w[:2] if "lora_A" in n else w[:, :2] for n, w in weights.items()}, "metadata and its weights disagree"),
+        ({}, "is empty"),
     ]
     for changed, reason in cases:
         changed = {name: weight.contiguous() for name, weight in changed.items()}
