@@ -140,7 +140,7 @@ class Video:
     def _stream(self) -> Iterator[av.VideoStream]:
         """The video stream of the opened file, and FFmpeg's errors in our words."""
         try:
-            with self._open() as file, av.open(file) as container:
+            with self._open() as file, av.open(file, metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise VideoError(
                         f"{self.path} has no video stream. Give a file with moving pictures, such as an .mp4"
@@ -196,9 +196,11 @@ class _Timeline(NamedTuple):
 
 def _timeline(stream: av.VideoStream) -> _Timeline:
     """Read from the packets alone: nothing is decoded."""
-    announced = [p for p in stream.container.demux(stream) if p.size]
-    packets = [p for p in announced if not p.is_corrupt and not p.is_discard]
-    cut_off = any(p.is_corrupt for p in announced) or len(announced) < stream.frames
+    announced = [
+        _Packet(p.pts, p.duration, p.is_corrupt, p.is_discard) for p in stream.container.demux(stream) if p.size
+    ]
+    packets = [p for p in announced if not p.corrupt and not p.discard]
+    cut_off = any(p.corrupt for p in announced) or len(announced) < stream.frames
     interval = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
     tick = stream.time_base
     if any(p.pts is None for p in packets):
@@ -208,6 +210,15 @@ def _timeline(stream: av.VideoStream) -> _Timeline:
     times = {p.pts: (p.pts - packets[0].pts) * tick for p in packets}
     shown = packets[-1].duration * tick if packets and packets[-1].duration else interval
     return _Timeline(times, max(times.values(), default=-shown) + shown, tick, False, cut_off)
+
+
+class _Packet(NamedTuple):
+    """What is asked of a packet; the packets themselves, kept together, would be the whole file in memory."""
+
+    pts: int | None
+    duration: int | None
+    corrupt: bool
+    discard: bool
 
 
 def _decoded(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
