@@ -23,6 +23,8 @@ from .errors import TrainerError
 
 Size = tuple[int, int]  # height, width in pixels
 
+LONGEST = 48 * 3600  # seconds; beyond it timestamps are taken for damaged, before a list is made of their frames
+
 
 class VideoError(TrainerError):
     """A video that cannot be used; the message says why and what to do."""
@@ -89,6 +91,10 @@ class Video:
         self._rate = rate
         with self._stream() as stream:
             timeline = _timeline(stream)
+        if timeline.end > LONGEST:
+            raise VideoError(
+                f"{self.path} is damaged: its frames are said to last for {float(timeline.end / 3600):.0f} hours"
+            )
         self._numbered, self.cut_off = timeline.numbered, timeline.cut_off
         self._shown = timeline.sampled(Fraction(rate))
         self.frames = sum(map(len, self._shown.values()))

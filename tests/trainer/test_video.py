@@ -1,5 +1,6 @@
 """Reading videos: which frame stands for which moment, what is cut out of it, and what happens to broken files."""
 
+import random
 import struct
 import tarfile
 from fractions import Fraction
@@ -183,6 +184,38 @@ def test_files_that_are_no_videos(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"a\.mp4 is not a video that FFmpeg can decode"):
         Video(path, 8)
+
+
+def test_timestamps_that_make_no_sense(tmp_path):
+    with pytest.raises(VideoError, match="said to last for 278 hours"):
+        Video(numbered(tmp_path / "a.mkv", [0, 100, 10**9]), 8)
+
+
+def test_texts_in_a_file_may_be_in_any_encoding(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=9, metadata={"title": "Muehle"})
+    content = path.read_bytes()
+    assert b"Muehle" in content
+    path.write_bytes(content.replace(b"Muehle", "M\xfchle.".encode("latin-1")))
+    assert Video(path, 8).frames == 9
+
+
+def test_whatever_is_damaged_is_said_in_our_words(tmp_path):
+    rng, outcomes = random.Random(0), set()
+    files = [write_clip(tmp_path / name, frames=20).read_bytes() for name in ("a.mp4", "a.mkv", "a.avi")]
+    for index in range(150):
+        content = bytearray(files[index % 3])
+        for _ in range(rng.choice([1, 10, 100])):
+            content[rng.randrange(rng.choice([2000, len(content)]))] = rng.randrange(256)
+        path = tmp_path / "damaged"
+        path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        try:
+            video = Video(path, 8)
+            windows = video.windows(range(0, min(video.frames, 20) - 8, 4), 9, Fit.cover(video.size, SIZE))
+            outcomes.add(len(list(windows)))
+        except VideoError as error:
+            assert "damaged" in str(error) and "\n" not in str(error)
+            outcomes.add("refused")
+    assert len(outcomes) > 1
 
 
 def test_sound_without_pictures(tmp_path):
