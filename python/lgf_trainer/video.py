@@ -8,7 +8,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
@@ -83,7 +83,9 @@ class Video:
         VideoError: no such file, or nothing that FFmpeg can decode.
     """
 
-    def __init__(self, path: str | PathLike, rate: float, open: Callable[[], BinaryIO] | None = None):
+    def __init__(
+        self, path: str | PathLike, rate: float, open: Callable[[], AbstractContextManager[BinaryIO]] | None = None
+    ):
         self.path = Path(path)
         if open is None and not self.path.is_file():
             raise VideoError(f"{path}: no such file. Give the path of a video, such as clip.mp4")
