@@ -9,11 +9,14 @@ import torch
 REAL = Path(os.environ.get("LGF_TEST_VIDEOS", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def write_frames(path: Path, frames, times, time_base, *, format=None, aspect=None, options=None) -> Path:
+def write_frames(
+    path: Path, frames, times, time_base, *, format=None, aspect=None, options=None, metadata=None
+) -> Path:
     """Frames (height, width, 3) of uint8, each on screen from its time (in time bases) on."""
     import av
 
     with av.open(str(path), "w", format=format, options=options or {}) as container:
+        container.metadata.update(metadata or {})
         stream = container.add_stream("libx264", rate=round(1 / (time_base * (times[1] - times[0]))))
         stream.height, stream.width = frames[0].shape[:2]
         stream.options = {"qp": "0", "g": "8"}  # nothing is lost, and what follows damage does not matter long

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .hub import pretrained
+from .hub import frozen, pretrained
 
 
 class Detector:
@@ -21,7 +21,7 @@ class Detector:
 
         self.text, self.threshold, self._device = text, threshold, device
         self._processor = pretrained(AutoProcessor, model)
-        self._model = pretrained(GroundingDinoForObjectDetection, model, dtype=torch.float32).eval().to(device)
+        self._model = frozen(pretrained(GroundingDinoForObjectDetection, model, dtype=torch.float32), device)
 
     @torch.no_grad()
     def __call__(self, frame: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, Diffu
 from torch import Tensor
 
 from .errors import TrainerError
-from .hub import pretrained
+from .hub import frozen, pretrained
 
 IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's deviation, as CogVideoX-I2V was trained
 
@@ -84,8 +84,8 @@ class Encoders:
         self.student = read_student(model)
         # Without the transformer, by far the largest part, which extraction has no use for.
         self._pipeline = pretrained(DiffusionPipeline, model, transformer=None, scheduler=None, dtype=dtype)
-        self._pipeline.to(device)
-        self._vae, self._device, self._dtype = self._pipeline.vae, device, dtype
+        frozen(self._pipeline.text_encoder, device)
+        self._vae, self._device, self._dtype = frozen(self._pipeline.vae, device), device, dtype
         if tiling:
             self._vae.enable_tiling()
         self._caption: str | None = None
@@ -109,6 +109,9 @@ class Encoders:
         if caption != self._caption:  # the windows of a video come one after the other and share it
             self._caption = caption
             self._embedding = self._pipeline.encode_prompt(
-                caption, do_classifier_free_guidance=False, max_sequence_length=self.student.text_tokens
+                caption,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.student.text_tokens,
+                device=self._device,
             )[0][0]
         return self._embedding

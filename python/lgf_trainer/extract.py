@@ -83,7 +83,7 @@ class Options:
     boundary: Literal["exclude", "zero"] = "exclude"
     """What Local Gram Flow makes of positions outside of the picture."""
     save_features: bool = False
-    """Store the teacher's features too, for losses on features: five times the size."""
+    """Store the teacher's features too, for losses on features: 68 MB more for a window of 49 x 480 x 720, which has 19."""
     save_masks: bool = False
     """Store the subject's masks too, for mask supervision."""
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .errors import TrainerError
-from .hub import pretrained
+from .hub import frozen, pretrained
 from .teachers import Teacher
 
 BOX_CORNERS = (2, 3)  # SAM2's labels of the two points that stand for a box
@@ -21,7 +21,7 @@ class TransformersSam2(Teacher):
     def __init__(self, model: str, device: torch.device):
         from transformers import Sam2VideoModel
 
-        self.model = pretrained(Sam2VideoModel, model, dtype=torch.float32).eval().requires_grad_(False).to(device)
+        self.model = frozen(pretrained(Sam2VideoModel, model, dtype=torch.float32), device)
         self.size = self.model.config.image_size
 
     def _watch(self, video: Tensor) -> None:
@@ -87,7 +87,7 @@ class PackageSam2(Teacher):
             built = build_sam2(config, checkpoint, device) if checkpoint else build_sam2_hf(model, device=device)
         except Exception as error:  # whatever hydra, torch.load or the hub have to say about a wrong name
             raise TrainerError(f"SAM2 cannot be loaded from {model}: {str(error).splitlines()[0]}") from error
-        self.model = built.float().eval().requires_grad_(False)
+        self.model = frozen(built.float(), device)
         self.size = self.model.image_size
 
     def _watch(self, video: Tensor) -> None:

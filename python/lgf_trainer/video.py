@@ -8,7 +8,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch import Tensor
 from .errors import TrainerError
 
 Size = tuple[int, int]  # height, width in pixels
+
+LONGEST = 48 * 3600  # seconds; beyond it timestamps are taken for damaged, before a list is made of their frames
 
 
 class VideoError(TrainerError):
@@ -81,7 +83,9 @@ class Video:
         VideoError: no such file, or nothing that FFmpeg can decode.
     """
 
-    def __init__(self, path: str | PathLike, rate: float, open: Callable[[], BinaryIO] | None = None):
+    def __init__(
+        self, path: str | PathLike, rate: float, open: Callable[[], AbstractContextManager[BinaryIO]] | None = None
+    ):
         self.path = Path(path)
         if open is None and not self.path.is_file():
             raise VideoError(f"{path}: no such file. Give the path of a video, such as clip.mp4")
@@ -89,6 +93,10 @@ class Video:
         self._rate = rate
         with self._stream() as stream:
             timeline = _timeline(stream)
+        if timeline.end > LONGEST:
+            raise VideoError(
+                f"{self.path} is damaged: its frames are said to last for {float(timeline.end / 3600):.0f} hours"
+            )
         self._numbered, self.cut_off = timeline.numbered, timeline.cut_off
         self._shown = timeline.sampled(Fraction(rate))
         self.frames = sum(map(len, self._shown.values()))
@@ -140,7 +148,7 @@ class Video:
     def _stream(self) -> Iterator[av.VideoStream]:
         """The video stream of the opened file, and FFmpeg's errors in our words."""
         try:
-            with self._open() as file, av.open(file) as container:
+            with self._open() as file, av.open(file, metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise VideoError(
                         f"{self.path} has no video stream. Give a file with moving pictures, such as an .mp4"
@@ -196,9 +204,11 @@ class _Timeline(NamedTuple):
 
 def _timeline(stream: av.VideoStream) -> _Timeline:
     """Read from the packets alone: nothing is decoded."""
-    announced = [p for p in stream.container.demux(stream) if p.size]
-    packets = [p for p in announced if not p.is_corrupt and not p.is_discard]
-    cut_off = any(p.is_corrupt for p in announced) or len(announced) < stream.frames
+    announced = [
+        _Packet(p.pts, p.duration, p.is_corrupt, p.is_discard) for p in stream.container.demux(stream) if p.size
+    ]
+    packets = [p for p in announced if not p.corrupt and not p.discard]
+    cut_off = any(p.corrupt for p in announced) or len(announced) < stream.frames
     interval = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
     tick = stream.time_base
     if any(p.pts is None for p in packets):
@@ -208,6 +218,15 @@ def _timeline(stream: av.VideoStream) -> _Timeline:
     times = {p.pts: (p.pts - packets[0].pts) * tick for p in packets}
     shown = packets[-1].duration * tick if packets and packets[-1].duration else interval
     return _Timeline(times, max(times.values(), default=-shown) + shown, tick, False, cut_off)
+
+
+class _Packet(NamedTuple):
+    """What is asked of a packet; the packets themselves, kept together, would be the whole file in memory."""
+
+    pts: int | None
+    duration: int | None
+    corrupt: bool
+    discard: bool
 
 
 def _decoded(stream: av.VideoStream) -> Iterator[av.VideoFrame]:

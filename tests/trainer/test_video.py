@@ -1,5 +1,6 @@
 """Reading videos: which frame stands for which moment, what is cut out of it, and what happens to broken files."""
 
+import random
 import struct
 import tarfile
 from fractions import Fraction
@@ -185,6 +186,38 @@ def test_files_that_are_no_videos(tmp_path, content):
         Video(path, 8)
 
 
+def test_timestamps_that_make_no_sense(tmp_path):
+    with pytest.raises(VideoError, match="said to last for 278 hours"):
+        Video(numbered(tmp_path / "a.mkv", [0, 100, 10**9]), 8)
+
+
+def test_texts_in_a_file_may_be_in_any_encoding(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=9, metadata={"title": "Muehle"})
+    content = path.read_bytes()
+    assert b"Muehle" in content
+    path.write_bytes(content.replace(b"Muehle", "M\xfchle.".encode("latin-1")))
+    assert Video(path, 8).frames == 9
+
+
+def test_whatever_is_damaged_is_said_in_our_words(tmp_path):
+    rng, outcomes = random.Random(0), set()
+    files = [write_clip(tmp_path / name, frames=20).read_bytes() for name in ("a.mp4", "a.mkv", "a.avi")]
+    for index in range(150):
+        content = bytearray(files[index % 3])
+        for _ in range(rng.choice([1, 10, 100])):
+            content[rng.randrange(rng.choice([2000, len(content)]))] = rng.randrange(256)
+        path = tmp_path / "damaged"
+        path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        try:
+            video = Video(path, 8)
+            windows = video.windows(range(0, min(video.frames, 20) - 8, 4), 9, Fit.cover(video.size, SIZE))
+            outcomes.add(len(list(windows)))
+        except VideoError as error:
+            assert "damaged" in str(error) and "\n" not in str(error)
+            outcomes.add("refused")
+    assert len(outcomes) > 1
+
+
 def test_sound_without_pictures(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
@@ -245,3 +278,52 @@ def test_real_videos(name):
     assert abs(video.frames - 8 * (times[-1] - times[0])) <= 2
     ((_, window),) = video.windows([video.frames - 9], 9, Fit.cover(video.size, SIZE))
     assert window.shape == (9, 3, *SIZE) and window.float().std() > 10
+
+
+def test_frames_that_an_edit_list_cuts_away_are_not_shown(tmp_path):
+    path = numbered(tmp_path / "a.mp4", even(12, 8), Fraction(1, 90000))
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"elst") + 12  # version and number of entries, then length, beginning, rate
+    length, beginning = struct.unpack_from(">Ii", content, entry)
+    struct.pack_into(">Ii", content, entry, length - length // 4, beginning + 3 * 90000 // 8)
+    path.write_bytes(content)
+    assert brightness(path, 8) == list(range(3, 12))
+
+
+def test_the_last_frame_is_shown_for_as_long_as_the_file_says(tmp_path):
+    times = [0, 125, 250, 2250]  # the last lasts an eighth of a second, not as long as the mean
+    path = numbered(tmp_path / "a.mp4", times, Fraction(1, 1000))
+    with av.open(str(path)) as container:
+        last = [p for p in container.demux(video=0) if p.size][-1]
+        shown = float((last.pts + last.duration) * last.time_base)
+    assert brightness(path, 8)[:19] == [0, 1] + [2] * 16 + [3]
+    assert Video(path, 8).frames == round(8 * shown) == 19
+
+
+class Corrupt:
+    """A frame that its decoder marks as damaged."""
+
+    def __init__(self, frame):
+        self.pts, self.is_corrupt = frame.pts, True
+
+
+@pytest.mark.parametrize("damage", ["dropped", "corrupt"])
+def test_a_frame_lost_in_the_middle_ends_the_video_there(tmp_path, monkeypatch, damage):
+    from lgf_trainer import video as module
+
+    video = Video(write_clip(tmp_path / "a.mp4", frames=24), 8)
+    decoded = module._decoded
+
+    def damaged(stream):
+        for number, frame in enumerate(decoded(stream)):
+            if number != 12:
+                yield frame
+            elif damage == "corrupt":
+                yield Corrupt(frame)
+
+    monkeypatch.setattr(module, "_decoded", damaged)
+    seen = []
+    with pytest.raises(VideoError, match=r"cannot be decoded beyond 1\.5 seconds"):
+        for start, _ in video.windows([0, 3, 4, 8], 9, Fit.cover(video.size, SIZE)):
+            seen.append(start)
+    assert seen == [0, 3]
