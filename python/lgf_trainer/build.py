@@ -22,8 +22,8 @@ from .step import Batch
 def make_model(recipe: Recipe, cache: WindowCache, objective: Objective | None) -> AlignedTransformer:
     """The transformer with a new LoRA and a new projector, once it is clear that they fit the cache."""
     torch.manual_seed(mix(recipe.training.seed, "weights"))
-    transformer = load_transformer(recipe.model)
     shapes = window_shapes(cache)
+    transformer = load_transformer(recipe.model)
     check_window(transformer, shapes, cache.folder)
     block, blocks = recipe.alignment.block, len(transformer.transformer_blocks)
     if block >= blocks:

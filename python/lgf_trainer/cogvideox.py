@@ -20,9 +20,13 @@ def load_transformer(model: recipe.Model) -> CogVideoXTransformer3DModel:
     """The transformer, frozen, with a new LoRA in float32."""
     transformer = _load(CogVideoXTransformer3DModel, model, "transformer", torch_dtype=getattr(torch, model.dtype))
     transformer.requires_grad_(False)
-    transformer.add_adapter(
-        LoraConfig(r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets))
+    lora = LoraConfig(
+        r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
     )
+    try:
+        transformer.add_adapter(lora)
+    except ValueError as error:
+        raise TrainerError(f"model.targets: {error}") from error
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cosine_similarity, mse_loss, pad
 
-from lgf_kernels import TokenRelationLoss, lgf_kl_loss, lgf_kl_loss_from_logits
+from lgf_kernels import LocalGramFlowKLLoss, TokenRelationLoss, lgf_kl_loss, lgf_kl_loss_from_logits
 
 from . import recipe
 from .errors import TrainerError
@@ -198,7 +198,11 @@ class Parallel(nn.ModuleList):
 
 
 def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Objective | None:
-    """The objective of a recipe, for a cache made with `settings`; None for a LoRA alone."""
+    """The objective of a recipe, for a cache made with `settings`; None for a LoRA alone.
+
+    Raises:
+        TrainerError: the losses cannot have these options.
+    """
     names, weights = _pair(alignment.features, alignment.k)
     features = tuple(f"features_{name}" for name in names)
 
@@ -206,11 +210,12 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
         try:
             shared = {name: settings[name] for name in ("window", "similarity", "boundary")}
         except KeyError as error:
-            raise TrainerError(f"the cache's settings.json does not say its {error}. Make the cache with lgf extract") from error
+            raise ValueError(f"the cache's settings.json does not say its {error}. Make it with lgf extract") from error
         chosen = alignment.lgf
         options = shared | {
             "temperature": chosen.temperature, "divergence": chosen.divergence, "backend": alignment.backend
         }  # fmt: skip
+        LocalGramFlowKLLoss(**options)  # checks them here rather than in the first step
         if chosen.fusion == "features":
             return FusedFeatures(features, weights, chosen.direction, options)
         form = LocalGramFlow if chosen.fusion == "logits" else SeparateProjectors
@@ -229,7 +234,10 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
         "relation": token_relation,
         "mask": MaskSupervision,
     }
-    return makers[alignment.loss]()
+    try:
+        return makers[alignment.loss]()
+    except (TypeError, ValueError) as error:
+        raise TrainerError(f"alignment: {error}") from error
 
 
 def _pair(names: Sequence[str], k: float) -> tuple[tuple[str, ...], tuple[float, ...]]:

@@ -207,6 +207,9 @@ class Recipe:
 
 _AT_LEAST = {
     "model.rank": 1, "alignment.block": 0, "training.steps": 1, "training.batch": 1, "training.seed": 0,
+    "training.clip": 0, "model.dropout": 0, "projector.hidden": 1, "projector.groups": 1,
+    **{f"optimisers.{group}.{key}": 0 for group in ("lora", "projector")
+       for key in ("rate", "warmup", "final_rate", "weight_decay")},
     "run.per_process": 1, "run.save_every": 1, "run.keep": 1, "run.log_every": 1, "run.workers": 0,
 }  # fmt: skip
 _SHARES = ("data.image_dropout", "data.caption_dropout", "model.dropout", "alignment.k", "training.ema")
@@ -219,12 +222,18 @@ def check(recipe: Recipe) -> None:
         TrainerError: it names the first such key.
     """
     for key, value in flatten(recipe).items():
-        if key in _AT_LEAST and value < _AT_LEAST[key]:
+        if key in _AT_LEAST and value is not None and value < _AT_LEAST[key]:
             raise TrainerError(f"{key} must be at least {_AT_LEAST[key]}, got {value}")
         if key in _SHARES and value is not None and not 0 <= value <= 1:
             raise TrainerError(f"{key} must be in [0, 1], got {value}")
     if len(recipe.alignment.features) not in (1, 2):
         raise TrainerError(f"alignment.features must be one or two names, got {len(recipe.alignment.features)}")
+    head = recipe.projector
+    for width in (head.hidden, *head.widths[:-1]):
+        if width % head.groups:
+            raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
+    if not head.widths:
+        raise TrainerError("projector.widths must have one width at least")
     if recipe.training.precision == "no" and recipe.model.dtype != "float32":
         raise TrainerError(f"model.dtype {recipe.model.dtype} needs training.precision bf16; without it, set float32")
     steps = [step for step, _ in recipe.alignment.schedule]

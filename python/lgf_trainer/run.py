@@ -42,16 +42,20 @@ class TrainingRun:
             raise TrainerError("run.shard shards over processes, and this is one: start with accelerate launch")
         self.cache = WindowCache(recipe.data.cache)
         self.objective = make_objective(recipe.alignment, self.cache.settings)
-        model = build.make_model(recipe, self.cache, self.objective)
-
-        self.checkpoints = Checkpoints(recipe.run.output / "checkpoints", recipe.run.keep)
         self.facts = {"recipe": to_settings(recipe), "windows": _fingerprint(self.cache)}
+        self.checkpoints = Checkpoints(recipe.run.output / "checkpoints", recipe.run.keep)
         last = self._last_checkpoint()
         if last:
             self._must_go_on(last)
-            load_weights(last.folder, model)
         self.done = last.step if last else 0
+        self.numbers = BatchNumbers(
+            range(self.done, recipe.training.steps), recipe.training.batch, recipe.run.per_process,
+            self.accelerator.process_index, self.accelerator.num_processes,
+        )  # fmt: skip
 
+        model = build.make_model(recipe, self.cache, self.objective)
+        if last:
+            load_weights(last.folder, model)
         self.model = parallelise(
             model.to(self.accelerator.device), model.transformer.transformer_blocks,
             processes=self.accelerator.num_processes, shard=recipe.run.shard,
@@ -104,20 +108,16 @@ class TrainingRun:
 
     def _steps(self, weight: Callable[[int], float], watch: Watch) -> Iterator[Losses]:
         recipe, accelerator = self.recipe, self.accelerator
-        steps = range(self.done, recipe.training.steps)
-        numbers = BatchNumbers(
-            steps, recipe.training.batch, recipe.run.per_process, accelerator.process_index, accelerator.num_processes
-        )
         noise_schedule = load_noise_schedule(recipe.model)
         with accelerator.main_process_first():
             no_caption = build.no_caption(recipe, self.state.model)
         batches = build.read_batches(
-            recipe, self.cache, self.state.model, self.objective, numbers,
+            recipe, self.cache, self.state.model, self.objective, self.numbers,
             noise_schedule.config.num_train_timesteps, no_caption, accelerator.device,
         )  # fmt: skip
         self.model.train()
         return training_steps(
-            self.model, noise_schedule, batches, self.objective, self.state.optimiser, steps,
+            self.model, noise_schedule, batches, self.objective, self.state.optimiser, self.numbers.steps,
             weight=weight, autocast=accelerator.autocast, watch=watch,
         )  # fmt: skip
 

@@ -18,10 +18,14 @@ from .recipe import Recipe, read_recipe, shipped_recipes
 def main(arguments: list[str]) -> int:
     """`lgf train RECIPE [--overrides]`."""
     recipe = parse(arguments)
+    from lgf_kernels import BackendUnavailableError
+
     from .run import TrainingRun  # late, so that --help is fast
 
     try:
         TrainingRun(recipe).train()
+    except BackendUnavailableError as error:
+        raise TrainerError(str(error)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -147,12 +147,25 @@ def test_mask_supervision(targets):
     torch.testing.assert_close(loss(logits, targets, loss="mask"), expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lgf": Lgf(temperature=0.0)}, "alignment: .*temperature"),
+        ({"backend": "cuda"}, "alignment: .*backend"),
+        ({"loss": "relation", "relation": Relation(form="moalign", tau=-1.0)}, "alignment: .*tau"),
+    ],
+)
+def test_options_that_the_losses_refuse(options, message):
+    with pytest.raises(TrainerError, match=message):
+        make_objective(Alignment(**options), SETTINGS)
+
+
 def test_no_alignment():
     assert make_objective(Alignment(loss="none"), SETTINGS) is None
 
 
 def test_a_cache_that_does_not_say_how_it_was_made():
-    with pytest.raises(TrainerError, match="does not say its 'boundary'. Make the cache"):
+    with pytest.raises(TrainerError, match=r"settings\.json does not say its 'boundary'\. Make it with lgf extract"):
         make_objective(Alignment(), {"window": 3, "similarity": "cosine"})
     assert make_objective(Alignment(loss="repa", features=("dino",)), {})
 

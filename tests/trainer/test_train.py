@@ -258,6 +258,8 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"alignment__block": 3}, "alignment.block is 3, and the model has blocks 0 to 2"),
         ({"run__per_process": 3}, "training.batch = 2 is no multiple of run.per_process = 3"),
         ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
+        ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
+        ({"model__targets": "to_z"}, "model.targets: Target modules"),
         ({"model__path": "/nowhere/at/all"}, "no CogVideoX transformer that can be loaded"),
         ({"training__steps": 0}, "training.steps must be at least 1, got 0"),
     ],
