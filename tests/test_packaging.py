@@ -75,7 +75,12 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
     tops = {name.partition("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"lgf_kernels", "lgf_trainer"}
-    for name in ("lgf_kernels/ops/lgf_kl.py", "lgf_kernels/demo/report.html", "lgf_trainer/__init__.py"):
+    for name in (
+        "lgf_kernels/ops/lgf_kl.py",
+        "lgf_kernels/demo/report.html",
+        "lgf_trainer/__init__.py",
+        "lgf_trainer/recipes/sam2videox.yaml",
+    ):
         assert name in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert any(n.endswith("entry_points.txt") for n in names)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..backends import backends
 
-REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av")
+REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.exists() and not arguments.output.is_dir():
         return _refuse(f"--output {arguments.output} is a file. Name a directory")
 
+    from lgf_trainer.video import VideoError
+
     from ..errors import BackendUnavailableError
     from .main import demonstrate
-    from .video import VideoError
 
     try:
         demonstrate(arguments)

@@ -13,9 +13,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+from lgf_trainer.motion import TOKEN
 from torch import Tensor
-
-TOKEN = 8  # pixels along one side of a token
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from lgf_trainer import AlignedTransformer
+from lgf_trainer.motion import motion_of
 from torch import Tensor
 
 from .model import make_student
-from .motion import motion_of
 from .training import Recipe, Split, features_at, train
 
 NOISE_STEPS = (100, 300, 500, 700, 900)

@@ -10,11 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from lgf_trainer.tables import format_table
 from tqdm import tqdm
 
 from . import cost, model, pictures
 from .experiment import RAW_ROWS, SHOWN_STEP, Outcome, Task, compare
-from .report import cost_table, format_table, render_html, result_table, write_atomically
+from .report import cost_table, render_html, result_table, write_atomically
 from .tasks import EPE, KL, generated_task, video_task
 from .training import Recipe
 

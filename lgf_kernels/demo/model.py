@@ -92,6 +92,6 @@ def make_scheduler() -> CogVideoXDDIMScheduler:
     return CogVideoXDDIMScheduler(prediction_type="v_prediction", snr_shift_scale=1.0)
 
 
-def conditions(timestep: Tensor) -> dict[str, Tensor]:
-    """The transformer's other inputs for timesteps (B,): an empty prompt."""
-    return {"timestep": timestep, "encoder_hidden_states": torch.zeros(len(timestep), 1, TEXT_WIDTH)}
+def empty_prompt(clips: int) -> dict[str, Tensor]:
+    """The transformer's text input for clips that have none."""
+    return {"encoder_hidden_states": torch.zeros(clips, 1, TEXT_WIDTH)}

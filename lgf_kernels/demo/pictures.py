@@ -1,14 +1,11 @@
 """The pictures of the report, as PNG bytes that read well on a light and on a dark page."""
 
-import io
-
 import matplotlib
 import torch
+from lgf_trainer.pictures import draw_arrows, faded, png
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from .clips import TOKEN, grid_points
 from .experiment import NOISE_STEPS, PROJECTOR_ROW, RAW_ROWS, SHOWN_STEP, Outcome, Task
 
 INK = "#808890"  # legible on white and on black
@@ -37,7 +34,7 @@ def loss_curves(outcome: Outcome) -> bytes:
             axes.set_xlabel("training step")
             axes.set_ylim(bottom=0)
         axes.legend(frameon=False, labelcolor=INK)
-        return _png(figure, transparent=True)
+        return png(figure, transparent=True)
 
 
 def noise_curves(task: Task, outcome: Outcome) -> bytes:
@@ -56,7 +53,7 @@ def noise_curves(task: Task, outcome: Outcome) -> bytes:
             axes.set_title(f"{measure}, held-out clips", fontsize=11)
             axes.set_xlabel("noise step (0 is a clean video, 999 is noise)")
         figure.legend(*grid[-1].get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize=9)
-        return _png(figure, transparent=True)
+        return png(figure, transparent=True)
 
 
 def motion_fields(task: Task, outcome: Outcome, pairs: int = 3) -> bytes:
@@ -72,8 +69,8 @@ def motion_fields(task: Task, outcome: Outcome, pairs: int = 3) -> bytes:
     figure.patch.set_facecolor("white")
     for row, t in zip(figure.subplots(len(times), len(columns), squeeze=False), times, strict=True):
         for axes, (title, motion) in zip(row, columns.items(), strict=True):
-            axes.imshow(_faded(task.video[clip, t]), extent=(0, width, height, 0))
-            _arrows(axes, motion[clip, t], task.drawn[clip, t])
+            axes.imshow(faded(task.video[clip, t]), extent=(0, width, height, 0))
+            draw_arrows(axes, motion[clip, t], task.drawn[clip, t])
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
@@ -85,32 +82,10 @@ def motion_fields(task: Task, outcome: Outcome, pairs: int = 3) -> bytes:
         fontsize=10,
         color="#555555",
     )
-    return _png(figure, transparent=False)
-
-
-def _arrows(axes, motion: Tensor, drawn: Tensor) -> None:
-    """Displacements (H, W, 2) as arrows from the centres of the tokens where `drawn`; black with a white rim."""
-    where = drawn.flatten()
-    y, x = (grid_points(*drawn.shape) * TOKEN)[where].T
-    dy, dx = (motion.flatten(0, 1) * TOKEN)[where].T
-    arrows = axes.quiver(
-        x, y, dx, dy, color="black", angles="xy", scale_units="xy", scale=1, width=0.008, headwidth=3.4
-    )
-    arrows.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
-
-
-def _faded(frame: Tensor) -> Tensor:
-    """A frame (3, h, w) in [-1, 1] as an image (h, w, 3), lightened so that arrows stand out."""
-    return (0.35 + 0.65 * (frame + 1) / 2).permute(1, 2, 0)
+    return png(figure, transparent=False)
 
 
 def _running_mean(values: Tensor) -> Tensor:
     """Mean over the steps near each step, a tenth of all of them."""
     reach = max(1, len(values) // 20)
     return torch.stack([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
-
-
-def _png(figure: Figure, transparent: bool) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, transparent=transparent)
-    return buffer.getvalue()

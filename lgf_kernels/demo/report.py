@@ -32,18 +32,6 @@ def cost_table(cost: Cost) -> list[list[str]]:
     return rows
 
 
-def format_table(rows: list[list[str]]) -> str:
-    """Text with aligned columns, the first to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
 def render_html(task: Task, outcome: Outcome, cost: Cost, pictures: dict[str, bytes], facts: dict[str, object]) -> str:
     """The report as one self-contained page.
 

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import torch
+from lgf_trainer.motion import TOKEN, end_point_error, expected_motion, motion_of, patch_descriptors
+from lgf_trainer.video import VideoError, read_video
 from torch import Tensor
 
 from lgf_kernels import lgf_kl_loss, local_gram_flow
 
-from .clips import TOKEN, Clip, make_clip
+from .clips import Clip, make_clip
 from .experiment import Task
 from .model import encode
-from .motion import end_point_error, expected_motion, motion_of
 from .oracle import oracle_features
 from .training import Split
-from .video import VideoError, liveliest_part, patch_descriptors, read_video, warping_psnr
+from .video import liveliest_part, warping_psnr
 
 EPE, KL, PSNR = "EPE (tokens)", "KL to the teacher", "PSNR (dB)"
 

@@ -1,16 +1,18 @@
-"""One training loop for both arms, and the features that a trained student is judged by."""
+"""Both arms on the trainer's loop, and the features that a trained student is judged by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from lgf_trainer import AlignedTransformer
+from lgf_trainer.optimiser import GroupedAdamW
+from lgf_trainer.recipe import Optimiser
+from lgf_trainer.step import Batch, training_steps
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from lgf_kernels import lgf_kl_loss
 
-from .model import conditions, make_scheduler
+from .model import empty_prompt, make_scheduler
 
 
 @dataclass(frozen=True)
@@ -51,42 +53,45 @@ class Recipe:
 def train(
     student: AlignedTransformer, split: Split, recipe: Recipe, lgf_weight: float, on_step: Callable[[], object]
 ) -> Tensor:
-    """Train for `recipe.steps` steps of one clip each on `diffusion + lgf_weight * lgf`.
+    """Train for `recipe.steps` steps of one clip each on `diffusion + lgf_weight * lgf`, with the trainer's loop.
 
     Clips, noise and noise steps depend on the recipe's seed alone, so that two runs see the same of all three.
 
     Returns:
         (steps, 2) diffusion loss and LGF-KL loss. The latter is measured in both arms, through the projector.
     """
-    rng = torch.Generator().manual_seed(recipe.seed)
     scheduler = make_scheduler()
+    warmup = round(recipe.warmup * recipe.steps)
     lora = [p for p in student.transformer.parameters() if p.requires_grad]
-    projector = list(student.projector.parameters())
-    rates = [recipe.lora_rate, recipe.projector_rate]
-    groups = [{"params": params, "lr": rate} for params, rate in zip([lora, projector], rates, strict=True)]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=max(recipe.steps, 2), pct_start=recipe.warmup
-    )
+    groups = {
+        "lora": (lora, Optimiser(recipe.lora_rate, warmup, final_rate=0.0)),
+        "projector": (student.projector.parameters(), Optimiser(recipe.projector_rate, warmup, final_rate=0.0)),
+    }
     history = []
-    for _ in range(recipe.steps):
+    for losses in training_steps(
+        student,
+        scheduler,
+        _batches(split, recipe, scheduler.config.num_train_timesteps),
+        lambda projected, teachers: lgf_kl_loss(projected, list(teachers.values()), backend=recipe.backend),
+        GroupedAdamW(groups, steps=recipe.steps, clip=recipe.clip_norm),
+        range(recipe.steps),
+        weight=lambda _: lgf_weight or None,  # at weight 0 the term is measured, and the projector left alone
+    ):
+        history.append((losses.diffusion.item(), losses.alignment.item()))
+        on_step()
+    return torch.tensor(history)
+
+
+def _batches(split: Split, recipe: Recipe, noise_steps: int) -> Iterator[list[Batch]]:
+    """One clip at a time, at random, without end."""
+    rng = torch.Generator().manual_seed(recipe.seed)
+    while True:
         clip = torch.randint(len(split), (1,), generator=rng)
         latents = split.latents[clip]
         noise = torch.randn(latents.shape, generator=rng)
-        timestep = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=rng)
-        noisy = scheduler.add_noise(latents, noise, timestep)
-        prediction, projected = student(noisy, **conditions(timestep))
-        diffusion = mse_loss(prediction, scheduler.get_velocity(latents, noise, timestep))
-        with torch.set_grad_enabled(lgf_weight > 0):
-            lgf = lgf_kl_loss(projected, [teacher[clip] for teacher in split.teachers], backend=recipe.backend)
-        optimizer.zero_grad()
-        (diffusion + lgf_weight * lgf if lgf_weight else diffusion).backward()
-        torch.nn.utils.clip_grad_norm_(lora + projector, recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        history.append((diffusion.item(), lgf.item()))
-        on_step()
-    return torch.tensor(history)
+        timestep = torch.randint(noise_steps, (1,), generator=rng)
+        teachers = {f"teacher {i}": teacher[clip] for i, teacher in enumerate(split.teachers)}
+        yield [Batch(latents, noise, timestep, empty_prompt(1), targets=teachers)]
 
 
 @torch.no_grad()
@@ -99,5 +104,5 @@ def features_at(student: AlignedTransformer, split: Split, noise_step: int) -> t
     noise = torch.randn(split.latents.shape, generator=torch.Generator().manual_seed(noise_step))
     timestep = torch.full((len(split),), noise_step)
     noisy = scheduler.add_noise(split.latents, noise, timestep)
-    raw = student.predict_and_capture(noisy, **conditions(timestep))[1]
+    raw = student.predict_and_capture(noisy, timestep=timestep, **empty_prompt(len(split)))[1]
     return raw, student.projector(raw)

@@ -1,54 +1,9 @@
-"""A real video: reading it, a teacher computed from its pixels, and what its motion is worth for prediction."""
-
-from pathlib import Path
+"""A real video: its liveliest part, and what its motion is worth for prediction."""
 
 import torch
+from lgf_trainer.motion import TOKEN
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, normalize, pad, unfold
-
-from .clips import TOKEN
-
-
-class VideoError(ValueError):
-    """A video file that the demo cannot use; the message says why and what to do."""
-
-
-def read_video(path: Path, size: tuple[int, int], rate: float = 8.0, at_least: int = 2) -> Tensor:
-    """Frames (N, 3, height, width) in [-1, 1], about `rate` per second, of a file that FFmpeg can decode.
-
-    The whole picture is resampled to `size` = (height, width), whatever its aspect ratio.
-
-    Raises:
-        VideoError: no such file, not a video, or fewer than `at_least` frames at that rate.
-    """
-    import av
-
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file. Give the path of a video, such as --video clip.mp4")
-    height, width = size
-    frames, next_time = [], 0.0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path} has no video stream. Give a file with moving pictures, such as an .mp4")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            own_rate = float(stream.average_rate or stream.guessed_rate or rate)
-            for index, frame in enumerate(container.decode(stream)):
-                if index / own_rate >= next_time:
-                    pixels = frame.reformat(width, height, format="rgb24", interpolation="AREA").to_ndarray()
-                    frames.append(torch.from_numpy(pixels))
-                    next_time += 1 / rate
-    except av.error.FFmpegError as error:
-        raise VideoError(
-            f"{path} is not a video that FFmpeg can decode ({error.strerror}). Convert it to .mp4"
-        ) from error
-    if len(frames) < at_least:
-        raise VideoError(
-            f"{path} has {len(frames)} frames at {rate:g} per second, and {at_least} are needed. "
-            f"Give a video of at least {at_least / rate:.1f} seconds."
-        )
-    return torch.stack(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 
 def liveliest_part(video: Tensor, size: tuple[int, int]) -> Tensor:
@@ -57,24 +12,6 @@ def liveliest_part(video: Tensor, size: tuple[int, int]) -> Tensor:
     score = avg_pool2d(change, size, stride=TOKEN)[0, 0]
     y, x = (int(i) * TOKEN for i in torch.unravel_index(score.argmax(), score.shape))
     return video[:, :, y : y + size[0], x : x + size[1]]
-
-
-def patch_descriptors(video: Tensor, patch: int = 3 * TOKEN, components: int = 64, floor: float = 0.1) -> Tensor:
-    """Dense normalised descriptors (T, H, W, components) of a video (T, 3, 8H, 8W): the pixels around each token.
-
-    Raw patches of natural pictures all look alike. So patches, at half resolution, are whitened: projected on the
-    video's own principal components, each divided by its standard deviation (plus `floor` times the largest, to keep
-    noise down). Then each descriptor is normalised to length 1.
-    """
-    half = avg_pool2d(video, 2)
-    side, step = patch // 2, TOKEN // 2
-    patches = unfold(pad(half, [(side - step) // 2] * 4, mode="replicate"), side, stride=step).transpose(1, 2)
-    centred = patches - patches.mean((0, 1))
-    variance, axes = torch.linalg.eigh(centred.flatten(0, 1).T.cov(correction=0))
-    deviation = variance.clamp(min=1e-12).sqrt()
-    whitened = centred @ (axes / (deviation + floor * deviation[-1]))[:, -components:]
-    grid = (video.shape[2] // TOKEN, video.shape[3] // TOKEN)
-    return normalize(whitened, dim=-1).unflatten(1, grid)
 
 
 def warp_back(video: Tensor, motion: Tensor) -> Tensor:

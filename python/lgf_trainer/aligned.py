@@ -13,20 +13,20 @@ class AlignedTransformer(nn.Module):
 
     Args:
         transformer: a `CogVideoXTransformer3DModel`, plain or with PEFT adapters.
-        projector: maps (B, T, H, W, C) to what is compared with the teacher.
+        projector: maps (B, T, H, W, C) to what is compared with the teacher. None: there is nothing to compare.
         block: 0-based index of the aligned block. The paper's "25th block" is 24.
     """
 
-    def __init__(self, transformer: nn.Module, projector: nn.Module, block: int):
+    def __init__(self, transformer: nn.Module, projector: nn.Module | None, block: int):
         super().__init__()
         self.transformer = transformer
         self.projector = projector
         self._capture = BlockCapture(transformer.transformer_blocks[block])
 
-    def forward(self, hidden_states: Tensor, **inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_states: Tensor, **inputs) -> tuple[Tensor, Tensor | None]:
         """(prediction, projected) for latents (B, F, C, h, w); `inputs` go to the transformer as they are."""
         prediction, features = self.predict_and_capture(hidden_states, **inputs)
-        return prediction, self.projector(features)
+        return prediction, self.projector(features) if self.projector else None
 
     def predict_and_capture(self, hidden_states: Tensor, **inputs) -> tuple[Tensor, Tensor]:
         """(prediction, raw features of the aligned block (B, T, H, W, C) on the grid of video tokens)."""

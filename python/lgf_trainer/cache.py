@@ -11,10 +11,11 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,7 +71,8 @@ class WindowCache:
     def write(self, key: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         text = json.dumps(about)
-        metadata = {"about": text, "sha256": _hash(tensors, text)}
+        # One entry: safetensors writes several in an order that changes from run to run, and files would differ.
+        metadata = {"window": f"{_hash(tensors, text)} {text}"}
         write_atomically(self.path(key), save(tensors, metadata))
 
     def read(self, key: str) -> Window:
@@ -86,8 +88,8 @@ class WindowCache:
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise TrainerError(f"{path} cannot be read ({error}). Remove it and run lgf extract again") from error
-        text = metadata.get("about", "")
-        if metadata.get("sha256") != _hash(tensors, text):
+        digest, _, text = metadata.get("window", "").partition(" ")
+        if digest != _hash(tensors, text):
             raise TrainerError(f"{path} is damaged: its content is not what was written. Remove it, extract again")
         return Window(tensors, json.loads(text))
 
@@ -107,18 +109,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         TrainerError: the disk is full, or the folder may not be written to.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # no other process, on any node, has this name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
         raise TrainerError(f"{path} cannot be written ({error.strerror})") from error

@@ -11,11 +11,25 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    SwinConfig,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
 LATENT_CHANNELS = 4
 TEXT_TOKENS, TEXT_WIDTH = 16, 16
+TEACHER_SIZE, TEACHER_CHANNELS = 128, 128  # a side of 128 pixels: memory features of 8 x 8 tokens
 
 
 def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
@@ -63,6 +77,89 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
             prediction_type="v_prediction", snr_shift_scale=1.0 if image_to_video else 3.0, rescale_betas_zero_snr=True
         ),
     ).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
+    """Write a SAM2 of about three million random weights, as `save_pretrained` of transformers would.
+
+    Its masks mean nothing, but always mark something, and its memory features depend on every frame before.
+
+    Args:
+        folder: where to write; load it with `Sam2VideoModel.from_pretrained(folder)`.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_teacher
+        >>> sorted(p.name for p in make_tiny_teacher(tempfile.mkdtemp()).iterdir())
+        ['config.json', 'model.safetensors']
+    """
+    side, width = TEACHER_SIZE, TEACHER_CHANNELS
+    backbone = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 16, "image_size": [side, side],
+        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
+        "global_attention_blocks": [3], "window_positional_embedding_background_size": [2, 2],
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam2_vision_model", "backbone_config": backbone, "fpn_hidden_size": width,
+        "backbone_channel_list": [128, 64, 32, 16],
+        "backbone_feature_sizes": [[side // 4] * 2, [side // 8] * 2, [side // 16] * 2],
+    }  # fmt: skip
+    config = Sam2VideoConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": width, "image_size": side},
+        mask_decoder_config={"hidden_size": width},  # its other sizes are fixed in the sam2 package
+        image_size=side, memory_attention_hidden_size=width, memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[side // 16] * 2,
+        memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width, memory_fuser_num_layers=1,
+        memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Sam2VideoModel(config)
+        for weight in model.parameters():  # as initialised, many are 0 or so small that nothing depends on them
+            torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.1)
+        torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
+        positions = model.shared_image_embedding.positional_embedding.detach()
+        model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(positions)  # one and the same in SAM2
+    model.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_detector(folder: str | PathLike, *, seed: int = 0) -> Path:
+    """Write a GroundingDINO of about a hundred thousand random weights, with its processor. Its boxes mean nothing.
+
+    Args:
+        folder: where to write; load it with `GroundingDinoForObjectDetection.from_pretrained(folder)`.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_detector
+        >>> "processor_config.json" in [p.name for p in make_tiny_detector(tempfile.mkdtemp()).iterdir()]
+        True
+    """
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "an", "animal", "dog", "person"]
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, image_size=64,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        num_queries=10, d_model=32, max_text_len=32, disable_custom_kernels=True,
+        encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2,
+        decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        GroundingDinoForObjectDetection(config).save_pretrained(str(folder))
+    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(str(folder))
     return Path(folder)
 
 

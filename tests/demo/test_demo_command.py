@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import write_clip
 
 from lgf_kernels.cli import main
 from lgf_kernels.demo import cost
@@ -19,6 +20,8 @@ tasks = pytest.importorskip("lgf_kernels.demo.tasks")
 training = pytest.importorskip("lgf_kernels.demo.training")
 model = pytest.importorskip("lgf_kernels.demo.model")
 report = pytest.importorskip("lgf_kernels.demo.report")
+
+from lgf_trainer.tables import format_table  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 GRID = (3, 8, 8)
@@ -101,10 +104,7 @@ def test_quick_demo_writes_a_report_in_one_file(tmp_path):
 
 
 def test_quick_demo_on_a_video(tmp_path):
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_video_files import write_video
-
-    video = write_video(tmp_path / "a.mp4", frames=24)
+    video = write_clip(tmp_path / "a.mp4", frames=24)
     done = lgf("--quick", "--video", video, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "PSNR" in done.stdout and "a.mp4" in (tmp_path / "out" / "report.html").read_text()
@@ -140,4 +140,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_tables_are_aligned():
-    assert report.format_table([["name", "x"], ["a", "1.00"]]) == "name     x\n----------\na     1.00"
+    assert format_table([["name", "x"], ["a", "1.00"]]) == "name     x\n----------\na     1.00"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from lgf_trainer.motion import end_point_error, expected_motion, motion_of, window_offsets
 
 from lgf_kernels import local_gram_flow, local_window_mask
 from lgf_kernels.demo.clips import TOKEN, grid_points, make_clip
-from lgf_kernels.demo.motion import end_point_error, expected_motion, motion_of, window_offsets
 from lgf_kernels.demo.oracle import oracle_features
 
 GRID = FRAMES, HEIGHT, WIDTH = 5, 10, 14

@@ -50,6 +50,15 @@ def test_no_cache(tmp_path):
         WindowCache(tmp_path)
 
 
+def test_the_same_window_is_the_same_bytes(tmp_path):
+    files = set()
+    for index in range(20):
+        cache = WindowCache(tmp_path / str(index), {})
+        cache.write("k", TENSORS, {"caption": "a", "start": 0})
+        files.add(cache.path("k").read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("position", [-1, -20, 40, 4])
 def test_damage_is_noticed(tmp_path, position):
     cache = WindowCache(tmp_path, {})
@@ -68,6 +77,13 @@ def test_a_truncated_or_missing_file(tmp_path):
     for key in ("k", "missing"):
         with pytest.raises(TrainerError, match="cannot be read"):
             cache.read(key)
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    cache = WindowCache(tmp_path, {})
+    cache.write("k", TENSORS, {})
+    (tmp_path / "plain").touch()
+    assert cache.path("k").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -1,0 +1,175 @@
+"""Judge videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from .cache import WindowCache, write_atomically
+from .errors import TrainerError
+
+Paths = tyro.conf.Positional[tuple[Path, ...]]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
+
+
+def main(arguments: list[str]) -> int:
+    """Run `lgf eval ARGUMENTS`; 0 when it has printed or written what was asked for."""
+    commands = {"vbench": vbench, "fvd": fvd, "motion": motion}
+    tyro.extras.subcommand_cli_from_dict(commands, prog="lgf eval", description=__doc__, args=arguments)
+    return 0
+
+
+def vbench(results: Paths, /, output: File = None) -> None:
+    """Motion and Extended Motion Score (SAM2VideoX, appendix A.1) from result files of VBench-I2V, in percent.
+
+    Run VBench in an environment of its own (it pins old packages), for the dimensions subject_consistency,
+    background_consistency, motion_smoothness, i2v_subject, i2v_background and dynamic_degree. BC, SC, MS, I2V-S and
+    I2V-B are its scores as they are; the two means take them normalised by VBench's own table. A model that moves less
+    than the first one is marked: still videos are consistent for nothing.
+
+        lgf eval vbench base/ lora/ sam2videox/
+
+    Args:
+        results: Result files, or folders of *_eval_results.json, one for each model; the base model first.
+        output: Also write the numbers there, as JSON.
+    """
+    from . import vbench as scores
+
+    if not results:
+        raise TrainerError("eval vbench: name result files of VBench-I2V, or folders of them")
+    rows = [scores.score_row(_name(path), scores.read_results(path)) for path in results]
+    if output is not None:
+        write_atomically(output, json.dumps(rows, indent=1).encode())
+    print(scores.report(rows))
+
+
+def fvd(
+    real: tyro.conf.Positional[Path],
+    generated: tyro.conf.Positional[Path],
+    /,
+    network: Path,
+    frames: int = 16,
+    fps: float = 8.0,
+    size: tuple[int, int] = (224, 224),
+    batch: int = 8,
+    device: str = "auto",
+    cache: Folder = None,
+    output: File = None,
+) -> None:
+    """Fréchet Video Distance between two folders of videos, in the features of a network that you bring.
+
+    The network is a TorchScript file: (batch, 3, frames, height, width) in [-1, 1] -> (batch, features). The I3D that
+    is usual for FVD (i3d_torchscript.pt) works as it is; for the content-debiased FVD script a VideoMAE, with its
+    normalisation inside. Nothing is downloaded.
+
+    FVD depends on the network, the number of videos, the frames, their rate and size: compare only what was measured
+    alike. Few videos make it larger.
+
+        lgf eval fvd real/ out/with --network i3d_torchscript.pt --cache fvd-cache
+
+    Args:
+        real: Folder of videos.
+        generated: Folder of videos, such as OUTPUT/with of lgf sample.
+        network: TorchScript file.
+        frames: Frames of each video, from its first on; shorter videos are left out.
+        fps: Rate at which both folders are read.
+        size: Height and width that every frame is resized to.
+        batch: Videos for one run of the network.
+        device: Such as cuda or cpu. auto: the first GPU, or the CPU.
+        cache: Keep features there by the content of the video: a run that was stopped goes on, a second one is quick.
+        output: Also write the numbers there, as JSON.
+    """
+    from .devices import choose_device
+    from .folders import find_videos
+    from .fvd import Clips, Network, features_of, frechet_distance
+    from .hashing import content_hash
+
+    folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
+    for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
+        if value <= 0:
+            raise TrainerError(f"--{name} must be greater than 0, not {value}")
+    model = Network(network, choose_device(device))
+    settings = {"features": "fvd", "network": content_hash(network), "frames": frames, "fps": fps, "size": size}
+    kept = WindowCache(cache, settings) if cache else None
+    both = [features_of(videos, model, Clips(frames, fps, size), batch, kept) for videos in folders]
+    for line in both[0].skipped + both[1].skipped:
+        print(f"left out: {line}")
+    gaussians = [features.gaussian for features in both]
+    distance = frechet_distance(*gaussians)
+    counts, width = [gaussian.count for gaussian in gaussians], len(gaussians[0].mean)
+    if min(counts) <= width:
+        print(
+            f"{min(counts)} videos are few for {width} features: this FVD is larger than that of more videos. "
+            "Compare it only with others of as many"
+        )
+    if output is not None:
+        numbers = {"fvd": distance, "real": counts[0], "generated": counts[1], **settings}
+        write_atomically(output, json.dumps(numbers, indent=1).encode())
+    print(f"FVD {distance:.2f}   ({counts[0]} real and {counts[1]} generated videos, {frames} frames at {fps:g} fps)")
+
+
+def motion(
+    inputs: Paths,
+    /,
+    output: Path = Path("motion"),
+    reading: Literal["expected", "strongest"] = "expected",
+    pairs: int = 4,
+    grid: tuple[int, int] = (30, 45),
+    frames: int = 49,
+    windows: int = 4,
+) -> None:
+    """Pictures of the motion that Local Gram Flow shows, and how much there is.
+
+    Of a video: from its pixels, each token described by the 24 x 24 around it. Of a cache that lgf extract made: from the
+    teacher's logits, both directions together and each by itself, which shows whether the teacher follows the subject
+    before a training run is spent on it. Writes OUTPUT/NAME.png: arrows over the frames, and colours by direction.
+
+    The certainty is 1 less the entropy of the windows' distributions over its maximum: near 0 all positions are alike,
+    and there is no motion to be read. The mean displacement then points inwards from the border of the picture.
+
+        lgf eval motion dog.mp4 out/with --output motion
+        lgf eval motion cache --windows 8
+
+    Args:
+        inputs: Videos, folders of videos, and caches.
+        output: Folder for the pictures.
+        reading: The mean displacement under the window's distribution (temperature 0.1), or that of its largest logit.
+        pairs: Pairs of frames to draw, from the first to the last.
+        grid: Rows and columns of tokens for a video; CogVideoX's at 480 x 720 pixels.
+        frames: Frames of a video to look at, at 8 per second.
+        windows: Windows of a cache to draw, over their frames if the videos are still where lgf extract read them.
+    """
+    from . import motion_pictures
+    from .folders import find_videos
+
+    if not inputs:
+        raise TrainerError("eval motion: name videos, or caches that lgf extract made")
+    for name, value in {"pairs": pairs, "grid": min(grid), "frames": frames - 1, "windows": windows}.items():
+        if value <= 0:
+            raise TrainerError(f"--{name} is too small")
+    drawn = set()
+    for path in inputs:
+        if (path / "settings.json").exists():
+            found = motion_pictures.of_cache(path, reading, windows)
+        else:
+            videos = find_videos(path) if path.is_dir() else [path]
+            found = (motion_pictures.of_video(video, reading, grid, frames) for video in videos)
+        for clip in found:
+            picture = output / f"{clip.name}.png"
+            if picture in drawn:
+                raise TrainerError(
+                    f"two inputs would both become {picture}. Draw them in two runs, with another --output"
+                )
+            drawn.add(picture)
+            write_atomically(picture, motion_pictures.draw(clip, pairs))
+            mean, moving = motion_pictures.speed(clip)
+            print(
+                f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
+                f"certainty {clip.certainty:.0%}"
+            )
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name.removesuffix(".json").removesuffix("_eval_results")

@@ -1,0 +1,40 @@
+"""Loading models of the Hugging Face hub, with errors that a user can read."""
+
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from .errors import TrainerError
+
+Model = TypeVar("Model")
+
+
+def pretrained(kind: type[Model], name: str, **options: Any) -> Model:
+    """`kind.from_pretrained(name, **options)`.
+
+    Raises:
+        TrainerError: there is no such model, or no network and no copy of it in the cache of the hub.
+    """
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainerError(
+            f"{kind.__name__} cannot be loaded from {name}: {reason}. "
+            "Give a folder, or a name on the Hugging Face hub and a network"
+        ) from error
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on a device, in evaluation mode and without gradients.
+
+    On a CPU its weights are copied: loaders may leave them in a mapped file at odd addresses, once here and once there,
+    and the last bits of sums depend on that.
+    """
+    model.eval().requires_grad_(False).to(device)
+    if device.type == "cpu":
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
+    return model

@@ -1,0 +1,100 @@
+"""Everything that a tour of the trainer needs, tiny and random: nothing is downloaded, and a CPU is enough.
+
+    python -m lgf_trainer.playground tiny                     with a generated clip
+    python -m lgf_trainer.playground tiny --video dog.mp4     with one of yours
+
+    tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it
+    tiny/teacher         a SAM2
+    tiny/clip.mp4        the clip
+    tiny/videos.jsonl    its name, a caption, and where the subject is when a window begins
+    tiny/recipe.yaml     the paper's recipe, cut down to that model
+
+The weights are random: what comes out means nothing, but every step is the real one.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch.nn.functional import interpolate
+
+from .cache import write_atomically
+from .errors import TrainerError
+from .export import encode_video
+from .testing import HEIGHT, WIDTH, make_tiny_pipeline, make_tiny_teacher
+from .video import Video
+
+FPS, STRIDE = 8, 20
+CAPTION = "A subject moves."
+
+RECIPE = """\
+base: sam2videox
+model: {{path: {folder}/model, dtype: float32, rank: 8, alpha: 4}}
+data: {{cache: {folder}/cache}}
+alignment: {{block: 1}}
+projector: {{hidden: 32, widths: [32, 16, 16], groups: 8}}
+optimisers: {{lora: {{rate: 1e-2, warmup: 5}}, projector: {{warmup: 5}}}}
+training: {{steps: 30, batch: 2, precision: no}}
+run: {{output: {folder}/run, save_every: 1}}
+"""
+
+
+def make_playground(folder: Path, video: Path | None = None) -> None:
+    """Write the models, the clip or a copy of `video`, and the recipe into a folder.
+
+    Raises:
+        TrainerError: `video` cannot be read.
+    """
+    if video is not None:
+        Video(video, FPS)  # says what is wrong with it before anything is written
+    content = video.read_bytes() if video else encode_video(moving_square(frames=STRIDE + 9).numpy(), FPS, {})
+    write_atomically(folder / "clip.mp4", content)
+    clip = Video(folder / "clip.mp4", FPS)
+    height, width = clip.size
+    middle = [width // 4, height // 4, width - width // 4, height - height // 4]
+    boxes = {start: middle for start in range(0, clip.frames, STRIDE)}
+    line = {"video": "clip.mp4", "caption": CAPTION, "box": boxes}
+    make_tiny_pipeline(folder / "model")
+    make_tiny_teacher(folder / "teacher")
+    write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
+    write_atomically(folder / "recipe.yaml", RECIPE.format(folder=folder).encode())
+
+
+def moving_square(frames: int) -> torch.Tensor:
+    """A clip (frames, 64, 96, 3) of uint8: a patterned square moves to the right, over a ground with a pattern of its own."""
+    rng = torch.Generator().manual_seed(0)
+
+    def pattern(height: int, width: int) -> torch.Tensor:
+        coarse = torch.rand(1, 3, height // 8, width // 8, generator=rng)
+        return (255 * interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)[0]).byte().permute(1, 2, 0)
+
+    ground, square = pattern(HEIGHT, WIDTH), pattern(32, 32)
+    clip = ground.repeat(frames, 1, 1, 1)
+    for t in range(frames):
+        left = 4 + 2 * t
+        clip[t, 16:48, left : left + 32] = square[:, : WIDTH - left]
+    return clip
+
+
+def main(
+    folder: tyro.conf.Positional[Path],
+    /,
+    video: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+) -> None:
+    """Write tiny models, a clip and a recipe into a folder.
+
+    Args:
+        folder: Where to.
+        video: A clip of yours instead of a generated one; the subject is taken to be in its middle.
+    """
+    try:
+        make_playground(folder, video)
+    except TrainerError as error:
+        raise SystemExit(f"playground: {error}") from error
+    print(f"{folder}: model, teacher, videos.jsonl, recipe.yaml")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m lgf_trainer.playground", description=__doc__)

@@ -1,0 +1,27 @@
+"""A tiny model and a cache of random windows, made once."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_place(tmp_path_factory):
+    """A folder with `model` (an image-to-video pipeline) and `cache` (six windows for it)."""
+    pytest.importorskip("diffusers")
+    from lgf_trainer.testing import make_tiny_pipeline
+    from trainer.training_data import make_cache
+
+    place = tmp_path_factory.mktemp("tiny")
+    make_tiny_pipeline(place / "model")
+    make_cache(place / "cache")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps its state for a whole process; every test begins without."""
+    yield
+    try:
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        return
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,166 @@
+"""From a clip to a LoRA and what it changes, with the commands of the README, on a generated and on a real clip."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("av")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytest.importorskip("tyro")
+
+from clips import REAL
+from lgf_trainer import export, playground
+from lgf_trainer.cache import WindowCache
+from lgf_trainer.recipe import read_recipe
+from safetensors.torch import load_file
+
+from lgf_kernels import cli
+from lgf_kernels.demo.clips import make_clip
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")]), "OMP_NUM_THREADS": "1"}
+STEPS = 30
+
+pytestmark = pytest.mark.slow
+
+
+def readme_commands() -> dict[str, list[str]]:
+    """Name -> words of the commands in the README's tour."""
+    text = (ROOT / "README.md").read_text()
+    playground_line, *block = re.search(r"```\n(python -m lgf_trainer\.playground.*?)```", text, re.DOTALL)[
+        1
+    ].splitlines()
+    assert shlex.split(playground_line, comments=True)[-1] == "tiny"
+    commands = [shlex.split(line) for line in block]
+    assert {words[0] for words in commands} == {"lgf"}
+    return {words[1]: words[1:] for words in commands}
+
+
+@pytest.fixture(params=["generated", "01_dog.mp4"])
+def clip(request, tmp_path):
+    if request.param != "generated":
+        if not (REAL / request.param).exists():
+            pytest.skip(f"{request.param} is not here; LGF_TEST_VIDEOS names its directory")
+        return REAL / request.param
+    pixels = ((make_clip(0, 29, 8, 12).video + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    (tmp_path / "walk.mp4").write_bytes(export.encode_video(pixels.numpy(), 8, {}))
+    return tmp_path / "walk.mp4"
+
+
+def run(words: list[str]) -> int:
+    """Train to the end; the step that it began with."""
+    done = subprocess.run(process(words), env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(re.search(rf" (\d+)/{STEPS} ", done.stderr)[1])
+
+
+def process(words: list[str]) -> list[str]:
+    return [sys.executable, "-P", "-m", "lgf_kernels.cli", *words]
+
+
+def run_and_kill(words: list[str], output: Path) -> int:
+    """Kill a training run after some checkpoint; the steps that it is known to have made."""
+    with subprocess.Popen(process(words), env=ENVIRONMENT, stderr=subprocess.DEVNULL) as training:
+        while len(steps := steps_saved(output)) == 0 or max(steps) < 5:
+            assert training.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        training.send_signal(signal.SIGKILL)
+    return max(steps_saved(output))
+
+
+def steps_saved(output: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*")]
+
+
+def losses(output: Path) -> list[list[float]]:
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [[row[name] for name in ("diffusion", "alignment", "gradient")] for row in rows]
+
+
+def network(path: Path) -> Path:
+    class Means(torch.nn.Module):
+        def forward(self, video: torch.Tensor) -> torch.Tensor:
+            return video.mean(dim=[3, 4]).flatten(1)[:, :6]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(Means()).save(str(path))
+    return path
+
+
+def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = readme_commands()
+    playground.main(Path("tiny"), video=clip)
+
+    assert cli.main(commands["extract"]) == 0
+    cache = WindowCache("tiny/cache")
+    windows = [cache.read(key) for key in cache.keys()]
+    starts = sorted(window.about["start"] for window in windows)
+    assert starts == list(range(0, 20 * len(starts), 20)) and len(starts) == (2 if clip.stem == "walk" else 4)
+    for window in windows:
+        assert window.tensors["teacher_forward"].shape == (8, 4, 6, 49)
+        assert all(tensor.float().isfinite().all() for tensor in window.tensors.values())
+
+    killed, whole = Path("tiny/run"), Path("tiny/whole")
+    saved = run_and_kill(commands["train"], killed)
+    assert 5 <= saved < STEPS and not (killed / "pytorch_lora_weights.safetensors").exists()
+    assert run(commands["train"]) == saved
+    assert run([*commands["train"], "--run.output", str(whole)]) == 0
+    assert losses(killed) == losses(whole)
+    for name in ("pytorch_lora_weights.safetensors", "projector.safetensors"):
+        one, other = load_file(killed / name), load_file(whole / name)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    history = torch.tensor(losses(whole))
+    assert history[-5:, 1].mean() < 0.5 * history[:5, 1].mean()
+
+    assert cli.main(commands["sample"]) == 0
+    without, trained = (export.decode_video(Path("tiny/out") / arm / "clip.mp4") for arm in ("without", "with"))
+    assert without.shape == trained.shape == (9, 64, 96, 3) and (without != trained).any()
+    assert Path("tiny/out/grid/clip.png").exists()
+
+    capsys.readouterr()
+    assert cli.main(commands["eval"]) == 0
+    printed = capsys.readouterr().out
+    assert len(list(Path("tiny/motion").glob("*.png"))) == printed.count("certainty") == len(starts) + 1
+
+    more = [*commands["sample"], "--samples", "2", "--output", "tiny/two", "--steps", "2"]
+    assert cli.main(more) == 0
+    both = ["eval", "fvd", "tiny/two/without", "tiny/two/with", "--network", str(network(Path("net.pt")))]
+    assert cli.main([*both, "--frames", "9", "--size", "16", "16"]) == 0
+    assert re.search(r"FVD \d+\.\d\d   \(2 real and 2 generated", capsys.readouterr().out)
+
+
+def test_the_tours_recipe_is_the_papers_but_for_its_size(tmp_path):
+    playground.make_playground(tmp_path)
+    tiny, paper = read_recipe(str(tmp_path / "recipe.yaml")), read_recipe("sam2videox")
+    assert tiny.alignment.lgf == paper.alignment.lgf and tiny.alignment.weight == paper.alignment.weight
+    assert tiny.training.steps == STEPS and tiny.run.output == tmp_path / "run"
+
+
+def test_the_playgrounds_clip_moves_to_the_right(tmp_path):
+    clip = playground.moving_square(frames=29)
+    assert clip.shape == (29, 64, 96, 3)
+    for t in range(16):
+        left = 4 + 2 * t
+        assert torch.equal(clip[t, 16:48, left : left + 32], clip[0, 16:48, 4:36])
+        assert torch.equal(clip[t, :16], clip[0, :16])
+    assert not torch.equal(clip[0], clip[1])
+
+
+def test_a_video_that_is_not_there(tmp_path):
+    with pytest.raises(SystemExit, match=r"playground: gone\.mp4: no such file"):
+        playground.main(tmp_path / "tiny", video=Path("gone.mp4"))

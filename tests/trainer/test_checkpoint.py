@@ -1,0 +1,196 @@
+"""Checkpoints are whole or not there, the newest whole one is found, and a full disk costs nothing that was there."""
+
+import errno
+import json
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers")
+
+from diffusers import CogVideoXImageToVideoPipeline
+from lgf_trainer import AlignedTransformer, Projector, checkpoint, recipe
+from lgf_trainer.checkpoint import Checkpoints, TrainingState, load_weights, publish, save_weights, trained_parameters
+from lgf_trainer.cogvideox import load_transformer
+from lgf_trainer.errors import TrainerError
+from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
+from lgf_trainer.recipe import Optimiser
+from safetensors import SafetensorError
+
+
+def file(content):
+    return lambda folder: (folder / "a.safetensors").write_bytes(content)
+
+
+def content(found):
+    return (found.folder / "a.safetensors").read_bytes()
+
+
+def test_the_newest_is_found_and_old_ones_go(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new", keep=2)
+    assert checkpoints.latest() is None
+    for step in (9, 10, 11):
+        checkpoints.save(step, file(b"%d" % step), {"recipe": {"a": 1}})
+    found = Checkpoints(tmp_path / "new", keep=2).latest()
+    assert (found.step, content(found), found.facts["recipe"]) == (11, b"11", {"a": 1})
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["step-00000010", "step-00000011"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "shorten", "remove", "no facts", "facts cut", "facts empty"])
+def test_a_damaged_one_is_passed_over(tmp_path, damage, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, file(b"%d abc" % step), {})
+    place = tmp_path / "step-00000002"
+    target = place / ("checkpoint.json" if "facts" in damage else "a.safetensors")
+    if damage in ("remove", "no facts"):
+        target.unlink()
+    else:
+        damaged = {"flip": b"2 abd", "shorten": b"2 ab", "facts cut": b'{"step": 2', "facts empty": b"{}"}[damage]
+        target.write_bytes(damaged)
+    assert checkpoints.latest().step == 1
+    assert "step-00000002 is damaged" in capsys.readouterr().out
+    checkpoints.save(2, file(b"again"), {})
+    assert content(checkpoints.latest()) == b"again"
+
+
+def test_half_written_ones_are_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+
+    class Killed(BaseException):
+        pass
+
+    def dies(folder):
+        (folder / "a.safetensors").write_bytes(b"half")
+        raise Killed
+
+    checkpoints.save(1, file(b"1"), {})
+    with pytest.raises(Killed):
+        checkpoints.save(2, dies, {})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert checkpoints.latest().step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["OSError", "SafetensorError"])
+def test_a_full_disk(tmp_path, error):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, file(b"1"), {})
+
+    def fails(folder):
+        (folder / "a.safetensors").write_bytes(b"half")
+        raise error
+
+    message = "checkpoint of step 2 cannot be written to .*: the disk is full. Mend that and run again"
+    with pytest.raises(TrainerError, match=message):
+        checkpoints.save(2, fails, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] and content(checkpoints.latest()) == b"1"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainerError, match=r"step 1 cannot be written to .*file/c: .*Not a directory"):
+        Checkpoints(tmp_path / "file" / "c", keep=1).save(1, file(b"1"), {})
+
+
+def make_model(place, projector=True, alpha=2):
+    torch.manual_seed(0)
+    transformer = load_transformer(recipe.Model(path=str(place / "model"), dtype="float32", rank=4, alpha=alpha))
+    head = Projector(32, hidden=16, widths=(16, 8), groups=4) if projector else None
+    return AlignedTransformer(transformer, head, 1)
+
+
+def shaken(model):
+    for parameter in trained_parameters(model).values():
+        nn.init.normal_(parameter)
+    return model
+
+
+def inputs():
+    rng = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(1, 3, 8, 8, 12, generator=rng), "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 16, 16, generator=rng),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def predict(transformer):
+    return transformer.eval()(**inputs(), image_rotary_emb=None, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("alpha", [2, 4, 7])
+def test_diffusers_loads_exactly_what_was_trained(tiny_place, tmp_path, alpha):
+    model = shaken(make_model(tiny_place, alpha=alpha))
+    base = CogVideoXImageToVideoPipeline.from_pretrained(tiny_place / "model")
+    before = predict(base.transformer)
+    save_weights(tmp_path, model, {name: p.detach() for name, p in trained_parameters(model).items()})
+    base.load_lora_weights(tmp_path)
+    trained = predict(model.transformer)
+    assert torch.equal(predict(base.transformer), trained) and not torch.equal(before, trained)
+
+
+@pytest.mark.parametrize("projector", [True, False])
+def test_weights_come_back(tiny_place, tmp_path, projector):
+    model, other = shaken(make_model(tiny_place, projector)), make_model(tiny_place, projector)
+    save_weights(tmp_path, model, {name: p.detach() for name, p in trained_parameters(model).items()})
+    assert (tmp_path / "projector.safetensors").exists() == projector
+    load_weights(tmp_path, other)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def make_state(place, ema):
+    model = make_model(place)
+    groups = {"all": (trained_parameters(model).values(), Optimiser(rate=1e-2, warmup=0))}
+    average = MovingAverage(trained_parameters(model), 0.5) if ema else None
+    return TrainingState(model, GroupedAdamW(groups, steps=10, clip=1.0), average)
+
+
+def advance(state, step):
+    rng = torch.Generator().manual_seed(step)
+    for parameter in trained_parameters(state.model).values():
+        parameter.grad = torch.randn(parameter.shape, generator=rng)
+    state.optimiser.step(step)
+    if state.average:
+        state.average.update()
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_state_that_comes_back_goes_on_alike(tiny_place, tmp_path, ema):
+    state, other = make_state(tiny_place, ema), make_state(tiny_place, ema)
+    for step in range(3):
+        advance(state, step)
+    place = Checkpoints(tmp_path, 1).save(3, state.write(main=True), {})
+    load_weights(place, other.model)
+    other.read(place)
+    for one in (state, other):
+        advance(one, 3)
+    ours, theirs = (trained_parameters(one.model) for one in (state, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if ema:
+        assert all(torch.equal(state.average.average[name], other.average.average[name]) for name in ours)
+        assert (place / "ema" / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_other_processes_write_nothing(tiny_place, tmp_path):
+    state = make_state(tiny_place, ema=True)
+    advance(state, 0)
+    assert not checkpoint._gather(dict(state.model.named_parameters()), keep=False)
+
+
+def test_publishing_copies_the_weights_alone(tiny_place, tmp_path):
+    state = make_state(tiny_place, ema=True)
+    advance(state, 0)
+    place = Checkpoints(tmp_path / "c", 1).save(1, state.write(main=True), {})
+    publish(place, tmp_path / "out")
+    weights = ["pytorch_lora_weights.safetensors", "projector.safetensors"]
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert found == sorted([*weights, *(f"ema/{name}" for name in weights)])
+    assert json.loads((place / "checkpoint.json").read_text())["sha256"].keys() == {*found, "optimizer.safetensors"}

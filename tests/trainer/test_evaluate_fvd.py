@@ -1,0 +1,248 @@
+"""FVD: a closed form, streams, degenerate covariances, and the command on files with a tiny network."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+pytest.importorskip("tyro")
+
+from lgf_trainer import export
+from lgf_trainer.cache import WindowCache
+from lgf_trainer.errors import TrainerError
+from lgf_trainer.evaluate import main
+from lgf_trainer.folders import find_videos
+from lgf_trainer.fvd import Clips, Gaussian, Network, features_of, frechet_distance
+
+from lgf_kernels import cli
+
+
+def gaussian(vectors: torch.Tensor) -> Gaussian:
+    result = Gaussian()
+    result.add(vectors)
+    return result
+
+
+def exactly(mean: torch.Tensor, root: torch.Tensor) -> Gaussian:
+    """Vectors whose mean is `mean` and whose covariance is `root` root^T, exactly but for rounding."""
+    size = len(mean)
+    corners = torch.cat([torch.eye(size), -torch.eye(size)]).double() * ((2 * size - 1) / 2) ** 0.5
+    return gaussian(mean + corners @ root.T)
+
+
+# --- the distance ---------------------------------------------------------------------------------------------
+
+
+def test_gaussians_that_share_their_axes():
+    """There the distance is |mu_1 - mu_2|^2 + sum (sigma_1 - sigma_2)^2."""
+    axes = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
+    one, other = torch.rand(2, 5, dtype=torch.float64) + 0.1
+    means = torch.randn(2, 5, dtype=torch.float64)
+    distance = frechet_distance(exactly(means[0], axes * one), exactly(means[1], axes * other))
+    expected = (means[0] - means[1]).square().sum() + (one - other).square().sum()
+    assert distance == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_general_gaussians_against_the_root_of_the_product():
+    """Tr (S_1 S_2)^(1/2) is the sum of the roots of the eigenvalues of S_1 S_2, which need not be symmetric."""
+    one, other = (exactly(torch.zeros(6).double(), torch.randn(6, 6).double()) for _ in range(2))
+    product = torch.linalg.eigvals(one.covariance @ other.covariance)
+    expected = one.covariance.trace() + other.covariance.trace() - 2 * product.real.sqrt().sum()
+    assert frechet_distance(one, other) == pytest.approx(expected.item(), rel=1e-9)
+    assert frechet_distance(other, one) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_few_vectors_of_many_features():
+    """Covariances far from full rank: still 0 to itself, and the squared distance under a shift."""
+    vectors = torch.randn(4, 300)
+    assert frechet_distance(gaussian(vectors), gaussian(vectors.flip(0))) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(gaussian(vectors), gaussian(vectors + 2)) == pytest.approx(4 * 300, rel=1e-5)
+    constant = gaussian(torch.ones(3, 300))
+    assert frechet_distance(constant, gaussian(torch.zeros(3, 300))) == pytest.approx(300)
+
+
+def test_orthogonal_subspaces_share_nothing():
+    one, other = torch.zeros(2, 3, 2)
+    one[:, 0], other[:, 1] = torch.tensor([-1.0, 0, 1]), torch.tensor([-2.0, 0, 2])
+    assert frechet_distance(gaussian(one), gaussian(other)) == pytest.approx(1 + 4)
+
+
+def test_samples_of_known_gaussians():
+    rng = torch.Generator().manual_seed(0)
+    one, other = (scale * torch.randn(200_000, 3, generator=rng) for scale in (1.0, 2.0))
+    assert frechet_distance(gaussian(one), gaussian(other + 1)) == pytest.approx(3 * (1 + 1), rel=0.02)
+
+
+@pytest.mark.parametrize("parts", [[1] * 12, [5, 7], [11, 1]])
+def test_a_stream_gives_the_mean_and_covariance_of_the_whole(parts):
+    vectors = torch.randn(12, 4, dtype=torch.float64) + 1e6  # sums of squares would lose the variance
+    stream = Gaussian()
+    for part in vectors.split(parts):
+        stream.add(part)
+    torch.testing.assert_close(stream.mean, vectors.mean(0))
+    torch.testing.assert_close(stream.covariance, vectors.T.cov(), rtol=1e-8, atol=0)
+    assert stream.count == 12
+
+
+# --- videos and networks --------------------------------------------------------------------------------------
+
+
+class Means(torch.nn.Module):
+    """Mean colour of the first and of the last frame: six features."""
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        return torch.stack([video[:, :, 0], video[:, :, -1]], 1).mean(dim=[3, 4]).flatten(1)
+
+
+class LikeI3D(torch.nn.Module):
+    """Takes the arguments of the usual file, and insists on what FVD wants of them."""
+
+    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+        if rescale or resize or not return_features:
+            return torch.zeros(x.shape[0], 1)
+        return x.mean(dim=[2, 3, 4])
+
+
+def script(module: torch.nn.Module, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module).save(str(path))
+    return path
+
+
+def film(path, colours, fps: float = 8.0):
+    """A video of plain frames."""
+    frames = np.stack([np.full((32, 48, 3), colour, np.uint8) for colour in colours])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(export.encode_video(frames, fps, {}))
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for index in range(4):
+        film(tmp_path / "real" / f"{index}.mp4", [40 * index + 20 + 10 * t for t in range(4)])
+        film(tmp_path / "made" / "more" / f"{index}.MP4", [40 * index + 60 + 10 * t for t in range(4)])
+    (tmp_path / "real" / "notes.txt").write_text("no video")
+    return tmp_path
+
+
+def run(folders, *more: object) -> dict:
+    network = script(Means(), folders / "net.pt")
+    given = ["fvd", folders / "real", folders / "made", "--network", network, "--frames", 4, "--size", 16, 16]
+    assert main([str(word) for word in [*given, "--output", folders / "fvd.json", *more]]) == 0
+    return json.loads((folders / "fvd.json").read_text())
+
+
+def test_the_command(folders, capsys):
+    """All differ by 40 of 255 in brightness, 80 / 255 on the scale from -1 to 1, in six features."""
+    result = run(folders)
+    assert result["fvd"] == pytest.approx(6 * (80 / 255) ** 2, rel=0.05)
+    assert (result["real"], result["generated"], result["frames"], result["size"]) == (4, 4, 4, [16, 16])
+    out = capsys.readouterr().out
+    assert "4 videos are few for 6 features" in out and f"FVD {result['fvd']:.2f}   (4 real and 4 generated" in out
+
+
+def test_the_batch_does_not_matter(folders):
+    assert run(folders, "--batch", 3)["fvd"] == pytest.approx(run(folders, "--batch", 1)["fvd"], rel=1e-6)
+
+
+def test_clips_are_the_first_frames_at_the_asked_rate_and_size(tmp_path):
+    path = film(tmp_path / "a.mp4", [10 * t for t in range(24)], fps=24)
+    clip = Clips(frames=4, fps=8, size=(20, 30)).read(path)
+    assert clip.shape == (3, 4, 20, 30)
+    expected = torch.tensor([0.0, 30, 60, 90]) / 127.5 - 1
+    torch.testing.assert_close(clip.mean(dim=(0, 2, 3)), expected, rtol=0, atol=0.02)
+
+
+def test_the_usual_networks_arguments_are_set(tmp_path):
+    network = Network(script(LikeI3D(), tmp_path / "i3d.pt"), torch.device("cpu"))
+    assert network(torch.ones(2, 3, 4, 8, 8)).shape == (2, 3)
+
+
+def test_the_network_is_evaluated_not_trained(tmp_path):
+    class Dropping(torch.nn.Module):
+        def forward(self, video: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(video.flatten(1), training=self.training)
+
+    network = Network(script(Dropping().train(), tmp_path / "net.pt"), torch.device("cpu"))
+    assert torch.equal(network(torch.ones(2, 3, 4, 8, 8)), torch.ones(2, 768))
+
+
+def test_damaged_and_short_videos_are_left_out_and_named(folders, capsys):
+    whole = run(folders)["fvd"]
+    film(folders / "real" / "short.mp4", [0, 1])
+    (folders / "made" / "broken.mp4").write_bytes(b"no video")
+    capsys.readouterr()
+    assert run(folders)["fvd"] == pytest.approx(whole)
+    out = capsys.readouterr().out
+    assert "left out: " in out and "short.mp4 has 2 frames at 8 per second, and 4 are needed" in out
+    assert "broken.mp4 is not a video" in out
+
+
+def test_features_are_kept_and_a_stopped_run_goes_on(folders, monkeypatch):
+    seen = []
+
+    def network(clips):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(clips)
+        return Means()(clips)
+
+    clips, cache = Clips(4, 8, (16, 16)), WindowCache(folders / "cache", {})
+    videos = find_videos(folders / "real")
+    with pytest.raises(KeyboardInterrupt):
+        features_of(videos, network, clips, 1, cache)
+    seen.clear()
+    (folders / "real" / "0.mp4").rename(folders / "real" / "z.mp4")  # known by its content
+    features = features_of(find_videos(folders / "real"), network, clips, 1, cache)
+    assert len(seen) == 1
+    monkeypatch.setattr(Clips, "read", lambda *_: pytest.fail("it is in the cache"))
+    again = features_of(find_videos(folders / "real"), network, clips, 1, cache)
+    torch.testing.assert_close(again.gaussian.mean, features.gaussian.mean)
+    expected = gaussian(torch.cat([again.gaussian.mean[None]] * 2))
+    assert frechet_distance(again.gaussian, features.gaussian) < 1e-9 < frechet_distance(again.gaussian, expected)
+
+
+def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
+    run(folders, "--cache", folders / "cache")
+    run(folders, "--cache", folders / "cache")
+    with pytest.raises(TrainerError, match="was made with frames = 4, and this run has 3"):
+        run(folders, "--cache", folders / "cache", "--frames", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("{f}/gone {f}/made --network {f}/net.pt", "gone: no such folder"),
+        ("{f}/real {f}/cache --network {f}/net.pt", "cache: no such folder"),
+        ("{f}/real {f}/lonely --network {f}/net.pt", "lonely has 1 videos, and 2 at least are needed"),
+        ("{f}/real {f}/made --network {f}/gone.pt", "gone.pt: no such file"),
+        ("{f}/real {f}/made --network {f}/real/notes.txt", "is no TorchScript network"),
+        ("{f}/real {f}/made --network {f}/flat.pt", "expected (batch, features)"),
+        ("{f}/real {f}/made --network {f}/nan.pt", "are not finite"),
+        ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
+        ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
+        ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be greater than 0"),
+    ],
+)
+def test_mistakes_end_in_one_line(folders, words, reason):
+    class Flat(torch.nn.Module):
+        def forward(self, video: torch.Tensor):
+            return video.mean()
+
+    class Nan(torch.nn.Module):
+        def forward(self, video: torch.Tensor):
+            return video.mean(dim=[2, 3, 4]) / 0.0 * 0.0
+
+    for name, module in (("net", Means()), ("flat", Flat()), ("nan", Nan())):
+        script(module, folders / f"{name}.pt")
+    film(folders / "lonely" / "a.mp4", [1, 2, 3, 4])
+    given = [word.format(f=folders) for word in words.split()]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["eval", "fvd", "--frames", "4", "--size", "16", "16", *given])
+    assert reason in str(end.value) and "\n" not in str(end.value)

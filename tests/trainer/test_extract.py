@@ -1,0 +1,564 @@
+"""lgf extract: what is stored is what the models say, however it is interrupted, divided or fed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("av")
+pytest.importorskip("diffusers")
+pytest.importorskip("tyro")
+
+from clips import REAL, write_clip
+from diffusers import CogVideoXImageToVideoPipeline
+from lgf_trainer import cache as cache_module
+from lgf_trainer import extract
+from lgf_trainer.cache import WindowCache
+from lgf_trainer.encoders import Encoders, read_student
+from lgf_trainer.errors import TrainerError
+from lgf_trainer.sources import list_clips
+from lgf_trainer.teachers_sam2 import TransformersSam2
+from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_detector, make_tiny_pipeline, make_tiny_teacher
+from lgf_trainer.video import Fit, Video, to_signed
+from PIL import Image
+from torch.nn.functional import interpolate
+
+import lgf_kernels as lgf
+from lgf_kernels.cli import main as lgf_command
+
+CPU = torch.device("cpu")
+BOX = [30.0, 16.0, 110.0, 80.0]  # in the 96 x 160 pixels of a clip
+FITTED = torch.tensor(
+    [30 * 107 / 160 - 5, 16 * 2 / 3, 110 * 107 / 160 - 5, 80 * 2 / 3]
+)  # resized to 64 x 107, cut to 64 x 96
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, tiny models are many times slower
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_pipeline(folder / "pipeline")
+    make_tiny_pipeline(folder / "text-to-video", image_to_video=False)
+    make_tiny_teacher(folder / "sam2")
+    make_tiny_detector(folder / "detector")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """24 frames with a caption and a box for the windows that begin with frames 0, 5 and 10."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clip(folder / "dog.mp4", frames=24)
+    (folder / "dog.txt").write_text("a dog runs\n")
+    (folder / "dog.json").write_text(json.dumps({"box": {"0": BOX, "5": BOX, "10": BOX}}))
+    return folder
+
+
+@pytest.fixture
+def run(models, tmp_path):
+    """lgf extract on the tiny models, into a folder of its own; the cache."""
+
+    def run_extract(*arguments, out="cache", model="pipeline"):
+        options = [
+            "--out",
+            tmp_path / out,
+            "--model",
+            models / model,
+            "--teacher-model",
+            models / "sam2",
+            "--stride",
+            5,
+        ]
+        assert extract.main([str(a) for a in (*arguments, *options)]) == 0
+        return WindowCache(tmp_path / out)
+
+    return run_extract
+
+
+def windows(cache):
+    return {key: cache.path(key).read_bytes() for key in cache.keys()}
+
+
+def report(cache):
+    return json.loads((cache.folder / "report.json").read_text())
+
+
+def frames_of(path, start):
+    video = Video(path, 8)
+    ((_, pixels),) = video.windows([start], FRAMES, Fit.cover(video.size, (HEIGHT, WIDTH)))
+    return to_signed(pixels)
+
+
+def tracks_of(models, video, prompt):
+    teacher = TransformersSam2(str(models / "sam2"), CPU)
+    return [
+        interpolate(track.features.permute(0, 3, 1, 2), (4, 6), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        for track in teacher.track(video, prompt)
+    ]
+
+
+def logits_of(features, **options):
+    return lgf.local_gram_flow(features[None].double(), backend="reference", **options)[0]
+
+
+def test_latents_and_text_are_the_pipelines_own(run, clip, models):
+    cache = run(clip)
+    assert [cache.read(key).about["start"] for key in cache.keys()] == [0, 5, 10]
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(models / "pipeline")
+    text, _ = pipeline.encode_prompt("a dog runs", do_classifier_free_guidance=False, max_sequence_length=16)
+    for key in cache.keys():
+        tensors, about = cache.read(key)
+        assert about["caption"] == "a dog runs" and about["video"] == str(clip / "dog.mp4")
+        video = frames_of(clip / "dog.mp4", about["start"])
+        with torch.no_grad():
+            posterior = pipeline.vae.encode(video.transpose(0, 1)[None]).latent_dist
+        assert tensors["latents"].shape == (8, 3, 8, 12)
+        torch.testing.assert_close(tensors["latents"][None], torch.cat([posterior.mean, posterior.logvar], 1))
+        torch.testing.assert_close(tensors["text"], text[0])
+
+
+def test_images_are_noisy_first_frames_and_their_noise_depends_on_the_window_alone(run, clip, models):
+    cache = run(clip)
+    encoders = Encoders(str(models / "pipeline"), CPU, torch.float32)
+    seen = []
+    encoders.video = lambda pixels: (seen.append(pixels), pixels)[1]
+    for key in cache.keys():
+        frame = frames_of(clip / "dog.mp4", cache.read(key).about["start"])[0]
+        encoders.image(frame, key), encoders.image(frame, key)
+        assert torch.equal(seen[-1], seen[-2]) and seen[-1].shape == (1, 3, HEIGHT, WIDTH)
+        pipeline = CogVideoXImageToVideoPipeline.from_pretrained(models / "pipeline")
+        with torch.no_grad():
+            expected = pipeline.vae.encode(seen[-1].transpose(0, 1)[None]).latent_dist.parameters[0]
+        torch.testing.assert_close(cache.read(key).tensors["image"], expected)
+    assert expected.shape == (8, 1, 8, 12)
+
+
+def test_the_noise_of_images_is_that_of_the_paper(models):
+    encoders = Encoders(str(models / "pipeline"), CPU, torch.float32)
+    encoders.video = lambda pixels: pixels
+    noise = torch.stack([encoders.image(torch.zeros(3, HEIGHT, WIDTH), str(i)) for i in range(400)]).flatten(1)
+    sigmas = noise.std(1).log()
+    assert sigmas.mean().item() == pytest.approx(-3.0, abs=0.1) and sigmas.std().item() == pytest.approx(0.5, abs=0.06)
+    assert (noise.mean(1).abs() / noise.std(1)).max() < 0.05
+    normal = noise / noise.std(1, keepdim=True)
+    assert (normal.abs() < 1).float().mean().item() == pytest.approx(0.6827, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"time": "latent"}, {"window": 3, "boundary": "zero"}, {"similarity": "dot"}],
+    ids=lambda options: "-".join(map(str, options.values())) or "default",
+)
+def test_teacher_logits_are_the_flow_of_its_features(run, clip, models, options):
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    cache = run(clip, *arguments, "--save-features", "--save-masks")
+    step = 4 if options.pop("time", "frames") == "latent" else 1
+    key = cache.keys()[1]
+    tensors, about = cache.read(key)
+    video = frames_of(clip / "dog.mp4", about["start"])
+    torch.testing.assert_close(torch.tensor(about["box"]), FITTED)
+    pairs, side = (FRAMES - 1) // step, options.get("window", 7)
+    assert cache.settings["grid"] == [pairs + 1, 4, 6]
+    for name, features in zip(("forward", "backward"), tracks_of(models, video, FITTED), strict=True):
+        expected = logits_of(features[::step], **options)
+        stored = tensors[f"teacher_{name}"]
+        assert stored.shape == (pairs, 4, 6, side * side) and stored.dtype == torch.float16
+        torch.testing.assert_close(stored.double(), expected, rtol=2e-3, atol=1e-3)
+        kept = tensors[f"features_sam2_{name}"]
+        assert kept.dtype == torch.float16
+        torch.testing.assert_close(kept.float(), features[::step], rtol=1e-3, atol=1e-3)
+    assert not torch.equal(tensors["teacher_forward"], tensors["teacher_backward"])
+
+
+def test_masks_are_the_share_of_the_subject_in_each_token(run, clip, models):
+    cache = run(clip, "--save-masks")
+    tensors, about = cache.read(cache.keys()[0])
+    teacher = TransformersSam2(str(models / "sam2"), CPU)
+    forward, _ = teacher.track(frames_of(clip / "dog.mp4", about["start"]), FITTED)
+    masks = tensors["masks"].float()
+    assert masks.shape == (FRAMES, 4, 6) and masks.min() >= 0 and masks.max() <= 1
+    expected = interpolate((forward.masks > 0).float()[:, None], (4, 6), mode="bilinear", antialias=True)[:, 0]
+    torch.testing.assert_close(masks, expected, rtol=1e-3, atol=1e-3)
+    share = (forward.masks > 0).float().mean((1, 2))
+    torch.testing.assert_close(masks.mean((1, 2)), share, rtol=0, atol=0.1)
+    assert "features_sam2_forward" not in tensors
+
+
+def test_text_to_video_has_no_image(run, clip):
+    cache = run(clip, model="text-to-video")
+    assert "image" not in cache.read(cache.keys()[0]).tensors and cache.settings["image_to_video"] is False
+    assert "image" in run(clip, out="i2v").read(run(clip, out="i2v").keys()[0]).tensors
+
+
+def test_without_a_teacher_no_box_is_needed(run, tmp_path):
+    write_clip(tmp_path / "a.mp4", frames=12)
+    cache = run(tmp_path / "a.mp4", "--teacher", "none", "--allow-empty-captions")
+    assert sorted(cache.read(cache.keys()[0]).tensors) == ["image", "latents", "text"]
+    assert cache.read(cache.keys()[0]).about["caption"] == ""
+
+
+def test_settings_say_all_that_the_windows_have_in_common(run, clip, models):
+    settings = run(clip).settings
+    expected = {
+        "format": 1, "model": str(models / "pipeline"), "image_to_video": True, "frames": 9, "height": 64, "width": 96,
+        "fps": 8.0, "stride": 5, "grid": [9, 4, 6], "time": "frames", "window": 7, "similarity": "cosine",
+        "boundary": "exclude", "teacher": "transformers", "teacher_model": str(models / "sam2"), "dtype": "float32",
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_a_mask_prompts_too(run, tmp_path, models):
+    write_clip(tmp_path / "dog.mp4", frames=9)
+    inside = torch.zeros(96, 160, dtype=torch.uint8)
+    inside[16:80, 30:110] = 255
+    Image.fromarray(inside.numpy()).save(tmp_path / "mask.png")
+    line = {"video": "dog.mp4", "caption": "a dog", "mask": "mask.png"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    cache = run(tmp_path / "list.jsonl")
+    window = cache.read(cache.keys()[0])
+    assert window.about["box"] is None
+    fit = Fit.cover((96, 160), (HEIGHT, WIDTH))
+    resized = interpolate(inside[None, None].float(), fit.resized, mode="bilinear", antialias=True)[0, 0]
+    features, _ = tracks_of(models, frames_of(tmp_path / "dog.mp4", 0), fit.cut(resized >= 127.5))
+    torch.testing.assert_close(window.tensors["teacher_forward"].double(), logits_of(features), rtol=2e-3, atol=1e-3)
+
+
+def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
+    write_clip(tmp_path / "dog.mp4", frames=24)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog", "box": BOX}))
+    cache = run(tmp_path / "list.jsonl")
+    assert [cache.read(key).about["start"] for key in cache.keys()] == [0]
+    reasons = {(what.rpartition(", ")[2], reason) for what, reason, _ in report(cache)["skipped"]}
+    assert reasons == {("frame 5", "no box"), ("frame 10", "no box"), ("frame 15", "no box")}
+    assert '"box": {"5":' in report(cache)["skipped"][-1][2] + report(cache)["skipped"][-2][2]
+
+    detect = ["--detect", "a person . an animal", "--detector", models / "detector", "--detect-threshold", "0"]
+    found = run(tmp_path / "list.jsonl", *detect, out="detected")
+    boxes = {found.read(key).about["start"]: found.read(key).about["box"] for key in found.keys()}
+    assert sorted(boxes) == [0, 5, 10, 15]
+    torch.testing.assert_close(torch.tensor(boxes[0]), FITTED)
+    assert all(0 <= b[0] < b[2] <= WIDTH and 0 <= b[1] < b[3] <= HEIGHT for b in boxes.values())
+
+    with pytest.raises(TrainerError, match="no window was made"):
+        (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog"}))
+        run(tmp_path / "list.jsonl", *detect[:-1], "1", out="nothing")
+    skipped = json.loads((tmp_path / "nothing" / "report.json").read_text())["skipped"]
+    assert [reason for _, reason, _ in skipped] == ["nothing detected"] * 4
+    assert 'fits "a person . an animal"' in skipped[0][2]
+
+
+def test_a_box_beside_what_the_model_sees(run, tmp_path):
+    write_clip(tmp_path / "dog.mp4", frames=9)
+    (tmp_path / "dog.txt").write_text("a dog")
+    (tmp_path / "dog.json").write_text(json.dumps({"box": [0, 0, 7, 96]}))
+    with pytest.raises(TrainerError, match="no window was made"):
+        run(tmp_path / "dog.mp4")
+    assert "outside of the middle" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
+
+
+def test_folders_manifests_and_shards_give_the_same_windows(run, clip, tmp_path):
+    manifest = {"video": str(clip / "dog.mp4"), "caption": "a dog runs", "box": {"0": BOX, "5": BOX, "10": BOX}}
+    (tmp_path / "list.jsonl").write_text(json.dumps(manifest) + "\n\n")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for name in ("dog.txt", "dog.json", "dog.mp4"):
+            archive.add(clip / name, f"deep/{name}")
+    folder = run(clip)
+    for source in (tmp_path / "list.jsonl", tmp_path / "shards", tmp_path / "shards" / "0.tar", clip / "dog.mp4"):
+        other = run(source, out=f"from-{source.name}")
+        assert other.keys() == folder.keys()
+        for key in folder.keys():
+            expected, found = folder.read(key), other.read(key)
+            assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+            assert found.about | {"video": ""} == expected.about | {"video": ""}
+    assert found.about["video"].endswith("dog.mp4")
+
+
+def test_keys_tell_apart_what_differs(run, tmp_path, clip):
+    def keys(caption="a dog", box=BOX, seed=0, out=None, **options):
+        write_clip(tmp_path / "dog.mp4", frames=9, seed=seed)
+        (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": caption, "box": box}))
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return run(tmp_path / "list.jsonl", *words, out=out or "cache").keys()
+
+    assert keys() == keys() and len(keys()) == 1
+    assert len(keys(caption="a cat")) == 2
+    assert len(keys(box=[20, 16, 110, 80])) == 3
+    assert len(keys(seed=1)) == 4
+    assert keys(out="five", window=5) not in ([key] for key in keys())
+
+
+def test_max_frames_and_stride_choose_windows(run, clip):
+    cache = run(clip, "--max-frames", 18)
+    assert [cache.read(key).about["start"] for key in cache.keys()] == [0, 5]
+    with pytest.raises(TrainerError, match="--max-frames is 8, and a window alone has 9 frames"):
+        run(clip, "--max-frames", 8, out="none")
+
+
+def test_running_again_makes_nothing_twice_and_mends_what_is_damaged(run, clip, capsys):
+    cache = run(clip)
+    before, times = windows(cache), {key: cache.path(key).stat().st_mtime_ns for key in cache.keys()}
+    run(clip)
+    assert report(cache)["written"] == [] and report(cache)["present"] == cache.keys()
+    assert {key: cache.path(key).stat().st_mtime_ns for key in cache.keys()} == times
+    damaged, cut, gone = cache.keys()
+    cache.path(damaged).write_bytes(before[damaged][:-1] + bytes([before[damaged][-1] ^ 1]))
+    cache.path(cut).write_bytes(before[cut][:100])
+    cache.path(gone).unlink()
+    capsys.readouterr()
+    run(clip)
+    assert windows(cache) == before and report(cache)["damaged"] == 2
+    assert (
+        "3 windows written, 2 of them because what was there was damaged, 0 were there already"
+        in capsys.readouterr().out
+    )
+
+
+def test_other_settings_are_refused(run, clip):
+    run(clip)
+    with pytest.raises(TrainerError, match="made with window = 7, and this run has 5"):
+        run(clip, "--window", 5)
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Good and bad videos, next to each other."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for index in range(3):
+        write_clip(folder / f"{index}.mp4", frames=15 + 5 * index, seed=index)
+    write_clip(folder / "short.mp4", frames=5)
+    write_clip(folder / "cut.mp4", frames=40, options={"movflags": "faststart"})
+    (folder / "cut.mp4").write_bytes((folder / "cut.mp4").read_bytes()[: (folder / "cut.mp4").stat().st_size * 6 // 10])
+    (folder / "text.mp4").write_text("no video")
+    (folder / "empty.mp4").write_bytes(b"")
+    for path in sorted(folder.glob("*.mp4")):
+        path.with_suffix(".txt").write_text(f"a {path.stem}")
+        path.with_suffix(".json").write_text(json.dumps({"box": {str(start): BOX for start in range(0, 40, 5)}}))
+    write_clip(folder / "silent.mp4", frames=15)
+    return folder
+
+
+def test_bad_videos_are_left_out_and_listed(run, many, capsys):
+    cache = run(many)
+    by_video = {}
+    for key in cache.keys():
+        about = cache.read(key).about
+        by_video.setdefault(Path(about["video"]).name, []).append(about["start"])
+    cut = by_video.pop("cut.mp4")
+    assert by_video == {"0.mp4": [0, 5], "1.mp4": [0, 5, 10], "2.mp4": [0, 5, 10, 15]}
+    assert cut == list(range(0, 5 * len(cut), 5)) and 1 <= len(cut) <= 3
+    reasons = {Path(what).name: reason for what, reason, _ in report(cache)["skipped"]}
+    assert reasons == {
+        "short.mp4": "too short", "cut.mp4": "cut off", "text.mp4": "cannot be decoded",
+        "empty.mp4": "cannot be decoded", "silent.mp4": "no caption",
+    }  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.startswith(f"8 videos: {len(cache.keys())} windows written, 0 were there already; ")
+    assert f"{sum(map(len, windows(cache).values())) / 1e6:.1f} MB" in out
+    assert "left out, too short: 1\n" in out and "short.mp4: 5 frames at 8 per second, and 9 are needed" in out
+    assert report(cache)["written"] == cache.keys()
+
+
+def test_nothing_usable_is_an_error_in_one_line(models, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_text("no video")
+    (tmp_path / "a.txt").write_text("a dog")
+    with pytest.raises(SystemExit) as stopped:
+        lgf_command(["extract", str(tmp_path), "--out", str(tmp_path / "cache"), "--model", str(models / "pipeline")])
+    assert str(stopped.value).startswith("lgf extract: no window was made") and "\n" not in str(stopped.value)
+    assert "a.mp4 is not a video" in capsys.readouterr().out
+
+
+def test_a_full_disk_keeps_what_is_there(run, clip, tmp_path, monkeypatch):
+    whole = windows(run(clip, out="whole"))
+    real, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 3:  # settings and two windows
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(cache_module.os, "fsync", full)
+    with pytest.raises(TrainerError, match=r"the disk is full\. Make room and run again") as raised:
+        run(clip)
+    assert "\n" not in str(raised.value)
+    monkeypatch.undo()
+    kept = windows(WindowCache(tmp_path / "cache"))
+    assert len(kept) == 2 and kept.items() <= whole.items()
+    assert windows(run(clip)) == whole
+
+
+def command(models, sources, out):
+    arguments = [
+        "-m", "lgf_kernels.cli", "extract", sources, "--out", out, "--model", models / "pipeline",
+        "--teacher-model", models / "sam2", "--stride", 5,
+    ]  # fmt: skip
+    return [str(a) for a in arguments]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
+    alone = run(many)
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        together + command(models, many, tmp_path / "two"), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    two = WindowCache(tmp_path / "two")
+    assert windows(two) == windows(alone)
+    one, both = report(alone), report(two)
+    assert all(both[name] == one[name] for name in ("videos", "written", "present", "skipped", "bytes"))
+    assert done.stdout.count("videos: ") == 1, "one account, not one for each process"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path):
+    whole = windows(run(many))
+    cache = tmp_path / "killed"
+    for windows_before in (1, 4):
+        process = subprocess.Popen(
+            [sys.executable, *command(models, many, cache)],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        patience = time.monotonic() + 240
+        while len(list((cache / "windows").glob("[!.]*"))) < windows_before:
+            assert process.poll() is None and time.monotonic() < patience
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = windows(WindowCache(cache))
+        assert windows_before <= len(kept) < len(whole) and kept.items() <= whole.items()
+    after = run(many, out="killed")
+    assert windows(after) == whole
+    assert len(report(after)["present"]) == len(kept) and report(after)["damaged"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.mp4"], r"gone\.mp4: no such file or folder"),
+        (["."], "there is no video in"),
+        (["--fps", "0"], "--fps must be above 0, and is 0"),
+        (["--stride", "0"], "--stride must be at least 1"),
+        (["--window", "6"], "--window must be odd and at most 15, and is 6"),
+        (["--detect-threshold", "2"], "between 0 and 1"),
+        (["--frames", "10"], "frames is 10, and the model takes a multiple of 4 plus 1, such as 9"),
+        (["--height", "60"], "height is 60, and the model takes a multiple of 16, such as 48"),
+        (["--width", "10"], "width is 10, and the model takes a multiple of 16, such as 16"),
+        (["--model", "/nothing/here"], "/nothing/here is no CogVideoX pipeline"),
+        (["--teacher-model", "/nothing/here"], "Sam2VideoModel cannot be loaded from /nothing/here"),
+    ],
+)
+def test_bad_options_are_refused(arguments, message, models, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = [] if arguments[0] in ("gone.mp4", ".") else [str(clip)]
+    defaults = {"--model": models / "pipeline", "--teacher-model": models / "sam2"}
+    words = [str(w) for n, v in defaults.items() if n not in arguments for w in (n, v)]
+    with pytest.raises(TrainerError, match=message) as raised:
+        extract.main([*sources, *arguments, "--out", "cache", *words])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "list.jsonl, line 2 is not JSON"),
+        ("[]", "line 2 is not a JSON object"),
+        ('{"caption": "a"}', "line 2 names no video"),
+        ('{"video": "a.mp4", "caption": 3}', "the caption must be a text, and is 3"),
+        ('{"video": "a.mp4", "box": [1, 2, 3]}', "a box is .* not \\[1, 2, 3\\]"),
+        ('{"video": "a.mp4", "box": [5, 2, 3, 9]}', "with x0 < x1"),
+        ('{"video": "a.mp4", "box": {"first": [1, 2, 3, 4]}}', "by the number of a window's first frame"),
+    ],
+)
+def test_bad_lines_of_a_manifest_are_named(line, message, tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"video": "a.mp4"}\n' + line)
+    with pytest.raises(TrainerError, match=message):
+        list_clips([tmp_path / "list.jsonl"])
+
+
+def test_sources(tmp_path, clip):
+    (tmp_path / "b").mkdir()
+    for name in ("z.mp4", "b/a.MOV", "b/.hidden.mp4", "notes.md"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "z.txt").write_text("the last")
+    clips = list_clips([tmp_path])
+    assert [(Path(c.name).name, c.caption) for c in clips] == [("a.MOV", None), ("z.mp4", "the last")]
+    (tmp_path / "list.jsonl").write_text('{"video": "gone.mp4", "caption": "a"}')
+    assert list_clips([tmp_path / "list.jsonl"])[0].name == str(tmp_path / "gone.mp4")
+    (tmp_path / "broken.tar").write_bytes(b"no archive at all" * 100)
+    with pytest.raises(TrainerError, match=r"broken\.tar is not an uncompressed \.tar file"):
+        list_clips([tmp_path / "broken.tar"])
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as archive:
+        archive.add(clip / "dog.mp4", "dog.mp4")
+    with pytest.raises(TrainerError, match="uncompressed"):
+        list_clips([tmp_path / "packed.tar"])
+    with pytest.raises(TrainerError, match="neither a video"):
+        list_clips([tmp_path / "notes.md"])
+
+
+def test_a_missing_video_of_a_manifest_is_left_out(run, clip, tmp_path):
+    lines = [{"video": "gone.mp4", "caption": "a"}, {"video": str(clip / "dog.mp4"), "caption": "a dog", "box": BOX}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    cache = run(tmp_path / "list.jsonl")
+    assert len(cache.keys()) == 1
+    gone = [tuple(rest) for what, *rest in report(cache)["skipped"] if what.endswith("gone.mp4")]
+    assert gone == [("cannot be read", "No such file or directory")]
+
+
+def test_sizes_come_from_the_model(models):
+    student = read_student(str(models / "pipeline"))
+    assert student == (True, FRAMES, HEIGHT, WIDTH, 4, 16, 16)
+    assert student.grid(49, 480, 720) == (13, 30, 45)
+    doubled = student._replace(temporal=8)  # CogVideoX1.5: a token is two latent frames
+    assert doubled.grid(81, 768, 1360) == (11, 48, 85)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        lgf_command(["extract", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for wanted in (
+        "lgf extract videos/ --out cache",
+        "accelerate launch",
+        "--detect",
+        "--save-features",
+        "default: 20",
+    ):
+        assert wanted in text, wanted
+
+
+@pytest.mark.parametrize("name", ["01_dog.mp4"])
+def test_a_real_video(run, models, tmp_path, name):
+    if not (REAL / name).exists():
+        pytest.skip(f"{name} is not here; LGF_TEST_VIDEOS names its directory")
+    line = {"video": str(REAL / name), "caption": "a dog", "box": {"20": [300, 100, 900, 700]}}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    cache = run(tmp_path / "list.jsonl", "--stride", 20)
+    (key,) = cache.keys()
+    tensors, about = cache.read(key)
+    assert about["start"] == 20 and about["source_size"] == [720, 1280]
+    features, _ = tracks_of(models, frames_of(REAL / name, 20), torch.tensor(about["box"]))
+    torch.testing.assert_close(tensors["teacher_forward"].double(), logits_of(features), rtol=2e-3, atol=1e-3)

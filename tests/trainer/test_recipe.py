@@ -1,0 +1,177 @@
+"""Recipes: what they default to, how they are read and changed, and what is said about mistakes in them."""
+
+import math
+
+import pytest
+import yaml
+
+pytest.importorskip("tyro")
+
+from lgf_trainer.errors import TrainerError
+from lgf_trainer.recipe import (
+    Optimiser,
+    Recipe,
+    build,
+    check,
+    differences,
+    flatten,
+    read_recipe,
+    shipped_recipes,
+    to_settings,
+)
+from lgf_trainer.train import parse
+
+#: What the paper states.
+PAPER = {
+    "model.rank": 256, "model.alpha": 128, "alignment.weight": 0.5, "alignment.block": 24, "alignment.loss": "lgf",
+    "alignment.lgf.temperature": 0.1, "alignment.lgf.direction": "forward", "projector.hidden": 768,
+    "projector.widths": (512, 256, 256), "optimisers.lora.rate": 1e-4, "optimisers.lora.warmup": 200,
+    "optimisers.lora.final_rate": None, "optimisers.lora.betas": (0.9, 0.95), "optimisers.projector.rate": 5e-4,
+    "optimisers.projector.warmup": 150, "optimisers.projector.final_rate": 1e-5, "training.steps": 3000,
+    "training.batch": 32, "training.clip": 1.0, "training.precision": "bf16", "data.image_dropout": 0.05,
+}  # fmt: skip
+
+#: Recipe -> where it differs from the paper's.
+SHIPPED = {
+    "sam2videox": {},
+    "lora-only": {"alignment.loss": "none"},
+    "l2-features": {"alignment.loss": "features"},
+    "l2-lgf": {"alignment.lgf.divergence": "l2"},
+    "forward-only": {"alignment.k": 1.0},
+    "separate-projectors": {"alignment.lgf.fusion": "separate"},
+    "feature-fusion": {"alignment.lgf.fusion": "features"},
+    "bidirectional-lgf": {"alignment.lgf.direction": "both"},
+    "mask-supervision": {"alignment.loss": "mask"},
+    "repa-dino": {"alignment.loss": "repa", "alignment.features": ("dino",)},
+    "moalign": {
+        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
+        "alignment.block": 17, "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64),
+        "training.steps": 4000,
+    },
+    "videorepa": {
+        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.block": 17,
+        "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64), "training.steps": 4000,
+    },
+}  # fmt: skip
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), read_recipe("sam2videox")], ids=["defaults", "recipe"])
+def test_defaults_are_the_papers(recipe):
+    flat = flatten(recipe)
+    assert {key: flat[key] for key in PAPER} == PAPER
+
+
+def test_every_shipped_recipe_is_what_its_name_says():
+    assert set(shipped_recipes()) == set(SHIPPED)
+    paper = read_recipe("sam2videox")
+    for name, expected in SHIPPED.items():
+        assert {key: value for key, value, _ in differences(read_recipe(name), paper)} == expected, name
+
+
+def test_every_key_is_explained():
+    import contextlib
+    import io
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        parse(["sam2videox", "--help"])
+    text = shown.getvalue()
+    for key in flatten(Recipe()):
+        assert f"--{key}".replace("_", "-") in text or f"--{key}" in text, key
+    assert "swallows small steps" in text and "Window, similarity and boundary" in text
+
+
+def test_command_line_overrides_the_file(tmp_path):
+    path = write(tmp_path / "r.yaml", "training: {steps: 7, batch: 4}\nalignment: {schedule: [[0, 0], [10, 1]]}")
+    recipe = parse([path, "--training.steps", "9", "--run.shard", "True", "--training.ema", "0.9"])
+    assert (recipe.training.steps, recipe.training.batch, recipe.training.ema) == (9, 4, 0.9)
+    assert recipe.run.shard and recipe.alignment.schedule == ((0, 0.0), (10, 1.0))
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path):
+    recipe = read_recipe(write(tmp_path / "r.yaml", "optimisers: {lora: {rate: 1e-3}}\ntraining: {steps: 1e2}"))
+    assert recipe.optimisers.lora == Optimiser(rate=1e-3, warmup=200)  # what is not said keeps the group's own default
+    assert recipe.training.steps == 100 and isinstance(recipe.training.steps, int)
+
+
+def test_a_bare_no_and_null(tmp_path):
+    path = write(
+        tmp_path / "r.yaml", "training: {precision: no, ema: null}\nalignment: {loss: none}\nrun: {tracker: null}"
+    )
+    recipe = read_recipe(path)
+    assert (recipe.training.precision, recipe.training.ema, recipe.run.tracker) == ("no", None, "none")
+
+
+def test_a_base_is_merged_group_by_group(tmp_path):
+    recipe = read_recipe(write(tmp_path / "r.yaml", "base: repa-dino\nalignment: {weight: 0.1}"))
+    assert recipe.alignment.loss == "repa" and recipe.alignment.weight == 0.1
+
+
+@pytest.mark.parametrize("name", [*SHIPPED])
+def test_a_recipe_survives_being_written(name, tmp_path):
+    recipe = read_recipe(name)
+    path = write(tmp_path / "r.yaml", yaml.safe_dump(to_settings(recipe)))
+    assert read_recipe(path) == recipe == build(Recipe, to_settings(recipe), "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimisers: {lora: {rat: 1}}", "no key optimisers.lora.rat. The nearest one is optimisers.lora.rate"),
+        ("training: {rank: 8}", "no key training.rank. The nearest one is training."),
+        ("stepps: 1", "no key stepps"),
+        ("training: {steps: many}", "training.steps must be a whole number, got 'many'"),
+        ("training: {steps: 1.5}", "training.steps must be a whole number, got 1.5"),
+        ("training: {steps: true}", "training.steps must be a whole number, got True"),
+        ("training: {steps: 0}", "training.steps must be at least 1, got 0"),
+        ("training: {clip: .inf, steps: .inf}", "training.steps must be a whole number, got inf"),
+        ("training: 5", "training must hold keys and values, got 5"),
+        ("alignment: {k: 1.5}", r"alignment.k must be in \[0, 1\], got 1.5"),
+        ("alignment: {loss: lfg}", "alignment.loss must be one of lgf, none"),
+        ("alignment: {loss: [lgf]}", "alignment.loss must be one of lgf, none"),
+        ("alignment: {features: [a, b, c]}", "one or two names, got 3"),
+        ("alignment: {features: a}", "alignment.features must be a list, got 'a'"),
+        ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a list, got \[1\]"),
+        ("alignment: {schedule: [[5, 1], [1, 0]]}", "in the order of their steps"),
+        ("training: {precision: no}", "model.dtype bfloat16 needs training.precision bf16; without it, set float32"),
+        ("projector: {groups: 5}", "projector.groups is 5, which does not divide a width of 768"),
+        ("projector: {widths: []}", "projector.widths must have one width at least"),
+        ("optimisers: {projector: {final_rate: -1}}", "optimisers.projector.final_rate must be at least 0, got -1"),
+        ("run: {shard: 1}", "run.shard must be true or false, got 1"),
+        ("model: {path: 5}", "model.path must be text, got 5"),
+        ("run: {output: null}", "run.output must be a path, got None"),
+        ("base: nothing", "there is no recipe nothing: give a YAML file, or one of bidirectional-lgf,"),
+        ("[1, 2]", "must hold keys and values"),
+        ("a: [1", "is no YAML"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(text, message, tmp_path):
+    with pytest.raises(TrainerError, match=message) as error:
+        check(read_recipe(write(tmp_path / "r.yaml", text)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_command_without_a_recipe():
+    for arguments in ([], ["--training.steps", "3"]):
+        with pytest.raises(TrainerError, match="name a recipe first: a YAML file, or one of bidirectional-lgf,"):
+            parse(arguments)
+    with pytest.raises(TrainerError, match=r"there is no recipe gone\.yaml"):
+        parse(["gone.yaml"])
+
+
+def test_rates_of_the_paper():
+    lora, projector = Recipe().optimisers.lora, Recipe().optimisers.projector
+    assert [lora.rate_at(step, 3000) for step in (0, 99, 199, 200, 2999)] == pytest.approx(
+        [5e-7, 5e-5, 1e-4, 1e-4, 1e-4]
+    )
+    assert [projector.rate_at(step, 3000) for step in (0, 149)] == pytest.approx([5e-4 / 150, 5e-4])
+    middle, last = 150 + (3000 - 150) // 2 - 1, 2999
+    assert projector.rate_at(middle, 3000) == pytest.approx((5e-4 + 1e-5) / 2)
+    assert projector.rate_at(last, 3000) == pytest.approx(1e-5)
+    quarter = Optimiser(rate=1.0, warmup=0, final_rate=0.0).rate_at(24, 100)
+    assert quarter == pytest.approx((1 + math.cos(math.pi / 4)) / 2)

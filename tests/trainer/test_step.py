@@ -1,0 +1,206 @@
+"""The step against its formula: target, accumulation, weight, schedules, clipping, moving average."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers")
+
+from diffusers import CogVideoXDDIMScheduler
+from lgf_trainer.build import weight_schedule
+from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
+from lgf_trainer.recipe import Alignment, Optimiser
+from lgf_trainer.step import Batch, Watch, forward_losses, training_steps
+
+SHAPE = (2, 3, 4, 4, 6)  # windows, frames, channels, rows, columns
+
+
+class Linear(nn.Module):
+    """(prediction, projected) of the right shapes, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, hidden, timestep, shift=0.0):
+        self.seen = hidden
+        return self.a * hidden[:, :, :4] + shift, self.b * self.a * hidden
+
+
+def schedule():
+    return CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+def batch(seed=0, **changes):
+    rng = torch.Generator().manual_seed(seed)
+    latents, noise = torch.randn(2, *SHAPE, generator=rng)
+    timestep = torch.randint(1000, SHAPE[:1], generator=rng)
+    return Batch(**({"latents": latents, "noise": noise, "timestep": timestep, "conditions": {}} | changes))
+
+
+def objective(projected, _):
+    return projected.square().mean()
+
+
+def optimiser(model, rate=0.0, clip=1e9, **settings):
+    settings = Optimiser(rate=rate, warmup=0, **settings)
+    return GroupedAdamW({"all": (model.parameters(), settings)}, steps=10, clip=clip)
+
+
+def run(model, batches, steps=1, weight=0.5, **options):
+    chosen = options.pop("optimiser", None) or optimiser(model)
+    return list(
+        training_steps(model, schedule(), batches, objective, chosen, range(steps), weight=lambda _: weight, **options)
+    )
+
+
+def test_the_losses_are_the_formulas():
+    model, one = Linear(), batch(conditions={"shift": 0.1}, image=torch.randn(SHAPE))
+    diffusion, alignment = forward_losses(model, schedule(), one, objective)
+    alpha = schedule().alphas_cumprod.double()[one.timestep].view(-1, 1, 1, 1, 1)
+    x, noise = one.latents.double(), one.noise.double()
+    noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+    assert torch.equal(model.seen[:, :, 4:], one.image)
+    torch.testing.assert_close(diffusion.double(), (0.3 * noisy + 0.1 - velocity).square().mean())
+    hidden = torch.cat([noisy, one.image.double()], 2)
+    torch.testing.assert_close(alignment.double(), (0.06 * hidden).square().mean())
+
+
+@pytest.mark.parametrize("step", [0, 1, 10, 50])
+def test_the_target_is_exact_where_bfloat16_rounds_it_away(step):
+    """In bfloat16 the schedulers' own target is wrong by its whole size at noise steps 0 and 1."""
+    latents, noise = (x.bfloat16() for x in torch.randn(2, *SHAPE))
+    timestep = torch.full(SHAPE[:1], step)
+    alpha = schedule().alphas_cumprod.double()[step]
+    velocity = alpha.sqrt() * noise.double() - (1 - alpha).sqrt() * latents.double()
+
+    class Right(nn.Module):
+        def forward(self, hidden, timestep):
+            return velocity, None
+
+    one = Batch(latents, noise, timestep, {})
+    assert forward_losses(Right(), schedule(), one, None)[0] < 1e-10
+    naive = schedule().get_velocity(latents, noise, timestep).double()
+    assert step > 1 or (naive - velocity).square().mean() > 1e-6  # the trap is there
+
+
+def test_half_precision_predictions_are_compared_in_float32():
+    class Half(nn.Module):
+        def forward(self, hidden, timestep):
+            return hidden.bfloat16(), None
+
+    assert forward_losses(Half(), schedule(), batch(), None)[0].dtype == torch.float32
+
+
+def test_accumulation_is_the_mean_over_one_large_batch():
+    parts = [batch(0), batch(1)]
+    large = Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timestep")), {})
+    accumulated, at_once = Linear(), Linear()
+    a = run(accumulated, [parts], optimiser=optimiser(accumulated, rate=0.1))
+    b = run(at_once, [[large]], optimiser=optimiser(at_once, rate=0.1))
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(accumulated.state_dict(), at_once.state_dict())
+
+
+def gradients(weight):
+    model = Linear()
+    one = batch()
+    diffusion, alignment = forward_losses(model, schedule(), one, objective)
+    total = diffusion + weight * alignment
+    return torch.stack(torch.autograd.grad(total, list(model.parameters()), allow_unused=True)).norm()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_the_weight_is_that_of_the_alignment(weight):
+    (losses,) = run(Linear(), [[batch()]], weight=weight)
+    torch.testing.assert_close(losses.gradient, gradients(weight))
+
+
+def test_without_a_weight_the_alignment_is_measured_only():
+    model = Linear()
+    (losses,) = run(model, [[batch()]], weight=None, optimiser=optimiser(model, rate=0.1))
+    assert losses.alignment > 0 and model.b == torch.tensor(0.2) and model.a != torch.tensor(0.3)
+
+
+def test_without_an_objective_the_alignment_is_0():
+    (losses,) = training_steps(
+        Linear(), schedule(), [[batch()]], None, optimiser(Linear()), range(1), weight=lambda _: 0.5
+    )
+    assert losses.alignment == 0 and losses.diffusion > 0
+
+
+def test_every_step_has_its_number():
+    model, asked = Linear(), []
+    adamw = GroupedAdamW({"all": (model.parameters(), Optimiser(rate=1.0, warmup=4))}, steps=10, clip=1.0)
+    for _ in training_steps(
+        model, schedule(), itertools.repeat([batch()]), objective, adamw, range(2, 5),
+        weight=lambda step: asked.append(step) or 1.0,
+    ):  # fmt: skip
+        asked.append(adamw.adamw.param_groups[0]["lr"])
+    assert asked == [2, 0.75, 3, 1.0, 4, 1.0]
+
+
+def test_groups_have_their_own_rates_and_settings():
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = {
+        "a": ([a], Optimiser(rate=0.1, warmup=0, weight_decay=0.0)),
+        "b": ([b], Optimiser(rate=0.2, warmup=0, weight_decay=0.5)),
+    }
+    adamw = GroupedAdamW(groups, steps=10, clip=1e9)
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert adamw.step(0) == 5 and a.grad is None
+    torch.testing.assert_close(
+        (a, b), (torch.tensor([0.9]), torch.tensor([1 - 0.1 - 0.2]))
+    )  # AdamW's first step: rate * sign
+    assert adamw.rates(0) == {"a": 0.1, "b": 0.2}
+    assert [group["betas"] for group in adamw.adamw.param_groups] == [(0.9, 0.95)] * 2
+
+
+def test_all_groups_are_clipped_together():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    settings = Optimiser(rate=0.0, warmup=0)
+    adamw = GroupedAdamW({"a": ([a], settings), "b": ([b], settings)}, steps=1, clip=1.0)
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert adamw.step(0) == 5
+    moments = torch.cat([adamw.adamw.state[p]["exp_avg"] for p in (a, b)])
+    torch.testing.assert_close(moments, 0.1 * torch.tensor([0.6, 0.8]))
+
+
+def test_moving_average():
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    average = MovingAverage({"p": parameter}, 0.75)
+    parameter.data.fill_(3.0)
+    average.update()
+    torch.testing.assert_close(average.average["p"], torch.tensor([1.5]))
+    assert not average.average["p"].requires_grad
+
+
+def test_the_weight_follows_its_schedule():
+    at = weight_schedule(Alignment(weight=2.0, schedule=((10, 0.0), (20, 1.0), (40, 0.5))))
+    assert [at(step) for step in (0, 10, 15, 20, 30, 40, 100)] == [0, 0, 1, 2, 1.5, 1, 1]
+    assert weight_schedule(Alignment(weight=2.0))(7) == 2.0
+    assert weight_schedule(Alignment(loss="none"))(7) == 0.0
+
+
+def test_the_watch_sees_the_alignment_forward_and_backward():
+    events = []
+
+    class Listening(Watch):
+        def begin(self):
+            events.append("begin")
+
+        def end(self):
+            events.append("end")
+
+    def noted(projected, _):
+        events.append("forward")
+        projected.register_hook(lambda _: events.append("gradient"))
+        return projected.square().mean()
+
+    model = Linear()
+    watched = dict(weight=lambda _: 1.0, watch=Listening())
+    list(training_steps(model, schedule(), [[batch()]], noted, optimiser(model), range(1), **watched))
+    assert events == ["begin", "forward", "end", "begin", "gradient", "end"]

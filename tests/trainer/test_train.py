@@ -1,0 +1,330 @@
+"""`lgf train` as a user runs it: every recipe, going on after being killed anywhere, what comes out, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytest.importorskip("tyro")
+
+from diffusers import CogVideoXImageToVideoPipeline
+from lgf_trainer.cache import WindowCache
+from lgf_trainer.optimiser import GroupedAdamW
+from lgf_trainer.recipe import shipped_recipes
+from lgf_trainer.run import TrainingRun
+from lgf_trainer.testing import make_tiny_pipeline
+from lgf_trainer.train import parse
+from trainer.training_data import SETTINGS, make_cache, random_window, tiny
+
+from lgf_kernels.cli import main as lgf
+
+ROOT = Path(__file__).parents[2]
+LOSSES = ("diffusion", "alignment", "gradient")
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output):
+    return [[row[name] for name in LOSSES] for row in metrics(output)]
+
+
+def weights(output):
+    from safetensors.torch import load_file
+
+    return load_file(output / "pytorch_lora_weights.safetensors") | load_file(output / "projector.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def command(place, output, recipe="sam2videox", **changes):
+    return ["train", recipe, *tiny(place, run__output=output, **changes)]
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_recipe_trains(tiny_place, tmp_path, recipe):
+    assert lgf(command(tiny_place, tmp_path, recipe, training__steps=2)) == 0
+    assert len(metrics(tmp_path)) == 2
+    assert all(row["alignment"] > 0 for row in metrics(tmp_path)) == (recipe != "lora-only")
+    assert (tmp_path / "projector.safetensors").exists() == (recipe != "lora-only")
+
+
+def test_losses_go_down(tiny_place, tmp_path):
+    lgf(command(tiny_place, tmp_path, training__steps=60, run__save_every=60))
+    history = torch.tensor(losses(tmp_path))
+    for column in (0, 1):
+        assert history[-20:, column].mean() < 0.75 * history[:10, column].mean(), LOSSES[column]
+
+
+def test_bfloat16_and_everything_else_switched_on(tiny_place, tmp_path, capsys):
+    options = {
+        "model__dtype": "bfloat16", "training__precision": "bf16", "training__ema": 0.5, "run__workers": 1, "model__dropout": 0.1,
+        "run__tracker": "tensorboard", "data__caption_dropout": 0.5, "alignment__schedule": "0 0.5 2 1", "run__per_process": 2,
+        "training__batch": 4, "run__log_every": 2, "run__save_every": 3,
+    }  # fmt: skip
+    lgf(command(tiny_place, tmp_path / "a", **options))
+    rows = metrics(tmp_path / "a")
+    assert [row["weight"] for row in rows] == [0.25, 0.375, 0.5]
+    assert [row["rate/lora"] for row in rows] == [5e-3, 1e-2, 1e-2]
+    assert all(0 < row["share"] < 1 and row["seconds"] > 0 for row in rows)
+    assert (
+        list((tmp_path / "a").rglob("events.out.tfevents*")) and (tmp_path / "a" / "empty-caption.safetensors").exists()
+    )
+    assert {weight.dtype for weight in weights(tmp_path / "a").values()} == {torch.float32}
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "a" / "ema"))
+    assert f"load_lora_weights('{tmp_path / 'a'}')" in capsys.readouterr().out
+    lgf(command(tiny_place, tmp_path / "b", **options))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_text_to_video(tmp_path):
+    make_tiny_pipeline(tmp_path / "model", image_to_video=False)
+    cache = WindowCache(tmp_path / "cache", SETTINGS | {"image_to_video": False})
+    cache.write("k", {name: value for name, value in random_window(0).items() if name != "image"}, {})
+    lgf(command(tmp_path, tmp_path / "run"))
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+def test_what_is_saved_reproduces_the_trained_model(tiny_place, tmp_path):
+    arguments = command(tiny_place, tmp_path)
+    lgf(arguments)
+    trained = TrainingRun(parse(arguments[1:])).state.model.transformer.eval()
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(tiny_place / "model")
+    pipeline.load_lora_weights(tmp_path)
+    inputs = {
+        "hidden_states": torch.randn(1, 3, 8, 8, 12), "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 16, 16), "return_dict": False,
+        "image_rotary_emb": pipeline._prepare_rotary_positional_embeddings(64, 96, 3, torch.device("cpu")),
+    }  # fmt: skip
+    with torch.no_grad():
+        expected, actual = trained(**inputs)[0], pipeline.transformer(**inputs)[0]
+        pipeline.unload_lora_weights()
+        assert torch.equal(actual, expected) and not torch.equal(pipeline.transformer(**inputs)[0], expected)
+
+
+def test_a_recipe_is_left_that_does_it_again(tiny_place, tmp_path):
+    lgf(command(tiny_place, tmp_path / "a"))
+    lgf(["train", str(tmp_path / "a" / "recipe.yaml"), "--run.output", str(tmp_path / "b")])
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") and same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_accumulation_and_larger_forward_passes_are_the_same_training(tiny_place, tmp_path):
+    lgf(command(tiny_place, tmp_path / "one", training__batch=4))
+    lgf(command(tiny_place, tmp_path / "two", training__batch=4, run__per_process=2))
+    torch.testing.assert_close(torch.tensor(losses(tmp_path / "one")), torch.tensor(losses(tmp_path / "two")))
+
+
+# --- killed and started again ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_place, tmp_path_factory):
+    """What `kill_points.py` reports: every way of dying, and how the run went on."""
+    place = tmp_path_factory.mktemp("killed")
+    arguments = tiny(
+        tiny_place, training__steps=4, training__ema=0.9, model__dropout=0.1, alignment__schedule="0 0 4 1"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
+    subprocess.run(
+        [sys.executable, "-P", Path(__file__).with_name("kill_points.py"), place, "sam2videox", *arguments],
+        check=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return place
+
+
+def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(killed):
+    expected, reports = killed / "uninterrupted", sorted(killed.glob("*.json"))
+    assert len(reports) >= 12
+    for report in map(json.loads, (path.read_text() for path in reports)):
+        output = killed / report["name"]
+        assert report["signals"] == [signal.SIGKILL, 0], f"{report['name']} was not killed where it should have been"
+        assert report["steps"] <= report["steps without kill"] + 1, f"{report['name']} lost more than one step"
+        assert losses(output) == losses(expected), report["name"]
+        assert same(weights(output), weights(expected)) and same(weights(output / "ema"), weights(expected / "ema"))
+        leftovers = [path.name for path in output.rglob(".*")]
+        assert not leftovers, f"{report['name']} leaves {leftovers}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_saves_first(tiny_place, tmp_path, monkeypatch, capsys, number):
+    arguments = command(tiny_place, tmp_path / "a", training__steps=6, run__save_every=100)
+    step = GroupedAdamW.step
+
+    def interrupted(self, index):
+        if index == 2:
+            os.kill(os.getpid(), number)
+        return step(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupedAdamW, "step", interrupted)
+        assert lgf(arguments) == 0
+    assert "stopped after 3 of 6 steps. The same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    lgf(arguments)
+    lgf(command(tiny_place, tmp_path / "b", training__steps=6))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_place, tmp_path, capsys):
+    lgf(command(tiny_place, tmp_path))
+    before = losses(tmp_path), weights(tmp_path)
+    (tmp_path / "pytorch_lora_weights.safetensors").unlink()  # killed while it was copied
+    lgf(command(tiny_place, tmp_path))
+    assert losses(tmp_path) == before[0] and same(weights(tmp_path), before[1])
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def refused(arguments, message):
+    with pytest.raises(SystemExit, match=message) as error:
+        lgf(arguments)
+    assert str(error.value).startswith("lgf train: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training__seed": 1}, "was begun with training.seed = 42, and this is 1. Set run.output to a new folder"),
+        ({"alignment__lgf__temperature": 0.2}, "was begun with alignment.lgf.temperature = 0.1, and this is 0.2"),
+    ],
+)
+def test_going_on_with_another_recipe(tiny_place, tmp_path, change, message):
+    lgf(command(tiny_place, tmp_path))
+    refused(command(tiny_place, tmp_path, **change), message)
+
+
+def test_going_on_with_other_windows(tiny_place, tmp_path):
+    make_cache(tmp_path / "cache", windows=2)
+    lgf(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"))
+    make_cache(tmp_path / "cache", windows=3)
+    refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"), "was begun with other windows")
+
+
+def test_no_cache_and_an_empty_one(tiny_place, tmp_path):
+    refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path), "holds no cache .* lgf extract")
+    WindowCache(tmp_path / "empty", SETTINGS)
+    refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "empty"), "has no windows yet")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "missing", "message"),
+    [
+        (
+            "repa-dino",
+            "features_dino",
+            "have no features_dino, which this recipe's alignment reads; they have features_",
+        ),
+        ("sam2videox", "teacher_backward", "have no teacher_backward"),
+        ("mask-supervision", "masks", "have no masks"),
+    ],
+)
+def test_windows_without_what_the_recipe_reads(tiny_place, tmp_path, recipe, missing, message):
+    cache = WindowCache(tmp_path / "cache", SETTINGS)
+    cache.write("k", {name: value for name, value in random_window(0).items() if name != missing}, {})
+    refused(command(tiny_place, tmp_path / "run", recipe, data__cache=tmp_path / "cache"), message)
+
+
+def test_a_teacher_on_another_grid(tiny_place, tmp_path):
+    cache = WindowCache(tmp_path / "cache", SETTINGS)
+    window = random_window(0)
+    cache.write("k", window | {"teacher_forward": window["teacher_forward"][:, :3]}, {})
+    message = "teacher_forward of .* is on a grid of 3 x 6 tokens, and this model's is 4 x 6"
+    refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"), message)
+
+
+def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
+    cache = WindowCache(tmp_path / "cache", SETTINGS)
+    window = random_window(0)
+    cache.write("k", window | {"latents": window["latents"][..., :8]}, {})
+    message = "have size 9 frames of 64 x 64 pixels, and the model needs 9 frames of 64 x 96 pixels"
+    refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"), message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alignment__block": 3}, "alignment.block is 3, and the model has blocks 0 to 2"),
+        ({"run__per_process": 3}, "training.batch = 2 is no multiple of run.per_process = 3"),
+        ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
+        ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
+        ({"model__targets": "to_z"}, "model.targets: Target modules"),
+        ({"model__path": "/nowhere/at/all"}, "no CogVideoX transformer that can be loaded"),
+        ({"training__steps": 0}, "training.steps must be at least 1, got 0"),
+    ],
+)
+def test_recipes_that_cannot_run(tiny_place, tmp_path, changes, message):
+    refused(command(tiny_place, tmp_path, **changes), message)
+
+
+def test_no_recipe(capsys):
+    refused(["train", "gone.yaml"], "there is no recipe gone.yaml: give a YAML file, or one of")
+    refused(["train"], "name a recipe first")
+
+
+def test_wandb_must_be_there(tiny_place, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(command(tiny_place, tmp_path, run__tracker="wandb"), "pip install wandb")
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, tmp_path, monkeypatch):
+    arguments = command(tiny_place, tmp_path / "a")
+    from lgf_trainer import checkpoint
+
+    save, calls = checkpoint.save_file, []
+
+    def full(*arguments, **options):
+        calls.append(1)
+        if len(calls) > 2:  # two files for each checkpoint
+            raise OSError(28, "No space left on device")
+        save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        refused(arguments, "checkpoint of step 2 cannot be written to .*: the disk is full")
+    lgf(arguments)
+    lgf(command(tiny_place, tmp_path / "b"))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_disk_that_is_full_in_the_end(tiny_place, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        refused(command(tiny_place, tmp_path), "the disk is full. Make room and run again: it goes on from there")
+    lgf(command(tiny_place, tmp_path))
+    assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
+    cache = make_cache(tmp_path / "cache", windows=2)
+    for key in cache.keys():
+        window = cache.read(key)
+        window.tensors["teacher_forward"][:] = float("nan")
+        cache.write(key, window.tensors, window.about)
+    refused(
+        command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"),
+        "step 1: the alignment loss is nan. Go on from the last checkpoint with lower rates",
+    )
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_damaged_window(tiny_place, tmp_path):
+    cache = make_cache(tmp_path / "cache", windows=2)
+    path = cache.path(cache.keys()[1])
+    path.write_bytes(path.read_bytes()[:-5])
+    arguments = command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache", run__workers=1)
+    refused(arguments, f"{path} cannot be read .* Remove it and run lgf extract again")

@@ -1,0 +1,64 @@
+"""A cache of random windows as `lgf extract` would write it for the tiny pipeline, and a recipe to train on it."""
+
+from pathlib import Path
+
+import torch
+from lgf_trainer.cache import WindowCache
+from lgf_trainer.testing import FRAMES, HEIGHT, LATENT_CHANNELS, TEXT_TOKENS, TEXT_WIDTH, WIDTH
+
+from lgf_kernels import local_gram_flow
+
+LATENT_FRAMES, ROWS, COLUMNS = (FRAMES - 1) // 4 + 1, HEIGHT // 16, WIDTH // 16
+WINDOW = 3
+SETTINGS = {
+    "format": 1, "image_to_video": True, "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "time": "frames",
+    "grid": [FRAMES, ROWS, COLUMNS], "window": WINDOW, "similarity": "cosine", "boundary": "exclude",
+}  # fmt: skip
+
+
+def random_window(seed: int, frames: int = FRAMES) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng)
+
+    def moments(frames: int) -> torch.Tensor:
+        return torch.cat([normal(LATENT_CHANNELS, frames, HEIGHT // 8, WIDTH // 8),
+                          normal(LATENT_CHANNELS, frames, HEIGHT // 8, WIDTH // 8) - 5])  # fmt: skip
+
+    places = torch.randn(ROWS, COLUMNS, 8, generator=torch.Generator().manual_seed(0))  # to be learnt: nothing moves
+    forward, backward = places + 0.3 * normal(2, frames, ROWS, COLUMNS, 8)
+    logits = [local_gram_flow(teacher[None], window=WINDOW)[0].half() for teacher in (forward, backward)]
+    return {
+        "latents": moments(LATENT_FRAMES),
+        "image": moments(1),
+        "text": normal(TEXT_TOKENS, TEXT_WIDTH),
+        "teacher_forward": logits[0],
+        "teacher_backward": logits[1],
+        "features_sam2_forward": forward.half(),
+        "features_sam2_backward": backward.half(),
+        "features_dino": normal(FRAMES, ROWS, COLUMNS, 12),
+        "features_videomae": normal(4, 2, 3, 10),
+        "masks": (normal(FRAMES, ROWS, COLUMNS) > 0).float(),
+    }
+
+
+def make_cache(folder: Path, windows: int = 6, frames: int = FRAMES) -> WindowCache:
+    cache = WindowCache(folder, SETTINGS)
+    for number in range(windows):
+        cache.write(f"window-{number}", random_window(number, frames), {"video": f"{number}.mp4", "start": 0})
+    return cache
+
+
+def tiny(folder: Path, **changes: object) -> list[str]:
+    """Overrides that make any recipe tiny: the model in `folder`/model, the cache in `folder`/cache."""
+    options = {
+        "model.path": folder / "model", "model.dtype": "float32", "model.rank": 4, "model.alpha": 2,
+        "data.cache": folder / "cache", "alignment.block": 1, "projector.hidden": 16, "projector.widths": "16 8 8",
+        "projector.groups": 4, "optimisers.lora.rate": 1e-2, "optimisers.lora.warmup": 2,
+        "optimisers.projector.rate": 2e-3, "optimisers.projector.warmup": 2, "training.steps": 3, "training.batch": 2,
+        "training.precision": "no", "run.output": folder / "run", "run.workers": 0, "run.save_every": 1,
+        "run.tracker": "none",
+    }  # fmt: skip
+    options |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
