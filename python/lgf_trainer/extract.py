@@ -42,7 +42,7 @@ class Options:
     out: Path
     """Folder of the cache. If there is one made with the same options, what it lacks is added."""
     model: str = "THUDM/CogVideoX-5b-I2V"
-    """CogVideoX pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads 12 GB, once)."""
+    """CogVideoX pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and T5, once)."""
     frames: int | None = None
     """Frames of a window (default: what the model was made for, 49 for CogVideoX)."""
     height: int | None = None
@@ -66,12 +66,12 @@ class Options:
     """Implementation of SAM2: that of transformers, or the sam2 package (pip install "lgf-kernels[sam2]"). none: only
     latents and text."""
     teacher_model: str = "facebook/sam2.1-hiera-large"
-    """Weights of SAM2: a name on the Hugging Face hub (downloads 1 GB, once), a folder (transformers), or
+    """Weights of SAM2: a name on the Hugging Face hub (downloaded once), a folder (transformers), or
     CONFIG.yaml:CHECKPOINT.pt (sam2)."""
     detect: str = ""
     """What to look for with GroundingDINO in windows without a box or mask, such as "a person . an animal"."""
     detector: str = "IDEA-Research/grounding-dino-base"
-    """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloads 1 GB, once)."""
+    """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloaded once)."""
     detect_threshold: float = 0.3
     """How sure GroundingDINO must be, between 0 and 1."""
     time: Literal["frames", "latent"] = "frames"
@@ -83,7 +83,7 @@ class Options:
     boundary: Literal["exclude", "zero"] = "exclude"
     """What Local Gram Flow makes of positions outside of the picture."""
     save_features: bool = False
-    """Store the teacher's features too, for losses on features: 68 MB more for a window of 49 x 480 x 720, which has 19."""
+    """Store the teacher's features too, for losses on features: several times the size."""
     save_masks: bool = False
     """Store the subject's masks too, for mask supervision."""
 
