@@ -14,11 +14,12 @@ from torch import Tensor
 
 from . import recipe
 from .errors import TrainerError
+from .hub import pretrained
 
 
 def load_transformer(model: recipe.Model) -> CogVideoXTransformer3DModel:
     """The transformer, frozen, with a new LoRA in float32."""
-    transformer = _load(CogVideoXTransformer3DModel, model, "transformer", torch_dtype=getattr(torch, model.dtype))
+    transformer = _load(CogVideoXTransformer3DModel, model, "transformer", dtype=getattr(torch, model.dtype))
     transformer.requires_grad_(False)
     lora = LoraConfig(
         r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
@@ -41,14 +42,7 @@ def load_noise_schedule(model: recipe.Model) -> CogVideoXDDIMScheduler:
 
 
 def _load(kind: type, model: recipe.Model, part: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(model.path, subfolder=part, revision=model.revision, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainerError(
-            f"{model.path} has no CogVideoX {part} that can be loaded ({reason[:200]}). "
-            "Set model.path to a folder that save_pretrained wrote, or to a name on the hub"
-        ) from error
+    return pretrained(kind, model.path, subfolder=part, revision=model.revision, **options)
 
 
 @torch.no_grad()
@@ -57,7 +51,7 @@ def empty_caption(model: recipe.Model, tokens: int) -> Tensor:
     from transformers import AutoTokenizer, T5EncoderModel
 
     tokenizer = _load(AutoTokenizer, model, "tokenizer")
-    encoder = _load(T5EncoderModel, model, "text_encoder", torch_dtype=getattr(torch, model.dtype))
+    encoder = _load(T5EncoderModel, model, "text_encoder", dtype=getattr(torch, model.dtype))
     ids = tokenizer("", padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
     return encoder(ids)[0][0].float()
 

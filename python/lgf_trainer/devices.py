@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import TrainerError
+from .errors import TrainerError, in_short
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -33,7 +33,6 @@ def choose_device(name: str, default: torch.device | None = None) -> torch.devic
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise TrainerError(
-            f"--device {name} cannot be used here ({reason}). Leave it out to take what there is"
+            f"--device {name} cannot be used here ({in_short(error)}). Leave it out to take what there is"
         ) from error

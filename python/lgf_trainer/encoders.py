@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, DiffusionPipeline
 from torch import Tensor
 
-from .errors import TrainerError
+from .errors import TrainerError, in_short
 from .hub import frozen, pretrained
 
 IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's deviation, as CogVideoX-I2V was trained
@@ -55,7 +55,7 @@ def read_student(model: str) -> Student:
         vae = AutoencoderKLCogVideoX.load_config(model, subfolder="vae")
     except (OSError, ValueError) as error:
         raise TrainerError(
-            f"{model} is no CogVideoX pipeline that can be read ({str(error).strip().splitlines()[0]}). Give a folder, or a "
+            f"{model} is no CogVideoX pipeline that can be read ({in_short(error)}). Give a folder, or a "
             "name on the Hugging Face hub and a network, such as --model THUDM/CogVideoX-5b-I2V"
         ) from error
     pixels = 2 ** (len(vae["block_out_channels"]) - 1)  # along the side of a latent

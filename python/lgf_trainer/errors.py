@@ -6,3 +6,8 @@ class TrainerError(ValueError):
 
     The commands print it without a traceback and exit with 1.
     """
+
+
+def in_short(error: Exception) -> str:
+    """What a library's error says, fit to stand in a line of ours."""
+    return " ".join(str(error).split())[:200].rstrip(".")

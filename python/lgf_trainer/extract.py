@@ -4,10 +4,10 @@ Every video is read at 8 frames a second, resized and cut to the model's picture
 begin every 20 frames. Of each window the cache holds the VAE's posterior, the T5 embedding of the caption, and the Local
 Gram Flow of SAM2's memory features of the subject, tracked forward and backward in time.
 
-    lgf extract videos/ --out cache --detect "a person . an animal"
-    lgf extract clips.jsonl --out cache                    boxes and captions from a manifest
-    lgf extract shards/ --out cache                        .tar shards in webdataset format
-    accelerate launch -m lgf_kernels.cli extract videos/ --out cache     one process for each GPU, on any number of nodes
+    lgf extract videos/ --output cache --detect "a person . an animal"
+    lgf extract clips.jsonl --output cache                    boxes and captions from a manifest
+    lgf extract shards/ --output cache                        .tar shards in webdataset format
+    accelerate launch -m lgf_kernels.cli extract videos/ --output cache     one process for each GPU, on any number of nodes
 
 Stop it whenever you like: what is there is kept, and the same command goes on from there. Videos that are damaged, too
 short, or have no caption or box are left out and listed at the end.
@@ -39,7 +39,7 @@ class Options:
     """Videos, folders of them, JSONL manifests, webdataset .tar shards or folders of those. A manifest has lines like
     {"video": "dog.mp4", "caption": "a dog runs", "box": [x0, y0, x1, y1]}; beside a video may stand its caption as .txt
     and such fields as .json."""
-    out: Path
+    output: Path
     """Folder of the cache. If there is one made with the same options, what it lacks is added."""
     model: str = "THUDM/CogVideoX-5b-I2V"
     """CogVideoX pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and T5, once)."""
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
     student = read_student(options.model)
     settings = _settings(options, student, state.device)
     extraction = Extraction(
-        WindowCache(options.out, settings),
+        WindowCache(options.output, settings),
         lambda: _load(options, settings, state.device),
         max_frames=options.max_frames,
         allow_empty_captions=options.allow_empty_captions,
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
     report = Report.merged(gather_object([report]))
     if state.is_main_process:
         print(report.text(), flush=True)
-        report.save(options.out / "report.json")
+        report.save(options.output / "report.json")
     state.destroy_process_group()
     if not report.written and not report.present:
         raise TrainerError("no window was made: what the videos lack is said above")

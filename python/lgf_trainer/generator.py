@@ -16,9 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .devices import choose_device
-from .errors import TrainerError
+from .errors import TrainerError, in_short
 from .export import Frames
 from .hashing import content_hash
+from .hub import pretrained
 from .lora import find_lora, load_lora
 from .prompts import Request
 from .video import Fit, Video, VideoError
@@ -67,10 +68,7 @@ class Generator:
         Raises:
             TrainerError: they are not there, or the LoRA was made for another model.
         """
-        try:
-            self.pipeline = self.kind.from_pretrained(self.options.model, dtype=getattr(torch, self.dtype))
-        except (OSError, ValueError) as error:
-            raise TrainerError(f"{self.options.model} does not load ({_one_line(error)})") from error
+        self.pipeline = pretrained(self.kind, self.options.model, dtype=getattr(torch, self.dtype))
         self.pipeline.set_progress_bar_config(disable=True)
         if self.options.tile_vae:
             self.pipeline.vae.enable_tiling()
@@ -175,7 +173,7 @@ def _read_settings(model: str) -> tuple[type, dict[str, Any]]:
             raise TrainerError(f"{model} is a {name}: lgf sample runs {' and '.join(PIPELINES)}")
         return PIPELINES[name], CogVideoXTransformer3DModel.load_config(model, subfolder="transformer")
     except (OSError, KeyError) as error:
-        raise TrainerError(f"{model} cannot be read ({_one_line(error)})") from error
+        raise TrainerError(f"{model} cannot be read ({in_short(error)})") from error
 
 
 def _video_size(options: "Options", config: dict[str, Any]) -> tuple[int, int, int]:
@@ -214,7 +212,3 @@ def _open_image(path: Path) -> Image.Image:
     except VideoError as error:
         raise TrainerError(f"{path} is neither a picture nor a video. Give one, such as a .png or an .mp4") from error
     return Image.fromarray(frames[0].permute(1, 2, 0).numpy())
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .errors import TrainerError
+from .errors import TrainerError, in_short
 
 Model = TypeVar("Model")
 
 
 def pretrained(kind: type[Model], name: str, **options: Any) -> Model:
-    """`kind.from_pretrained(name, **options)`.
+    """`kind.from_pretrained(name, **options)`, with `subfolder` among the options if need be.
 
     Raises:
         TrainerError: there is no such model, or no network and no copy of it in the cache of the hub.
@@ -20,9 +20,9 @@ def pretrained(kind: type[Model], name: str, **options: Any) -> Model:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        place = "/".join([name, options["subfolder"]] if "subfolder" in options else [name])
         raise TrainerError(
-            f"{kind.__name__} cannot be loaded from {name}: {reason}. "
+            f"{kind.__name__} cannot be loaded from {place}: {in_short(error)}. "
             "Give a folder, or a name on the Hugging Face hub and a network"
         ) from error
 

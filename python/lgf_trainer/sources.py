@@ -74,7 +74,8 @@ def _clips_of(source: Path) -> Iterator[Clip]:
 
 
 def _manifest(path: Path) -> Iterator[Clip]:
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    # Unlike str.splitlines, split("\n") leaves a line separator inside a caption alone.
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .errors import TrainerError
+from .errors import TrainerError, in_short
 from .hub import frozen, pretrained
 from .teachers import Teacher
 
@@ -86,7 +86,7 @@ class PackageSam2(Teacher):
         try:
             built = build_sam2(config, checkpoint, device) if checkpoint else build_sam2_hf(model, device=device)
         except Exception as error:  # whatever hydra, torch.load or the hub have to say about a wrong name
-            raise TrainerError(f"SAM2 cannot be loaded from {model}: {str(error).splitlines()[0]}") from error
+            raise TrainerError(f"SAM2 cannot be loaded from {model}: {in_short(error)}") from error
         self.model = frozen(built.float(), device)
         self.size = self.model.image_size
 

@@ -75,7 +75,7 @@ def run(models, tmp_path):
 
     def run_extract(*arguments, out="cache", model="pipeline"):
         options = [
-            "--out",
+            "--output",
             tmp_path / out,
             "--model",
             models / model,
@@ -379,7 +379,9 @@ def test_nothing_usable_is_an_error_in_one_line(models, tmp_path, capsys):
     (tmp_path / "a.mp4").write_text("no video")
     (tmp_path / "a.txt").write_text("a dog")
     with pytest.raises(SystemExit) as stopped:
-        lgf_command(["extract", str(tmp_path), "--out", str(tmp_path / "cache"), "--model", str(models / "pipeline")])
+        lgf_command(
+            ["extract", str(tmp_path), "--output", str(tmp_path / "cache"), "--model", str(models / "pipeline")]
+        )
     assert str(stopped.value).startswith("lgf extract: no window was made") and "\n" not in str(stopped.value)
     assert "a.mp4 is not a video" in capsys.readouterr().out
 
@@ -406,7 +408,7 @@ def test_a_full_disk_keeps_what_is_there(run, clip, tmp_path, monkeypatch):
 
 def command(models, sources, out):
     arguments = [
-        "-m", "lgf_kernels.cli", "extract", sources, "--out", out, "--model", models / "pipeline",
+        "-m", "lgf_kernels.cli", "extract", sources, "--output", out, "--model", models / "pipeline",
         "--teacher-model", models / "sam2", "--stride", 5,
     ]  # fmt: skip
     return [str(a) for a in arguments]
@@ -476,7 +478,7 @@ def test_bad_options_are_refused(arguments, message, models, clip, tmp_path, mon
     defaults = {"--model": models / "pipeline", "--teacher-model": models / "sam2"}
     words = [str(w) for n, v in defaults.items() if n not in arguments for w in (n, v)]
     with pytest.raises(TrainerError, match=message) as raised:
-        extract.main([*sources, *arguments, "--out", "cache", *words])
+        extract.main([*sources, *arguments, "--output", "cache", *words])
     assert "\n" not in str(raised.value)
 
 
@@ -541,7 +543,7 @@ def test_help_teaches(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     for wanted in (
-        "lgf extract videos/ --out cache",
+        "lgf extract videos/ --output cache",
         "accelerate launch",
         "--detect",
         "--save-features",

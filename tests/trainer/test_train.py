@@ -260,7 +260,10 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
         ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
         ({"model__targets": "to_z"}, "model.targets: Target modules"),
-        ({"model__path": "/nowhere/at/all"}, "no CogVideoX transformer that can be loaded"),
+        (
+            {"model__path": "/nowhere/at/all"},
+            "CogVideoXTransformer3DModel cannot be loaded from /nowhere/at/all/transformer",
+        ),
         ({"training__steps": 0}, "training.steps must be at least 1, got 0"),
     ],
 )
