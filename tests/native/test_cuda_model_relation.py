@@ -143,6 +143,17 @@ def test_weights(tensor_cores, dtype):
     assert value == 0 and not gradient.any()
 
 
+@pytest.mark.parametrize("processors", [1, 2])
+def test_weights_far_apart(model, processors):
+    """More pairs without weight between them than a warp looks at together."""
+    model.lgf_model_processors(processors)
+    c = torch.zeros(24, 24)
+    for frame in (0, 5, 12, 23):
+        c[frame, frame] = 1.0
+    against_reference(*inputs((2, 24, TILE // 2, 8), 8, torch.bfloat16), c)
+    against_reference(*inputs((1, 24, TILE, 8), 8, torch.bfloat16), c)
+
+
 @pytest.mark.parametrize("videos", [1, 3])
 @pytest.mark.parametrize("blocks", [1, 4, 5, 7, 10, 20])
 @pytest.mark.parametrize("dtype, tile", [(torch.bfloat16, TILE), (torch.float32, 64)], ids=str)
