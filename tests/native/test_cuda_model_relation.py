@@ -188,14 +188,14 @@ def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores,
 @pytest.mark.parametrize("frames_alone", [False, True])
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_pairs_of_frames_of_weight_zero_cost_no_products(tensor_cores, needs_grad, frames_alone):
-    c = torch.eye(6) if frames_alone else torch.ones(6, 6)
-    student, teacher = inputs((1, 6, TILE, 16), 8, torch.bfloat16)
+    c = torch.eye(5) if frames_alone else torch.ones(5, 5)
+    student, teacher = inputs((1, 5, TILE, 16), 8, torch.bfloat16)
     student.requires_grad_(needs_grad)
     _, (*_, products) = work(
         tensor_cores, lambda: lgf.token_relation_loss(student, teacher, pair_weight=c, backend="native")
     )
     # One chunk of channels of student and teacher for each pair of tiles, two of tokens for each block of coefficients.
-    pairs, blocks = (6, 6) if frames_alone else (21, 36)
+    pairs, blocks = (5, 5) if frames_alone else (15, 25)
     of_a_chunk = TILE * TILE * 64
     assert products == of_a_chunk * (2 * pairs + 2 * needs_grad * blocks)
 
