@@ -163,7 +163,7 @@ def test_panels(tensor_cores, monkeypatch, dtype, tile, blocks, videos):
     against_reference(*inputs((videos, 3, tile + 7, 16), 8, dtype), torch.rand(3, 3))
 
 
-@pytest.mark.parametrize("videos, processors", [(1, 9), (2, 13), (2, 1000)])
+@pytest.mark.parametrize("videos, processors", [(1, 13), (2, 17), (2, 1000)])
 def test_several_blocks_share_the_sum_of_a_tile(tensor_cores, videos, processors):
     tensor_cores.lgf_model_multiprocessors(processors, 228)
     student, teacher = inputs((videos, 3, TILE + 5, 24), 16, torch.float16)
