@@ -20,22 +20,26 @@ def pyplot():
 
 
 def draw(file: Path, title: str, quantity: str, curves: dict[str, Curve]) -> None:
-    """One picture of one sweep."""
-    figure, (time, memory) = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    """One picture of one sweep; of time alone, if memory was not measured."""
+    measured = any(peak for curve in curves.values() for peak in curve.bytes)
+    panels = 1 + measured
+    figure, axes = pyplot().subplots(1, panels, figsize=(4.5 * panels, 3.4), layout="constrained", squeeze=False)
+    time, memory = axes[0, 0], axes[0, -1]
+    longest = max(curves.values(), key=lambda curve: len(curve.sizes))
     for provider, curve in curves.items():
         style = {"marker": "o", "markersize": 3.5, "color": COLOURS.get(provider), "label": provider}
         time.plot(curve.sizes, curve.milliseconds, **style)
-        known = [(size, peak / 2**20) for size, peak in zip(curve.sizes, curve.bytes, strict=True) if peak]
-        memory.plot(*zip(*known, strict=True) if known else ([], []), **style)
-    longest = max(curves.values(), key=lambda curve: len(curve.sizes))
+        if measured:
+            known = [(size, peak / 2**20) for size, peak in zip(curve.sizes, curve.bytes, strict=True) if peak]
+            memory.plot([size for size, _ in known], [peak for _, peak in known], **style)
+            memory.set(title="peak memory", ylabel="MiB")
     time.plot(longest.sizes, longest.floor_ms, color="black", linestyle="--", linewidth=1, label="floor")
     time.set(title="forward + backward", ylabel="milliseconds")
-    memory.set(title="peak memory", ylabel="MiB")
-    for axes in (time, memory):
-        axes.set(xscale="log", yscale="log", xlabel=quantity)
-        axes.set_xticks(longest.sizes, [str(size) for size in longest.sizes], fontsize=8)
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+    for panel in axes[0]:
+        panel.set(xscale="log", yscale="log", xlabel=quantity)
+        panel.set_xticks(longest.sizes, [str(size) for size in longest.sizes], fontsize=8)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
     time.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     file.parent.mkdir(parents=True, exist_ok=True)

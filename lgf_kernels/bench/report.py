@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from . import ceilings, plots, results, sweeps
+from .cases import CASES
 from .counting import PASSES
 from .errors import UserError
 from .providers import BACKENDS
@@ -63,12 +64,13 @@ def page(folder: Path) -> str:
 
 def _of_device(device: Path) -> Iterator[str]:
     rows = _rows(device, results.LOSSES)
-    first = rows[0]
-    yield f"## {first['device']}\n"
+    yield f"## {rows[0]['device']}\n"
     if ceiling := ceilings.read(device):
         yield f"Measured ceilings: {ceilings.as_text(ceiling)}.\n"
     if steps := results.read(device / STEP):
         yield "How much of a training step that is: " + " ".join(sentence(row) for row in steps) + "\n"
+    order = list(CASES)
+    rows.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
     for (name, dtype), of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):
         yield from _table(name, dtype, list(of_case))
     if pictures := list(swept(device)):
@@ -87,7 +89,7 @@ def _table(name: str, dtype: str, rows: list[dict]) -> Iterator[str]:
     yield f"### {name}, {dtype}\n"
     option = "" if row["operator"] == "token_relation" else f", window {row['window']}"
     yield (
-        f"`{row['operator']}`, student {shape}{option}; floor {milliseconds(row['floor_ms']['both'])}. {row['threads']} threads, "
+        f"`{row['operator']}`, student {shape}{option}; floor {milliseconds(row['floor_ms']['both'])}. Threads: {row['threads']}, "
         f"{CLOCKS[row['clock']]}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`.\n"
     )
     title = f"vs {against['provider']}" if against else "ratio"

@@ -70,6 +70,8 @@ def test_pictures(tmp_path):
     plots.draw(tmp_path / "plots" / "a.png", "title", "T", curves)
     curves["native"].bytes[:] = [None] * 4  # a system that does not tell
     plots.draw(tmp_path / "plots" / "b.png", "title", "T", curves)
+    curves["eager"].bytes[:] = [None] * 2  # `--measure` without memory
+    plots.draw(tmp_path / "plots" / "c.png", "title", "T", curves)
     for file in (tmp_path / "plots").iterdir():
         assert file.read_bytes()[:4] == b"\x89PNG" and file.stat().st_size > 5000
 
