@@ -146,7 +146,7 @@ def test_weights(tensor_cores, dtype):
 @pytest.mark.parametrize("processors", [1, 2])
 def test_weights_far_apart(model, processors):
     """More pairs without weight between them than a warp looks at together."""
-    model.lgf_model_processors(processors)
+    model.lgf_model_multiprocessors(processors, 228)
     c = torch.zeros(24, 24)
     for frame in (0, 5, 12, 23):
         c[frame, frame] = 1.0
