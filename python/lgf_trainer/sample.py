@@ -24,8 +24,8 @@ class Options:
 
     Everything is read from this machine, unless --model is the name of a model on the Hugging Face hub.
 
-        lgf sample --model CogVideoX-5b-I2V --lora run/lora --image dog.png --prompt "A dog runs." --output out
-        lgf sample --model CogVideoX-5b-I2V --lora run/lora --prompts vbench.jsonl --output out --samples 5
+        lgf sample --model CogVideoX-5b-I2V --lora run --image dog.png --prompt "A dog runs." --output out
+        lgf sample --model CogVideoX-5b-I2V --lora run --prompts vbench.jsonl --output out --samples 5
     """
 
     model: str
