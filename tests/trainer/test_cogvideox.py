@@ -105,7 +105,9 @@ def test_the_empty_caption(tiny_place):
 
 
 def test_no_model(tmp_path):
-    with pytest.raises(TrainerError, match=r"CogVideoXTransformer3DModel cannot be loaded from .*/transformer") as error:
+    with pytest.raises(
+        TrainerError, match=r"CogVideoXTransformer3DModel cannot be loaded from .*/transformer"
+    ) as error:
         load_transformer(recipe.Model(path=str(tmp_path)))
     assert "\n" not in str(error.value)
 
