@@ -26,8 +26,11 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/de
 demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-report/report.html
 	$(BIN)/lgf demo $(ARGS)
 
+# Several processes, each with whole files: what a file builds for its tests is built once.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## all tests; ARGS="-k name" picks some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 # The native module once more with the sanitizers, in a copy of the package of its own.
 SANE := build/sanitize
@@ -40,7 +43,7 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 		-DLGF_VERSION=$$($(BIN)/python -c 'import lgf_kernels; print(lgf_kernels.__version__)') > /dev/null
 	$(BIN)/cmake --build $(SANE)/cmake
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-		PYTHONPATH=$(SANE)/site $(BIN)/python -P -m pytest tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
+		PYTHONPATH=$(SANE)/site $(BIN)/python -P $(PYTEST) tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
 
 bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchmark
 	$(BIN)/python -m pytest benchmarks $(ARGS)

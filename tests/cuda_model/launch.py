@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import torch
 
 from lgf_kernels import native
+from lgf_kernels.native import lgf_kl, local_gram_flow
 
 
 def launched_on(module, monkeypatch):
     """The launchers take CPU tensors to a module that believes they are on a GPU."""
     monkeypatch.setattr(native, "load", lambda device_type: (module, None))
     monkeypatch.setitem(native.OPERATORS, "cpu", native.OPERATORS["cuda"])
-    for place in ("lgf_kernels.native", "lgf_kernels.native.lgf_kl"):
-        monkeypatch.setattr(f"{place}.takes_streams", lambda tensor: True)
+    for place in (native, lgf_kl, local_gram_flow):  # imported before: what one imports from another stays what it was
+        monkeypatch.setattr(place, "takes_streams", lambda tensor: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
 
 

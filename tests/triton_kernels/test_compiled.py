@@ -65,7 +65,8 @@ def test_token_relations_on_hopper_in_bfloat16():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
 def test_other_architectures_and_types(arch, dtype):
-    selection = ("--channels", 256, "--teachers", 2, 0, "--teacher-channels", 768)
+    operators = ("--operator", "lgf_kl", "token_relation")
+    selection = (*operators, "--channels", 256, "--teachers", 2, 0, "--teacher-channels", 768)
     for row in report("--arch", arch, "--dtype", dtype, *selection):
         if OLD_TRITON and arch == 100 and "error" in row:
             continue  # Triton 3.6 cannot compile all of them for Blackwell
