@@ -117,8 +117,8 @@ def test_compiles_with_inductor():
     student, teacher = student_and_teacher()
     compiled = torch.compile(loss, fullgraph=True)
     with torch._inductor.config.patch(force_disable_caches=True):  # those may be of other versions of the operators
-        ours = value_and_gradient(compiled, student, teacher)
-    for ours, theirs in zip(ours, value_and_gradient(loss, student, teacher), strict=True):
+        results = value_and_gradient(compiled, student, teacher)
+    for ours, theirs in zip(results, value_and_gradient(loss, student, teacher), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
