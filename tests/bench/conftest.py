@@ -9,12 +9,18 @@ from lgf_kernels.bench import cases
 
 
 @pytest.fixture
-def small_cases(monkeypatch):
+def small_cases():
     importlib.import_module("lgf_kernels.bench.tune")  # which takes its cases from the real ones, when it is imported
-    for name in list(cases.CASES):
-        monkeypatch.delitem(cases.CASES, name)
-    for name, case in SMALL.items():
-        monkeypatch.setitem(cases.CASES, name, case)
+    real = dict(cases.CASES)
+    replace(SMALL)
+    yield
+    replace(real)
+
+
+def replace(others):
+    """In place, since others have imported it, and in their order, in which the report has them."""
+    cases.CASES.clear()
+    cases.CASES.update(others)
 
 
 @pytest.fixture
