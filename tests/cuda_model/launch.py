@@ -3,10 +3,15 @@
 import ctypes
 from types import SimpleNamespace
 
+import pytest
 import torch
+from cuda_model import build
 
 from lgf_kernels import native
 from lgf_kernels.native import lgf_kl, local_gram_flow
+
+#: The sanitizer ends the whole process for what a broken kernel may do.
+broken_on_purpose = pytest.mark.skipif(build.SANITIZED, reason="a sanitizer would end the tests")
 
 
 def launched_on(module, monkeypatch):

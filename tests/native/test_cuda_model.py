@@ -8,7 +8,7 @@ import ctypes
 import pytest
 import torch
 from cuda_model import build
-from cuda_model.launch import launched_on, work
+from cuda_model.launch import broken_on_purpose, launched_on, work
 from helpers import assert_close, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
@@ -258,6 +258,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@broken_on_purpose
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
     module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 from cuda_model import build
-from cuda_model.launch import launched_on, work
+from cuda_model.launch import broken_on_purpose, launched_on, work
 from helpers import assert_close, features, value_and_gradient
 
 import lgf_kernels as lgf
@@ -304,6 +304,7 @@ MISTAKES = {
 
 
 @pytest.mark.slow
+@broken_on_purpose
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_broken_kernel_fails_on_hopper(mistake, objects, tmp_path, monkeypatch):
     module, functions = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
@@ -323,6 +324,7 @@ MISTAKES_OF_WARPS = {
 
 
 @pytest.mark.slow
+@broken_on_purpose
 @pytest.mark.parametrize("mistake", MISTAKES_OF_WARPS)
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
     module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES_OF_WARPS[mistake]))
