@@ -30,7 +30,6 @@
 namespace lgf {
 namespace cuda {
 
-
 // Read anew wherever it is needed: what follows from it is cheap to compute, and kept in registers it would crowd out
 // the sums of the products.
 LGF_DEVICE int thread_index() {

@@ -5,8 +5,9 @@
 // Normalised copies of the features would cost as much memory as the features, and rounded to half precision they
 // would cost the gradient its accuracy: where neighbours are alike, it is a small difference of large terms.
 //
-// The kernel here is for those that do not sum them up on their way: a warp sums the squares of a token. A norm that is not finite has the reciprocal NaN and not 0: an infinity in the
-// features must not pass for a similarity of 0. No reciprocal is 0, so 0 may stand for a token outside the frame.
+// The kernel here is for those that do not sum them up on their way: a warp sums the squares of a token. A norm that is
+// not finite has the reciprocal NaN and not 0: an infinity in the features must not pass for a similarity of 0. No
+// reciprocal is 0, so 0 may stand for a token outside the frame.
 #pragma once
 
 #include "tensor.h"

@@ -7,7 +7,6 @@ A file appears under its name only when it is whole, and carries a hash of its c
 killed or failing writer leaves nothing that could be taken for a window. Several processes may write to one folder.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import TrainerError
+from .errors import TrainerError, is_disk_full
 
 
 class Window(NamedTuple):
@@ -120,7 +119,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
         raise TrainerError(f"{path} cannot be written ({error.strerror})") from error
 

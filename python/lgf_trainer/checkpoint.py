@@ -9,7 +9,6 @@ A checkpoint is written into a hidden folder that is renamed when all of it is o
 kept: the seed and the number of the step decide them.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .aligned import AlignedTransformer
-from .errors import TrainerError
+from .errors import TrainerError, in_short, is_disk_full
 from .optimiser import GroupedAdamW, MovingAverage
 from .parallel import like, whole
 
@@ -173,7 +172,7 @@ class Checkpoints:
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "the disk is full" if _is_full(error) else " ".join(str(error).split())
+            reason = "the disk is full" if is_disk_full(error) else in_short(error)
             raise TrainerError(
                 f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}. "
                 "Mend that and run again: it goes on from the checkpoint before"
@@ -236,7 +235,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .errors import TrainerError
+from .errors import TrainerError, in_short
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' own
 ADAPTER = "lora"
@@ -53,8 +53,9 @@ def load_lora(pipeline: Any, file: Path, weight: float = 1.0) -> None:
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainerError(f"{file} does not load: its metadata and its weights disagree ({reason:.200})") from error
+        raise TrainerError(
+            f"{file} does not load: its metadata and its weights disagree ({in_short(error)})"
+        ) from error
     pipeline.set_adapters(ADAPTER, weight)
 
 

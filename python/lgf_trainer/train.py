@@ -7,11 +7,9 @@
 A run that is started again goes on from its last checkpoint.
 """
 
-import errno
-
 import tyro
 
-from .errors import TrainerError
+from .errors import TrainerError, is_disk_full
 from .recipe import Recipe, read_recipe, shipped_recipes
 
 
@@ -27,7 +25,7 @@ def main(arguments: list[str]) -> int:
     except BackendUnavailableError as error:
         raise TrainerError(str(error)) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise TrainerError(
             f"{recipe.run.output}: the disk is full. Make room and run again: it goes on from there"

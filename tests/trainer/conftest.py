@@ -1,6 +1,7 @@
 """A tiny model and a cache of random windows, made once."""
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +15,14 @@ def tiny_place(tmp_path_factory):
     make_tiny_pipeline(place / "model")
     make_cache(place / "cache")
     return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, tiny models are many times slower
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

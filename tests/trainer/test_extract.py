@@ -41,14 +41,6 @@ FITTED = torch.tensor(
 )  # resized to 64 x 107, cut to 64 x 96
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more, tiny models are many times slower
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -269,6 +261,13 @@ def test_a_box_beside_what_the_model_sees(run, tmp_path):
     with pytest.raises(TrainerError, match="no window was made"):
         run(tmp_path / "dog.mp4")
     assert "outside of the middle" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
+
+
+def test_captions_in_a_manifest_may_hold_line_separators(clip, tmp_path):
+    captions = ["a dog\u2028runs", "a dog\x85sleeps"]
+    lines = [json.dumps({"video": str(clip / "dog.mp4"), "caption": c}, ensure_ascii=False) for c in captions]
+    (tmp_path / "list.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert [found.caption for found in list_clips([tmp_path / "list.jsonl"])] == captions
 
 
 def test_folders_manifests_and_shards_give_the_same_windows(run, clip, tmp_path):

@@ -19,14 +19,6 @@ FRAMES, HEIGHT, WIDTH = 9, 64, 96
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more, tiny models are many times slower
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return str(make_tiny_teacher(tmp_path_factory.mktemp("sam2")))
