@@ -188,7 +188,7 @@ def rows(cases: list[LgfCase | RelationCase]) -> Iterator[dict]:
     seen = set()
     for case in tqdm(cases, desc="compiling", disable=None):
         for launched in launches_of(case):
-            name = launched.kernel.fn.__module__.rsplit(".")[-1] + launched.kernel.fn.__name__
+            name = launched.kernel.fn.__name__
             identity = (case.arch, name, str(launched.constants), str(described_types(launched.arguments)))
             if identity in seen:
                 continue

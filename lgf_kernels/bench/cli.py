@@ -12,10 +12,11 @@
 
 All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers does without.
 Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and timed no further. Times
-are medians over interleaved runs [lower .. upper quartile]; ratios come from one run. Memory is the peak beyond inputs, output and
-gradient. "call" is what forward and backward cost on inputs so small that arithmetic takes no time, "first" the first call, which
-compiles. "of floor": the floor is max(FLOP / GEMM ceiling, bytes / copy ceiling), with bytes = inputs read once and outputs written
-once per pass, and ceilings measured on this machine; 100 % is as fast as it could do it at all.
+are medians over interleaved runs [lower .. upper quartile]; ratios are with the fastest right answer that is not this library's, in
+the same run. Memory is the peak beyond inputs, output and gradient. "call" is what forward and backward cost on inputs so small
+that arithmetic takes no time, "first" the first call, which compiles. "of floor": the floor is max(FLOP / GEMM ceiling, bytes /
+copy ceiling), with bytes = inputs read once and outputs written once per pass, and ceilings measured on this machine; 100 % is as
+fast as it could do it at all.
 """
 
 import argparse

@@ -32,36 +32,43 @@ def peak_memory(case: Case, name: str, function: Callable | None = None) -> int 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def rise(action: Callable[[], object], device: str) -> int | None:
+    """Bytes by which memory in use exceeds, at its peak within the action, what is in use before."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        _return_free_memory()
+        with open("/proc/self/clear_refs", "w") as control:
+            control.write("5")  # the high-water mark restarts from here
+        before = _high_water_mark()
+        action()
+        return _high_water_mark() - before
+    except OSError:
+        return None
+
+
+def _one_step(case: Case, function: Callable) -> int | None:
+    """The rise within a step, less what it is for: output and gradient."""
+    student, teachers, upstream = case.inputs()
+    outputs = []
+    peak = rise(lambda: outputs.append(step(function, student, teachers, upstream)), case.device)
+    return peak and max(peak - outputs[0].nbytes - student.grad.nbytes, 0)
+
+
 def _allocator_peak(case: Case, function: Callable) -> int:
-    inputs = case.inputs()
-    output = step(function, *inputs)
-    inputs[0].grad = None
-    results = output.nbytes + inputs[0].nbytes
-    del output
-    torch.cuda.reset_peak_memory_stats(case.device)
-    before = torch.cuda.memory_allocated(case.device)
-    step(function, *inputs)
-    return max(torch.cuda.max_memory_allocated(case.device) - before - results, 0)
+    step(function, *case.inputs())
+    return _one_step(case, function)
 
 
 def _high_water_rise(case: Case, name: str) -> int | None:
-    student, teachers, upstream = case.inputs()
     # Everything that is allocated once and kept (libraries, thread pools, compiled code) comes before the measurement.
     warm_up = case if table()[name].compiles else case.smallest()
     function = provider(name, warm_up)
     step(function, *warm_up.inputs())
-    if warm_up is not case:
-        function = provider(name, case)
-    student.grad = None
-    _return_free_memory()
-    try:
-        with open("/proc/self/clear_refs", "w") as control:
-            control.write("5")  # the high-water mark restarts from here
-        before = _high_water_mark()
-        output = step(function, student, teachers, upstream)
-        return max(_high_water_mark() - before - student.grad.nbytes - output.nbytes, 0)
-    except OSError:
-        return None
+    return _one_step(case, function if warm_up is case else provider(name, case))
 
 
 def _return_free_memory() -> None:

@@ -10,7 +10,8 @@ from .cases import CASES
 from .counting import PASSES
 from .errors import UserError
 from .providers import BACKENDS
-from .step import STEP, sentence
+from .step import STEP
+from .step import as_text as step_as_text
 from .table import baseline, mebibytes, milliseconds, number, of_floor, quartiles, ratio
 
 PAGE = results.ROOT / "docs" / "performance.md"
@@ -31,7 +32,8 @@ Written by `lgf bench report` from the files in [benchmarks/results](../benchmar
 - Every answer was checked against the oracle in float64 on the same inputs first. "WRONG" means that it was off by more than
   1e-4 in float32 or 1e-2 (gradient 2e-2) in half precision; it was not timed. The gradient of token relations jumps where a
   difference passes 0 or the margin, and rounding puts a few of the pairs on the other side: there 1e-2 is allowed.
-- Times are medians of interleaved runs, with quartiles. A ratio is between rows of one table, which is one run of one process.
+- Times are medians of interleaved runs, with quartiles. Ratios are with the fastest right answer that is not this library's, in the
+  same run of the same process.
 - Memory is the peak beyond inputs, output and gradient. "call" is the cost of forward and backward on inputs so small that only
   the overhead is left. "first" is the first call, on the wall, compilation from empty caches included.
 - "of floor" compares with `max(FLOP / GEMM ceiling, bytes / copy ceiling)`: FLOP of the products, bytes of the inputs read once
@@ -67,8 +69,10 @@ def _of_device(device: Path) -> Iterator[str]:
     yield f"## {rows[0]['device']}\n"
     if ceiling := ceilings.read(device):
         yield f"Measured ceilings: {ceilings.as_text(ceiling)}.\n"
-    if steps := results.read(device / STEP):
-        yield "How much of a training step that is: " + " ".join(sentence(row) for row in steps) + "\n"
+    if steps := {row["config"]: row for row in results.read(device / STEP)}:
+        yield "### How much of a training step that is\n"
+        for row in steps.values():
+            yield f"{step_as_text(row)} `{row['command']}`, commit {row['commit']}.\n"
     order = list(CASES)
     rows.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
     for (name, dtype), of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):

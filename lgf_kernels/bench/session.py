@@ -2,10 +2,10 @@
 
   python -m lgf_kernels.bench.session --out DIR --minutes 10
 
-Builds the CUDA module, measures ceilings, checks and times the headline cases, runs tests/gpu, then all other cases, the tuner,
-peers and `torch.compile`, sweeps and the share of a training step: the most informative first, each within its part of the
-time. Whatever is finished is in DIR; the same command again goes on where this one stopped. DIR is ready to be committed under
-benchmarks/results.
+Builds the CUDA module, measures ceilings, checks and times the headline cases, runs tests/gpu, a part of them under
+compute-sanitizer, then all other cases, the tuner, peers and `torch.compile`, sweeps and the share of a training step: the most
+informative first, each within its part of the time. Whatever is finished is in DIR; the same command again goes on where this
+one stopped. DIR is ready to be committed under benchmarks/results.
 """
 
 import argparse
@@ -30,6 +30,10 @@ STATE = "session.json"
 TESTS = "tests.log"
 #: A step with less time than this is not begun: importing torch and starting CUDA take most of it.
 LEAST_SECONDS = 15
+#: The tests for compute-sanitizer, which slows kernels down ten to a hundred times.
+SANITIZED = "(native or triton) and (windows or panels or bfloat16 or float32) and not forward"
+#: What compute-sanitizer ends with if it finds an error; pytest's own codes are 0 to 5.
+SANITIZER_ERROR = 99
 #: What a process told to stop gets to put things down, in seconds.
 GRACE = 10
 
@@ -77,6 +81,26 @@ def tests(seconds: float, folder: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", f"@{skip}"]
 
 
+def sanitizer(tool: str) -> Callable[[float, Path], list[str]]:
+    """The tests that reach every kernel, under a tool of compute-sanitizer."""
+
+    def command(seconds: float, folder: Path) -> list[str]:
+        pytest = [sys.executable, "-P", "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "-k", SANITIZED]
+        return [*under(tool), *pytest]
+
+    return command
+
+
+def under(tool: str) -> list[str]:
+    """What a command is preceded by to run our kernels, and only ours, under a tool of compute-sanitizer.
+
+    All their names hold "lgf". torch's allocator is told to keep no memory, so that the end of a tensor is the end of an
+    allocation, past which nobody may read.
+    """
+    ours = ["--kernel-regex", "kns=lgf", "--error-exitcode", str(SANITIZER_ERROR)]
+    return ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool, *ours]
+
+
 HEADLINE = ("cogvideox-latent", "cogvideox-latent-cached", "moalign-24x150", "videorepa-24x150")
 QUICK = ("eager", "eager-unfold", "bmm", "chunked", "native", "triton", "portable")
 STEPS = (
@@ -85,6 +109,8 @@ STEPS = (
     Step("ceilings", bench("ceilings", "--dtypes", "bfloat16", "float32"), 0.1),
     Step("headline", bench(*HEADLINE, "--measure", "memory", "overhead", "--providers", *QUICK), 0.25),
     Step("tests", tests, 0.35),
+    Step("memcheck", sanitizer("memcheck"), 0.2),
+    Step("racecheck", sanitizer("racecheck"), 0.2),
     Step("cases", bench("--measure", "memory", "--rounds", "7", "--providers", *QUICK), 0.3),
     Step("tune", bench("tune", "--rounds", "15"), 0.3),
     Step("peers", bench(*HEADLINE), 0.4),
@@ -162,7 +188,8 @@ def _stop(process: subprocess.Popen) -> None:
 def summary(folder: Path, state: dict) -> str:
     """A short table: what ran, what the tests say, the fastest of each case."""
     lines = ["", "steps: " + ", ".join(f"{name} {it['status']}" for name, it in state["steps"].items())]
-    lines += [f"tests/gpu: {line}" for line in _last_line(folder / TESTS)]
+    for name in ("tests", "memcheck", "racecheck"):
+        lines += [f"{name}: {line}" for line in _last_line(folder / f"{name}.log")]
     lines.append(f"  {'case':<26}{'type':<10}{'fastest':<12}{'time':>10}{'ratio':>20}{'of floor':>10}")
     by_case = {}
     for row in ceilings.with_floors(results.latest(results.read(folder / results.LOSSES)), folder):

@@ -1,26 +1,29 @@
 """The share of a training step that the loss takes, so that nobody buys a speed-up of one per cent of a step.
 
-A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, with and without alignment, in interleaved runs;
-and the loss alone, from cached teacher logits on the same grid. What the loss costs beyond itself is the projector that feeds it.
-The arithmetic of the 5B model's step is counted too, which needs neither its weights nor a GPU.
+A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, in interleaved runs: without alignment, and with
+the loss from cached teacher logits as eager PyTorch computes it, as `torch.compile` does and as this library does; and each loss
+alone, on the same grid. What alignment costs beyond the loss is the projector that feeds it. The arithmetic of the 5B model's step
+is counted too, which needs neither its weights nor a GPU.
 """
 
 import argparse
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-import lgf_kernels as lgf
-
-from . import counting, results, timing
+from ..backends import Request, able
+from . import counting, memory, results, timing
 from .cases import Case
 from .errors import UserError
+from .providers import Loss, provider
 from .runner import progress
+from .table import mebibytes, milliseconds
 
 STEP = "step.jsonl"
 REQUIRED = ("diffusers", "peft")
@@ -41,11 +44,11 @@ class Config:
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
 
-    @property
-    def loss_case(self) -> Case:
+    def loss_case(self, device: str) -> Case:
         """The loss on the projected features, from two teachers' cached logits."""
         C = self.projector["widths"][-1]
-        return Case("lgf_kl", (1, self.frames, *self.grid[1:], C), (C, C), "", cached=True)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Case("lgf_kl", (1, self.frames, *self.grid[1:], C), (C, C), "", cached=True, dtype=dtype, device=device)
 
 
 CONFIGS = {
@@ -65,20 +68,32 @@ def run(arguments: argparse.Namespace) -> None:
         )
     row = measured(arguments.config, arguments.device, arguments.rounds) | counted("5b")
     row |= results.provenance(arguments.device) | {"clock": arguments.clock}
-    print(sentence(row))
+    print(as_text(row))
     if arguments.out:
         results.append(arguments.out / STEP, [row])
 
 
-def sentence(row: dict) -> str:
-    """What a row says, in words."""
-    return (
-        f"A training step of the {row['config']} configuration ({row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video "
-        f"tokens) takes {row['step_ms']:.0f} ms, {row['plain_ms']:.0f} ms without alignment; the loss itself takes "
-        f"{row['loss_ms']:.1f} ms, {100 * row['loss_ms'] / row['step_ms']:.1f} % of it. Counted, a step of the 5B model is "
-        f"{row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss {row['counted_loss_flop'] / 1e9:.1f} GFLOP, "
-        f"{100 * row['counted_loss_flop'] / row['counted_step_flop']:.4f} %."
+def as_text(row: dict) -> str:
+    """What a row says: sentences around a table, for a terminal and for docs/performance.md alike."""
+    lines = [
+        f"A training step of the {row['config']} configuration: {row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video "
+        f"tokens, {milliseconds(row['plain']['step_ms'])} without alignment. With LGF-KL from cached teacher logits it takes, and "
+        "needs beyond model, optimiser and inputs:\n",
+        "| loss | step | memory | the loss alone | of the step |",
+        "|---|---|---|---|---|",
+        f"| none | {milliseconds(row['plain']['step_ms'])} | {mebibytes(row['plain']['peak_bytes'])} | | |",
+    ]
+    lines += [
+        f"| {name} | {milliseconds(it['step_ms'])} | {mebibytes(it['peak_bytes'])} | {milliseconds(it['loss_ms'])} "
+        f"| {100 * it['loss_ms'] / it['step_ms']:.1f} % |"
+        for name, it in row["losses"].items()
+    ]
+    share = 100 * row["counted_loss_flop"] / row["counted_step_flop"]
+    lines.append(
+        f"\nCounted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
+        f"{row['counted_loss_flop'] / 1e9:.1f} GFLOP, {share:.4f} %."
     )
+    return "\n".join(lines)
 
 
 class Training:
@@ -117,40 +132,50 @@ class Training:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, lr=1e-6)
 
-    def loss(self, aligned: bool) -> Tensor:
+    def loss(self, align: Loss | None) -> Tensor:
         inputs = {"timestep": self.timestep, "encoder_hidden_states": self.text}
         with self.autocast:
             prediction, features = self.model.predict_and_capture(self.latents, **inputs)
             loss = mse_loss(prediction.float(), self.target.float())
-            if aligned:
-                loss = loss + 0.5 * lgf.lgf_kl_loss_from_logits(self.model.projector(features), self.cache)
+            if align:
+                loss = loss + 0.5 * align(self.model.projector(features), self.cache)
         return loss
 
-    def step(self, aligned: bool) -> None:
+    def step(self, align: Loss | None) -> None:
         self.optimiser.zero_grad(set_to_none=True)
-        self.loss(aligned).backward()
+        self.loss(align).backward()
         self.optimiser.step()
 
 
 def measured(name: str, device: str, rounds: int) -> dict:
-    """Medians of interleaved steps with and without alignment, and of the loss alone."""
+    """Medians of interleaved steps with each loss and without, and of each loss alone; and the memory of each step."""
     config = CONFIGS[name]
     training = Training(config, device)
+    case = config.loss_case(device)
+    losses = {each: provider(each, case) for each in ("eager", "compile", able(Request(case.operator, device))[0])}
     with training.autocast, torch.no_grad():
         features = torch.randn(1, *config.grid, HEAD * config.heads, device=device)
         projected = training.model.projector(features)
     projected.requires_grad_()
 
-    def loss_alone() -> None:
+    def alone(loss: Loss) -> None:
         projected.grad = None
-        lgf.lgf_kl_loss_from_logits(projected, training.cache).backward()
+        loss(projected, training.cache).backward()
 
-    actions = {"step_ms": lambda: training.step(True), "plain_ms": lambda: training.step(False), "loss_ms": loss_alone}
+    steps = {"plain": partial(training.step, None)} | {each: partial(training.step, it) for each, it in losses.items()}
+    times = _medians(steps, device, rounds)
+    of_loss = _medians({each: partial(alone, it) for each, it in losses.items()}, device, rounds)
+    peaks = {}
+    for each, action in steps.items():
+        training.optimiser.zero_grad(set_to_none=True)
+        peaks[each] = memory.rise(action, device)
+    rows = {each: {"step_ms": times[each], "peak_bytes": peaks[each]} for each in steps}
     return {
         "config": name,
         "parameters": sum(parameter.numel() for parameter in training.model.transformer.parameters()),
         "tokens": torch.Size(config.grid).numel(),
-        **_medians(actions, device, rounds),
+        "plain": rows.pop("plain"),
+        "losses": {each: row | {"loss_ms": of_loss[each]} for each, row in rows.items()},
     }
 
 
@@ -172,6 +197,6 @@ def counted(name: str) -> dict:
     """FLOP of the products of a step without alignment, recomputation included, and of the loss."""
     training = Training(replace(CONFIGS[name], dtype=torch.float32), "meta")
     with FlopCounterMode(display=False) as counter:
-        training.loss(aligned=False).backward()
-    work = counting.work(CONFIGS[name].loss_case)["both"]
+        training.loss(None).backward()
+    work = counting.work(CONFIGS[name].loss_case("cpu"))["both"]
     return {"counted_step_flop": counter.get_total_flops(), "counted_loss_flop": work.flop}

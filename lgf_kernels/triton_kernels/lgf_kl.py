@@ -61,7 +61,7 @@ def _divergence(zS, zT, member, inside, inverse_tau, KL: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _forward(
+def lgf_kl_forward(
     features,
     strides,
     norms,
@@ -152,7 +152,7 @@ def forward(
     with launch.on_device_of(student):
         norms = reciprocal_norms(features, options, out=kept and kept.norms)
         launch.tiles(
-            _forward,
+            lgf_kl_forward,
             len(options.directions) * B * (T - 1),
             (H, W),
             configs.forward(

@@ -28,7 +28,7 @@ from .tiles import SHORT, dot, exact, halo_tokens, load_channels, store_slots, t
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _forward(
+def lgf_forward(
     features,
     stride,
     norms,
@@ -111,7 +111,7 @@ def _coefficients(
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _backward(
+def lgf_backward(
     features,
     stride,
     norms,
@@ -208,7 +208,7 @@ def forward(features: Tensor, options: LgfOptions) -> Tensor:
     logits = features.new_empty((*lgf_pairs_shape(features), options.window**2), dtype=accumulate)
     with launch.on_device_of(features):
         launch.tiles(
-            _forward,
+            lgf_forward,
             B * (T - 1),
             (H, W),
             configs.forward(options.window, C, 0, operand, launch.architecture(features.device)),
@@ -257,7 +257,7 @@ def features_gradient(
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
     with launch.on_device_of(features):
         launch.tiles(
-            _backward,
+            lgf_backward,
             B * T,
             (H, W),
             configs.backward(options.window, C, operand, launch.architecture(features.device)),

@@ -22,7 +22,7 @@ ROWS, BLOCK_C = 32, 64
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _reciprocal_norms(
+def lgf_reciprocal_norms(
     tensors,
     strides,
     norms,
@@ -71,7 +71,7 @@ def reciprocal_norms(tensors: Sequence[Tensor], options: LgfOptions, out: Tensor
         return norms
     tokens = B * T * H * W
     launch.run(
-        _reciprocal_norms,
+        lgf_reciprocal_norms,
         (len(tensors) * triton.cdiv(tokens, ROWS),),
         tuple(tensors),
         tuple(launch.outer_strides(tensor) for tensor in tensors),

@@ -8,9 +8,9 @@
 Everything with two indices is symmetric. The n tokens of a video are cut into tiles, tiles[0] .. tiles[T-1], and one
 program takes a pair of tiles (row, column >= row):
 
-    _distances   a pair: d, its part of the loss and, for a gradient, the block g, in the type of the features
-    _products    a tile: sum_j g[i, j] z_j over the blocks of its row, and transposed over those of its column
-    _project     the part along z_i is taken off
+    lgf_relation_distances   a pair: d, its part of the loss and, for a gradient, the block g, in the type of the features
+    lgf_relation_products    a tile: sum_j g[i, j] z_j over the blocks of its row, and transposed over those of its column
+    lgf_relation_project     the part along z_i is taken off
 
 With C channels and C' of the teacher this costs n^2 (C + C') operations for half of all pairs and 2 n^2 C for the
 products, and scratch for n^2 / 2 numbers: 1.06 GB at n = 32,400 in bfloat16. Where that exceeds the budget
@@ -152,7 +152,7 @@ def _reach(weight, tile, frames, frame_tokens, TILE: tl.constexpr, FRAMES: tl.co
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _distances(
+def lgf_relation_distances(
     student,
     teacher,
     student_stride,
@@ -265,7 +265,7 @@ def _add_products(
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _products(
+def lgf_relation_products(
     coefficients,
     student,
     stride,
@@ -330,7 +330,7 @@ def _sum_of_parts(parts, part_stride, splits, places, mask, c0, C: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
-def _project(
+def lgf_relation_project(
     parts,
     part_stride,
     student,
@@ -438,7 +438,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
     B, frames, N, C = pairs.student.shape
     couples, width = triton.cdiv(panel.end - panel.first, 2), 2 * pairs.tiles - panel.first - panel.end + 1
     launch.fastest(
-        _distances,
+        lgf_relation_distances,
         lambda config: (triton.cdiv(couples, GROUP.value) * GROUP.value * width, B),
         configs.distances(max(C, pairs.teacher.shape[-1]), pairs.widest, launch.architecture(pairs.student.device)),
         pairs.student,
@@ -477,7 +477,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
     side_by_side = launch.multiprocessors(gradient.device)
     parts = panels.room_for_parts(gradient, panel, pairs.tiles, programs, side_by_side)
     launch.fastest(
-        _products,
+        lgf_relation_products,
         lambda config: (rows, len(parts) * triton.cdiv(C, config["BLOCK_C"]), B),
         candidates if panel.first == 0 else candidates[:1],  # a sum cannot be timed by repeating it
         coefficients,
@@ -506,7 +506,7 @@ def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
     channels = min(1024, max(16, triton.next_power_of_2(C)))
     rows = 4096 // channels
     launch.run(
-        _project,
+        lgf_relation_project,
         (triton.cdiv(frames * N, rows), B),
         parts,
         parts.stride()[:2],

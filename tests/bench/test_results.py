@@ -48,6 +48,8 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
 def test_ratios_are_of_one_run_and_of_right_answers():
     eager, fast = row(), row(provider="native", both=times(4.0))
     assert baseline([fast, eager]) is eager and ratio(fast, eager) == 2.5
+    better = row(provider="bmm", both=times(8.0))
+    assert baseline([fast, eager, better]) is better, "the strongest alternative, and none of our own"
     assert ratio(row(run="r2"), eager) is None
     wrong = row(status="wrong")
     for key in ("forward", "backward", "both"):
@@ -134,10 +136,11 @@ def folder(tmp_path):
     ]
     results.append(device / "sweeps.jsonl", sweep)
     step = {
-        "config": "tiny", "parameters": 10e6, "tokens": 100, "step_ms": 200.0, "plain_ms": 190.0, "loss_ms": 3.0,
-        "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9,
+        "config": "tiny", "parameters": 10e6, "tokens": 100, "plain": {"step_ms": 190.0, "peak_bytes": 2**30},
+        "losses": {"native": {"step_ms": 200.0, "loss_ms": 3.0, "peak_bytes": 2**31}},
+        "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9, "command": "lgf bench step", "commit": "abc",
     }  # fmt: skip
-    results.append(device / STEP, [step])
+    results.append(device / STEP, [step | {"tokens": 99}, step])
     machine = {"device": "a machine", "threads": 2, "copy": 1e10, "L2": 1e11, "gemm": {"float32": 5e10}}
     results.write(device / ceilings.FILE, json.dumps(machine))
     return tmp_path / "results"
@@ -151,7 +154,8 @@ def test_the_page_shows_the_results(folder):
     assert "WRONG" in cells["bmm"] and " ms" not in cells["bmm"] and "%" not in cells["bmm"]
     assert "failed: RuntimeError: no" in cells["natten"]
     assert "Not here: liger (not installed: pip install liger-kernel)." in page
-    assert "1.5 % of it" in page and "0.0004 %" in page and "10 GB/s" in page
+    assert "| 1.5 % |" in page and "0.0004 %" in page and "10 GB/s" in page and "`lgf bench step`, commit abc" in page
+    assert "100 video tokens" in page and "99 video tokens" not in page  # the last run of a configuration counts
     columns = {
         line.count("|")
         for line in page.splitlines()

@@ -1,6 +1,7 @@
 """`make gpu` on a fake clock: order, budget, resuming, and what is left when it is killed."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -119,6 +120,33 @@ def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
             assert set(arguments.providers or ()) <= set(cli.providers_table())
 
 
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_sanitizers_see_every_operator_of_both_backends(backend, tmp_path):
+    """The tests of tests/gpu that are chosen for them, with the backends that a GPU would have."""
+    code = f"""if True:
+        import sys, pytest
+        sys.path.insert(0, "tests")
+        import helpers
+        helpers.backends_of = lambda operator, device="cpu": ["native", "triton", "portable"]
+        sys.exit(pytest.main(["tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-k", {session.SANITIZED!r}]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=results.ROOT, capture_output=True, text=True)
+    chosen = re.findall(r"::(test_\w+)\[(.*)\]", done.stdout)
+    assert {name for name, parameters in chosen if backend in parameters} == {
+        "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
+        "test_token_relation", "test_token_relation_tiles", "test_token_relation_in_panels",
+    }  # fmt: skip
+    assert not [parameters for _, parameters in chosen if "portable" in parameters]
+    assert {dtype for dtype in ("bfloat16", "float32", "float64") if dtype in str(chosen)} == {"bfloat16", "float32"}
+
+
+def test_a_sanitizer_that_is_not_there_is_a_failed_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    step = session.Step("memcheck", session.sanitizer("memcheck"))
+    assert session.execute(step, 60, tmp_path) == 127
+    assert "compute-sanitizer" in (tmp_path / "memcheck.log").read_text()
+
+
 def test_tests_that_have_passed_are_not_run_again(tmp_path):
     log = "tests/gpu/test_cuda.py::test_a[(1, 2)-x] PASSED [ 1%]\ntests/gpu/test_cuda.py::test_b FAILED [ 2%]\n"
     (tmp_path / session.TESTS).write_text(log)
@@ -170,8 +198,10 @@ def test_the_summary_is_short_and_tells_what_is_wrong(tmp_path):
     del lost["both"]
     results.append(tmp_path / "losses.jsonl", [row(), row(provider="triton", both=fast), wrong, lost])
     (tmp_path / session.TESTS).write_text("...\n=== 90 passed, 1 failed in 12.3s ===\n")
+    (tmp_path / "racecheck.log").write_text("...\n========= RACECHECK SUMMARY: 2 hazards displayed\n")
     text = session.summary(tmp_path, {"steps": {"build": {"status": "done"}}})
-    assert "build done" in text and "90 passed, 1 failed" in text
+    assert "build done" in text and "tests: 90 passed, 1 failed" in text
+    assert "racecheck: RACECHECK SUMMARY: 2 hazards displayed" in text
     line = next(line for line in text.splitlines() if "cogvideox-latent" in line)
     assert "triton" in line and "5.00x vs eager" in line and "50.0 %" in line
     assert "bmm: WRONG" in text and "no provider gives the right answer" in text

@@ -1,14 +1,19 @@
 """The share of a training step: a small step really trains, and what is said follows from the numbers."""
 
+import sys
+
 import pytest
 import torch
+
+import lgf_kernels as lgf
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from dataclasses import replace
 
-from lgf_kernels.bench import counting, step
+from lgf_kernels.bench import counting, memory, step
+from lgf_kernels.bench.providers import provider
 
 SMALL = replace(step.CONFIGS["tiny"], heads=1, layers=2, grid=(3, 4, 6), frames=3, text=(2, 8), rank=4)
 
@@ -16,12 +21,13 @@ SMALL = replace(step.CONFIGS["tiny"], heads=1, layers=2, grid=(3, 4, 6), frames=
 def test_a_step_trains_the_adapters_and_the_projector_only_with_the_loss():
     torch.manual_seed(0)
     training = step.Training(SMALL, "cpu")
+    loss = provider("portable", SMALL.loss_case("cpu"))
     with torch.no_grad():
-        plain, aligned = training.loss(False), training.loss(True)
+        plain, aligned = training.loss(None), training.loss(loss)
     assert aligned > plain
-    training.step(aligned=False)
+    training.step(None)
     assert all(parameter.grad is None for parameter in training.model.projector.parameters())
-    training.step(aligned=True)
+    training.step(loss)
     assert all(parameter.grad is not None for parameter in training.model.projector.parameters())
     trained = [name for name, p in training.model.transformer.named_parameters() if p.grad is not None]
     assert trained and all("lora" in name for name in trained)
@@ -30,7 +36,24 @@ def test_a_step_trains_the_adapters_and_the_projector_only_with_the_loss():
 def test_measured(monkeypatch):
     monkeypatch.setitem(step.CONFIGS, "small", SMALL)
     row = step.measured("small", "cpu", 2)
-    assert 0 < row["loss_ms"] < row["step_ms"] and row["tokens"] == 72 and row["plain_ms"] > 0
+    assert row["tokens"] == 72 and row["plain"]["step_ms"] > 0 and "loss_ms" not in row["plain"]
+    assert list(row["losses"]) == ["eager", "compile", next(it.name for it in lgf.backends() if it.available)]
+    for it in row["losses"].values():
+        assert 0 < it["loss_ms"] < it["step_ms"]
+        assert sys.platform != "linux" or it["peak_bytes"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell peaks")
+def test_the_rise_is_what_an_action_allocates_at_its_peak():
+    def action():
+        kept = torch.ones(32, 2**20)
+        del kept
+        return torch.ones(8, 2**20)
+
+    held = torch.ones(16, 2**20)
+    rise = memory.rise(action, "cpu")
+    assert 0.95 * 2**27 < rise < 1.3 * 2**27
+    assert held.sum() == held.numel()
 
 
 def test_counted_products_of_a_step(monkeypatch):
@@ -46,12 +69,20 @@ def test_counted_products_of_a_step(monkeypatch):
     assert (
         2 * linear < per_layer < 4 * linear
     )  # forward, and backward by inputs, with some on top for attention and LoRA
-    assert small["counted_loss_flop"] == counting.work(SMALL.loss_case)["both"].flop
+    assert small["counted_loss_flop"] == counting.work(SMALL.loss_case("cpu"))["both"].flop
 
 
-def test_the_sentence():
+def test_what_is_said():
     row = {
-        "config": "tiny", "parameters": 10e6, "tokens": 72, "step_ms": 100.0, "plain_ms": 90.0, "loss_ms": 2.0,
+        "config": "tiny", "parameters": 10e6, "tokens": 72, "plain": {"step_ms": 90.0, "peak_bytes": 2**22},
+        "losses": {
+            "eager": {"step_ms": 200.0, "loss_ms": 50.0, "peak_bytes": 2**24},
+            "native": {"step_ms": 100.0, "loss_ms": 2.0, "peak_bytes": None},
+        },
         "counted_step_flop": 10**12, "counted_loss_flop": 10**9,
     }  # fmt: skip
-    assert "2.0 % of it" in step.sentence(row) and "0.1000 %" in step.sentence(row)
+    text = step.as_text(row)
+    assert "| none | 90.0 ms | 4.0 MiB | | |" in text
+    assert "| eager | 200.0 ms | 16.0 MiB | 50.0 ms | 25.0 % |" in text
+    assert "| native | 100.0 ms |  | 2 ms | 2.0 % |" in text
+    assert "10 M parameters, 72 video tokens, 90.0 ms without" in text and "0.1000 %" in text

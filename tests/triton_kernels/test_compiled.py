@@ -45,7 +45,7 @@ def check(row, spills=False):
 def test_hopper_in_bfloat16():
     selection = ("--operator", "lgf_kl", "--channels", 64, 256, 768, "--teachers", 1, 2, 0)
     rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
-    assert {row["kernel"] for row in rows} == {"norms_reciprocal_norms", "lgf_kl_forward", "local_gram_flow_backward"}
+    assert {row["kernel"] for row in rows} == {"lgf_reciprocal_norms", "lgf_kl_forward", "lgf_backward"}
     for row in rows:
         assert "error" not in row, describe(row)
         check(row)
@@ -55,7 +55,7 @@ def test_hopper_in_bfloat16():
 def test_token_relations_on_hopper_in_bfloat16():
     selection = ("--operator", "token_relation", "--channels", 256, "--teacher-channels", 256, 768)
     rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
-    kernels = {"norms_reciprocal_norms"} | {f"token_relation_{name}" for name in ("distances", "products", "project")}
+    kernels = {"lgf_reciprocal_norms"} | {f"lgf_relation_{name}" for name in ("distances", "products", "project")}
     assert {row["kernel"] for row in rows} == kernels
     for row in rows:
         assert "error" not in row, describe(row)
@@ -71,7 +71,7 @@ def test_other_architectures_and_types(arch, dtype):
         if OLD_TRITON and arch == 100 and "error" in row:
             continue  # Triton 3.6 cannot compile all of them for Blackwell
         assert "error" not in row, describe(row)
-        check(row, spills=row["kernel"].startswith("token_relation"))  # those are tuned for Hopper in half precision
+        check(row, spills=row["kernel"].startswith("lgf_relation"))  # those are tuned for Hopper in half precision
 
 
 @pytest.mark.slow
