@@ -140,9 +140,17 @@ def column_blocks(keys: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
     bounds = [W * i // blocks for i in range(blocks + 1)]
     for x0, x1 in itertools.pairwise(bounds):
         left, right = max(x0 - r, 0), min(x1 + r, W)
-        halo = F.pad(keys[:, left:right], (0, 0, r - (x0 - left), r - (right - x1), r, r))
+        halo = padded(keys[:, left:right], (r - (x0 - left), r - (right - x1), r, r))
         row = halo.shape[1] * C
         yield slice(x0, x1), halo.as_strided((H, window * halo.shape[1], C), (row, C, 1))
+
+
+def padded(frame: Tensor, halo: tuple[int, int, int, int]) -> Tensor:
+    """The frame (H, W, ...) with zeros to the left and right, above and below, contiguous for the views that are made of it.
+
+    Where nothing is to be added, for a window of 1, `F.pad` keeps the strides of the frame.
+    """
+    return F.pad(frame, (0, 0, *halo)).contiguous()
 
 
 def diagonals(tile: Tensor, window: int) -> Tensor:
@@ -156,9 +164,9 @@ def transpose_window(g: Tensor, window: int) -> Tensor:
     """g^T[j, e] = g[j + e, -e], 0 where j + e lies outside: the same pairs of tokens, seen from the keys."""
     H, W, _ = g.shape
     r = window // 2
-    padded = F.pad(g, (0, 0, r, r, r, r))
+    halo = padded(g, (r, r, r, r))
     column = window * window
     row = (W + 2 * r) * column
     # Stepping to the next key row moves one row down and one offset back; likewise for columns.
     strides = (row, column, row - window, column - 1)
-    return padded.as_strided((H, W, window, window), strides, column - 1).reshape(H, W, column)
+    return halo.as_strided((H, W, window, window), strides, column - 1).reshape(H, W, column)

@@ -26,6 +26,18 @@ def test_values_and_gradients(backend, shape, window, similarity, direction):
     assert ours[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("window", [1, 3])
+def test_channels_first(backend, window, dtype):
+    f = features(2, 5, 3, 4, 6, dtype=dtype).permute(0, 2, 3, 4, 1)
+    upstream = torch.randn(2, window**2, 4, 6, 2, dtype=torch.float64).permute(0, 4, 2, 3, 1)
+    options = dict(window=window, similarity="dot", upstream=upstream)
+    ours = value_and_gradient(lgf.local_gram_flow, f, backend=backend, **options)
+    truth = value_and_gradient(lgf.local_gram_flow, f.double(), backend="reference", **options)
+    assert_close(ours[0], truth[0], 1e-5)
+    assert_close(ours[1], truth[1], 1e-5 if dtype == torch.float32 else rounding(dtype, backend))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_types(backend, dtype):
     f = features(1, 3, 5, 6, 40, dtype=dtype)
