@@ -7,6 +7,8 @@ import torch
 import torch._inductor.config
 from helpers import backends_of, features, value_and_gradient
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -209,3 +211,44 @@ def test_threads_do_not_change_the_portable_result_beyond_rounding(loss):
         torch.set_num_threads(threads)
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@losses
+def test_numbers_that_memory_does_not_hold(loss):
+    """A negation that torch has put off, and teachers that are wrappers around the tensor with the numbers."""
+    student, teacher = student_and_teacher()
+    plain = value_and_gradient(loss, student, teacher)
+    negated = value_and_gradient(loss, torch._neg_view(-student), torch._neg_view(-teacher))
+    assert all(torch.equal(a, b) for a, b in zip(plain, negated, strict=True))
+    wrapped = value_and_gradient(loss, student, TwoTensor(teacher, teacher))
+    assert all(torch.equal(getattr(a, "a", a), b) for a, b in zip(wrapped, plain, strict=True))
+
+
+def test_caches_and_upstream_gradients_that_memory_does_not_hold():
+    student, teacher = student_and_teacher()
+    cache, upstream = lgf.local_gram_flow(teacher), torch.randn(2, 2, 4, 5)
+
+    def run(cache, upstream):
+        leaf = student.clone().requires_grad_()
+        value = lgf.lgf_kl_loss_from_logits(leaf, cache, reduction="none")
+        return value, *torch.autograd.grad(value, leaf, upstream)
+
+    plain = run(cache, upstream)
+    assert all(map(torch.equal, run(torch._neg_view(-cache), torch._neg_view(-upstream)), plain))
+    assert (run(cache, torch._efficientzerotensor(upstream.shape))[1] == 0).all()
+
+
+@losses
+def test_forward_mode_and_function_transforms_are_refused(loss):
+    """torch would drop the tangents silently."""
+    student, teacher = student_and_teacher()
+    with pytest.raises(lgf.BackendUnavailableError, match='backend="reference"'):
+        torch.func.grad(loss)(student, teacher)
+    with pytest.raises(lgf.BackendUnavailableError, match=r"the kernels have no derivative for .*jvp"):
+        torch.func.jvp(lambda s: loss(s, teacher), (student,), (student,))
+    for grad_mode in (True, False):
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+            dual = forward_ad.make_dual(student, student)
+            with pytest.raises(lgf.BackendUnavailableError, match="forward-mode"):
+                loss(dual, teacher)
+            assert forward_ad.unpack_dual(loss(dual, teacher, backend="reference")).tangent is not None

@@ -1,12 +1,15 @@
 """What all operators share: the autocast rule, the short way past the dispatcher, the refusal of a second derivative."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_gradtrackingtensor
+from torch.autograd import forward_ad
+from torch.library import CustomOpDef
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..errors import OnceDifferentiableError
+from ..errors import BackendUnavailableError, OnceDifferentiableError
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:
@@ -17,21 +20,42 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def shortest(tensor: Tensor, compute: Callable, differentiable: Callable, operator: Callable) -> Callable:
-    """The shortest way to run an operator that everything which has to see the call still sees.
+def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, operator: CustomOpDef) -> Callable:
+    """The shortest way to run an operator on these tensors that everything which has to see the call still sees.
 
     The dispatcher takes some 0.3 ms for an operator in Python with a list of tensors, several times what small inputs
-    take on a GPU. It is passed by where nothing but autograd (`differentiable`), or nothing at all (`compute`), looks.
+    take on a GPU. It is passed by where nothing but autograd (`differentiable`), or nothing at all (`compute`), looks,
+    and where the memory of every tensor holds its numbers.
     """
+    if torch.compiler.is_compiling():
+        return operator
+    given = [tensor for tensor in tensors if tensor is not None]
+    refuse_forward_derivatives(operator, given)
     observed = (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or _get_current_dispatch_mode() is not None
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or not all(map(holds_its_numbers, given))
     )
     if observed:
         return operator
     return differentiable if torch.is_grad_enabled() else compute
+
+
+def holds_its_numbers(tensor: Tensor) -> bool:
+    """Whether the numbers are those in memory: a subclass may have none, and a negation or zeros may still be to be done."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg() and not tensor._is_zerotensor()
+
+
+def refuse_forward_derivatives(operator: CustomOpDef, tensors: Sequence[Tensor]) -> None:
+    """The dispatcher drops the tangents silently, and answers `torch.func.grad` with the name of a class nobody wrote."""
+    tracked = torch._C._are_functorch_transforms_active() and any(map(is_gradtrackingtensor, tensors))
+    if tracked or (
+        forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    ):
+        raise BackendUnavailableError(
+            f"{operator._name}: the kernels have no derivative for torch.func.grad, torch.func.jvp and forward-mode automatic "
+            'differentiation. Use backend="reference", which is plain PyTorch, or torch.autograd.grad and backward().'
+        )
 
 
 def undispatched(compute: Callable, setup_context: Callable, differentiate: Callable) -> Callable:

@@ -24,7 +24,8 @@ def lgf_kl(
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
     needs_grad = student.requires_grad and torch.is_grad_enabled()
     arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend)
-    return shortest(student, _compute, _undispatched, _forward)(*arguments, *options)[0]
+    forward = shortest((student, *teachers, token_weight), _compute, _undispatched, _forward)
+    return forward(*arguments, *options)[0]
 
 
 def _compute(
@@ -107,7 +108,7 @@ def _differentiate(ctx, grad_loss, grad_residual):
     if grad_loss is None:
         grad = None
     else:
-        backward = shortest(student, _compute_backward, _backward, _backward)
+        backward = shortest((grad_loss, student, token_weight), _compute_backward, _backward, _backward)
         grad = backward(grad_loss, student, residual, token_weight, *ctx.options)
     return grad, ctx.no_teacher_gradients, None, None, None, None, *[None] * len(ctx.options)
 

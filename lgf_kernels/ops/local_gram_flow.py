@@ -14,7 +14,7 @@ def local_gram_flow(features: Tensor, options: LgfOptions, backend: str) -> Tens
     if backend == "reference":
         with without_autocast(features):
             return reference.local_gram_flow(features, options)
-    forward = shortest(features, _compute, _undispatched, _forward)
+    forward = shortest((features,), _compute, _undispatched, _forward)
     return forward(features, options.window, options.similarity, options.direction, backend)
 
 
@@ -56,7 +56,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_logits):
     (features,) = ctx.saved_tensors
-    backward = shortest(features, _compute_backward, _backward, _backward)
+    backward = shortest((grad_logits, features), _compute_backward, _backward, _backward)
     return backward(grad_logits, features, *ctx.options), None, None, None, None
 
 

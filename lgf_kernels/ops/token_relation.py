@@ -17,7 +17,7 @@ def token_relation(
             return reference.token_relation(student, teacher, pair_weight, margin, reduction)
     needs_grad = student.requires_grad and torch.is_grad_enabled()
     arguments = (student, teacher, pair_weight, margin, reduction, needs_grad, backend)
-    return shortest(student, _compute, _undispatched, _forward)(*arguments)[0]
+    return shortest((student, teacher, pair_weight), _compute, _undispatched, _forward)(*arguments)[0]
 
 
 def _compute(
@@ -72,7 +72,7 @@ def _differentiate(ctx, grad_loss, grad_residual):
     if grad_loss is None:
         grad = None
     else:
-        backward = shortest(residual, _compute_backward, _backward, _backward)
+        backward = shortest((grad_loss, residual), _compute_backward, _backward, _backward)
         grad = backward(grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
     return grad, None, None, None, None, None, None
 
