@@ -20,8 +20,9 @@ class Detector:
         from transformers import AutoProcessor, GroundingDinoForObjectDetection
 
         self.text, self.threshold, self._device = text, threshold, device
+        weights = pretrained(GroundingDinoForObjectDetection, model, ("grounding-dino",), dtype=torch.float32)
+        self._model = frozen(weights, device)
         self._processor = pretrained(AutoProcessor, model)
-        self._model = frozen(pretrained(GroundingDinoForObjectDetection, model, dtype=torch.float32), device)
 
     @torch.no_grad()
     def __call__(self, frame: Tensor) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 Every video is read at 8 frames a second, resized and cut to the model's picture, in windows of the model's length that
 begin every 20 frames. Of each window the cache holds the VAE's posterior, the T5 embedding of the caption, and the Local
-Gram Flow of SAM2's memory features of the subject, tracked forward and backward in time.
+Gram Flow of SAM2's memory features of the subject, tracked forward and backward in time. With --dino it holds DINO's features too,
+for REPA; --teacher none --dino makes a cache for REPA alone, of videos without boxes.
 
     lgf extract videos/ --output cache --detect "a person . an animal"
     lgf extract clips.jsonl --output cache                    boxes and captions from a manifest
@@ -58,13 +59,13 @@ class Options:
     allow_empty_captions: bool = False
     """Give videos without a caption an empty one, instead of leaving them out."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of VAE, T5 and what is stored of them (default: bfloat16 on a GPU, float32 on a CPU). The teacher is float32."""
+    """Of VAE, T5 and what is stored of them (default: bfloat16 on a GPU, float32 on a CPU). Teachers are float32."""
     vae_tiling: bool = False
     """Encode videos in tiles: takes less memory, and changes latents a little."""
 
     teacher: Literal["transformers", "sam2", "none"] = "transformers"
-    """Implementation of SAM2: that of transformers, or the sam2 package (pip install "lgf-kernels[sam2]"). none: only
-    latents and text."""
+    """Implementation of SAM2: that of transformers, or the sam2 package (pip install "lgf-kernels[sam2]"). none: without
+    SAM2, so that no subject is needed."""
     teacher_model: str = "facebook/sam2.1-hiera-large"
     """Weights of SAM2: a name on the Hugging Face hub (downloaded once), a folder (transformers), or
     CONFIG.yaml:CHECKPOINT.pt (sam2)."""
@@ -83,9 +84,15 @@ class Options:
     boundary: Literal["exclude", "zero"] = "exclude"
     """What Local Gram Flow makes of positions outside of the picture."""
     save_features: bool = False
-    """Store the teacher's features too, for losses on features: several times the size."""
+    """Store SAM2's features too, for losses on features: several times the size."""
     save_masks: bool = False
     """Store the subject's masks too, for mask supervision."""
+    dino: bool = False
+    """Store DINO's features of the same frames too, one vector for each token (features_dino), for REPA and other losses on
+    given features: several times the size."""
+    dino_model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m"
+    """Weights of DINOv3 or DINOv2: a folder, or a name on the Hugging Face hub (downloaded once). The paper's is DINOv3, of a
+    size that it does not say; its weights must be asked for on the hub, those of facebook/dinov2-large need not."""
 
 
 def main(arguments: list[str]) -> int:
@@ -172,6 +179,8 @@ def _settings(options: Options, student: "Student", device: "torch.device") -> d
         "grid": [frames if options.time == "frames" else tokens, *grid],
         "teacher": options.teacher,
     }
+    if options.dino:
+        settings |= {name: getattr(options, name) for name in ("dino_model", "time")}
     if options.teacher != "none":
         names = ("teacher_model", "time", "window", "similarity", "boundary", "save_features", "save_masks", "detect")
         settings |= {name: getattr(options, name) for name in names}
@@ -186,6 +195,7 @@ def _load(options: Options, settings: dict[str, Any], device: "torch.device") ->
     from .detector import Detector
     from .encoders import Encoders
     from .extraction import Models
+    from .teachers_dino import Dino
     from .teachers_sam2 import TEACHERS
 
     dtype = getattr(torch, settings["dtype"])
@@ -194,4 +204,5 @@ def _load(options: Options, settings: dict[str, Any], device: "torch.device") ->
         teacher = TEACHERS[options.teacher](options.teacher_model, device)
         if options.detect:
             detector = Detector(options.detect, options.detector, options.detect_threshold, device)
-    return Models(Encoders(options.model, device, dtype, options.vae_tiling), teacher, detector)
+    dino = Dino(options.dino_model, device) if options.dino else None
+    return Models(Encoders(options.model, device, dtype, options.vae_tiling), teacher, detector, dino)

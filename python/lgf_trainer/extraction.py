@@ -21,6 +21,7 @@ from .errors import TrainerError
 from .report import Report, Skipped
 from .sources import Clip
 from .teachers import LostSubject, Teacher, Track, to_grid
+from .teachers_dino import Dino
 from .video import Fit, Video, VideoError, to_signed
 
 
@@ -30,6 +31,7 @@ class Models(NamedTuple):
     encoders: Encoders
     teacher: Teacher | None
     detector: Detector | None
+    dino: Dino | None
 
 
 class Job(NamedTuple):
@@ -187,6 +189,8 @@ class Extraction:
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
             tensors |= self._lesson(forward, backward)
+        if models.dino is not None:
+            tensors["features_dino"] = models.dino(video[:: self._step], self.settings["grid"][1:]).half()
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise Skipped("not finite", f"{name} has values that are not finite or too large for {tensor.dtype}")
@@ -210,15 +214,17 @@ class Extraction:
             raise Skipped("nothing detected", f'nothing in the first frame fits "{detector.text}"')
         return box
 
+    @property
+    def _step(self) -> int:
+        """Frames of a window from one that teachers are compared in to the next: 1, or those that the VAE pools."""
+        return (self.settings["frames"] - 1) // (self.settings["grid"][0] - 1)
+
     def _lesson(self, forward: Track, backward: Track) -> dict[str, Tensor]:
         """The teacher's Local Gram Flow on the student's tokens, and what else the settings ask for."""
         settings, tensors = self.settings, {}
-        frames, *grid = settings["grid"]
-        step = (settings["frames"] - 1) // (
-            frames - 1
-        )  # 1, or the frames that the VAE pools: token i <-> frame step * i
+        grid = settings["grid"][1:]
         for direction, track in (("forward", forward), ("backward", backward)):
-            features = to_grid(track.features[::step], grid)
+            features = to_grid(track.features[:: self._step], grid)
             tensors[f"teacher_{direction}"] = local_gram_flow(
                 features[None],
                 window=settings["window"],

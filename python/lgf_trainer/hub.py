@@ -1,30 +1,37 @@
 """Loading models of the Hugging Face hub, with errors that a user can read."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from .errors import TrainerError, in_short
 
 Model = TypeVar("Model")
 
 
-def pretrained(kind: type[Model], name: str, **options: Any) -> Model:
+def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **options: Any) -> Model:
     """`kind.from_pretrained(name, **options)`, with `subfolder` among the options if need be.
 
+    `types` are the model types, as transformers calls them, that `name` may hold; none: not asked. transformers itself takes
+    any model for any other, and fills what that lacks with random weights.
+
     Raises:
-        TrainerError: there is no such model, or no network and no copy of it in the cache of the hub.
+        TrainerError: there is no such model, or no network and no copy of it in the cache of the hub, or it is of another type.
     """
     try:
-        return kind.from_pretrained(name, **options)
+        if not types or (found := AutoConfig.from_pretrained(name).model_type) in types:
+            return kind.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         place = "/".join([name, options["subfolder"]] if "subfolder" in options else [name])
         raise TrainerError(
             f"{kind.__name__} cannot be loaded from {place}: {in_short(error)}. "
             "Give a folder, or a name on the Hugging Face hub and a network"
         ) from error
+    raise TrainerError(f"{name} holds a model of type {found}, and one of type {' or '.join(types)} is needed")
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:

@@ -14,7 +14,7 @@ from .cache import WindowCache
 from .errors import TrainerError
 from .motion import TOKEN, certainty, expected_motion, patch_descriptors, strongest_motion
 from .pictures import draw_arrows, faded, flow_colours, png
-from .video import Fit, Video, read_video
+from .video import read_video, read_window
 
 PIXEL_WINDOW = 7
 MOVING = 0.5  # tokens: shorter displacements are not drawn as arrows, nor counted as motion
@@ -107,9 +107,5 @@ def _frames_of(settings: dict[str, Any], about: dict[str, Any], logits: Tensor) 
     if not Path(about["video"]).is_file():
         return None
     pairs, height, width = logits.shape[:3]
-    video = Video(about["video"], settings["fps"])
-    fit = Fit.cover(video.size, (settings["height"], settings["width"]))
-    ((_, frames),) = video.windows([about["start"]], settings["frames"], fit)
-    first = frames[:: (settings["frames"] - 1) // pairs][:pairs].float()
-    small = torch.nn.functional.interpolate(first, size=(height * TOKEN, width * TOKEN), mode="area")
-    return small / 127.5 - 1
+    first = read_window(settings, about)[:: (settings["frames"] - 1) // pairs][:pairs]
+    return torch.nn.functional.interpolate(first, size=(height * TOKEN, width * TOKEN), mode="area")

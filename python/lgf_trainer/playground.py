@@ -5,6 +5,7 @@
 
     tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it
     tiny/teacher         a SAM2
+    tiny/dino            a DINOv2
     tiny/clip.mp4        the clip
     tiny/videos.jsonl    its name, a caption, and where the subject is when a window begins
     tiny/recipe.yaml     the paper's recipe, cut down to that model
@@ -23,7 +24,7 @@ from torch.nn.functional import interpolate
 from .cache import write_atomically
 from .errors import TrainerError
 from .export import encode_video
-from .testing import HEIGHT, WIDTH, make_tiny_pipeline, make_tiny_teacher
+from .testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
 from .video import Video
 
 FPS, STRIDE = 8, 20
@@ -58,6 +59,7 @@ def make_playground(folder: Path, video: Path | None = None) -> None:
     line = {"video": "clip.mp4", "caption": CAPTION, "box": boxes}
     make_tiny_pipeline(folder / "model")
     make_tiny_teacher(folder / "teacher")
+    make_tiny_dino(folder / "dino")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
     write_atomically(folder / "recipe.yaml", RECIPE.format(folder=folder).encode())
 
@@ -93,7 +95,7 @@ def main(
         make_playground(folder, video)
     except TrainerError as error:
         raise SystemExit(f"playground: {error}") from error
-    print(f"{folder}: model, teacher, videos.jsonl, recipe.yaml")
+    print(f"{folder}: model, teacher, dino, videos.jsonl, recipe.yaml")
 
 
 if __name__ == "__main__":

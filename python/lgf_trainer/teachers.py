@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from .errors import TrainerError
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as SAM2 was trained
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as SAM2 and DINO were trained
 
 
 class LostSubject(TrainerError):
@@ -106,14 +106,6 @@ class Teacher(ABC):
         mask = mask.to(self.device, torch.float32)[None, None]
         return interpolate(mask, (self.size, self.size), mode="bilinear", antialias=True)[0, 0] >= 0.5
 
-    def _frames(self, video: Tensor) -> Iterator[Tensor]:
-        """The frames as SAM2 wants them, (1, 3, size, size), one at a time: all of them would fill a gigabyte."""
-        mean, deviation = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (MEAN, DEVIATION))
-        for frame in video:
-            frame = frame[None].to(self.device, torch.float32)
-            frame = interpolate(frame, (self.size, self.size), mode="bilinear", antialias=True)
-            yield (frame / 2 + 0.5 - mean) / deviation
-
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
@@ -133,6 +125,17 @@ class Teacher(ABC):
     @abstractmethod
     def _without_memory(self, frame: int) -> Tensor:
         """(tokens, channels) features of a frame that has no memories to look at."""
+
+
+def normalised(video: Tensor, size: tuple[int, int], device: torch.device) -> Iterator[Tensor]:
+    """The frames of a video (N, 3, H, W) in [-1, 1] as teachers want them, (1, 3, *size), in float32 on a device.
+
+    One at a time: all of them, as large as SAM2 wants them, would fill a gigabyte.
+    """
+    mean, deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, DEVIATION))
+    for frame in video:
+        frame = interpolate(frame[None].to(device, torch.float32), size, mode="bilinear", antialias=True)
+        yield (frame / 2 + 0.5 - mean) / deviation
 
 
 def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .errors import TrainerError, in_short
 from .hub import frozen, pretrained
-from .teachers import Teacher
+from .teachers import Teacher, normalised
 
 BOX_CORNERS = (2, 3)  # SAM2's labels of the two points that stand for a box
 
@@ -21,7 +21,7 @@ class TransformersSam2(Teacher):
     def __init__(self, model: str, device: torch.device):
         from transformers import Sam2VideoModel
 
-        self.model = frozen(pretrained(Sam2VideoModel, model, dtype=torch.float32), device)
+        self.model = frozen(pretrained(Sam2VideoModel, model, ("sam2_video",), dtype=torch.float32), device)
         self.size = self.model.config.image_size
 
     def _watch(self, video: Tensor) -> None:
@@ -39,7 +39,7 @@ class TransformersSam2(Teacher):
             max_vision_features_cache_size=len(video),
         )
         positions = None
-        for index, frame in enumerate(self._frames(video)):
+        for index, frame in enumerate(normalised(video, (self.size, self.size), self.device)):
             encoded = self.model.get_image_features(frame, return_dict=True)
             positions = positions or encoded.fpn_position_encoding
             features = {"vision_feats": encoded.fpn_hidden_states, "vision_pos_embeds": positions}
@@ -91,7 +91,7 @@ class PackageSam2(Teacher):
         self.size = self.model.image_size
 
     def _watch(self, video: Tensor) -> None:
-        self.frames = [self._encode(frame) for frame in self._frames(video)]
+        self.frames = [self._encode(frame) for frame in normalised(video, (self.size, self.size), self.device)]
 
     def _encode(self, frame: Tensor) -> dict[str, list]:
         """The arguments of `track_step` that hold the features of a frame, flattened to (tokens, 1, channels)."""

@@ -12,6 +12,8 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
     BertTokenizer,
     GroundingDinoConfig,
@@ -30,6 +32,7 @@ FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 token
 LATENT_CHANNELS = 4
 TEXT_TOKENS, TEXT_WIDTH = 16, 16
 TEACHER_SIZE, TEACHER_CHANNELS = 128, 128  # a side of 128 pixels: memory features of 8 x 8 tokens
+DINO_CHANNELS = 32
 
 
 def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
@@ -124,6 +127,34 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
         torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
         positions = model.shared_image_embedding.positional_embedding.detach()
         model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(positions)  # one and the same in SAM2
+    model.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_dino(folder: str | PathLike, *, kind: str = "dinov2", seed: int = 0) -> Path:
+    """Write a DINO of some tens of thousands of random weights, as `save_pretrained` of transformers would.
+
+    Args:
+        folder: where to write; load it with `AutoModel.from_pretrained(folder)`.
+        kind: dinov2, dinov2_with_registers or dinov3_vit, with their patches of 14, 14 and 16 pixels.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_dino
+        >>> sorted(p.name for p in make_tiny_dino(tempfile.mkdtemp()).iterdir())
+        ['config.json', 'model.safetensors']
+    """
+    newest = kind == "dinov3_vit"
+    config = AutoConfig.for_model(
+        kind, hidden_size=DINO_CHANNELS, num_hidden_layers=2, num_attention_heads=2, patch_size=16 if newest else 14,
+        image_size=224, **({"intermediate_size": 64, "num_register_tokens": 4} if newest else {"mlp_ratio": 2}),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config)
+        for weight in model.parameters():  # as initialised, attention does next to nothing
+            torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.5)
     model.save_pretrained(str(folder))
     return Path(folder)
 

@@ -7,12 +7,12 @@ and variable frame rates come out right. Nothing here holds more than one window
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import torch
@@ -175,6 +175,22 @@ def read_video(path: str | PathLike, size: Size, rate: float = 8.0, at_least: in
             f"Give a video of at least {at_least / rate:.1f} seconds"
         )
     ((_, frames),) = video.windows([0], video.frames, Fit.stretch(video.size, size))
+    return to_signed(frames)
+
+
+def read_window(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor:
+    """The frames of a window of a cache, (frames, 3, height, width) in [-1, 1], as its latents and teachers saw them.
+
+    Args:
+        settings: of the cache.
+        about: what the window says of itself. Its video must be a file, and where `lgf extract` read it.
+
+    Raises:
+        VideoError: it is not, or cannot be read.
+    """
+    video = Video(about["video"], settings["fps"])
+    fit = Fit.cover(video.size, (settings["height"], settings["width"]))
+    ((_, frames),) = video.windows([about["start"]], settings["frames"], fit)
     return to_signed(frames)
 
 

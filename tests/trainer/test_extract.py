@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +27,22 @@ from lgf_trainer.cache import WindowCache
 from lgf_trainer.encoders import Encoders, read_student
 from lgf_trainer.errors import TrainerError
 from lgf_trainer.sources import list_clips
+from lgf_trainer.teachers_dino import Dino
 from lgf_trainer.teachers_sam2 import TransformersSam2
-from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_detector, make_tiny_pipeline, make_tiny_teacher
-from lgf_trainer.video import Fit, Video, to_signed
+from lgf_trainer.testing import (
+    DINO_CHANNELS,
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    make_tiny_detector,
+    make_tiny_dino,
+    make_tiny_pipeline,
+    make_tiny_teacher,
+)
+from lgf_trainer.video import Fit, Video, VideoError, read_window, to_signed
 from PIL import Image
 from torch.nn.functional import interpolate
+from trainer.training_data import tiny
 
 import lgf_kernels as lgf
 from lgf_kernels.cli import main as lgf_command
@@ -48,6 +61,8 @@ def models(tmp_path_factory):
     make_tiny_pipeline(folder / "text-to-video", image_to_video=False)
     make_tiny_teacher(folder / "sam2")
     make_tiny_detector(folder / "detector")
+    make_tiny_dino(folder / "dino")
+    make_tiny_dino(folder / "dino3", kind="dinov3_vit")
     return folder
 
 
@@ -189,6 +204,98 @@ def test_masks_are_the_share_of_the_subject_in_each_token(run, clip, models):
     share = (forward.masks > 0).float().mean((1, 2))
     torch.testing.assert_close(masks.mean((1, 2)), share, rtol=0, atol=0.1)
     assert "features_sam2_forward" not in tensors
+
+
+def dino(models, name="dino"):
+    return "--dino", "--dino-model", models / name
+
+
+@pytest.mark.parametrize(("time", "step"), [("frames", 1), ("latent", 4)])
+def test_dino_features_are_those_of_the_same_frames(run, clip, models, time, step):
+    cache = run(clip, *dino(models), "--time", time)
+    teacher = Dino(str(models / "dino"), CPU)
+    for key in cache.keys():
+        tensors, about = cache.read(key)
+        expected = teacher(frames_of(clip / "dog.mp4", about["start"])[::step], (4, 6))
+        stored = tensors["features_dino"]
+        assert stored.shape == (8 // step + 1, 4, 6, DINO_CHANNELS) and stored.dtype == torch.float16
+        torch.testing.assert_close(stored.float(), expected, rtol=1e-3, atol=1e-3)
+        assert tensors["teacher_forward"].shape == (8 // step, 4, 6, 49)
+        assert not any(name.startswith("features_sam2") for name in tensors)
+
+
+def test_dino_alone_needs_no_subject_and_changes_nothing_beside_itself(run, clip, models, tmp_path):
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": str(clip / "dog.mp4"), "caption": "a dog runs"}))
+    alone, both = (
+        run(tmp_path / "list.jsonl", "--teacher", "none", *dino(models)),
+        run(clip, *dino(models), out="both"),
+    )
+    without = run(clip, out="without")
+    assert [alone.read(key).about["start"] for key in alone.keys()] == [0, 5, 10, 15]
+    names = {"latents", "image", "text", "teacher_forward", "teacher_backward"}
+    for one, two, three in zip(alone.keys(), both.keys(), without.keys(), strict=False):
+        tensors = both.read(two).tensors
+        assert alone.read(one).tensors.keys() == names - {"teacher_forward", "teacher_backward"} | {"features_dino"}
+        assert torch.equal(alone.read(one).tensors["features_dino"], tensors["features_dino"])
+        assert tensors.keys() == names | {"features_dino"}
+        assert all(torch.equal(tensors[name], without.read(three).tensors[name]) for name in names - {"image"})
+
+
+def test_windows_with_other_dino_features_have_other_keys(run, clip, models):
+    keys = {
+        out: frozenset(run(clip, "--teacher", "none", *options, out=out).keys())
+        for out, options in {
+            "none": [], "two": dino(models), "three": dino(models, "dino3"),
+            "latent": [*dino(models), "--time", "latent"], "low": [*dino(models), "--height", 48],
+        }.items()
+    }  # fmt: skip
+    assert len(frozenset().union(*keys.values())) == 5 * 4
+    with pytest.raises(TrainerError, match=r"was made with dino_model = .*, and this run has nothing"):
+        run(clip, "--teacher", "none", out="two")
+    with pytest.raises(TrainerError, match=r"was made with dino_model = .*dino, and this run has .*dino3"):
+        run(clip, "--teacher", "none", *dino(models, "dino3"), out="two")
+
+
+@pytest.mark.parametrize("recipe", ["repa-dino", "videorepa", "moalign"])
+def test_recipes_train_on_dino_features(run, clip, models, tmp_path, recipe):
+    model = "pipeline" if recipe == "repa-dino" else "text-to-video"
+    run(clip, "--teacher", "none", *dino(models), model=model)
+    arguments = tiny(tmp_path, model__path=models / model, alignment__features="dino", training__steps=2)
+    assert lgf_command(["train", recipe, *arguments]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["alignment"] > 0 for row in rows)
+
+
+def test_features_of_an_encoder_of_ones_own(run, clip, models, tmp_path, monkeypatch):
+    """What docs/trainer.md says, done."""
+    cache = run(clip)
+    text = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "features_mine" in b]
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    before = {key: cache.read(key) for key in cache.keys()}
+    exec(block, {"encoder": lambda video: (seen.append(video), torch.randn(5, 2, 3, 10))[1]})
+    assert cache.keys() == list(before)
+    for (key, (tensors, about)), video in zip(before.items(), seen, strict=True):
+        after = cache.read(key)
+        assert after.about == about and after.tensors.keys() == tensors.keys() | {"features_mine"}
+        assert torch.equal(video, frames_of(clip / "dog.mp4", about["start"]))
+    with_mine = windows(cache)
+    run(clip)
+    assert windows(cache) == with_mine, "lgf extract keeps them"
+    for recipe in ("repa-dino", "videorepa"):
+        arguments = tiny(tmp_path, model__path=models / "pipeline", alignment__features="mine", training__steps=1)
+        assert lgf_command(["train", recipe, *arguments, "--run.output", str(tmp_path / recipe)]) == 0
+
+
+def test_the_frames_of_a_window_whose_video_is_gone(run, clip, tmp_path):
+    shutil.copytree(clip, tmp_path / "clips")
+    cache = run(tmp_path / "clips")
+    about = cache.read(cache.keys()[1]).about
+    assert torch.equal(read_window(cache.settings, about), frames_of(clip / "dog.mp4", 5))
+    shutil.rmtree(tmp_path / "clips")
+    with pytest.raises(VideoError, match=r"dog\.mp4: no such file"):
+        read_window(cache.settings, about)
 
 
 def test_text_to_video_has_no_image(run, clip):
@@ -408,7 +515,7 @@ def test_a_full_disk_keeps_what_is_there(run, clip, tmp_path, monkeypatch):
 def command(models, sources, out):
     arguments = [
         "-m", "lgf_kernels.cli", "extract", sources, "--output", out, "--model", models / "pipeline",
-        "--teacher-model", models / "sam2", "--stride", 5,
+        "--teacher-model", models / "sam2", "--stride", 5, *dino(models),
     ]  # fmt: skip
     return [str(a) for a in arguments]
 
@@ -418,7 +525,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
-    alone = run(many)
+    alone = run(many, *dino(models))
     together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         together + command(models, many, tmp_path / "two"), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
@@ -433,7 +540,7 @@ def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path):
-    whole = windows(run(many))
+    whole = windows(run(many, *dino(models)))
     cache = tmp_path / "killed"
     for windows_before in (1, 4):
         process = subprocess.Popen(
@@ -450,7 +557,7 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
         process.wait()
         kept = windows(WindowCache(cache))
         assert windows_before <= len(kept) < len(whole) and kept.items() <= whole.items()
-    after = run(many, out="killed")
+    after = run(many, *dino(models), out="killed")
     assert windows(after) == whole
     assert len(report(after)["present"]) == len(kept) and report(after)["damaged"] == 0
 
@@ -469,11 +576,25 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
         (["--width", "10"], "width is 10, and the model takes a multiple of 16, such as 16"),
         (["--model", "/nothing/here"], "/nothing/here is no CogVideoX pipeline"),
         (["--teacher-model", "/nothing/here"], "Sam2VideoModel cannot be loaded from /nothing/here"),
+        (
+            ["--teacher-model", "{models}/dino"],
+            "dino holds a model of type dinov2, and one of type sam2_video is needed",
+        ),
+        (
+            ["--detect", "a", "--detector", "{models}/sam2"],
+            "sam2 holds a model of type sam2_video, and one of type ground",
+        ),
+        (["--dino", "--dino-model", "/nothing/here"], "AutoModel cannot be loaded from /nothing/here"),
+        (
+            ["--dino", "--dino-model", "{models}/sam2"],
+            "sam2 holds a model of type sam2_video, and one of type dinov3_vit",
+        ),
     ],
 )
 def test_bad_options_are_refused(arguments, message, models, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sources = [] if arguments[0] in ("gone.mp4", ".") else [str(clip)]
+    arguments = [word.format(models=models) for word in arguments]
     defaults = {"--model": models / "pipeline", "--teacher-model": models / "sam2"}
     words = [str(w) for n, v in defaults.items() if n not in arguments for w in (n, v)]
     with pytest.raises(TrainerError, match=message) as raised:
