@@ -4,12 +4,15 @@
     FOLDER/windows/KEY.safetensors       the tensors of a window, and a JSON text about it
 
 A file appears under its name only when it is whole, and carries a hash of its content, which every reading checks: a
-killed or failing writer leaves nothing that could be taken for a window. Several processes may write to one folder.
+killed or failing writer leaves nothing that could be taken for a window. Several processes may write to one folder. What a
+killed one leaves under a hidden name is removed by the next that opens the cache to write, once it is an hour old.
 """
 
 import hashlib
 import json
 import os
+import re
+import time
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -22,6 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import TrainerError, is_disk_full
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are being written
+ABANDONED = 3600.0  # seconds: no file takes so long to be written, and no clocks of nodes differ by so much
 
 
 class Window(NamedTuple):
@@ -56,6 +62,8 @@ class WindowCache:
             raise TrainerError(f"{path} is damaged ({error}). Remove {self.folder} and extract again") from error
         if settings is not None:
             self._must_equal(json.loads(json.dumps(settings)))
+            remove_leftovers(self.folder)
+            remove_leftovers(self.folder / "windows")
 
     def keys(self) -> list[str]:
         """The windows that are there, in an order that does not depend on when they were written."""
@@ -117,11 +125,24 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         if is_disk_full(error):
             raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
         raise TrainerError(f"{path} cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_atomically` left in a folder when its process was killed.
+
+    Whether a process still runs cannot be known across nodes that share the folder: their process numbers mean nothing here, and
+    not all shared file systems have locks. So a file is taken for left behind when it has not grown for an hour.
+    """
+    for path in folder.glob(".*"):
+        with suppress(OSError):  # another process may be removing it too
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _hash(tensors: dict[str, Tensor], about: str) -> str:

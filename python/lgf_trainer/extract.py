@@ -180,7 +180,7 @@ def _settings(options: Options, student: "Student", device: "torch.device") -> d
         "teacher": options.teacher,
     }
     if options.dino:
-        settings |= {name: getattr(options, name) for name in ("dino_model", "time")}
+        settings["dino_model"] = options.dino_model
     if options.teacher != "none":
         names = ("teacher_model", "time", "window", "similarity", "boundary", "save_features", "save_masks", "detect")
         settings |= {name: getattr(options, name) for name in names}

@@ -1,6 +1,10 @@
 """The cache of windows: whole or not there, verified, and made with one set of settings."""
 
 import errno
+import os
+import signal
+import time
+from uuid import uuid4
 
 import pytest
 import torch
@@ -96,3 +100,40 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(TrainerError, match="the disk is full"):
         cache.write("k", TENSORS, {})
     assert not list((tmp_path / "windows").iterdir())
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch):
+    cache = WindowCache(tmp_path, {})
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_module.os, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cache.write("k", TENSORS, {})
+    assert not list((tmp_path / "windows").iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp_path):
+    cache = WindowCache(tmp_path, {})
+    cache.write("whole", TENSORS, {})
+    child = os.fork()
+    if not child:
+        cache_module.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        cache.write("half", TENSORS, {})
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = (tmp_path / "windows").glob(".*")
+    in_root, young = tmp_path / f".report.json.{uuid4().hex}", tmp_path / "windows" / f".k.safetensors.{uuid4().hex}"
+    others = [tmp_path / "windows" / name for name in (".nfs0000000000000001", ".notes", "notes.txt")]
+    for path in (in_root, young, *others):
+        path.touch()
+    WindowCache(tmp_path, {})
+    assert all(path.exists() for path in (left, in_root, young, *others)), "they may belong to another process"
+    for path in (left, in_root, *others, cache.path("whole")):
+        os.utime(path, (time.time() - 3700,) * 2)
+    os.utime(young, (time.time() - 3500,) * 2)
+    WindowCache(tmp_path)
+    assert left.exists(), "a reader removes nothing"
+    WindowCache(tmp_path, {})
+    assert not left.exists() and not in_root.exists()
+    assert all(path.exists() for path in (young, *others)) and cache.keys() == ["whole"]
