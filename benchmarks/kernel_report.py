@@ -45,6 +45,8 @@ REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
 OPERATORS = ("lgf_kl", "token_relation", "cuda")
 #: What nvcc calls the architectures that the CUDA C++ kernels are built for.
 NVCC = {80: "80", 90: "90a"}
+#: Of the compiler, which a launch names among the kernel's constants.
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -119,8 +121,8 @@ def launches_of(case: LgfCase | RelationCase) -> list[Launch]:
 def compiled(launched: Launch, arch: int):
     """The launch's kernel, compiled for an architecture as Triton's own launch would specialise it."""
     kernel, arguments, constants = launched
-    scheduling = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
-    values = {name: value for name, value in constants.items() if name not in scheduling}
+    options = {name: constants[name] for name in OPTIONS if name in constants}
+    values = {name: value for name, value in constants.items() if name not in options}
     signature = dict.fromkeys(values, "constexpr")
     constexprs = {(kernel.arg_names.index(name),): value for name, value in values.items()}
     attributes = {}
@@ -144,7 +146,7 @@ def compiled(launched: Launch, arch: int):
         signature[name] = describe((index,), name, value)
     signature = {name: signature[name] for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=scheduling)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def examine(launched: Launch, arch: int) -> dict:
@@ -167,6 +169,7 @@ def examine(launched: Launch, arch: int) -> dict:
         "shared": shared,
         "programs": min(fits) if shared <= SHARED[arch][1] * 1024 else 0,
         "tensor_core": sum(op.startswith(("HGMMA", "HMMA", "DMMA", "UTCHMMA", "UTCQMMA")) for op in opcodes),
+        "fused": binary.asm["ptx"].count("fma.rn.f"),
         "instructions": len(opcodes),
     }
 

@@ -465,6 +465,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         INDEX=pairs.index,
         KEEP=coefficients is not None,
         TILE=pairs.tile,
+        enable_fp_fusion=False,  # a product that is subtracted unrounded would differ from an equal one, and have a sign
     )
 
 

@@ -60,6 +60,8 @@ def test_token_relations_on_hopper_in_bfloat16():
     for row in rows:
         assert "error" not in row, describe(row)
         check(row)
+        # Student and teacher would be rounded differently, and equal ones have differences with a sign.
+        assert row["kernel"] != "lgf_relation_distances" or row["fused"] == 0, describe(row)
 
 
 @pytest.mark.slow
