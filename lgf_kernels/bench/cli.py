@@ -126,6 +126,8 @@ def _run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.device.startswith("cuda:"):
+        torch.cuda.set_device(arguments.device)  # events, streams and torch's sleep are those of the current device
     timing.use_clock(arguments.clock)
     arguments.dtypes = tuple(arguments.dtypes or [DEFAULT_DTYPE[torch.device(arguments.device).type]])
     if arguments.out is True:

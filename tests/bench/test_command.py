@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from lgf_kernels.bench import ceilings, measure, providers, results, runner
+from lgf_kernels.bench import ceilings, cli, measure, providers, results, runner
 from lgf_kernels.cli import main
 
 pytest.importorskip("tqdm")
@@ -205,6 +205,16 @@ def test_mistakes_are_explained(arguments, says, capsys):
     assert main(["bench", *arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("lgf bench:") and says in message
+
+
+def test_events_and_streams_are_those_of_the_device_asked_for(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(cli, "why_not_device", lambda device: None)
+    monkeypatch.setattr(cli, "run_cases", lambda *arguments: 0)
+    for device in ("cuda:1", "cuda", "cpu"):
+        assert main(["bench", "--device", device]) == 0
+    assert current == ["cuda:1"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

