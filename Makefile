@@ -57,7 +57,7 @@ gpu: $(READY)   ## all that a GPU is needed for, in ten minutes; ARGS="--out DIR
 kernel-report: $(READY) ## what the GPU kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
 	$(BIN)/python benchmarks/kernel_report.py $(ARGS)
 
-kernel-counts: $(READY) ## how much work the LGF kernels do, and how long a GPU would need at least
+kernel-counts: $(READY) ## how much work the kernels do, and how long a GPU would need at least
 	$(BIN)/python benchmarks/kernel_counts.py $(ARGS)
 
 lint: $(READY)  ## style

@@ -1,8 +1,10 @@
-"""Count the work of the Local Gram Flow kernels in half precision with a window of 7, Triton's and CUDA C++'s, and say
-how long a GPU of given ceilings would need at least. Nothing runs; a measurement beats every number here.
+"""Count the work of the kernels in half precision, Triton's and CUDA C++'s, and say how long a GPU of given ceilings would
+need at least: Local Gram Flow with a window of 7, and token relations whose pairs of frames all have a weight. Nothing
+runs; a measurement beats every number here.
 
-  python benchmarks/kernel_counts.py                                  two shapes, from features and from cached logits
+  python benchmarks/kernel_counts.py                                  shapes of both, from features and from cached logits
   python benchmarks/kernel_counts.py --shape 1 49 64 64 256 --teachers 2
+  python benchmarks/kernel_counts.py --relation 1 24 150 768 768      videos, frames, tokens, channels, those of the teacher
   python benchmarks/kernel_counts.py --l2 5.5 --json                  other ceilings, one JSON object a line
 
 Counted for each kernel: multiply-adds of the tensor cores (what the tiles multiply, wanted or not), bytes from L2 to the
@@ -28,6 +30,7 @@ from typing import NamedTuple
 
 import torch
 
+from lgf_kernels import panels
 from lgf_kernels.triton_kernels import configs
 
 WINDOW, RADIUS, HALF = 7, 3, 2
@@ -258,7 +261,85 @@ def considered(shape: Shape, gpu: Ceilings) -> list[Work]:
     ]
 
 
-def row(shape: Shape, work: Work, gpu: Ceilings) -> dict:
+# ---- token relations (lgf_kernels/panels.py), in one panel ------------------------------------------------------------
+
+
+#: VideoREPA's and MoAlign's, on 10 x 15 tokens and on all.
+RELATIONS = [(1, 24, 150, 768, 768), (1, 24, 150, 64, 64), (1, 24, 1350, 768, 768), (1, 24, 1350, 64, 64)]
+
+
+class Relation(NamedTuple):
+    B: int
+    frames: int
+    N: int
+    C: int
+    teacher: int  # its channels
+
+    def __str__(self) -> str:
+        return f"{self[:4]} teacher of {self.teacher} channels"
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.N
+
+
+def wgmma_operands(rows: int, columns: int, depth: int) -> int:
+    """Bytes of shared memory that rows x columns products read: 64 x 128 at a time."""
+    return rows // 64 * (columns + -(-columns // 128) * 64) * depth * HALF
+
+
+def relation(name: str, shape: Relation, gpu: Ceilings, tile: int, chunk: int, depth: int, width: int) -> list[Work]:
+    """`chunk`: channels of distances at a time; `depth` and `width`: tokens and channels of products at a time."""
+    B, _, _, C, D = shape
+    tiles, features = -(-shape.tokens // tile), B * shape.tokens * C * HALF
+    both = B * shape.tokens * (C + D) * HALF
+    pairs, steps = B * tiles * (tiles + 1) // 2, -(-C // chunk) + -(-D // chunk)
+    coefficients = pairs * tile * tile * HALF
+    distances = Work(
+        f"{name} distances",  # a block is a pair of tiles, whoever takes it
+        pairs,
+        1,
+        wgmma=pairs * steps * tile * tile * chunk,
+        l2=(tiles + 1) * both,
+        shared=pairs * steps * (2 * tile * chunk * HALF + wgmma_operands(tile, tile, chunk)),
+        memory=both + coefficients,
+        waits=0 if name == "CUDA" else 2,  # with the features of the next pair on their way there are none
+    )
+    across, steps = -(-C // width), B * tiles * tiles * (tile // depth)  # for each block of channels
+    programs = B * tiles * across
+    splits = max(1, min(gpu.sms // programs, panels.MOST_SPLITS, tiles))
+    parts = 2 * features * splits  # in float32
+    products = Work(
+        f"{name} products",
+        programs * splits,
+        1,
+        wgmma=steps * across * tile * depth * width,
+        l2=steps * across * tile * depth * HALF + tiles * features,
+        shared=steps * across * ((tile + width) * depth * HALF + wgmma_operands(tile, width, depth)),
+        memory=coefficients + features + parts,
+        waits=1,
+    )
+    tokens = 8 if name == "CUDA" else 32  # of a block; in Triton's projection it depends on the channels
+    blocks = -(-B * shape.tokens // tokens)
+    norms = Work(f"{name} norms", 2 * blocks, 8, l2=both, memory=both)
+    projection = Work(
+        f"{name} projection", blocks, 8, l2=2 * (parts + features), memory=parts + features + 2 * features
+    )
+    return [norms, distances, products, projection]
+
+
+def relation_cuda(shape: Relation, gpu: Ceilings) -> list[Work]:
+    return relation("CUDA", shape, gpu, 128, 64, 64, 256 if shape.C > 128 else 128)
+
+
+def relation_triton(shape: Relation, gpu: Ceilings) -> list[Work]:
+    tile = configs.relation_tile(torch.bfloat16, shape.N)
+    distances = configs.distances(max(shape.C, shape.teacher), torch.bfloat16, 90)[0]
+    products = configs.products(shape.C, torch.bfloat16, tile, 90)[0]
+    return relation("Triton", shape, gpu, tile, distances.BLOCK_C, products.BLOCK_K, products.BLOCK_C)
+
+
+def row(shape: Shape | Relation, work: Work, gpu: Ceilings) -> dict:
     estimate, limit = work.estimate(gpu)
     resources = {name: round(seconds * 1e6, 1) for name, seconds in work.seconds(gpu).items()}
     return {
@@ -305,7 +386,8 @@ H200 = ceilings(*(value for value, _ in DEFAULTS.values()))
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=5, metavar=tuple("BTHWC"), help="one shape instead of the two")
+    parser.add_argument("--shape", type=int, nargs=5, metavar=tuple("BTHWC"), help="this shape alone")
+    parser.add_argument("--relation", type=int, nargs=5, metavar=("B", "F", "N", "C", "D"), help="this one alone")
     parser.add_argument("--teachers", type=int, nargs="+", default=[2, 0], help="0: two by cached logits")
     for name, (value, unit) in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{unit} (default: {value})")
@@ -316,18 +398,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     given = parse_arguments()
     gpu = ceilings(*(getattr(given, name.replace("-", "_")) for name in DEFAULTS))
-    sizes = [given.shape] if given.shape else [(1, 49, 64, 64, 256), (1, 13, 30, 45, 256)]
-    for size in sizes:
-        for teachers in given.teachers:
-            shape = Shape(*size, teachers)
-            if not given.json:
-                print(shape)
-            for group in (cuda, triton, considered):
-                rows = [row(shape, work, gpu) for work in group(shape, gpu)]
-                for each in rows:
-                    print(json.dumps(each) if given.json else as_text(each))
-                if not given.json and group is not considered:
-                    print(f"    {len(rows)} launches, {sum(each['estimate'] for each in rows):.0f} us")
+    alone = given.shape or given.relation
+    sizes = [given.shape] if given.shape else [] if alone else [(1, 49, 64, 64, 256), (1, 13, 30, 45, 256)]
+    relations = [given.relation] if given.relation else [] if alone else RELATIONS
+    todo = [(Shape(*size, teachers), (cuda, triton, considered)) for size in sizes for teachers in given.teachers]
+    todo += [(Relation(*size), (relation_cuda, relation_triton)) for size in relations]
+    for shape, groups in todo:
+        if not given.json:
+            print(shape)
+        for group in groups:
+            rows = [row(shape, work, gpu) for work in group(shape, gpu)]
+            for each in rows:
+                print(json.dumps(each) if given.json else as_text(each))
+            if not given.json and group is not considered:
+                print(f"    {len(rows)} kernels, {sum(each['estimate'] for each in rows):.0f} us")
     return 0
 
 

@@ -236,6 +236,7 @@ void finish_products(Fibre** threads_of_group) {
   for (std::size_t n = 0; n < all.size(); ++n) {
     const GroupOperands operands(all[n]);
     products += 64 * 128 * 16;
+    matrix_loads += (64 + 128) * 16 * 2 / 512;
     for (int thread = 0; thread < 4 * kWarp; ++thread) {
       Fibre& fibre = *threads_of_group[thread];
       if (fibre.products.size() != all.size() || fibre.products[n].a != all[n].a || fibre.products[n].b != all[n].b)
@@ -458,7 +459,8 @@ __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;
 }
 
-// So far: blocks, bytes of asynchronous copies that were wanted and all of them, matrix loads, and products of numbers.
+// So far: blocks, bytes of asynchronous copies that were wanted and all of them, matrix loads (and as many of 512 bytes as
+// asynchronous products read), and products of numbers.
 __attribute__((visibility("default"))) void lgf_model_counts(std::int64_t* counts) {
   using namespace lgf::cuda::model;
   const std::int64_t all[] = {blocks_run, bytes_copied, bytes_staged, matrix_loads, products};

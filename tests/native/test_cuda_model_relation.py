@@ -276,6 +276,30 @@ def test_the_module_refuses_what_does_not_fit_together(model, built):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("channels", [(72, 40), (264, 24)], ids=str)
+@pytest.mark.parametrize("processors", [1, 13], ids="{} multiprocessors".format)
+def test_the_work_is_what_the_report_counts(model, processors, channels):
+    """Of Hopper's kernels, with one block to a sum and with two."""
+    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    model.lgf_model_hopper(1)
+    model.lgf_model_multiprocessors(processors, 228)
+    shape = counts.Relation(2, 3, TILE // 2 + 9, *channels)
+    norms, distances, products, projection = counts.relation_cuda(shape, counts.H200._replace(sms=processors))
+    student, teacher = inputs(shape[:4], shape.teacher, torch.bfloat16)
+    for needs_grad in (False, True):
+        kernels = [distances, products][: 1 + needs_grad]
+        _, (blocks, copied, staged, loads, macs) = work(
+            model,
+            lambda: lgf.token_relation_loss(student, teacher, pair_weight=torch.ones(3, 3), backend="native"),
+        )
+        assert copied == sum(kernel.l2 for kernel in kernels)
+        assert macs == sum(kernel.wgmma for kernel in kernels)
+        assert staged + loads * 512 == sum(kernel.shared for kernel in kernels)
+        # Blocks of distances take one pair of tiles after the other.
+        assert blocks == norms.blocks + processors + needs_grad * (products.blocks + projection.blocks)
+        student.requires_grad_()
+
+
 # ---- what the tests would notice ----------------------------------------------------------------------------------
 
 READ = "  // this chunk is there, and the one before has been multiplied by all"
