@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_gradtrackingtensor
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -48,10 +47,10 @@ def holds_its_numbers(tensor: Tensor) -> bool:
 
 def refuse_forward_derivatives(operator: CustomOpDef, tensors: Sequence[Tensor]) -> None:
     """The dispatcher drops the tangents silently, and answers `torch.func.grad` with the name of a class nobody wrote."""
-    tracked = torch._C._are_functorch_transforms_active() and any(map(is_gradtrackingtensor, tensors))
-    if tracked or (
-        forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-    ):
+    transformed = torch._C._are_functorch_transforms_active()
+    tracked = transformed and any(torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
+    dual = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if tracked or dual:
         raise BackendUnavailableError(
             f"{operator._name}: the kernels have no derivative for torch.func.grad, torch.func.jvp and forward-mode automatic "
             'differentiation. Use backend="reference", which is plain PyTorch, or torch.autograd.grad and backward().'
