@@ -8,7 +8,7 @@
   lgf bench step                                  the share of a training step that the loss takes
   lgf bench --out results                         keep the numbers in a folder (without a name: benchmarks/results/<device>)
   lgf bench report                                docs/performance.md and its plots from benchmarks/results
-  lgf bench --compare A B                         two folders of results, or two commits
+  lgf bench --compare A B                         two commits, in turns; or two folders of results, without a verdict
 
 All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers does without.
 Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and timed no further. Times

@@ -1,7 +1,8 @@
 """B against A: two folders or files of results, or two commits of this repository.
 
 Commits are checked out beside each other, built, and measured in turns, A B A B, by the benchmark of the present checkout, so that
-both are asked the same. Results from files come from two runs: their ratios hold the drift of the machine too.
+both are asked the same. Only that gives a verdict. Results from files come from two runs, whose ratios hold the drift of the
+machine too: two runs of the same code differ by more than the spread within either.
 """
 
 import argparse
@@ -19,17 +20,19 @@ from .counting import PASSES
 from .errors import UserError
 from .table import milliseconds, number
 
-PASSES_OF_EACH_COMMIT = 3
+#: Were both commits the same, all turns of one would be faster than all of the other, which is what `verdict` asks for, in at most
+#: 2 * 5! * 5! / 10! = 1 of 126 rows. With 3 turns it would be 1 of 10.
+TURNS = 5
+WITHIN = "within the spread"
 
 
 def compare(a: str, b: str, arguments: argparse.Namespace) -> None:
     if Path(a).exists() and Path(b).exists():
         rows_a, rows_b = load(Path(a)), load(Path(b))
-        note = "two runs: a ratio holds the drift of the machine too"
+        print(as_text(a, b, rows_a, rows_b, "two runs: a ratio holds the drift of the machine too", spread_of_two_runs))
     else:
         rows_a, rows_b = _of_commits(a, b, arguments)
-        note = f"measured in turns, {PASSES_OF_EACH_COMMIT} times each"
-    print(as_text(a, b, rows_a, rows_b, note))
+        print(as_text(a, b, rows_a, rows_b, f"measured in turns, {TURNS} times each", verdict))
 
 
 def load(place: Path) -> dict[tuple, dict]:
@@ -45,14 +48,14 @@ def _key(row: dict) -> tuple:
     return row["case"], row["dtype"], row["provider"]
 
 
-def as_text(a: str, b: str, rows_a: dict, rows_b: dict, note: str) -> str:
-    """What both have, and what only one has."""
+def as_text(a: str, b: str, rows_a: dict, rows_b: dict, note: str, judge: Callable[[dict, dict], str]) -> str:
+    """What both have, with what `judge` says of the times, and what only one has."""
     both = [key for key in rows_a if key in rows_b]
     lines = [
         f"B = {b} against A = {a}; {note}",
         f"  {'case':<28}{'type':<10}{'provider':<14}{'A':>10}{'B':>10}{'A / B':>9}",
     ]
-    lines += [_line(key, rows_a[key], rows_b[key]) for key in both]
+    lines += [_line(key, rows_a[key], rows_b[key], judge) for key in both]
     for name, rows, others in (("A", rows_a, rows_b), ("B", rows_b, rows_a)):
         if only := [" ".join(key) for key in rows if key not in others]:
             lines.append(f"  only in {name}: {', '.join(only)}")
@@ -62,20 +65,25 @@ def as_text(a: str, b: str, rows_a: dict, rows_b: dict, note: str) -> str:
     return "\n".join(lines)
 
 
-def _line(key: tuple, a: dict, b: dict) -> str:
+def _line(key: tuple, a: dict, b: dict, judge: Callable[[dict, dict], str]) -> str:
     start = f"  {key[0]:<28}{key[1]:<10}{key[2]:<14}"
     if {a["status"], b["status"]} != {"right"}:
         return f"{start}{a['status']:>10}{b['status']:>10}   no ratio: an answer is missing or off"
     a, b = a["both"], b["both"]
     ratio = number(a["median_ms"] / b["median_ms"], ".2f", "x")
-    return f"{start}{milliseconds(a['median_ms']):>10}{milliseconds(b['median_ms']):>10}{ratio:>9}  {verdict(a, b)}"
+    return f"{start}{milliseconds(a['median_ms']):>10}{milliseconds(b['median_ms']):>10}{ratio:>9}  {judge(a, b)}"
 
 
 def verdict(a: dict, b: dict) -> str:
     """What may be claimed: nothing, as long as the quartiles of the two overlap."""
     if b["high_ms"] < a["low_ms"]:
         return "faster"
-    return "slower" if b["low_ms"] > a["high_ms"] else "within the spread"
+    return "slower" if b["low_ms"] > a["high_ms"] else WITHIN
+
+
+def spread_of_two_runs(a: dict, b: dict) -> str:
+    """The same without a claim: what lies beyond the spread of either run may be the machine's doing."""
+    return WITHIN if verdict(a, b) == WITHIN else "beyond the spread"
 
 
 def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:
@@ -100,7 +108,7 @@ def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, di
 def in_turns(measure: Callable[[str], list[dict]]) -> dict[str, dict[tuple, dict]]:
     """Rows of "a" and "b", measured A B A B ..., with the median of each time over the turns, and all the turns' spread."""
     found: dict[str, dict[tuple, list[dict]]] = {"a": {}, "b": {}}
-    for _ in range(PASSES_OF_EACH_COMMIT):
+    for _ in range(TURNS):
         for name in found:
             for row in measure(name):
                 found[name].setdefault(_key(row), []).append(row)

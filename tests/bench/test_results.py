@@ -1,6 +1,8 @@
 """Rows on disk, comparisons of them, and the page that is made from them."""
 
+import itertools
 import json
+import math
 
 import pytest
 from bench_helpers import row
@@ -81,7 +83,8 @@ def test_compare_two_files(tmp_path, capsys):
     assert main(["bench", "--compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b")]) == 0
     text = capsys.readouterr().out
     lines = {line.split()[2]: line for line in text.splitlines() if line.split()[1:2] == ["float32"]}
-    assert "2.00x" in lines["native"] and lines["native"].endswith("faster")
+    assert "2.00x" in lines["native"] and lines["native"].endswith("beyond the spread")
+    assert "faster" not in text and "slower" not in text, "two runs of the same code differ too"
     assert "1.00x" in lines["eager"] and lines["eager"].endswith("within the spread")
     assert "no ratio" in lines["bmm"] and "x " not in lines["bmm"]
     assert "only in A: cogvideox-latent float32 portable" in text and "only in B: sam2 float32 eager" in text
@@ -90,13 +93,14 @@ def test_compare_two_files(tmp_path, capsys):
 
 def test_compare_says_slower_and_needs_results(tmp_path):
     key = ("cogvideox-latent", "float32", "native")
-    assert compare.as_text("a", "b", {key: row()}, {key: row(both=times(20.0))}, "").endswith("slower")
+    text = compare.as_text("a", "b", {key: row()}, {key: row(both=times(20.0))}, "", compare.verdict)
+    assert text.endswith("slower")
     with pytest.raises(UserError, match="no results"):
         compare.load(tmp_path)
 
 
 def test_commits_are_measured_in_turns_and_the_median_counts():
-    order, values = [], {"a": [10.0, 14.0, 11.0], "b": [5.0, 6.0, 7.0]}
+    order, values = [], {"a": [10.0, 14.0, 11.0, 10.0, 12.0], "b": [5.0, 6.0, 7.0, 5.0, 7.0]}
 
     def measure(name):
         order.append(name)
@@ -104,7 +108,7 @@ def test_commits_are_measured_in_turns_and_the_median_counts():
         return [row(forward=median, backward=median, both=median)]
 
     merged = compare.in_turns(measure)
-    assert order == ["a", "b"] * 3
+    assert order == ["a", "b"] * 5
     key = ("cogvideox-latent", "float32", "eager")
     assert merged["a"][key]["both"] == {"median_ms": 11.0, "low_ms": 9.0, "high_ms": 15.0}
     assert merged["b"][key]["both"] == {"median_ms": 6.0, "low_ms": 4.0, "high_ms": 8.0}
@@ -112,8 +116,23 @@ def test_commits_are_measured_in_turns_and_the_median_counts():
     assert compare.verdict(times(10.0), times(11.9)) == "within the spread"
 
 
+def test_turns_that_differ_by_chance_make_no_verdict():
+    """Ten turns of the same code, in any order: one of each 126 ways to deal them out puts all of one side first."""
+    claimed = 0
+    for of_a in itertools.combinations(range(10), 5):
+        medians = {"a": iter(of_a), "b": iter(sorted(set(range(10)) - set(of_a)))}
+
+        def measure(name, medians=medians):
+            exact = dict.fromkeys(("median_ms", "low_ms", "high_ms"), next(medians[name]))
+            return [row(forward=exact, backward=exact, both=exact)]
+
+        ((a,), (b,)) = (found.values() for found in compare.in_turns(measure).values())
+        claimed += compare.verdict(a["both"], b["both"]) != compare.WITHIN
+    assert claimed / math.comb(10, 5) == 1 / 126
+
+
 def test_one_wrong_answer_of_a_commit_spoils_its_times():
-    answers = iter(["right", "right", "wrong", "right", "right", "right"])
+    answers = iter(["right", "right", "wrong", *["right"] * 7])
     merged = compare.in_turns(lambda name: [row(status=next(answers))])
     key = ("cogvideox-latent", "float32", "eager")
     assert merged["a"][key]["status"] == "wrong" and merged["b"][key]["status"] == "right"
