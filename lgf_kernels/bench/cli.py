@@ -22,6 +22,7 @@ fast as it could do it at all.
 import argparse
 import importlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -42,6 +43,8 @@ JOBS = {
     "tune": "time the candidate configurations of the Triton kernels (needs a GPU)",
     "report": "write docs/performance.md and its plots from benchmarks/results",
 }
+#: A slip of the keyboard beyond it: torch would start so many, or fail in words of its own.
+MOST_THREADS = 1024
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
@@ -129,17 +132,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.device.startswith("cuda:"):
         torch.cuda.set_device(arguments.device)  # events, streams and torch's sleep are those of the current device
     timing.use_clock(arguments.clock)
-    arguments.dtypes = tuple(arguments.dtypes or [DEFAULT_DTYPE[torch.device(arguments.device).type]])
+    arguments.dtypes = tuple(dict.fromkeys(arguments.dtypes or [DEFAULT_DTYPE[torch.device(arguments.device).type]]))
     if arguments.out is True:
         if not results.RESULTS.is_dir():
             raise UserError("--out needs a folder outside a checkout of the repository.")
         arguments.out = results.device_folder(arguments.device)
+    jobs = [what for what in arguments.what if what in JOBS]
     if arguments.compare:
         from .compare import compare
 
+        if jobs:
+            raise UserError(f"--compare is of operators and cases, not of the job {jobs[0]!r}.")
         compare(*arguments.compare, arguments)
         return 0
-    jobs = [what for what in arguments.what if what in JOBS]
     if not jobs:
         return run_cases(arguments, chosen_cases(arguments))
     if len(arguments.what) > 1:
@@ -168,8 +173,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"there is no provider {unknown[0]!r}; choose from {', '.join(providers_table())}.")
     if arguments.rounds < 2:
         raise UserError(f"--rounds must be at least 2 to give a median and a spread, got {arguments.rounds}.")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"--threads must be at least 1, got {arguments.threads}.")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
+        raise UserError(f"--threads must be 1 to {MOST_THREADS}, got {arguments.threads}.")
+    if not arguments.minutes >= 0:
+        raise UserError(f"--minutes must not be negative, got {arguments.minutes:g}.")
     if arguments.clock == "cpu" and (arguments.device != "cpu" or arguments.threads != 1):
         raise UserError("--clock cpu adds up the time of all threads of a CPU: it needs --device cpu and --threads 1.")
     if arguments.window % 2 == 0 or not 1 <= arguments.window <= 15:
@@ -189,7 +196,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def why_not_device(device: str) -> str | None:
     kind, _, index = device.partition(":")
-    if kind not in DEFAULT_DTYPE or (index and not index.isdecimal()) or device == "cpu:":
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
         return f"--device must be cpu, cuda or cuda:N, got {device!r}."
     if kind == "cuda" and not torch.cuda.is_available():
         return "--device cuda: torch sees no CUDA device here; `lgf doctor` says what it sees."

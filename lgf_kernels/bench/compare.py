@@ -91,7 +91,7 @@ def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, di
         raise UserError(f"{a} and {b} are not both files or folders, and commits need a checkout of the repository.")
     for commit in (a, b):
         if _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").returncode:
-            raise UserError(f"{commit!r} is neither a file, a folder nor a commit.")
+            raise UserError(f"{commit!r} is no commit, and {a!r} and {b!r} are not both files or folders of results.")
     with tempfile.TemporaryDirectory(prefix="lgf-compare-") as folder:
         places = {"a": Path(folder, "a"), "b": Path(folder, "b")}
         try:

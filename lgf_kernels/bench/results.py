@@ -87,9 +87,9 @@ def _ends_in_newline(lines) -> bool:
 
 
 def read(file: Path) -> list[dict]:
-    """The rows of a file; none if there is no file. A line that a killed run left unfinished is skipped."""
+    """The rows of a file; none if there is no file. A line that a killed run left unfinished is skipped, and whatever is no row."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     rows = []
@@ -98,7 +98,7 @@ def read(file: Path) -> list[dict]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def latest(rows: list[dict]) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -181,6 +182,8 @@ def test_the_time_that_is_given_is_kept(capsys):
         (["no-such-case"], "small-lgf"),
         (["--rounds", "1"], "--rounds"),
         (["--threads", "0"], "--threads"),
+        (["--threads", "1000000000000"], "--threads"),
+        (["--minutes", "nan"], "--minutes"),
         (["--clock", "cpu"], "--threads 1"),
         (["--clock", "cpu", "--threads", "2"], "--threads 1"),
         (["small-lgf", "--providers", "cudnn"], "portable"),
@@ -195,9 +198,14 @@ def test_the_time_that_is_given_is_kept(capsys):
         (["step", "--config", "5b"], "GPU"),
         (["--device", "gpu"], "cpu, cuda"),
         (["--device", "cuda:x"], "cpu, cuda"),
+        (["--device", "cuda:"], "cpu, cuda"),
+        (["--device", "cpu:0"], "cpu, cuda"),
         (["--resume"], "--out"),
         (["--out", "lgf_kl"], "before the options"),
         (["--compare", "no-such-commit", "HEAD"], "no-such-commit"),
+        (["--compare", ".", "HEAD"], "'.' is no commit, and '.' and 'HEAD' are not both"),
+        (["--compare", torch.__file__, sys.executable], "no results"),
+        (["sweeps", "--compare", ".", "."], "'sweeps'"),
     ],
     ids=str,
 )

@@ -24,6 +24,8 @@ def test_rows_are_added_and_a_torn_line_is_passed_over(tmp_path):
     results.append(file, [row(), row(provider="native")])
     with open(file, "a") as lines:
         lines.write('{"case": "to')
+    with open(file, "ab") as lines:
+        lines.write(b"\n17\n\xff\xfe")
     results.append(file, [row(provider="portable")])
     assert [r["provider"] for r in results.read(file)] == ["eager", "native", "portable"]
 
