@@ -6,7 +6,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..doctor import cpu_name
+from .errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,9 +73,8 @@ def commit() -> str | None:
 
 def append(file: Path, rows: Iterable[dict]) -> None:
     """Add rows at once, on disk before this returns. What a killed run had half written stays a line of its own."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    with open(file, "a+b") as lines:
+    with _written(file), open(file, "a+b") as lines:
         if lines.tell() and not _ends_in_newline(lines):
             text = "\n" + text
         lines.write(text.encode())
@@ -109,10 +110,25 @@ def latest(rows: list[dict]) -> list[dict]:
 
 def write(file: Path, text: str) -> None:
     """Replace a file as a whole, so that a killed run leaves the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")  # two runs may write at once
+    with _written(file):
+        try:
+            unfinished.write_text(text)
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """Makes the folder, and says which file it is that cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}. Name another folder, or mend this one."
+        ) from error
 
 
 def _version(package: str) -> str | None:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from . import ceilings, results
+from .errors import UserError
 from .table import baseline, milliseconds, number, of_floor, ratio
 
 STATE = "session.json"
@@ -238,6 +239,9 @@ def main(argv: list[str] | None = None) -> int:
         session.run()
     except KeyboardInterrupt:
         print("\nmake gpu: interrupted; the same command goes on from here.", file=sys.stderr)
+    except UserError as error:
+        print(f"make gpu: {error}", file=sys.stderr)
+        return 2
     print(summary(folder, session.state))
     return 0
 

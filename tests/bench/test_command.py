@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,6 +236,19 @@ def test_out_that_is_a_file(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["bench", "--out", str(tmp_path / "file")]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody may write")
+def test_out_that_cannot_be_written(capsys):
+    assert main(["bench", "small-lgf", "--providers", "portable", *QUICK, "--out", "/proc/self/results"]) == 2
+    assert "/proc/self/results/ceilings.json cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_out_on_a_full_disk(tmp_path, capsys):
+    (tmp_path / "losses.jsonl").symlink_to("/dev/full")
+    assert main(["bench", "small-lgf", "--providers", "portable", *QUICK, "--out", str(tmp_path)]) == 2
+    assert "losses.jsonl cannot be written: No space left on device" in capsys.readouterr().err
 
 
 def test_without_tqdm(monkeypatch, capsys):

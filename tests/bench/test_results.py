@@ -46,7 +46,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(results.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path / "page", "new")
-    assert (tmp_path / "page").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["page"] and (tmp_path / "page").read_text() == "old"
 
 
 def test_ratios_are_of_one_run_and_of_right_answers():
