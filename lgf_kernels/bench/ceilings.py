@@ -15,6 +15,8 @@ from .results import device_name, write
 from .timing import best, clock_in_use
 
 FILE = "ceilings.json"
+#: What ceilings are of, and every row too: of another number of threads, torch or clock they are others.
+MACHINE = ("device", "threads", "torch", "clock")
 #: Bytes of the buffers copied (larger than any cache), and the side of the matrices multiplied.
 COPY = {"cpu": 2**28, "cuda": 2**31}
 GEMM = {"cpu": 1024, "cuda": 8192}
@@ -25,14 +27,10 @@ RUNS = 20
 
 def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, again: bool = False) -> dict:
     """{"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
-    machine = {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "clock": clock_in_use(device),
-    }
+    here = device_name(device), torch.get_num_threads(), torch.__version__, clock_in_use(device)
+    machine = dict(zip(MACHINE, here, strict=True))
     known = read(folder) if folder else {}
-    if {key: known.get(key) for key in machine} != machine:
+    if not _are_of(known, machine):
         known = machine | {"copy": 0.0, "L2": 0.0, "gemm": {}}
     for name, size in (("copy", COPY[_kind(device)]), ("L2", _cache(device))):
         if again or not known[name]:
@@ -57,14 +55,20 @@ def floor_ms(work: dict[str, Work], dtype: str, ceiling: dict) -> dict[str, floa
 
 
 def with_floors(rows: list[dict], folder: Path) -> list[dict]:
-    """The rows with their floors by the ceilings of the folder, which may have risen since the rows were made."""
+    """The rows with their floors by the ceilings of the folder, which may have risen since the rows were made.
+
+    Rows of other threads, torch or clock keep the floors they were made with."""
     ceiling = read(folder)
     return [
         row | {"floor_ms": floor_ms(_work(row), row["dtype"], ceiling)}
-        if row["dtype"] in ceiling.get("gemm", ())
+        if _are_of(ceiling, row) and row["dtype"] in ceiling["gemm"]
         else row
         for row in rows
     ]
+
+
+def _are_of(ceiling: dict, machine: dict) -> bool:
+    return all(ceiling.get(key) == machine[key] for key in MACHINE)
 
 
 def _work(row: dict) -> dict[str, Work]:

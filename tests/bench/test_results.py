@@ -162,7 +162,15 @@ def folder(tmp_path):
         "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9, "command": "lgf bench step", "commit": "abc",
     }  # fmt: skip
     results.append(device / STEP, [step | {"tokens": 99}, step])
-    machine = {"device": "a machine", "threads": 2, "copy": 1e10, "L2": 1e11, "gemm": {"float32": 5e10}}
+    machine = {
+        "device": "a machine",
+        "threads": 2,
+        "torch": "2",
+        "clock": "wall",
+        "copy": 1e10,
+        "L2": 1e11,
+        "gemm": {"float32": 5e10},
+    }
     results.write(device / ceilings.FILE, json.dumps(machine))
     return tmp_path / "results"
 
@@ -184,6 +192,15 @@ def test_the_page_shows_the_results(folder):
     }
     assert len(columns) == 1
     assert "![LGF-KL, pairs of frames" in page and "| eager | 1.00 | 2.00 |" in page
+
+
+@pytest.mark.parametrize("other", [{"threads": 1}, {"torch": "3"}, {"clock": "cpu"}, {"device": "another"}], ids=str)
+def test_ceilings_of_other_circumstances_are_no_floor(folder, other):
+    """As when a folder of results of one thread gets ceilings of all threads."""
+    file = folder / "a-machine" / ceilings.FILE
+    results.write(file, json.dumps(json.loads(file.read_text()) | other))
+    (line,) = (line for line in report.page(folder).splitlines() if line.startswith("| **native**"))
+    assert "25.0 %" in line  # its own floor of 1 ms
 
 
 def test_the_report_command_writes_page_and_pictures(folder, capsys):
