@@ -70,9 +70,14 @@ def test_a_failing_step_stops_nothing(tmp_path):
 def test_another_commit_begins_anew(tmp_path):
     seconds = {"build": 10, "tests": 10}
     run(World(seconds), tmp_path)
+    (tmp_path / "mine.log").touch()
+    (tmp_path / session.TESTS).write_text("tests/gpu/test_cuda.py::test_a PASSED [ 1%]\n")
+    run(World(seconds), tmp_path)
+    assert (tmp_path / session.TESTS).exists()
     world = World(seconds)
     run(world, tmp_path, commit="def")
     assert [name for name, _ in world.ran] == ["build", "tests"]
+    assert (tmp_path / "mine.log").exists() and not (tmp_path / session.TESTS).exists()
 
 
 def test_killed_in_a_step_what_is_done_is_known(tmp_path):
