@@ -44,7 +44,7 @@ Written by `lgf bench report` from the files in [benchmarks/results](../benchmar
 def run(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures, of benchmarks/results or of the folder that --out names."""
     folder = arguments.out or results.RESULTS
-    if not any(folder.rglob(results.LOSSES)):
+    if not device_folders(folder):
         raise UserError(f"there are no results in {folder}: make some with `lgf bench --out {folder}` first.")
     page_file = PAGE if arguments.out is None else folder / "performance.md"
     pictures = page_file.parent / PICTURES
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def device_folders(folder: Path) -> list[Path]:
-    return sorted({file.parent for file in folder.rglob(results.LOSSES)})
+    return sorted(file.parent for file in folder.rglob(results.LOSSES) if results.read(file))
 
 
 def page(folder: Path) -> str:

@@ -81,10 +81,13 @@ class Curve(NamedTuple):
 
 
 def curves(rows: list[dict], sweep: str) -> dict[str, Curve]:
-    """Provider -> curve, from the rows of a sweep that were timed."""
+    """Provider, with the type where there are several -> curve, from the rows of a sweep that were timed."""
+    timed = sorted((row for row in rows if row["sweep"] == sweep and "both" in row), key=lambda row: row["size"])
+    several = len({row["dtype"] for row in timed}) > 1
     found = {}
-    for row in sorted((row for row in rows if row["sweep"] == sweep and "both" in row), key=lambda row: row["size"]):
-        curve = found.setdefault(row["provider"], Curve([], [], [], []))
+    for row in timed:
+        name = f"{row['provider']}, {row['dtype']}" if several else row["provider"]
+        curve = found.setdefault(name, Curve([], [], [], []))
         curve.sizes.append(row["size"])
         curve.milliseconds.append(row["both"]["median_ms"])
         curve.bytes.append(row.get("peak_bytes"))

@@ -216,5 +216,8 @@ def test_the_committed_page_is_made_of_the_committed_results():
 
 
 def test_no_results_no_page(tmp_path, capsys):
-    assert main(["bench", "report", "--out", str(tmp_path)]) == 2
-    assert "no results" in capsys.readouterr().err
+    for torn in (None, "", '{"case": "to'):
+        if torn is not None:
+            (tmp_path / results.LOSSES).write_text(torn)
+        assert main(["bench", "report", "--out", str(tmp_path)]) == 2
+        assert "no results" in capsys.readouterr().err

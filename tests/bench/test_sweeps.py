@@ -44,6 +44,15 @@ def test_curves_hold_what_was_timed_in_order_of_size():
     assert sweeps.curves(rows, "window") == {}
 
 
+def test_types_have_curves_of_their_own():
+    rows = swept("native", 1.0) + swept("native", 2.0, dtype="bfloat16")
+    curves = sweeps.curves(rows, "pairs")
+    assert {name: curve.time_exponent for name, curve in curves.items()} == pytest.approx(
+        {"native, float32": 1.0, "native, bfloat16": 2.0}
+    )
+    assert curves["native, float32"].sizes == [2, 4, 8, 16]
+
+
 def test_text_shows_the_exponents():
     text = sweeps.as_text("pairs", sweeps.sweeps("cpu")["pairs"], swept("native", 1.5))
     assert "1.50" in text and "1.00" in text and "T - 1" in text
