@@ -1,5 +1,6 @@
 """Where numbers are kept: JSON lines in one folder a device, each row with all that is needed to make it again."""
 
+import hashlib
 import json
 import os
 import platform
@@ -58,17 +59,23 @@ def provenance(device: str) -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that runs, "-dirty" if the library's code differs from it; None outside a checkout."""
+    """The commit of the checkout that runs; None outside a checkout. Where the library's code differs from it, "-dirty-" and a hash
+    of the differences, so that no later change is taken for the same code."""
+    code = "--", ROOT / "lgf_kernels", ROOT / "csrc"
 
     def git(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True)
 
     try:
         head = git("rev-parse", "--short", "HEAD")
     except FileNotFoundError:
         return None
-    changed = git("status", "--porcelain", "--", ROOT / "lgf_kernels", ROOT / "csrc").stdout
-    return head.stdout.strip() + ("-dirty" if changed else "") if head.returncode == 0 else None
+    if head.returncode:
+        return None
+    changes = git("diff", "HEAD", "--binary", *code).stdout
+    for name in git("ls-files", "--others", "--exclude-standard", "-z", *code).stdout.split(b"\0")[:-1]:
+        changes += name + (ROOT / os.fsdecode(name)).read_bytes()
+    return head.stdout.decode().strip() + (f"-dirty-{hashlib.sha256(changes).hexdigest()[:7]}" if changes else "")
 
 
 def append(file: Path, rows: Iterable[dict]) -> None:

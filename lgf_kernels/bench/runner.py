@@ -88,7 +88,7 @@ class Runner:
         return Plan(providers, self.arguments.rounds, tuple(self.arguments.measure), self.ceiling, bar)
 
     def _has(self, file: str, name: str, case: Case, dtype: str, providers: list[str] | None) -> bool:
-        """Whether to leave a case out, since this commit has measured it on this machine with all these providers."""
+        """Whether to leave a case out, since one run of this code on this machine has measured it with all these providers."""
         if not self.arguments.resume:
             return False
         asked = {
@@ -96,12 +96,12 @@ class Runner:
             for provider, it in table().items()
             if case.operator in it.operators and (not providers or provider in providers)
         }
-        same = ("commit", "device", "threads", "clock")
-        return asked <= {
-            row["provider"]
-            for row in results.read(self.arguments.out / file)
-            if (row["case"], row["dtype"]) == (name, dtype) and all(row[key] == self.about[key] for key in same)
-        }
+        same = ("commit", "lgf_kernels", "torch", "device", "threads", "clock")
+        by_run: dict[str, set[str]] = {}
+        for row in results.read(self.arguments.out / file):
+            if (row["case"], row["dtype"]) == (name, dtype) and all(row[key] == self.about[key] for key in same):
+                by_run.setdefault(row["run"], set()).add(row["provider"])
+        return any(asked <= measured for measured in by_run.values())
 
 
 def run_cases(arguments: argparse.Namespace, cases: dict[str, Case]) -> int:

@@ -128,6 +128,38 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(monkeypatch, capsys, t
     assert measured == 2 * ["small-lgf", "small-cached"]
 
 
+CHANGES = [{"commit": "old"}, {"torch": "1"}, {"lgf_kernels": "0"}, {"device": "x"}, {"threads": 99}, {"clock": "cpu"}]
+
+
+@pytest.mark.parametrize(
+    "other", [*CHANGES, {"dtype": "bfloat16"}, {"case": "small-cached"}, {"provider": "eager"}], ids=str
+)
+def test_only_what_was_measured_alike_is_left_out(monkeypatch, tmp_path, other):
+    measured = []
+    monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])
+    command = ["bench", "small-lgf", "--providers", "portable", *QUICK, "--out", str(tmp_path), "--resume"]
+    here = results.provenance("cpu") | {
+        "clock": "wall",
+        "case": "small-lgf",
+        "dtype": "float32",
+        "provider": "portable",
+    }
+    results.append(tmp_path / "losses.jsonl", [here | other])
+    assert main(command) == 0 and measured == ["small-lgf"]
+    results.append(tmp_path / "losses.jsonl", [here])
+    assert main(command) == 0 and measured == ["small-lgf"]
+
+
+def test_providers_of_two_runs_are_not_one_run(monkeypatch, tmp_path):
+    measured = []
+    monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])
+    here = results.provenance("cpu") | {"clock": "wall", "case": "small-lgf", "dtype": "float32"}
+    rows = [here | {"provider": "portable"}, here | {"provider": "eager", "run": "another"}]
+    results.append(tmp_path / "losses.jsonl", rows)
+    command = ["bench", "small-lgf", "--providers", "portable", "eager", *QUICK, "--out", str(tmp_path), "--resume"]
+    assert main(command) == 0 and measured == ["small-lgf"]
+
+
 def test_a_case_that_cannot_be_measured_stops_no_other(monkeypatch, capsys, tmp_path):
     def measuring(name, case, plan):
         if name == "small-lgf":
