@@ -37,7 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demo; 0 if it wrote its report, 2 if it could not start, with the reason on stderr."""
+    """Run the demo; 0 if it wrote its report, 2 if it could not, with the reason on stderr, 130 if it was interrupted."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("\nlgf demo: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         return _refuse(f'{", ".join(missing)} not installed. Get them with: pip install "lgf-kernels[train]"')

@@ -4,6 +4,7 @@ import argparse
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from importlib import metadata
@@ -31,6 +32,8 @@ def demonstrate(options: argparse.Namespace) -> Path:
     start = time.perf_counter()
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     options.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=options.output):
+        pass  # whether the report can be written shows now, and not after the training
     steps = options.steps or (QUICK_STEPS if options.quick else STEPS)
     recipe = Recipe(steps=steps, seed=options.seed, backend=options.backend)
     print(f"lgf demo: {options.video or 'generated clips'}, {steps} steps, seed {options.seed}\n")

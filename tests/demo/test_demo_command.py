@@ -83,6 +83,13 @@ def test_memory_of_unfolding_is_many_copies_of_the_features():
     assert max(losses) - min(losses) < 1e-5 and all(figures["ms"] > 0 for figures in costs.values())
 
 
+def test_every_backend_that_can_be_asked_for_has_a_cost():
+    slow, loop = (
+        cost.measure_cost((1, 2, 4, 4, 8), 2, "reference")[form] for form in (cost.LIBRARY, "loop over shifts")
+    )
+    assert slow["loss"] == loop["loss"]
+
+
 def lgf(*arguments: object) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "lgf_kernels.cli", "demo", *map(str, arguments)]
@@ -122,6 +129,22 @@ def test_bad_input_is_refused_in_one_line(arguments, reason, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["demo", *arguments]) == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody may write")
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(monkeypatch, capsys):
+    monkeypatch.setattr("lgf_kernels.demo.main.compare", lambda *_: pytest.fail("trained"))
+    assert main(["demo", "--quick", "--output", "/proc/self"]) == 2
+    assert "lgf demo: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lgf_kernels.demo.main.compare", interrupted)
+    assert main(["demo", "--quick", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("lgf demo: interrupted.\n") and not list(tmp_path.iterdir())
 
 
 def test_missing_packages_name_the_extra(monkeypatch, capsys):
