@@ -25,7 +25,9 @@ REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lgf demo`."""
     names = [info.name for info in backends()]
-    parser.add_argument("--video", type=Path, metavar="FILE", help="a video to learn from instead of generated clips")
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="a video, of which a minute is used, to learn from instead of generated clips"
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path("demo-report"), metavar="DIR",
         help="where report.html and motion.png go (default: %(default)s)",

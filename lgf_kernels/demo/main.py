@@ -100,8 +100,8 @@ def _facts(options: argparse.Namespace, task: Task, outcome: Outcome, recipe: Re
     if options.video:
         words = {
             "title": f"Local Gram Flow on {options.video.name}",
-            "data": f"Windows of {task.held_out.grid[0]} frames of the video, at 8 frames per second: {clips}, all "
-            "held-out frames later than any frame trained on. Shown is the half of the picture's width and height "
+            "data": f"Windows of {task.held_out.grid[0]} frames of the video's first minute, at 8 frames per second: {clips}, "
+            "all held-out frames later than any frame trained on. Shown is the half of the picture's width and height "
             f"in which most changes, at {task.video.shape[-1]} x {task.video.shape[-2]} pixels.",
             "teacher": "The teacher is computed from the pixels: for each token the 24 x 24 pixels around its centre, "
             "whitened by the video's own principal components and normalised. It is no tracker: its own PSNR is in "

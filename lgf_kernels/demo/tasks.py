@@ -16,6 +16,8 @@ from .oracle import oracle_features
 from .training import Split
 from .video import liveliest_part, warping_psnr
 
+#: Frames of a video that are used, a minute of it. All its windows are held at once, and an hour of them fills the memory.
+LONGEST = 480
 EPE, KL, PSNR = "EPE (tokens)", "KL to the teacher", "PSNR (dB)"
 
 
@@ -58,7 +60,7 @@ def video_task(path: Path, grid: tuple[int, int, int], share_held_out: float = 0
     """
     frames, height, width = grid
     size = (height * TOKEN, width * TOKEN)
-    whole = read_video(path, (2 * size[0], 2 * size[1]), at_least=3 * frames)
+    whole = read_video(path, (2 * size[0], 2 * size[1]), at_least=3 * frames, at_most=LONGEST)
     video = liveliest_part(whole, size)
     descriptors = patch_descriptors(video)
     first_held_out = min(round(len(video) * (1 - share_held_out)), len(video) - frames)

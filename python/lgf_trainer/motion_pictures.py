@@ -37,7 +37,7 @@ def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Mo
     Raises:
         VideoError: it cannot be read, or has fewer than 2 frames.
     """
-    video = read_video(path, (grid[0] * TOKEN, grid[1] * TOKEN), at_least=2)[:frames]
+    video = read_video(path, (grid[0] * TOKEN, grid[1] * TOKEN), at_least=2, at_most=frames)
     logits = local_gram_flow(patch_descriptors(video)[None], window=PIXEL_WINDOW)[0]
     motion = READINGS[reading](logits, PIXEL_WINDOW)
     return Motion(path.stem, {"pixels": motion}, video[:-1], PIXEL_WINDOW // 2, certainty(logits, PIXEL_WINDOW))

@@ -160,8 +160,10 @@ class Video:
             ) from error
 
 
-def read_video(path: str | PathLike, size: Size, rate: float = 8.0, at_least: int = 1) -> Tensor:
-    """All frames of a video, (N, 3, height, width) in [-1, 1], `rate` to the second.
+def read_video(
+    path: str | PathLike, size: Size, rate: float = 8.0, at_least: int = 1, at_most: int | None = None
+) -> Tensor:
+    """The frames of a video, (N, 3, height, width) in [-1, 1], `rate` to the second: all, or the first `at_most`.
 
     The whole picture is resized to `size`, whatever its aspect ratio.
 
@@ -174,7 +176,8 @@ def read_video(path: str | PathLike, size: Size, rate: float = 8.0, at_least: in
             f"{path} has {video.frames} frames at {rate:g} per second, and {at_least} are needed. "
             f"Give a video of at least {at_least / rate:.1f} seconds"
         )
-    ((_, frames),) = video.windows([0], video.frames, Fit.stretch(video.size, size))
+    length = video.frames if at_most is None else min(video.frames, at_most)
+    ((_, frames),) = video.windows([0], length, Fit.stretch(video.size, size))
     return to_signed(frames)
 
 

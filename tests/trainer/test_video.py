@@ -164,6 +164,8 @@ def test_pixels_that_are_not_square(tmp_path):
 def test_read_video(tmp_path):
     video = read_video(write_clip(tmp_path / "a.mp4", frames=24, rate=24), (72, 128))
     assert video.shape == (8, 3, 72, 128) and video.min() >= -1 and video.max() <= 1 and video.std() > 0.1
+    first = read_video(tmp_path / "a.mp4", (72, 128), at_most=3)
+    assert torch.equal(first, video[:3]) and torch.equal(read_video(tmp_path / "a.mp4", (72, 128), at_most=99), video)
     assert torch.equal(to_signed(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([-1.0, 1.0]))
 
 
