@@ -8,12 +8,14 @@ variables:
     CXX, CUDACXX, CMAKE_ARGS as usual
 """
 
+import importlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -58,6 +60,7 @@ class CMakeBuild(build_ext):
     def build_with_cmake(self, extension):
         import pybind11
 
+        environment = os.environ | {"PATH": path()}
         target = extension.name.rpartition(".")[2]
         output = Path(self.build_lib).resolve() / Path(*extension.name.split(".")[:-1])
         build = Path(self.build_temp).resolve() / target
@@ -71,12 +74,26 @@ class CMakeBuild(build_ext):
             *extension.cmake_options,
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        run(configure)
-        run(["cmake", "--build", build, "--target", target])
+        try:
+            run(configure, environment)
+        except (
+            subprocess.CalledProcessError
+        ):  # perhaps for what another place, compiler or Python left in the build folder
+            run([*configure, "--fresh"], environment)
+        run(["cmake", "--build", build, "--target", target], environment)
 
 
-def run(command):
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def path():
+    """PATH, with the CMake and Ninja that pip installed for this Python before the system's, which may be too old."""
+    folders = []
+    for name, folder in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
+        with suppress(ImportError, AttributeError):
+            folders.append(getattr(importlib.import_module(name), folder))
+    return os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])
+
+
+def run(command, environment):
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(result.stdout, flush=True)
     if result.returncode:
         raise subprocess.CalledProcessError(result.returncode, command, result.stdout)

@@ -104,6 +104,27 @@ def test_sdist_installs_without_a_compiler(built, tmp_path):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_a_moved_tree_builds_in_place_with_the_tools_of_its_python(built, tmp_path):
+    """As in `.venv/bin/python setup.py build_ext`: no CMake on PATH; the build folder is that of another place."""
+    with tarfile.open(built[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    first = next(tmp_path.iterdir())
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "c++").symlink_to(COMPILER)
+    for tool in filter(shutil.which, ("as", "ld", "ar", "ranlib")):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for place in (first, tmp_path / "moved"):
+        if place is not first:
+            first.rename(place)
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        environment = os.environ | {"PATH": str(tools), "LGF_CUDA": "off", "LGF_NATIVE": "on"}
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(list((place / "lgf_kernels").glob("_cpu*.so"))) == 1
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_a_cuda_compiler_that_fails_takes_nothing_else_down(built, tmp_path):
     fake = tmp_path / "nvcc"
     fake.write_text("#!/bin/sh\necho 'error: unsupported everything' >&2\nexit 1\n")

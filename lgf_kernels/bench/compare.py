@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import results
+from .checkout import environment, git, is_checkout
 from .counting import PASSES
 from .errors import UserError
 from .table import milliseconds, number
@@ -87,10 +88,10 @@ def spread_of_two_runs(a: dict, b: dict) -> str:
 
 
 def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:
-    if not (results.ROOT / ".git").exists():
+    if not is_checkout():
         raise UserError(f"{a} and {b} are not both files or folders, and commits need a checkout of the repository.")
     for commit in (a, b):
-        if _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").returncode:
+        if git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").returncode:
             raise UserError(f"{commit!r} is no commit, and {a!r} and {b!r} are not both files or folders of results.")
     with tempfile.TemporaryDirectory(prefix="lgf-compare-") as folder:
         places = {"a": Path(folder, "a"), "b": Path(folder, "b")}
@@ -101,7 +102,7 @@ def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, di
             merged = in_turns(lambda name: _measure(places[name], arguments))
         finally:
             for place in places.values():
-                _git("worktree", "remove", "--force", place)
+                git("worktree", "remove", "--force", place)
     return merged["a"], merged["b"]
 
 
@@ -127,7 +128,7 @@ def _merged(rows: list[dict]) -> dict:
 
 def _check_out(commit: str, place: Path, device: str) -> None:
     """The library of a commit with the benchmark of this one, built for a device."""
-    done = _git("worktree", "add", "--detach", place, commit)
+    done = git("worktree", "add", "--detach", place, commit)
     if done.returncode:
         raise UserError(f"git could not check out {commit}: {done.stderr.strip()}")
     here = place / "lgf_kernels" / "bench"
@@ -152,12 +153,7 @@ def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
         command += ["--clock", arguments.clock]
         if arguments.threads:
             command += ["--threads", str(arguments.threads)]
-        paths = os.pathsep.join([str(place), str(place / "python")])
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, env=environment(place), stdout=subprocess.DEVNULL)
         if done.returncode:
             raise UserError(f"the benchmark failed in {place.name.upper()}, with exit code {done.returncode}.")
         return [row for row in results.read(Path(out, results.LOSSES)) if row["status"] != "absent"]
-
-
-def _git(*command: object) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", "-C", results.ROOT, *command], capture_output=True, text=True)

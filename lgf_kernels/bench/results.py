@@ -1,6 +1,5 @@
 """Where numbers are kept: JSON lines in one folder a device, each row with all that is needed to make it again."""
 
-import hashlib
 import json
 import os
 import platform
@@ -17,9 +16,9 @@ import torch
 
 from .. import __version__
 from ..doctor import cpu_name
+from .checkout import ROOT, commit
 from .errors import UserError
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 #: In a folder of results: rows of cases, and of sweeps.
 LOSSES, SWEEPS = "losses.jsonl", "sweeps.jsonl"
@@ -56,26 +55,6 @@ def provenance(device: str) -> dict:
         "run": RUN,
         "command": shlex.join(["lgf", *sys.argv[1:]]),
     }
-
-
-def commit() -> str | None:
-    """The commit of the checkout that runs; None outside a checkout. Where the library's code differs from it, "-dirty-" and a hash
-    of the differences, so that no later change is taken for the same code."""
-    code = "--", ROOT / "lgf_kernels", ROOT / "csrc"
-
-    def git(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True)
-
-    try:
-        head = git("rev-parse", "--short", "HEAD")
-    except FileNotFoundError:
-        return None
-    if head.returncode:
-        return None
-    changes = git("diff", "HEAD", "--binary", *code).stdout
-    for name in git("ls-files", "--others", "--exclude-standard", "-z", *code).stdout.split(b"\0")[:-1]:
-        changes += name + (ROOT / os.fsdecode(name)).read_bytes()
-    return head.stdout.decode().strip() + (f"-dirty-{hashlib.sha256(changes).hexdigest()[:7]}" if changes else "")
 
 
 def append(file: Path, rows: Iterable[dict]) -> None:

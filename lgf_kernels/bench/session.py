@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from . import ceilings, results
+from .checkout import ROOT, commit, environment
 from .errors import UserError
 from .table import baseline, milliseconds, number, of_floor, ratio
 
@@ -126,9 +127,7 @@ STEPS = (
 class Session:
     """Runs steps in order within a budget of seconds, and remembers in the folder which are done, at which commit."""
 
-    def __init__(
-        self, steps, folder: Path, seconds: float, commit: str | None, execute: Callable, clock=time.monotonic
-    ):
+    def __init__(self, steps, folder: Path, seconds: float, commit: str, execute: Callable, clock=time.monotonic):
         self.steps, self.folder, self.seconds, self.commit = steps, folder, seconds, commit
         self.execute, self.clock = execute, clock
         self.begun = clock()
@@ -170,7 +169,7 @@ def execute(step: Step, limit: float, folder: Path) -> int | None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{step.name}.log", "ab") as log:
         process = subprocess.Popen(
-            step.command(limit, folder), cwd=results.ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            step.command(limit, folder), cwd=ROOT, env=variables(),
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -179,6 +178,13 @@ def execute(step: Step, limit: float, folder: Path) -> int | None:
             return None
         finally:
             _stop(process)
+
+
+def variables() -> dict[str, str]:
+    """For a step: Python imports this checkout, installed or not, and CUDA's tools are found even if they are not on PATH."""
+    cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(cuda)])
+    return environment() | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -230,14 +236,14 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("make gpu: torch sees no CUDA device here; `lgf doctor` says what it sees.", file=sys.stderr)
         return 2
-    if not (results.ROOT / "setup.py").exists():
+    if not (ROOT / "setup.py").exists():
         print("make gpu: runs in a checkout of the repository.", file=sys.stderr)
         return 2
     if not 1 <= arguments.minutes <= 24 * 60:
         print(f"make gpu: --minutes must be 1 to 1440, got {arguments.minutes:g}.", file=sys.stderr)
         return 2
     folder = (arguments.out or results.device_folder("cuda")).resolve()
-    session = Session(STEPS, folder, 60 * arguments.minutes, results.commit(), execute)
+    session = Session(STEPS, folder, 60 * arguments.minutes, commit(), execute)
     try:
         session.run()
     except KeyboardInterrupt:

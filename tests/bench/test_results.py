@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
 
 import pytest
 from bench_helpers import row
@@ -48,31 +47,6 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path / "page", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["page"] and (tmp_path / "page").read_text() == "old"
-
-
-def test_the_commit_of_changed_code_is_named_after_the_changes(tmp_path, monkeypatch):
-    def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
-
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert results.commit() is None
-    code = tmp_path / "lgf_kernels"
-    for folder in (code, tmp_path / "csrc"):
-        folder.mkdir()
-        (folder / "old.py").write_text("1")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "x")
-    (tmp_path / "README.md").touch()
-    (clean,) = seen = [results.commit()]
-    assert clean and clean.isalnum()
-    for file, text in ((code / "old.py", "2"), (code / "old.py", "3"), (code / "new.py", "4"), (code / "new.py", "5")):
-        file.write_text(text)
-        seen.append(results.commit())
-    assert len(set(seen)) == 5 and all(it.startswith(f"{clean}-dirty-") for it in seen[1:])
-    (code / "new.py").unlink()
-    git("checkout", ".")
-    assert results.commit() == clean
 
 
 def test_ratios_are_of_one_run_and_of_right_answers():

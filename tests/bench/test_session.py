@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 
 import pytest
 import torch
 from bench_helpers import row
 
-from lgf_kernels.bench import results, session
+from lgf_kernels.bench import checkout, results, session
 
 
 class World:
@@ -135,7 +136,7 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, tmp_path):
         helpers.backends_of = lambda operator, device="cpu": ["native", "triton", "portable"]
         sys.exit(pytest.main(["tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-k", {session.SANITIZED!r}]))
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=results.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True)
     chosen = re.findall(r"::(test_\w+)\[(.*)\]", done.stdout)
     assert {name for name, parameters in chosen if backend in parameters} == {
         "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
@@ -193,6 +194,32 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path, stubb
         for _ in range(50):  # the child is init's to bury
             session.os.kill(int((tmp_path / "child").read_text()), 0)
             time.sleep(0.1)
+
+
+def test_steps_import_this_checkout_and_find_cuda_s_tools(tmp_path, monkeypatch):
+    """In a bare copy: nothing is installed, nothing is set, and -P keeps the working directory out of the search."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    (tmp_path / "cuda" / "bin").mkdir(parents=True)
+    tool = tmp_path / "cuda" / "bin" / "a-tool-of-cuda"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    code = (
+        "import shutil, lgf_kernels, importlib.util as found; print(shutil.which('a-tool-of-cuda'));"
+        "print(lgf_kernels.__file__); print(found.find_spec('lgf_trainer').origin)"
+    )
+    step = session.Step("where", lambda *_: [sys.executable, "-S", "-P", "-c", packages() + code])
+    assert session.execute(step, 60, tmp_path) == 0
+    root = checkout.ROOT
+    assert (tmp_path / "where.log").read_text().splitlines() == [
+        str(tool), str(root / "lgf_kernels" / "__init__.py"), str(root / "python" / "lgf_trainer" / "__init__.py")
+    ]  # fmt: skip
+
+
+def packages() -> str:
+    """Code that finds torch and numpy, but not the editable install, which -S leaves out."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return f"import sys; sys.path += {folders!r};"
 
 
 def test_the_summary_is_short_and_tells_what_is_wrong(tmp_path):

@@ -1,0 +1,44 @@
+"""The code that runs: which it is, whether it comes from git or not, and how other processes get the same."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+#: What the numbers depend on: without git, or beside a commit, a digest of these tells two versions apart.
+CODE = ("lgf_kernels/**/*.py", "csrc/**/*.*")
+
+
+def is_checkout() -> bool:
+    """Whether this is a git checkout of the project. An installed package may well lie within a checkout of another."""
+    return (ROOT / ".git").exists() and shutil.which("git") is not None
+
+
+def git(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+
+
+def commit() -> str:
+    """The commit of the checkout that runs, "-dirty-" and a digest of the code if that differs from it; elsewhere the digest
+    alone, as "files-0123abcd"."""
+    head = git("rev-parse", "--short", "HEAD") if is_checkout() else None
+    if head is None or head.returncode:
+        return f"files-{digest()}"
+    changed = git("status", "--porcelain", "--", ROOT / "lgf_kernels", ROOT / "csrc").stdout
+    return head.stdout.strip() + (f"-dirty-{digest()}" if changed else "")
+
+
+def digest() -> str:
+    """Eight digits that change with any file of the code."""
+    whole = hashlib.sha256()
+    for file in sorted(file for pattern in CODE for file in ROOT.glob(pattern)):
+        whole.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes() + b"\0")
+    return whole.hexdigest()[:8]
+
+
+def environment(place: Path = ROOT) -> dict[str, str]:
+    """Variables under which Python imports the library and the trainer of a checkout, whatever is installed."""
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(place), str(place / "python"), *before])}
