@@ -138,7 +138,7 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True)
     chosen = re.findall(r"::(test_\w+)\[(.*)\]", done.stdout)
-    assert {name for name, parameters in chosen if backend in parameters} == {
+    assert {name for name, parameters in chosen if backend in parameters} >= {
         "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
         "test_token_relation", "test_token_relation_tiles", "test_token_relation_in_panels",
     }  # fmt: skip
