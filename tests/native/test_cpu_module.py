@@ -89,6 +89,66 @@ def test_gradient_of_a_divergence_that_is_not_finite(isa, divergence):
     assert torch.equal(gradient[0, 0, :, :, 0].isnan(), hit)
 
 
+def softmax_beside_a_sure_student(logits):
+    """P (W - 1) of a teacher's logits (W) for the token before, against 0 for the token itself and far less for that after.
+
+    The student is so sure of the token itself that Q is 0 elsewhere: there the gradient Q - P shows P to the last bit.
+    """
+    W, dtype = len(logits), logits.dtype
+    student = 1e3 * torch.eye(3, dtype=dtype)[torch.arange(W) % 3].expand(1, 2, 1, W, 3)
+    cache = torch.zeros(1, 1, 1, W, 9, dtype=dtype)
+    cache[..., 3], cache[..., 5] = logits, -1e3
+    kl, g = cache.new_empty(1, 1, 1, W), torch.empty_like(cache)
+    cpu.lgf_kl_forward(
+        native.described(student), [native.described(cache)], [1.0], tuple(student.shape[:4]), kl.data_ptr(), g.data_ptr(),
+        window=3, temperature=1.0, similarity="dot", boundary="exclude", divergence="kl", backward=False, from_logits=True,
+        num_threads=1,
+    )  # fmt: skip
+    return -g[0, 0, 0, 1:, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exponentials_are_right_to_a_few_units_in_the_last_place(isa, dtype):
+    logits = -torch.linspace(0, 85, 4099, dtype=dtype)
+    p = softmax_beside_a_sure_student(logits)
+    truth = logits[1:].double().sigmoid()
+    assert ((p.double() - truth) / truth).abs().max() < 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
+def test_near_convergence_every_token_is_right(isa, distance):
+    """P u + Q - P alone would be a difference of numbers many times its size."""
+    teacher = features(1, 3, 9, 10, 64)
+    student = teacher + distance * features(1, 3, 9, 10, 64)
+    tokens = lgf.lgf_kl_loss(student, teacher, reduction="none", backend="native")
+    truth = lgf.lgf_kl_loss(student.double(), teacher.double(), reduction="none", backend="reference")
+    assert_close(tokens, truth, 2e-7 / distance)
+    # The oracle itself has lost half of its digits at the smallest distance.
+    fine = lgf.lgf_kl_loss(student.double(), teacher.double(), reduction="none", backend="native")
+    assert_close(fine, truth, 1e-14 / distance**2)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_logits_far_below_zero_beside_the_border(isa, side):
+    """The largest logit of a window that is cut off is the largest inside, not the 0 that stands outside."""
+    tensors = {"student": features(1, 2, 5, 20, 8), "teacher": features(1, 2, 5, 20, 8)}
+    tensors[side] = 3 * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1) + 0.1 * tensors[side]
+    options = dict(window=5, similarity="dot", temperature=0.5)
+    ours = both(tensors["student"], tensors["teacher"], **options)
+    doubles = [tensors[name].double() for name in ("student", "teacher")]
+    truth = value_and_gradient(lgf.lgf_kl_loss, *doubles, backend="reference", **options)
+    for our, true in zip(ours, truth, strict=True):
+        assert_close(our, true, 1e-5)
+
+
+def test_logits_as_large_as_a_type_holds(isa):
+    """The logits are one number each, the student's positive and the teacher's negative: no divergence, no overflow."""
+    student = torch.full((1, 2, 5, 20, 1), 3e37).sqrt()
+    teacher = student * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1)
+    tokens, gradient = both(student, teacher, window=3, similarity="dot", reduction="none")
+    assert (tokens == 0).all() and (gradient == 0).all()
+
+
 def test_a_norm_whose_square_overflows(isa):
     huge, teacher = features(1, 3, 4, 19, 70) * 1e25, features(1, 3, 4, 19, 70)
     truth = value_and_gradient(lgf.lgf_kl_loss, huge.double(), teacher.double(), window=3, backend="reference")
