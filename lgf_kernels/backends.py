@@ -134,7 +134,6 @@ def resolve(operator: str, tensor: Tensor, backend: str | None, function: str) -
     return _resolve(operator, str(tensor.device), backend, function)
 
 
-@torch.compiler.assume_constant_result
 def _resolve(operator: str, device: str, backend: str | None, function: str) -> str:
     request = Request(operator, device)
     sources = {
@@ -153,6 +152,11 @@ def _resolve(operator: str, device: str, backend: str | None, function: str) -> 
             "`lgf doctor` prints what is here and why."
         )
     return named
+
+
+# All that `torch.compiler.assume_constant_result` does, but without importing torch's compiler, and Triton with it, for everybody:
+# that takes as long as importing torch itself.
+_resolve._dynamo_marked_constant = True
 
 
 def by_itself(name: str, request: Request) -> bool:

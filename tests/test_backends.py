@@ -184,8 +184,10 @@ def test_interpreted_kernels_are_never_chosen_by_themselves(monkeypatch):
 
 
 def test_import_is_light():
-    """`import lgf_kernels` imports neither the native modules nor Triton kernels, the trainer or the demo."""
+    """`import lgf_kernels` imports neither torch's compiler and Triton nor the native modules, the trainer or the demo."""
     heavy = [
+        "torch._dynamo",
+        "triton",
         "lgf_kernels._cpu",
         "lgf_kernels._cuda",
         "lgf_kernels.triton_kernels.launch",

@@ -21,6 +21,7 @@ from transformers import (
     GroundingDinoImageProcessor,
     GroundingDinoProcessor,
     Sam2VideoConfig,
+    Sam2VideoMaskDecoderConfig,
     Sam2VideoModel,
     SwinConfig,
     T5Config,
@@ -113,7 +114,8 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
     config = Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": width, "image_size": side},
-        mask_decoder_config={"hidden_size": width},  # its other sizes are fixed in the sam2 package
+        # Its other sizes are fixed in the sam2 package. Written out, for transformers that take this for a prompt encoder's.
+        mask_decoder_config=Sam2VideoMaskDecoderConfig(hidden_size=width).to_dict(),
         image_size=side, memory_attention_hidden_size=width, memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[side // 16] * 2,
         memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width, memory_fuser_num_layers=1,

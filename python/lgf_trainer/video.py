@@ -25,6 +25,9 @@ Size = tuple[int, int]  # height, width in pixels
 
 LONGEST = 48 * 3600  # seconds; beyond it timestamps are taken for damaged, before a list is made of their frames
 
+#: For titles and the like that are not UTF-8. PyAV 19 takes them as they are; before, it had to be told to.
+LENIENT = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
 
 class VideoError(TrainerError):
     """A video that cannot be used; the message says why and what to do."""
@@ -148,7 +151,7 @@ class Video:
     def _stream(self) -> Iterator[av.VideoStream]:
         """The video stream of the opened file, and FFmpeg's errors in our words."""
         try:
-            with self._open() as file, av.open(file, metadata_errors="replace") as container:
+            with self._open() as file, av.open(file, **LENIENT) as container:
                 if not container.streams.video:
                     raise VideoError(
                         f"{self.path} has no video stream. Give a file with moving pictures, such as an .mp4"
