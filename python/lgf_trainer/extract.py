@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .errors import TrainerError
+from .helptext import with_help
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Run the command with its arguments; the exit status."""
-    options = tyro.cli(Options, args=arguments, prog="lgf extract", description=__doc__)
+    options = tyro.cli(with_help(Options), args=arguments, prog="lgf extract", description=__doc__)
     started = time.monotonic()
     _check(options)
 

@@ -8,6 +8,7 @@ import tyro
 
 from .cache import write_atomically
 from .errors import TrainerError
+from .helptext import with_help
 from .prompts import Request, read_list
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Run `lgf sample ARGUMENTS`; 0 when all videos are there."""
-    options = tyro.cli(Options, args=arguments, prog="lgf sample")
+    options = tyro.cli(with_help(Options), args=arguments, prog="lgf sample")
     requests = _requests(options)
 
     from tqdm import tqdm

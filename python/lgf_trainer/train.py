@@ -10,6 +10,7 @@ A run that is started again goes on from its last checkpoint.
 import tyro
 
 from .errors import TrainerError, is_disk_full
+from .helptext import with_help
 from .recipe import Recipe, read_recipe, shipped_recipes
 
 
@@ -39,7 +40,7 @@ def parse(arguments: list[str]) -> Recipe:
     if name is None and not {"-h", "--help"} & set(overrides):
         raise TrainerError(f"name a recipe first: a YAML file, or one of {', '.join(shipped_recipes())}")
     return tyro.cli(
-        Recipe,
+        with_help(Recipe),
         prog=f"lgf train {name or 'RECIPE'}",
         description=f"{__doc__}\nRecipes: {', '.join(shipped_recipes())}.",
         default=read_recipe(name) if name else Recipe(),

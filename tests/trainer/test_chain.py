@@ -144,6 +144,19 @@ def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys
     assert re.search(r"FVD \d+\.\d\d   \(2 real and 2 generated", capsys.readouterr().out)
 
 
+def test_repa_on_dino_features(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    playground.main(Path("tiny"))
+    extract = shlex.split(
+        "extract tiny/videos.jsonl --model tiny/model --teacher none --dino --dino-model tiny/dino --output dino"
+    )
+    assert cli.main(extract) == 0
+    repa = shlex.split("train tiny/recipe.yaml --data.cache dino --alignment.loss repa --alignment.features dino")
+    assert run(repa) == 0
+    history = torch.tensor(losses(Path("tiny/run")))
+    assert history[-5:, 1].mean() < 0.8 * history[:5, 1].mean()
+
+
 def test_the_tours_recipe_is_the_papers_but_for_its_size(tmp_path):
     playground.make_playground(tmp_path)
     tiny, paper = read_recipe(str(tmp_path / "recipe.yaml")), read_recipe("sam2videox")
