@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._inductor.config
 from helpers import backends_of, features, value_and_gradient
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.testing._internal.two_tensor import TwoTensor
@@ -111,6 +112,21 @@ def test_compiles_without_a_graph_break(loss, dynamic):
         value_and_gradient(compiled, student, teacher), value_and_gradient(loss, student, teacher), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", backends_of("lgf_kl"))
+def test_other_sizes_are_not_compiled_anew(backend):
+    """The size of what a forward keeps for its backward follows from sizes that nobody knows yet."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda student: lgf.lgf_kl_loss(student, student.detach(), window=3, backend=backend),
+        fullgraph=True, dynamic=True, backend=counter,
+    )  # fmt: skip
+    counts = []
+    for sizes in ((2, 3, 4, 5), (3, 4, 5, 6), (4, 5, 6, 7)):
+        value_and_gradient(compiled, features(*sizes, 8))
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
 
 
 def test_compiles_with_inductor():

@@ -1,5 +1,7 @@
 """Launches the fused Local Gram Flow loss of the C++ modules: one pass a direction, then the reduction."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -102,10 +104,10 @@ class Residual:
     @classmethod
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
         """Bytes of the two parts. The slots come first: K (K + 1) is even, which aligns the norms."""
-        tokens = len(options.directions) * torch.Size(lgf_pairs_shape(student)).numel()
+        tokens = len(options.directions) * math.prod(lgf_pairs_shape(student))  # of sizes that may be symbols
         slots = tokens * options.window * window_row(student, options.window) * cls.slots_dtype(student).itemsize
         keeps_norms = takes_streams(student) and options.similarity == "cosine"
-        return slots, student.shape[:4].numel() * accumulate_dtype(student).itemsize if keeps_norms else 0
+        return slots, math.prod(student.shape[:4]) * accumulate_dtype(student).itemsize if keeps_norms else 0
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
