@@ -2,13 +2,15 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
+import bench_helpers
 import pytest
 import torch
 
-from lgf_kernels.bench import ceilings, cli, measure, providers, results, runner
+from lgf_kernels.bench import ceilings, cli, measure, providers, results, runner, sweeps
 from lgf_kernels.cli import main
 
 pytest.importorskip("tqdm")
@@ -68,6 +70,8 @@ def test_a_wrong_or_failing_provider_is_shown_and_not_timed(monkeypatch, capsys,
     assert " ms" not in line and "MiB" not in line and "%" not in line
     row = results.read(tmp_path / "losses.jsonl")[-1]
     assert row["status"] == ("failed" if factor == "raise" else "wrong")
+    if factor != "raise":
+        assert row["output_error"] == (pytest.approx(0.01, rel=1e-3) if factor == factor else None)
     assert not {"forward", "both", "peak_bytes", "overhead_us", "first_call_s"} & set(row)
 
 
@@ -207,6 +211,45 @@ def test_a_provider_that_breaks_the_device_is_left_out_of_a_new_process(monkeypa
 def test_the_time_that_is_given_is_kept(capsys):
     assert main(["bench", "--minutes", "0", "--providers", "portable", *QUICK]) == 0
     assert "not begun" in capsys.readouterr().out
+
+
+def test_minutes_are_minutes(monkeypatch, capsys):
+    now = [1000.0]
+
+    def measuring(name, case, plan):
+        now[0] += 20
+        return []
+
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runner, "measure_case", measuring)
+    main(["bench", "small-lgf", "small-cached", "small-window", "--minutes", "0.5", *QUICK])
+    assert now == [1040.0] and "small-window, float32: not begun" in capsys.readouterr().out
+
+
+def test_sweeps_measure_times_and_memory_and_keep_their_sizes(monkeypatch, capsys, tmp_path):
+    def measuring(name, case, plan):
+        assert plan.metrics == ("memory",)
+        size = case.shape[1] - 1
+        return [bench_helpers.row(case=name, provider="portable", both={"median_ms": size**2}, peak_bytes=size)]
+
+    pairs = {"pairs": sweeps.sweeps("cpu")["pairs"]}
+    monkeypatch.setattr(sweeps, "sweeps", lambda device: pairs)
+    monkeypatch.setattr(runner, "measure_case", measuring)
+    assert main(["bench", "sweeps", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    assert "portable   time exponent  2.00, memory  1.00" in capsys.readouterr().out
+    rows = results.read(tmp_path / results.SWEEPS)
+    assert [(it["sweep"], it["size"]) for it in rows] == [("pairs", size) for size in pairs["pairs"].cases]
+
+
+def test_first_calls_compile_into_an_empty_folder(monkeypatch):
+    caches = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    monkeypatch.setenv(caches[0], "mine")
+    monkeypatch.delenv(caches[1], raising=False)
+    with runner.empty_compiler_caches():
+        inside = [os.environ[name] for name in caches]
+        assert len({"mine", *inside}) == 3 and all(Path(folder).parent.is_dir() for folder in inside)
+    assert os.environ[caches[0]] == "mine" and caches[1] not in os.environ
+    assert not any(Path(folder).parent.exists() for folder in inside)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import cases, ceilings, correctness, memory, providers, timing
+from lgf_kernels.bench import cases, ceilings, correctness, measure, memory, providers, timing
+from lgf_kernels.bench.counting import Work
 from lgf_kernels.bench.measure import Plan, measure_case
 
 
@@ -42,7 +43,9 @@ def test_what_is_wrong_is_not_right():
     case, relation = SMALL["small-lgf"], SMALL["small-relation"]
     assert not correctness.is_right((float("nan"), 0.0), case) and not correctness.is_right((0.0, float("nan")), case)
     assert not correctness.is_right((0.0, 2e-4), case) and not correctness.is_right((2e-4, 0.0), case)
-    assert correctness.is_right((5e-3, 2e-2), replace(case, dtype="bfloat16"))
+    half = replace(case, dtype="bfloat16")
+    assert correctness.is_right((5e-3, 2e-2), half)
+    assert not correctness.is_right((2e-2, 0.0), half) and not correctness.is_right((0.0, 3e-2), half)
     assert correctness.is_right((1e-4, 5e-3), relation) and not correctness.is_right((0.0, 2e-2), relation)
     assert not correctness.is_right((2e-4, 0.0), relation)
 
@@ -53,6 +56,14 @@ def test_who_is_offered():
     assert "chunked" not in here and "bmm" not in providers.offered(SMALL["small-relation"])
     huge = cases.Case("token_relation", (1, 1000, 1000, 8), (8,), "")
     assert "GiB" in providers.offered(huge)["eager"] and providers.offered(huge)["portable"] is None
+
+
+def test_a_fifth_of_the_memory_stays_free(monkeypatch):
+    monkeypatch.setattr(providers, "free_memory", lambda device: 100 * 2**30)
+    assert providers.why_not_memory(80 * 2**30, "cpu") is None
+    assert providers.why_not_memory(81 * 2**30, "cpu") == "needs about 81 GiB, 100 GiB are free"
+    monkeypatch.setattr(providers, "free_memory", lambda device: None)
+    assert providers.why_not_memory(81 * 2**30, "cpu") is None
 
 
 def test_the_guessed_memory_is_that_of_the_measurement():
@@ -85,6 +96,20 @@ def test_runs_are_interleaved_and_halves_add_up():
     ]
 
 
+def test_every_run_begins_without_a_gradient():
+    """Adding to the last one's would be timed too."""
+    found = []
+    timing.interleaved({"a": lambda student, _: found.append(student.grad) or student.sum()}, SMALL["small-lgf"], 3)
+    assert found == [None] * 3
+
+
+def test_the_best_of_several_runs_after_a_first_that_does_not_count(monkeypatch):
+    calls, times = [], iter([0.0, 1.0, 10.0, 14.0, 20.0, 22.0, 30.0, 36.0])
+    monkeypatch.setattr(timing, "now", lambda: next(times))
+    assert timing.best(lambda: calls.append(1), "cpu", runs=3, at_least=2) == 1.0
+    assert len(calls) == 8
+
+
 def test_the_cpu_clock_does_not_count_waiting():
     def function(student, teachers):
         time.sleep(0.05)
@@ -94,6 +119,7 @@ def test_the_cpu_clock_does_not_count_waiting():
     try:
         assert timing.clock_in_use("cpu") == "cpu" and timing.clock_in_use("cuda:0") == "events"
         seconds = timing.interleaved({"a": function}, SMALL["small-lgf"], 3)
+        assert timing.first_call(lambda: time.sleep(0.05), "cpu")[1] >= 0.05, "compilers work in other processes"
     finally:
         timing.use_clock("wall")
     assert 0 < min(seconds["a"]["both"]) < 0.05
@@ -112,7 +138,7 @@ def test_spread():
     )
 
 
-def test_overhead_is_of_the_smallest_inputs():
+def test_overhead_is_of_the_smallest_inputs(monkeypatch):
     shapes = set()
 
     def function(student, teachers):
@@ -122,6 +148,37 @@ def test_overhead_is_of_the_smallest_inputs():
 
     assert timing.overhead(function, cases.CASES["cogvideox-latent"]) >= 0.001
     assert shapes == {(1, 2, 8, 8, 16)}
+    times = iter([10.0, 60.0])
+    monkeypatch.setattr(timing, "now", lambda: next(times))
+    assert timing.overhead(function, SMALL["small-lgf"]) == 50.0 / timing.CALLS
+
+
+def test_a_row_says_what_was_measured_of_whom(monkeypatch, ceiling):
+    case, timed = SMALL["small-lgf"], {}
+
+    def seconds(functions, case, rounds, progress):
+        timed.update(functions)
+        return {name: {"forward": [0.1] * 2, "backward": [0.15] * 2, "both": [0.25] * 2} for name in functions}
+
+    right = {name: providers.provider(name, case) for name in ("eager", "portable")}
+    monkeypatch.setattr(measure, "provider", lambda name, case: right[name])
+    monkeypatch.setattr(timing, "interleaved", seconds)
+    monkeypatch.setattr(timing, "first_call", lambda action, device: (action(), 1.0))
+    monkeypatch.setattr(timing, "overhead", lambda function, case: 3e-6)
+    monkeypatch.setattr(memory, "peak_memory", lambda case, name, function: {"eager": 11, "portable": 12}[name])
+    monkeypatch.setitem(providers.BASELINES, "eager", providers.BASELINES["eager"]._replace(compiles=True))
+    rows = {row["provider"]: row for row in measure_case("small-lgf", case, Plan(list(right), 2, ceiling=ceiling))}
+    assert timed == right, "the functions whose answers were checked"
+    assert rows["eager"]["peak_bytes"] == 11 and rows["portable"]["peak_bytes"] == 12
+    assert rows["portable"]["overhead_us"] == pytest.approx(3.0) and "overhead_us" not in rows["eager"]
+    assert rows["portable"]["first_call_s"] == 0.75, "what it takes longer than another"
+
+
+@pytest.mark.parametrize(("risen", "peak"), [(10_000, 10_000 - 4 - 3 * 6 * 9 * 8 * 4), (100, 0), (0, 0), (None, None)])
+def test_output_and_gradient_are_no_part_of_the_peak(monkeypatch, risen, peak):
+    monkeypatch.setattr(memory, "rise", lambda action, device: action() or risen)
+    case = SMALL["small-lgf"]
+    assert memory._one_step(case, providers.provider("portable", case)) == peak
 
 
 def test_memory_counts_what_is_allocated():
@@ -166,6 +223,16 @@ def test_a_rate_counts_reading_writing_and_multiply_adds(monkeypatch):
     monkeypatch.setattr(ceilings, "GEMM", {"cpu": 10})
     assert ceilings._gemm("cpu", "float32") == 2 * 10**3 / 0.5
     assert ceilings.flops({"gemm": {"float32": 5.0, "bfloat16": 2.0}}, "bfloat16") == 5.0
+
+
+def test_the_floor_is_by_the_ceilings_of_the_type_and_of_memory():
+    ceiling = {"copy": 1.0, "L2": 1e9, "gemm": {"float32": 10.0, "bfloat16": 50.0, "float64": 5.0}}
+
+    def floor(work: Work, dtype: str) -> float:
+        return ceilings.floor_ms({"both": work}, dtype, ceiling)["both"]
+
+    assert floor(Work(100, 10), "bfloat16") == 10e3
+    assert [floor(Work(1000, 1), dtype) for dtype in ("bfloat16", "float32", "float64")] == [20e3, 100e3, 200e3]
 
 
 def test_rows_hold_the_floor_and_only_what_was_asked(ceiling):

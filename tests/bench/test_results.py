@@ -115,7 +115,8 @@ def test_commits_are_measured_in_turns_and_the_median_counts():
     assert merged["a"][key]["both"] == {"median_ms": 11.0, "low_ms": 9.0, "high_ms": 15.0}
     assert merged["b"][key]["both"] == {"median_ms": 6.0, "low_ms": 4.0, "high_ms": 8.0}
     assert compare.verdict(merged["a"][key]["both"], merged["b"][key]["both"]) == "faster"
-    assert compare.verdict(times(10.0), times(11.9)) == "within the spread"
+    for near in (8.1, 11.9):
+        assert compare.verdict(times(10.0), times(near)) == compare.WITHIN
 
 
 def test_turns_that_differ_by_chance_make_no_verdict():
@@ -149,9 +150,8 @@ def folder(tmp_path):
     for broken in (wrong, failed, absent):
         del broken["both"], broken["forward"], broken["backward"]
     old = row(provider="native", both=times(1.0), run="r0")
-    results.append(
-        device / "losses.jsonl", [old, row(), row(provider="native", both=times(4.0)), wrong, failed, absent]
-    )
+    fast = row(provider="native", forward=times(1.5), backward=times(2.5), both=times(4.0))
+    results.append(device / "losses.jsonl", [old, row(), fast, wrong, failed, absent])
     sweep = [
         row(case=f"sweep-pairs-{n}", sweep="pairs", size=n, both=times(5.0 * n), peak_bytes=n * n) for n in (2, 4, 8)
     ]
@@ -178,7 +178,7 @@ def folder(tmp_path):
 def test_the_page_shows_the_results(folder):
     page = report.page(folder)
     cells = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
-    assert "2.50x" in cells["**native**"] and "4 ms" in cells["**native**"]
+    assert "2.50x" in cells["**native**"] and "| 1.5 ms | 2.5 ms | 4 ms | 3 .. 5 |" in cells["**native**"]
     assert "50.0 %" in cells["**native**"]  # 1e8 FLOP at 5e10 a second
     assert "WRONG" in cells["bmm"] and " ms" not in cells["bmm"] and "%" not in cells["bmm"]
     assert "failed: RuntimeError: no" in cells["natten"]

@@ -42,6 +42,16 @@ def test_measured(monkeypatch):
         assert sys.platform != "linux" or it["peak_bytes"] > 0
 
 
+def test_the_first_step_warms_up(monkeypatch):
+    now, takes = [0.0], iter([100.0, 2.0, 4.0, 6.0])
+
+    def action():
+        now[0] += next(takes)
+
+    monkeypatch.setattr(step.timing, "now", lambda: now[0])
+    assert step._medians({"a": action}, "cpu", 3) == {"a": 4000.0}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell peaks")
 def test_the_rise_is_what_an_action_allocates_at_its_peak():
     def action():

@@ -1,0 +1,75 @@
+"""Two commits of a small repository, whose `lgf bench` answers at once: built apart, measured in turns, and nothing left behind."""
+
+import json
+import subprocess
+
+import pytest
+from bench_helpers import row
+
+from lgf_kernels.bench import compare, results
+from lgf_kernels.cli import main
+
+pytest.importorskip("tqdm")
+
+SETUP = """
+from pathlib import Path
+assert Path("lgf_kernels/bench/compare.py").exists(), "the benchmark of the present checkout"
+Path("lgf_kernels/built.json").write_text(Path("row.json").read_text())
+"""
+CLI = """
+import sys
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+(out / "losses.jsonl").write_text(Path(__file__).with_name("built.json").read_text())
+"""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Of three commits: slow, twice as fast, and one that does not build."""
+    root = tmp_path / "repository"
+    (root / "lgf_kernels").mkdir(parents=True)
+    (root / "lgf_kernels" / "__init__.py").touch()
+    (root / "lgf_kernels" / "cli.py").write_text(CLI)
+    (root / "setup.py").write_text(SETUP)
+    git(root, "init", "-q")
+    for milliseconds in (10.0, 5.0, None):
+        times = {"median_ms": milliseconds, "low_ms": milliseconds, "high_ms": milliseconds}
+        parts = dict.fromkeys(("forward", "backward", "both"), times)
+        (root / "row.json").write_text(json.dumps(row(**parts)) + "\n")
+        if milliseconds is None:
+            (root / "setup.py").write_text("raise SystemExit('no compiler')")
+        git(root, "add", ".")
+        git(root, "commit", "-q", "-m", "x")
+    monkeypatch.setattr(results, "ROOT", root)
+    yield root
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+    assert not git(root, "status", "--porcelain")
+
+
+def git(root, *arguments) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_commit_against_another_and_itself(repository, capsys):
+    assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("10.0 ms      5 ms    2.00x  faster")
+    assert main(["bench", "--compare", "HEAD~1", "HEAD~2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("5 ms   10.0 ms    0.50x  slower")
+    assert main(["bench", "--compare", "HEAD~1", "HEAD~1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("1.00x  within the spread")
+
+
+def test_a_commit_that_does_not_build(repository, capsys):
+    assert main(["bench", "--compare", "HEAD~1", "HEAD"]) == 2
+    assert "HEAD does not build:\nno compiler" in capsys.readouterr().err
+
+
+def test_interrupted(repository, monkeypatch, capsys):
+    def interrupted(place, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "_measure", interrupted)
+    assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 130
+    assert "interrupted" in capsys.readouterr().err
