@@ -84,8 +84,13 @@ def _high_water_mark() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
+def _of_job(text: str) -> int | None:
+    """In the fresh process, what `peak_memory` asked of it."""
+    job = json.loads(text)
     torch.set_num_threads(job["threads"])
     case = job["case"] | {key: tuple(job["case"][key]) for key in ("shape", "teacher_channels")}
-    print(json.dumps(_high_water_rise(Case(**case), job["provider"])))
+    return _high_water_rise(Case(**case), job["provider"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(_of_job(sys.argv[1])))

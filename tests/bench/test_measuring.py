@@ -1,8 +1,10 @@
 """What the numbers rest on: the truth, the providers' answers, the clocks, the memory, the ceilings."""
 
 import json
+import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +196,43 @@ def test_memory_counts_what_is_allocated():
 )
 def test_memory_is_measured_whatever_the_operator(name, provider):
     assert memory.peak_memory(SMALL[name], provider) >= 0
+
+
+def test_the_fresh_process_measures_the_same_case_with_the_same_threads(monkeypatch):
+    case, asked = SMALL["small-cached"], []
+
+    def run(command, **options):
+        torch.set_num_threads(7)
+        return SimpleNamespace(returncode=0, stdout=json.dumps(memory._of_job(command[-1])))
+
+    def rise(case, provider):
+        asked.append((case, provider, torch.get_num_threads()))
+        return 5
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    monkeypatch.setattr(memory, "_high_water_rise", rise)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert memory.peak_memory(case, "eager") == 5
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [(case, "eager", 3)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell peaks")
+def test_what_was_allocated_before_hides_nothing():
+    """Neither a higher peak, nor blocks that the allocator has kept free for the next who asks."""
+
+    def blocks(number):
+        return [torch.ones(2**14) for _ in range(number)]
+
+    higher = torch.ones(64, 2**20)
+    del higher
+    *freed, last = blocks(1000)
+    del freed
+    assert 900 * 2**16 < memory.rise(lambda: blocks(900), "cpu") < 1.3 * 900 * 2**16
+    assert last.sum() == 2**14
 
 
 def test_ceilings_are_positive_and_kept(tmp_path, monkeypatch):
