@@ -182,7 +182,11 @@ class Checkpoints:
         return place
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. What a killed run has left half-written, and what is damaged, goes."""
+        """The newest checkpoint that is whole. What a killed run has left half-written, and what is damaged, goes.
+
+        Raises:
+            TrainerError: a checkpoint cannot be read, which does not make it a damaged one.
+        """
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for place in reversed(self._places()):
@@ -190,14 +194,18 @@ class Checkpoints:
                 facts = json.loads((place / FACTS).read_text())
                 if all(_sync_and_hash(place / name) == sha for name, sha in facts["sha256"].items()):
                     return Checkpoint(place, facts["step"], facts)
-            except (OSError, ValueError, KeyError):
+            except (FileNotFoundError, ValueError, KeyError):
                 pass
+            except OSError as error:
+                raise TrainerError(
+                    f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
+                ) from error
             print(f"{place} is damaged; going back to the checkpoint before it")
             self._remove(place)
         return None
 
     def _places(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
     def _remove(self, place: Path) -> None:
         """Out of sight in one move, then away: a checkpoint is whole or not there."""

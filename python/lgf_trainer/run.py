@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, Checkpoints, TrainingState, load_weights, pu
 from .cogvideox import load_noise_schedule
 from .dataset import BatchNumbers
 from .errors import TrainerError
+from .lock import claim
 from .metrics import Metrics
 from .objectives import make_objective
 from .optimiser import MovingAverage
@@ -43,6 +44,7 @@ class TrainingRun:
         self.cache = WindowCache(recipe.data.cache)
         self.objective = make_objective(recipe.alignment, self.cache.settings)
         self.facts = {"recipe": to_settings(recipe), "windows": _fingerprint(self.cache)}
+        self.lock = claim(recipe.run.output) if self._is_main else None
         self.checkpoints = Checkpoints(recipe.run.output / "checkpoints", recipe.run.keep)
         last = self._last_checkpoint()
         if last:
@@ -165,7 +167,7 @@ class TrainingRun:
     def _start_tracker(self) -> None:
         if self.recipe.run.tracker != "none":
             config = {key: str(value) for key, value in flatten(self.recipe).items()}
-            self.accelerator.init_trackers("lgf", config, {"tensorboard": {"purge_step": self.done}})
+            self.accelerator.init_trackers("lgf", config, {"tensorboard": {"purge_step": self.done + 1}})
 
     def _any(self, here: bool) -> bool:
         """Whether something is true on any process. All must ask."""

@@ -55,6 +55,31 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage, capsys):
     assert content(checkpoints.latest()) == b"again"
 
 
+def test_one_that_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, file(b"%d" % step), {})
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sync_and_hash", denied)
+        with pytest.raises(TrainerError, match=r"step-00000002 cannot be read \(Permission denied\)"):
+            checkpoints.latest()
+    assert checkpoints.latest().step == 2
+
+
+def test_folders_of_the_user_are_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for name in ("step-00000001-good", "step-notes"):
+        (tmp_path / name).mkdir()
+    checkpoints.save(1, file(b"1"), {})
+    checkpoints.save(2, file(b"2"), {})
+    assert checkpoints.latest().step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001-good", "step-00000002", "step-notes"]
+
+
 def test_half_written_ones_are_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
 

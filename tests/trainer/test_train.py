@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
+from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.optimiser import GroupedAdamW
@@ -153,7 +154,7 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(killed):
         assert losses(output) == losses(expected), report["name"]
         assert same(weights(output), weights(expected)) and same(weights(output / "ema"), weights(expected / "ema"))
         leftovers = [path.name for path in output.rglob(".*")]
-        assert not leftovers, f"{report['name']} leaves {leftovers}"
+        assert leftovers == [".lock"], f"{report['name']} leaves {leftovers}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -184,6 +185,27 @@ def test_a_finished_run_is_left_as_it_is(tiny_place, tmp_path, capsys):
     assert losses(tmp_path) == before[0] and same(weights(tmp_path), before[1])
 
 
+def test_curves_go_on_without_a_gap(tiny_place, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = command(tiny_place, tmp_path, training__steps=4, run__tracker="tensorboard")
+    publish = TrainingRun._save
+
+    def dies(self):
+        publish(self)
+        if self.done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            TrainingRun(parse(arguments[1:])).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lgf(arguments)
+    curves = EventAccumulator(str(tmp_path / "lgf")).Reload()
+    assert [point.step for point in curves.Scalars("diffusion")] == [1, 2, 3, 4]
+
+
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
@@ -203,6 +225,26 @@ def refused(arguments, message):
 def test_going_on_with_another_recipe(tiny_place, tmp_path, change, message):
     lgf(command(tiny_place, tmp_path))
     refused(command(tiny_place, tmp_path, **change), message)
+
+
+def test_two_runs_in_one_folder(tiny_place, tmp_path):
+    holder = "import sys; from pathlib import Path; from lgf_trainer.lock import claim; "
+    holder += "lock = claim(Path(sys.argv[1])); print('mine', flush=True); input()"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    other = subprocess.Popen(
+        [sys.executable, "-P", "-c", holder, tmp_path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert other.stdout.readline() == b"mine\n"
+    refused(command(tiny_place, tmp_path), f"another run is writing to {tmp_path}. Wait until it has ended")
+    other.kill()
+    other.communicate()
+    assert lgf(command(tiny_place, tmp_path)) == 0
+
+
+def test_an_output_that_is_a_file(tiny_place, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(command(tiny_place, tmp_path / "file"), "file cannot be written to .* Name a folder that can")
 
 
 def test_going_on_with_other_windows(tiny_place, tmp_path):
