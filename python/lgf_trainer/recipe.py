@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -161,7 +161,7 @@ class Training:
     batch: int = 32
     """Windows in one step, over all processes and accumulation."""
     clip: float = 1.0
-    """Largest norm of the gradient of all trained parameters together."""
+    """Largest norm of the gradient of all trained parameters together; inf does not clip."""
     ema: float | None = None
     """Decay of a moving average of the trained weights, saved beside them; None: none. 0.999 is usual."""
     precision: Literal["bf16", "no"] = "bf16"
@@ -205,27 +205,38 @@ class Recipe:
     run: Run = field(default_factory=Run)
 
 
-_AT_LEAST = {
-    "model.rank": 1, "alignment.block": 0, "training.steps": 1, "training.batch": 1, "training.seed": 0,
-    "training.clip": 0, "model.dropout": 0, "projector.hidden": 1, "projector.groups": 1,
-    **{f"optimisers.{group}.{key}": 0 for group in ("lora", "projector")
-       for key in ("rate", "warmup", "final_rate", "weight_decay")},
-    "run.per_process": 1, "run.save_every": 1, "run.keep": 1, "run.log_every": 1, "run.workers": 0,
+_GROUPS = tuple(f"optimisers.{entry.name}." for entry in dataclasses.fields(Optimisers))
+
+#: What a number must be -> whether it is, and the keys that this holds for.
+_LIMITS: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 1": (lambda value: value >= 1, (
+        "model.rank", "projector.hidden", "projector.widths", "projector.groups", "training.steps", "training.batch",
+        "run.per_process", "run.save_every", "run.keep", "run.log_every",
+    )),
+    "at least 0": (lambda value: 0 <= value < math.inf, (
+        "alignment.weight", "alignment.schedule", "alignment.block", "training.seed", "run.workers",
+        *(group + key for group in _GROUPS for key in ("rate", "warmup", "final_rate", "weight_decay")),
+    )),
+    "above 0": (lambda value: value > 0, ("model.alpha", "training.clip")),
+    "in [0, 1]": (lambda value: 0 <= value <= 1, ("data.image_dropout", "data.caption_dropout", "alignment.k")),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, (
+        "model.dropout", "training.ema", *(group + "betas" for group in _GROUPS),
+    )),
 }  # fmt: skip
-_SHARES = ("data.image_dropout", "data.caption_dropout", "model.dropout", "alignment.k", "training.ema")
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse values that no run could have.
+    """Refuse values that no run could have, or that would train nothing.
 
     Raises:
         TrainerError: it names the first such key.
     """
-    for key, value in flatten(recipe).items():
-        if key in _AT_LEAST and value is not None and value < _AT_LEAST[key]:
-            raise TrainerError(f"{key} must be at least {_AT_LEAST[key]}, got {value}")
-        if key in _SHARES and value is not None and not 0 <= value <= 1:
-            raise TrainerError(f"{key} must be in [0, 1], got {value}")
+    values = flatten(recipe)
+    for words, (holds, keys) in _LIMITS.items():
+        for key in keys:
+            for number in _numbers(values[key]):
+                if not holds(number):
+                    raise TrainerError(f"{key} must be {words}, got {number}")
     if len(recipe.alignment.features) not in (1, 2):
         raise TrainerError(f"alignment.features must be one or two names, got {len(recipe.alignment.features)}")
     head = recipe.projector
@@ -241,6 +252,13 @@ def check(recipe: Recipe) -> None:
         raise TrainerError("alignment.schedule must have its points in the order of their steps")
 
 
+def _numbers(value: Any) -> list[float]:
+    """The numbers of a value: itself, those of a list of lists, none of None."""
+    if isinstance(value, tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [] if value is None else [value]
+
+
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(Path(entry.name).stem for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
@@ -249,7 +267,8 @@ def shipped_recipes() -> list[str]:
 def read_recipe(name: str) -> Recipe:
     """The recipe of a YAML file, or one that comes with the package.
 
-    `base: NAME` in a file takes everything that the file does not say from another recipe.
+    `base: NAME` in a file takes everything that the file does not say from another recipe: a file beside it, or one
+    that comes with the package.
 
     Raises:
         TrainerError: no such recipe, not YAML, an unknown key or a value of the wrong type.
@@ -275,8 +294,8 @@ def to_settings(recipe: Any) -> Any:
     return str(recipe) if isinstance(recipe, Path) else recipe
 
 
-def _settings(name: str) -> dict[str, Any]:
-    """The YAML of a recipe, merged over that of its base."""
+def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The YAML of a recipe, merged over that of its base; `above` are the files that it is the base of."""
     path = Path(name)
     if not path.is_file():
         path = SHIPPED.joinpath(f"{name}.yaml")
@@ -289,7 +308,12 @@ def _settings(name: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise TrainerError(f"{path} must hold keys and values, such as `training: {{steps: 3000}}`")
     base = settings.pop("base", None)
-    return _merge(_settings(base), settings) if base is not None else settings
+    if base is None:
+        return settings
+    if not isinstance(base, str) or path in above:
+        raise TrainerError(f"{path}: base must be the name of another recipe, got {base!r}")
+    beside = path.parent / base
+    return _merge(_settings(str(beside) if beside.is_file() else base, (*above, path)), settings)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -307,7 +331,8 @@ def build(kind: type, settings: Any, source: str, prefix: str = "") -> Any:
     hints, default = get_type_hints(kind), _default(prefix)
     for key in settings:
         if key not in hints:
-            near = difflib.get_close_matches(f"{prefix}{key}", flatten(Recipe()), n=1, cutoff=0)[0]
+            known = [*flatten(Recipe()), *(prefix + name for name in hints)]
+            near = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0)[0]
             raise TrainerError(f"{source}: there is no key {prefix}{key}. The nearest one is {near}")
     return dataclasses.replace(
         default, **{key: _convert(value, hints[key], source, f"{prefix}{key}") for key, value in settings.items()}
@@ -353,7 +378,9 @@ def _convert(value: Any, kind: Any, source: str, key: str) -> Any:
 
 def _words(kind: Any) -> str:
     names = {bool: "true or false", str: "text", Path: "a path", int: "a whole number", float: "a number"}
-    return names.get(kind, "a list" if get_origin(kind) is tuple else str(kind))
+    if get_origin(kind) is tuple:
+        return "a list" if get_args(kind)[-1] is Ellipsis else f"a list of {len(get_args(kind))}"
+    return names[kind]
 
 
 def _is_group(value: Any) -> bool:

@@ -112,6 +112,20 @@ def test_a_base_is_merged_group_by_group(tmp_path):
     assert recipe.alignment.loss == "repa" and recipe.alignment.weight == 0.1
 
 
+def test_a_base_lies_beside_the_file(tmp_path):
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "common.yaml", "base: repa-dino\nalignment: {weight: 0.1}")
+    path = write(tmp_path / "below" / "r.yaml", "base: ../common.yaml")
+    assert read_recipe(path).alignment.weight == 0.1
+    circle = write(tmp_path / "circle.yaml", "base: circle.yaml")
+    with pytest.raises(TrainerError, match=r"circle.yaml: base must be the name of another recipe"):
+        read_recipe(circle)
+
+
+def test_no_clipping(tmp_path):
+    check(read_recipe(write(tmp_path / "r.yaml", "training: {clip: .inf}")))
+
+
 @pytest.mark.parametrize("name", [*SHIPPED])
 def test_a_recipe_survives_being_written(name, tmp_path):
     recipe = read_recipe(name)
@@ -136,7 +150,19 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("alignment: {loss: [lgf]}", "alignment.loss must be one of lgf, none"),
         ("alignment: {features: [a, b, c]}", "one or two names, got 3"),
         ("alignment: {features: a}", "alignment.features must be a list, got 'a'"),
-        ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a list, got \[1\]"),
+        ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a list of 2, got \[1\]"),
+        ("optimisers: {lora: {betas: [0.9]}}", r"optimisers.lora.betas must be a list of 2, got \[0.9\]"),
+        ("trainig: {steps: 1}", "no key trainig. The nearest one is training$"),
+        ("optimisers: {lora: {rate: .nan}}", "optimisers.lora.rate must be at least 0, got nan"),
+        ("optimisers: {lora: {rate: .inf}}", "optimisers.lora.rate must be at least 0, got inf"),
+        ("optimisers: {projector: {betas: [0.9, 1.5]}}", "optimisers.projector.betas must be at least 0 and below 1"),
+        ("alignment: {weight: -1}", "alignment.weight must be at least 0, got -1"),
+        ("alignment: {schedule: [[0, .nan]]}", "alignment.schedule must be at least 0, got nan"),
+        ("training: {clip: 0}", "training.clip must be above 0, got 0"),
+        ("training: {ema: 1}", "training.ema must be at least 0 and below 1, got 1"),
+        ("model: {alpha: 0}", "model.alpha must be above 0, got 0"),
+        ("projector: {widths: [512, 0]}", "projector.widths must be at least 1, got 0"),
+        ("base: 5", "base must be the name of another recipe, got 5"),
         ("alignment: {schedule: [[5, 1], [1, 0]]}", "in the order of their steps"),
         ("training: {precision: no}", "model.dtype bfloat16 needs training.precision bf16; without it, set float32"),
         ("projector: {groups: 5}", "projector.groups is 5, which does not divide a width of 768"),
