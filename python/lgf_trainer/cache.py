@@ -57,8 +57,10 @@ class WindowCache:
                 raise TrainerError(f"{self.folder} holds no cache (no settings.json). Make one with lgf extract")
             write_atomically(path, json.dumps(settings, indent=1, sort_keys=True).encode())
         try:
-            self.settings = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+            self.settings = dict(json.loads(path.read_text()))
+        except OSError as error:
+            raise TrainerError(f"{path} cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError) as error:
             raise TrainerError(f"{path} is damaged ({error}). Remove {self.folder} and extract again") from error
         if settings is not None:
             self._must_equal(json.loads(json.dumps(settings)))
@@ -127,7 +129,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
-        raise TrainerError(f"{path} cannot be written ({error.strerror})") from error
+        raise TrainerError(
+            f"{path} cannot be written ({error.strerror}). Name a folder that you may write to"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ Stop it whenever you like: what is there is kept, and the same command goes on f
 short, or have no caption or box are left out and listed at the end.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,8 @@ def _check(options: Options) -> None:
     """Refuse what cannot work before anything is loaded."""
     if not options.sources:
         raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if not options.fps > 0:
-        raise TrainerError(f"--fps must be above 0, and is {options.fps}")
+    if not 0 < options.fps < math.inf:
+        raise TrainerError(f"--fps must be above 0 and finite, and is {options.fps}")
     if options.stride < 1:
         raise TrainerError(f"--stride must be at least 1 frame, and is {options.stride}")
     if not 0 <= options.detect_threshold <= 1:
@@ -159,7 +160,8 @@ def _check(options: Options) -> None:
 
 def _settings(options: Options, student: "Student", device: "torch.device") -> dict[str, Any]:
     """What the windows of a cache have in common, for WindowCache."""
-    frames, height, width = (getattr(options, n) or getattr(student, n) for n in ("frames", "height", "width"))
+    own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (student, options))
+    frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
     if options.max_frames < frames:
         raise TrainerError(f"--max-frames is {options.max_frames}, and a window alone has {frames} frames")
     tokens, *grid = student.grid(frames, height, width)

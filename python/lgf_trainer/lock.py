@@ -17,9 +17,9 @@ def claim(folder: Path) -> TextIO:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would give up the lock)
+        file = open(folder / ".lock", "w")
     except OSError as error:
-        raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can") from error
+        raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can be") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:

@@ -74,8 +74,12 @@ def _clips_of(source: Path) -> Iterator[Clip]:
 
 
 def _manifest(path: Path) -> Iterator[Clip]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainerError(f"{path} cannot be read ({error}). A manifest is a text file in UTF-8") from error
     # Unlike str.splitlines, split("\n") leaves a line separator inside a caption alone.
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -113,15 +117,18 @@ def _sidecars(files: dict[str, Opener]) -> Iterator[Clip]:
         if path.suffix.lower() not in SUFFIXES:
             continue
         about, text = str(path.with_suffix(".json")), str(path.with_suffix(".txt"))
-        fields = _fields(_read(files[about]), about) if about in files else {}
+        fields = _fields(_read(files[about], about), about) if about in files else {}
         if text in files:
-            fields.setdefault("caption", _read(files[text]).strip())
+            fields.setdefault("caption", _read(files[text], text).strip())
         yield _clip(name, opener, fields, lambda mask, folder=path.parent: files.get(str(folder / mask)), about)
 
 
-def _read(opener: Opener) -> str:
-    with opener() as file:
-        return file.read().decode("utf-8", errors="replace")
+def _read(opener: Opener, name: str) -> str:
+    try:
+        with opener() as file:
+            return file.read().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise TrainerError(f"{name} cannot be read ({error.strerror}). Mend that, or move it away") from error
 
 
 def _fields(text: str, where: str) -> dict[str, Any]:
@@ -140,6 +147,10 @@ def _clip(
     caption = fields.get("caption")
     if not isinstance(caption, str | None):
         raise TrainerError(f"{where}: the caption must be a text, and is {caption!r}")
+    if (
+        caption is not None
+    ):  # half of a pair of surrogates, where a text was cut in the middle of an emoji, is no character
+        caption = caption.encode("utf-8", errors="replace").decode()
     boxes = {start: _box(box, where) for start, box in _by_start(fields.get("box"), where).items()}
     masks = {start: beside(str(mask)) for start, mask in _by_start(fields.get("mask"), where).items()}
     if None in masks.values():
@@ -164,6 +175,6 @@ def _by_start(value: Any, where: str) -> dict[int, Any]:
 
 def _box(value: Any, where: str) -> Box:
     numbers = isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) for v in value)
-    if not numbers or value[0] >= value[2] or value[1] >= value[3]:
+    if not numbers or not (value[0] < value[2] and value[1] < value[3]):
         raise TrainerError(f"{where}: a box is [x0, y0, x1, y1] with x0 < x1 and y0 < y1 in pixels, not {value!r}")
     return tuple(float(v) for v in value)

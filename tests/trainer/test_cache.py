@@ -54,6 +54,25 @@ def test_no_cache(tmp_path):
         WindowCache(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"[1]", b"5", b"\xff\xfe", b""])
+def test_settings_that_are_none(tmp_path, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    for settings in (None, {"a": 1}):
+        with pytest.raises(TrainerError, match=r"settings\.json is damaged .* extract again"):
+            WindowCache(tmp_path, settings)
+
+
+def test_settings_that_may_not_be_read(tmp_path, monkeypatch):
+    WindowCache(tmp_path, {})
+
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(cache_module.Path, "read_text", denied)
+    with pytest.raises(TrainerError, match=r"settings\.json cannot be read \(Permission denied\)"):
+        WindowCache(tmp_path)
+
+
 def test_the_same_window_is_the_same_bytes(tmp_path):
     files = set()
     for index in range(20):

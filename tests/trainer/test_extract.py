@@ -377,6 +377,28 @@ def test_captions_in_a_manifest_may_hold_line_separators(clip, tmp_path):
     assert [found.caption for found in list_clips([tmp_path / "list.jsonl"])] == captions
 
 
+def test_texts_as_other_programs_write_them(tmp_path):
+    (tmp_path / "list.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"video": "a.mp4", "caption": "a dog \\ud83d"}'
+    )  # half an emoji
+    assert [found.caption for found in list_clips([tmp_path / "list.jsonl"])] == ["a dog ?"]
+    (tmp_path / "list.jsonl").write_bytes('{"video": "a.mp4", "caption": "un café"}'.encode("latin-1"))
+    with pytest.raises(TrainerError, match=r"list.jsonl cannot be read .*byte 0xe9.* a text file in UTF-8"):
+        list_clips([tmp_path / "list.jsonl"])
+
+
+def test_a_caption_that_may_not_be_read(tmp_path, monkeypatch):
+    for name in ("a.mp4", "a.txt"):
+        (tmp_path / name).write_text("a dog")
+
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(TrainerError, match=r"a\.txt cannot be read \(Permission denied\)"):
+        list_clips([tmp_path])
+
+
 def test_folders_manifests_and_shards_give_the_same_windows(run, clip, tmp_path):
     manifest = {"video": str(clip / "dog.mp4"), "caption": "a dog runs", "box": {"0": BOX, "5": BOX, "10": BOX}}
     (tmp_path / "list.jsonl").write_text(json.dumps(manifest) + "\n\n")
@@ -567,7 +589,9 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
     [
         (["gone.mp4"], r"gone\.mp4: no such file or folder"),
         (["."], "there is no video in"),
-        (["--fps", "0"], "--fps must be above 0, and is 0"),
+        (["--fps", "0"], "--fps must be above 0 and finite, and is 0"),
+        (["--fps", "inf"], "--fps must be above 0 and finite, and is inf"),
+        (["--height", "0"], "height is 0, and the model takes a multiple of 16, such as 16"),
         (["--stride", "0"], "--stride must be at least 1"),
         (["--window", "6"], "--window must be odd and at most 15, and is 6"),
         (["--detect-threshold", "2"], "between 0 and 1"),
@@ -611,6 +635,7 @@ def test_bad_options_are_refused(arguments, message, models, clip, tmp_path, mon
         ('{"video": "a.mp4", "caption": 3}', "the caption must be a text, and is 3"),
         ('{"video": "a.mp4", "box": [1, 2, 3]}', "a box is .* not \\[1, 2, 3\\]"),
         ('{"video": "a.mp4", "box": [5, 2, 3, 9]}', "with x0 < x1"),
+        ('{"video": "a.mp4", "box": [NaN, 2, 3, 9]}', "with x0 < x1"),
         ('{"video": "a.mp4", "box": {"first": [1, 2, 3, 4]}}', "by the number of a window's first frame"),
     ],
 )
