@@ -64,6 +64,9 @@ def _run_trainer(name: str, arguments: list[str]) -> int:
         return command.main(arguments)
     except TrainerError as error:
         raise SystemExit(f"lgf {name}: {error}") from error
+    except KeyboardInterrupt:
+        print(f"\nlgf {name}: stopped. What is there is kept: the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -126,9 +126,6 @@ def main(arguments: list[str]) -> int:
     )
     try:
         report = extraction.run(clips[state.process_index :: state.num_processes])
-    except KeyboardInterrupt:
-        print("\nstopped. What is there is kept: run the same command again to go on", flush=True)
-        return 130
     except torch.OutOfMemoryError as error:
         raise TrainerError(
             "the GPU's memory is full. Try --vae-tiling, another --dtype, or a smaller --teacher-model"
@@ -170,7 +167,7 @@ def _settings(options: Options, student: "Student", device: "torch.device") -> d
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     settings = {
         "format": FORMAT,
-        "model": options.model,
+        "model": str(Path(options.model)),  # a/ and ./a are one folder
         "image_to_video": student.image_to_video,
         "frames": frames,
         "height": height,

@@ -177,6 +177,26 @@ def test_asked_to_end_it_saves_first(tiny_place, tmp_path, monkeypatch, capsys, 
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["train", "sam2videox"], "lgf_trainer.train.parse"),
+        (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract._check"),
+        (["sample", "--model", "m", "--output", "out"], "lgf_trainer.sample._requests"),
+        (["eval", "vbench", "results"], "lgf_trainer.vbench.read_results"),
+    ],
+)
+def test_stopped_at_any_other_moment_a_command_says_so_in_one_line(words, where, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, stopped)
+    assert lgf(words) == 130
+    assert capsys.readouterr().err.strip() == (
+        f"lgf {words[0]}: stopped. What is there is kept: the same command goes on from there"
+    )
+
+
 def test_a_finished_run_is_left_as_it_is(tiny_place, tmp_path, capsys):
     lgf(command(tiny_place, tmp_path))
     before = losses(tmp_path), weights(tmp_path)
