@@ -1,6 +1,7 @@
 """Judge videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,7 +89,7 @@ def fvd(
 
     folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
     for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise TrainerError(f"--{name} must be greater than 0, not {value}")
     model = Network(network, choose_device(device))
     settings = {"features": "fvd", "network": content_hash(network), "frames": frames, "fps": fps, "size": size}

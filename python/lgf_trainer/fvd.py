@@ -111,11 +111,16 @@ class Network:
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> Tensor:
-        features = self._module(clips.to(self._device), **self._arguments)
-        if features.ndim != 2 or len(features) != len(clips):
+        try:
+            features = self._module(clips.to(self._device), **self._arguments)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]  # above it stands a traceback
             raise TrainerError(
-                f"{self._path} makes {tuple(features.shape)} of {tuple(clips.shape)}: expected (batch, features)"
-            )
+                f"{self._path} cannot take {tuple(clips.shape)} ({reason}). Give it other --size, --frames or --batch"
+            ) from error
+        made = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        if made[:1] != clips.shape[:1] or len(made) != 2:
+            raise TrainerError(f"{self._path} makes {made} of {tuple(clips.shape)}: expected (batch, features)")
         return features.float().cpu()
 
 

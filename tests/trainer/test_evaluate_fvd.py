@@ -146,6 +146,16 @@ def test_the_command(folders, capsys):
     assert "4 videos are few for 6 features" in out and f"FVD {result['fvd']:.2f}   (4 real and 4 generated" in out
 
 
+@pytest.mark.parametrize(("videos", "few"), [(6, True), (7, False)])
+def test_a_covariance_without_full_rank_is_mentioned(tmp_path, capsys, videos, few):
+    """Of n videos about their mean there are n - 1 directions, and the network has six features."""
+    for index in range(videos):
+        for folder in ("real", "made"):
+            film(tmp_path / folder / f"{index}.mp4", [20 * index + 10 * t for t in range(4)])
+    run(tmp_path)
+    assert (f"{videos} videos are few for 6 features" in capsys.readouterr().out) == few
+
+
 def test_the_batch_does_not_matter(folders):
     assert run(folders, "--batch", 3)["fvd"] == pytest.approx(run(folders, "--batch", 1)["fvd"], rel=1e-6)
 
@@ -156,6 +166,14 @@ def test_clips_are_the_first_frames_at_the_asked_rate_and_size(tmp_path):
     assert clip.shape == (3, 4, 20, 30)
     expected = torch.tensor([0.0, 30, 60, 90]) / 127.5 - 1
     torch.testing.assert_close(clip.mean(dim=(0, 2, 3)), expected, rtol=0, atol=0.02)
+
+
+def test_the_whole_picture_is_seen_whatever_its_shape(tmp_path):
+    frames = np.zeros((2, 32, 96, 3), np.uint8)
+    frames[:, :, :32], frames[:, :, 64:] = 255, 255  # white at both ends, black in the middle
+    (tmp_path / "wide.mp4").write_bytes(export.encode_video(frames, 8, {}))
+    columns = Clips(frames=2, fps=8, size=(24, 24)).read(tmp_path / "wide.mp4").mean(dim=(0, 1, 2))
+    assert columns[0] > 0.9 and columns[-1] > 0.9 and columns[12] < -0.9
 
 
 def test_the_usual_networks_arguments_are_set(tmp_path):
@@ -212,6 +230,9 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
     run(folders, "--cache", folders / "cache")
     with pytest.raises(TrainerError, match="was made with frames = 4, and this run has 3"):
         run(folders, "--cache", folders / "cache", "--frames", 3)
+    other = script(LikeI3D(), folders / "other.pt")
+    with pytest.raises(TrainerError, match="was made with network = "):
+        run(folders, "--cache", folders / "cache", "--network", other)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +245,12 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
         ("{f}/real {f}/made --network {f}/real/notes.txt", "is no TorchScript network"),
         ("{f}/real {f}/made --network {f}/flat.pt", "expected (batch, features)"),
         ("{f}/real {f}/made --network {f}/nan.pt", "are not finite"),
+        (
+            "{f}/real {f}/made --network {f}/pair.pt",
+            "pair.pt makes tuple of (4, 3, 4, 16, 16): expected (batch, features)",
+        ),
+        ("{f}/real {f}/made --network {f}/strict.pt", "strict.pt cannot take (4, 3, 4, 16, 16) ("),
+        ("{f}/real {f}/made --network {f}/net.pt --fps inf", "--fps must be greater than 0, not inf"),
         ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
         ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be greater than 0"),
         ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
@@ -239,7 +266,16 @@ def test_mistakes_end_in_one_line(folders, words, reason):
         def forward(self, video: torch.Tensor):
             return video.mean(dim=[2, 3, 4]) / 0.0 * 0.0
 
-    for name, module in (("net", Means()), ("flat", Flat()), ("nan", Nan())):
+    class Pair(torch.nn.Module):
+        def forward(self, video: torch.Tensor):
+            return video, video
+
+    class Strict(torch.nn.Module):
+        def forward(self, video: torch.Tensor):
+            return video.reshape(-1, 7)
+
+    modules = {"net": Means(), "flat": Flat(), "nan": Nan(), "pair": Pair(), "strict": Strict()}
+    for name, module in modules.items():
         script(module, folders / f"{name}.pt")
     film(folders / "lonely" / "a.mp4", [1, 2, 3, 4])
     given = [word.format(f=folders) for word in words.split()]
