@@ -149,6 +149,17 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+def must_be_writable(folder: Path) -> None:
+    """Find out before hours of work whether their result can be kept.
+
+    Raises:
+        TrainerError: the disk is full, or the folder may not be written to.
+    """
+    probe = folder / f".probe-{uuid4().hex}"
+    write_atomically(probe, b"a")
+    probe.unlink()
+
+
 def _hash(tensors: dict[str, Tensor], about: str) -> str:
     """SHA-256 of names, types, shapes and contents, and of what is said about them."""
     digest = hashlib.sha256(about.encode())

@@ -70,6 +70,10 @@ class Generator:
         """
         self.pipeline = pretrained(self.kind, self.options.model, dtype=getattr(torch, self.dtype))
         self.pipeline.set_progress_bar_config(disable=True)
+        if self.options.steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
+            raise TrainerError(
+                f"--steps must be at most {most}, the noise steps of the model, not {self.options.steps}"
+            )
         if self.options.tile_vae:
             self.pipeline.vae.enable_tiling()
         if self.lora:
@@ -116,7 +120,7 @@ class Generator:
         """All that decides what the video looks like."""
         options = self.options
         return {
-            "model": options.model,
+            "model": str(Path(options.model)),  # a/ and ./a are one folder
             "lora": content_hash(self.lora) if with_lora else None,
             "lora_weight": options.lora_weight if with_lora else None,
             "prompt": request.prompt,

@@ -66,8 +66,10 @@ def _must_fit(file: Path, transformer: nn.Module) -> None:
     halves: dict[str, set[str]] = {}
     for name, shape in shapes.items():
         layer, _, half = name.removeprefix("transformer.").rpartition(".lora_")
-        if not name.startswith("transformer.") or half not in ("A.weight", "B.weight"):
-            raise TrainerError(f"{file} is no LoRA of a transformer in diffusers' format: it holds {name}")
+        if not name.startswith("transformer.") or half not in ("A.weight", "B.weight") or len(shape) != 2:
+            raise TrainerError(
+                f"{file} is no LoRA of a transformer in diffusers' format: it holds {name} of shape {shape}"
+            )
         if layer not in layers:
             raise TrainerError(f"{file} was made for another model: this one has no {layer}")
         outputs, inputs = layers[layer].weight.shape[:2]

@@ -31,7 +31,7 @@ def read_list(path: Path, seed: int) -> list[Request]:
         TrainerError: what is wrong, and in which line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainerError(f"{path} cannot be read ({error}). Give a .jsonl or .tsv list of prompts") from error
     requests = [_request(path, number, row, seed) for number, row in _rows(path, text)]
@@ -73,11 +73,12 @@ def _request(path: Path, number: int, row: Any, seed: int) -> Request:
     row = {key: value for key, value in row.items() if value not in (None, "")}
     if not isinstance(row.get("prompt"), str):
         raise TrainerError(f"{where} has no prompt")
+    prompt = row["prompt"].encode("utf-8", errors="replace").decode()  # half of a pair of surrogates is no character
     image = path.parent / str(row["image"]) if "image" in row else None
     name = str(row.get("name", image.stem if image else f"{number:04d}"))
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise TrainerError(f"{where}: {name!r} cannot be the name of a file")
     try:
-        return Request(name, row["prompt"], image, int(row.get("seed", seed)))
-    except (ValueError, TypeError) as error:
+        return Request(name, prompt, image, int(str(row.get("seed", seed))))  # as text, 1.5 is none and not 1
+    except ValueError as error:
         raise TrainerError(f"{where}: seed must be a whole number, not {row['seed']!r}") from error

@@ -1,12 +1,13 @@
 """`lgf sample`: videos of a CogVideoX model without and with a LoRA, from the same noise."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from .cache import write_atomically
+from .cache import must_be_writable, write_atomically
 from .errors import TrainerError
 from .helptext import with_help
 from .prompts import Request, read_list
@@ -100,6 +101,7 @@ def main(arguments: list[str]) -> int:
     total = sum(map(len, plan.values()))
     print(f"{len(missing)} videos to generate, {total - len(missing)} are there", flush=True)
     if missing:
+        must_be_writable(options.output)
         generator.load()
     with tqdm(
         total=len(missing) * options.steps, unit="step", disable=not (missing and process.is_local_main_process)
@@ -159,8 +161,11 @@ def _requests(options: Options) -> list[Request]:
     if options.prompts and (options.prompt is not None or options.image):
         raise TrainerError("give either --prompts, or --prompt and --image")
     for name in ("samples", "steps", "grid_frames", "fps"):
-        if getattr(options, name) <= 0:
+        if not 0 < getattr(options, name) < math.inf:
             raise TrainerError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(options, name)}")
+    for name in ("guidance", "lora_weight"):
+        if not math.isfinite(getattr(options, name)):
+            raise TrainerError(f"--{name.replace('_', '-')} must be a number, not {getattr(options, name)}")
     if options.prompts:
         requests = read_list(options.prompts, options.seed)
     elif options.prompt is not None:
@@ -168,13 +173,16 @@ def _requests(options: Options) -> list[Request]:
         requests = [Request(name, options.prompt, options.image, options.seed)]
     else:
         raise TrainerError("give --prompt (and --image), or a list of them with --prompts")
-    if options.samples == 1:
-        return requests
-    return [
-        request._replace(name=f"{request.name}-{k}", seed=request.seed + k)
-        for request in requests
-        for k in range(options.samples)
-    ]
+    if options.samples > 1:
+        requests = [
+            request._replace(name=f"{request.name}-{k}", seed=request.seed + k)
+            for request in requests
+            for k in range(options.samples)
+        ]
+    for request in requests:
+        if not -(2**63) <= request.seed < 2**63:
+            raise TrainerError(f"{request.name}: the seed must fit into 64 bits, and is {request.seed}")
+    return requests
 
 
 def _write_pictures(options: Options, name: str, videos: dict[str, Path]) -> None:

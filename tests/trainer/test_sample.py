@@ -339,6 +339,9 @@ def test_a_list_may_be_jsonl_or_tsv(tmp_path):
         ("a.jsonl", '{"caption": "a"}', "line 1: unknown caption. There are prompt, image, name, seed"),
         ("a.jsonl", '{"image": "a.png"}', "line 1 has no prompt"),
         ("a.jsonl", '{"prompt": "a", "seed": "x"}', "seed must be a whole number, not 'x'"),
+        ("a.jsonl", '{"prompt": "a", "seed": 1.5}', "seed must be a whole number, not 1.5"),
+        ("a.jsonl", '{"prompt": "a", "seed": Infinity}', "seed must be a whole number, not inf"),
+        ("a.jsonl", '{"prompt": "a", "name": "b\\u0000"}', "cannot be the name of a file"),
         ("a.jsonl", '{"prompt": "a", "name": "../b"}', "'../b' cannot be the name of a file"),
         ("a.jsonl", '{"prompt": "a", "name": "n"}\n{"prompt": "b", "name": "n"}', "entries 1 and 2 would both be called n"),
         ("a.tsv", "prompt\timage\na dog\tb.png\tc", "line 2: unknown field"),
@@ -349,6 +352,15 @@ def test_a_bad_list_is_refused(tmp_path, name, text, reason):
     (tmp_path / name).write_text(text)
     with pytest.raises(TrainerError, match=reason):
         read_list(tmp_path / name, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", '{"prompt": "a dog \\ud83d"}'), ("a.tsv", "prompt\r\na dog ?\r\n")]
+)
+def test_lists_as_other_programs_write_them(tmp_path, name, text):
+    """With a byte order mark, and with half an emoji where a text was cut."""
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [request.prompt for request in read_list(tmp_path / name, seed=0)] == ["a dog ?"]
 
 
 def test_a_list_drives_the_command(folder, tmp_path):
@@ -384,6 +396,12 @@ def test_a_list_drives_the_command(folder, tmp_path):
         ("--offload model", "--offload model is for accelerators"),
         ("--samples 0", "--samples must be greater than 0"),
         ("--fps 0", "--fps must be greater than 0"),
+        ("--fps nan", "--fps must be greater than 0, not nan"),
+        ("--guidance nan", "--guidance must be a number, not nan"),
+        ("--lora-weight inf", "--lora-weight must be a number, not inf"),
+        ("--steps 1001", "--steps must be at most 1000, the noise steps of the model, not 1001"),
+        ("--seed 9223372036854775807 --samples 2", "dog-1: the seed must fit into 64 bits"),
+        ("--output {f}/dog.png", "cannot be written"),
         ("--prompts list.jsonl", "give either --prompts, or --prompt and --image"),
     ],
 )
@@ -393,6 +411,18 @@ def test_a_mistake_ends_in_one_line(folder, tmp_path, words, reason):
     with pytest.raises(SystemExit) as end:
         cli.main(given)
     assert str(end.value).startswith("lgf sample: ") and reason in str(end.value) and "\n" not in str(end.value)
+
+
+def test_a_folder_that_cannot_be_written_to_is_noticed_first(folder, monkeypatch):
+    monkeypatch.setattr(Generator, "load", lambda self: pytest.fail("hours would have been lost"))
+    with pytest.raises(TrainerError, match=r"dog\.png/\.probe.* cannot be written .* may write to"):
+        main(arguments(folder, folder / "dog.png", *dog(folder)))
+
+
+def test_a_folder_is_the_same_however_it_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    for model in ("i2v", "./i2v/"):
+        main(["--model", model, "--output", str(tmp_path), "--steps", "1", *map(str, dog(folder))])
 
 
 def test_an_image_or_a_prompt_is_missing(folder, tmp_path):
@@ -471,6 +501,7 @@ def test_a_lora_of_another_model_is_refused(folder, tmp_path):
         ({name.removeprefix("transformer."): w for name, w in weights.items()}, "is no LoRA of a transformer"),
         ({"transformer.transformer_blocks.0.attn1.to_q.weight": torch.zeros(32, 32)}, "is no LoRA of a transformer"),
         ({n: w[:2] if "lora_A" in n else w[:, :2] for n, w in weights.items()}, "metadata and its weights disagree"),
+        ({**weights, first: torch.zeros(4)}, r"is no LoRA of a transformer .* of shape \[4\]"),
         ({}, "is empty"),
     ]
     for changed, reason in cases:
