@@ -54,11 +54,21 @@ def _check_targets(
                 f"the windows of {cache.folder} have no {name}, which this recipe's alignment reads; they have "
                 f"{', '.join(sorted(shapes))}. Extract again with it (lgf extract --help), or choose another alignment"
             )
-        if not name.startswith("features_") and tuple(shapes[name][1:3]) != grid[1:]:
+        shape, given = tuple(shapes[name]), name.startswith("features_")
+        if given and len(shape) != 4:
             raise TrainerError(
-                f"{name} of {cache.folder} is on a grid of {shapes[name][1]} x {shapes[name][2]} tokens, and this model's "
-                f"is {grid[1]} x {grid[2]}: extract again with this model"
+                f"{name} of {cache.folder} has the shape {shape}: features are (frames, rows, columns, channels)"
             )
+        on_grid = all(has <= own if given else has == own for has, own in zip(shape[1:3], grid[1:], strict=True))
+        if not on_grid:
+            way_out = "average them down to at most that" if given else "extract again with this model"
+            raise TrainerError(
+                f"{name} of {cache.folder} is on a grid of {shape[1]} x {shape[2]} tokens, and this model's is "
+                f"{grid[1]} x {grid[2]}: {way_out}"
+            )
+    compared = {name: shapes[name][0] for name in objective.tensors}
+    if len(set(compared.values())) > 1:
+        raise TrainerError(f"{cache.folder} holds {compared} frames, and one projector puts out one number of them")
 
 
 def make_optimiser(recipe: Recipe, model: AlignedTransformer) -> GroupedAdamW:

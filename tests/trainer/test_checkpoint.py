@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,19 @@ def test_one_that_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
         with pytest.raises(TrainerError, match=r"step-00000002 cannot be read \(Permission denied\)"):
             checkpoints.latest()
     assert checkpoints.latest().step == 2
+
+
+def test_a_checkpoint_is_on_the_disk_under_its_name(tmp_path, monkeypatch):
+    """Its files before the folder gets its name, and the name afterwards: a power cut loses neither."""
+    synced, fsync = [], os.fsync
+
+    def noted(handle):
+        synced.append((Path(f"/proc/self/fd/{handle}").resolve().name, (tmp_path / "step-00000001").exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", noted)
+    Checkpoints(tmp_path, keep=1).save(1, file(b"1"), {})
+    assert synced == [("a.safetensors", False), ("checkpoint.json", False), (tmp_path.name, True)]
 
 
 def test_folders_of_the_user_are_left_alone(tmp_path):
@@ -169,6 +184,15 @@ def test_weights_come_back(tiny_place, tmp_path, projector):
     assert (tmp_path / "projector.safetensors").exists() == projector
     load_weights(tmp_path, other)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_weights_of_a_larger_model_are_refused(tiny_place, tmp_path):
+    """Where the model in its folder has been replaced since."""
+    model = make_model(tiny_place)
+    save_weights(tmp_path, model, {name: p.detach() for name, p in trained_parameters(model).items()})
+    del model.transformer.transformer_blocks[2]
+    with pytest.raises(TrainerError, match=r"a LoRA for another model: it has transformer_blocks\.2"):
+        load_weights(tmp_path, model)
 
 
 def make_state(place, ema):

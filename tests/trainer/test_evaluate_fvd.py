@@ -60,6 +60,7 @@ def test_few_vectors_of_many_features():
     vectors = torch.randn(4, 300)
     assert frechet_distance(gaussian(vectors), gaussian(vectors.flip(0))) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(gaussian(vectors), gaussian(vectors + 2)) == pytest.approx(4 * 300, rel=1e-5)
+    assert all(frechet_distance(one, one) >= 0 for one in (gaussian(torch.randn(4, 300)) for _ in range(20)))
     constant = gaussian(torch.ones(3, 300))
     assert frechet_distance(constant, gaussian(torch.zeros(3, 300))) == pytest.approx(300)
 

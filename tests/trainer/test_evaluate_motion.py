@@ -88,6 +88,13 @@ def test_pixels_of_a_generated_clip_show_its_motion(reading, seed):
     assert end_point_error(-motion, clip.motion, clip.moving) > 1.3 * still
 
 
+def test_the_border_of_the_picture_is_no_edge():
+    """In plain frames of changing brightness, a token at the border looks like one in the middle."""
+    video = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8 * 5, 8 * 6)
+    described = patch_descriptors(video, components=1)
+    torch.testing.assert_close(described, described[:, 2:3, 3:4].expand_as(described))
+
+
 def test_certainty():
     flat, sure, two = torch.zeros(3, 1, 9, 11, 49)
     sure[..., 24] = two[..., 24] = two[..., 25] = 100
@@ -240,6 +247,7 @@ def test_a_folder_of_videos(folder):
         (["text.mp4"], "is not a video"),
         (["one.mp4"], "has 1 frames at 8 per second, and 2 are needed"),
         (["clip.mp4", "--pairs", "0"], "--pairs"),
+        (["clip.mp4", "--frames", "1"], "--frames is too small"),
         (["clip.mp4", "clip.mp4"], "clip.png"),
     ],
 )

@@ -41,6 +41,14 @@ def test_every_step_gets_a_line_when_asked(tmp_path):
     assert lines(path)[0]["seconds"] > 0 and lines(path)[0]["share"] == 0
 
 
+def test_every_step_is_written_once(tmp_path):
+    metrics = make(tmp_path / "m.jsonl")
+    for value in (1.0, 2.0):
+        metrics.add(losses(value, 0.0, 0.0), {})
+        metrics.flush()
+    assert [(row["step"], row["diffusion"]) for row in lines(tmp_path / "m.jsonl")] == [(1, 1.0), (2, 2.0)]
+
+
 def test_means_over_processes_are_what_is_written(tmp_path):
     metrics = make(tmp_path / "m.jsonl", mean=lambda values: values / 2)
     metrics.add(losses(1.0, 2.0, 3.0), {})

@@ -131,6 +131,13 @@ def test_token_relations(student, targets, form):
     assert loss(student, targets, loss="relation", features=("dino",), relation=wide) < actual
 
 
+def test_token_relations_to_two_teachers(student, targets):
+    forward, backward = teachers(targets)
+    weight = videorepa_pair_weight(T)
+    one, other = (token_relation_loss(student, f, pair_weight=weight, margin=0.1) for f in (forward, backward))
+    torch.testing.assert_close(loss(student, targets, loss="relation", k=0.3), 0.3 * one + 0.7 * other)
+
+
 def test_features_on_a_coarser_grid(student, targets):
     pooled = to_grid(student, targets["features_coarse"])
     torch.testing.assert_close(pooled[:, :, 0, 0], student[:, :, :2, :2].mean((2, 3)))  # rows 0, 1 and columns 0, 1

@@ -306,6 +306,21 @@ def test_a_teacher_on_another_grid(tiny_place, tmp_path):
     refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"), message)
 
 
+@pytest.mark.parametrize(
+    ("features", "shape", "message"),
+    [
+        ("dino", (9, 8, 12, 5), "features_dino of .* is on a grid of 8 x 12 tokens, .* is 4 x 6: average them down"),
+        ("dino", (9, 24, 5), r"has the shape \(9, 24, 5\): features are \(frames, rows, columns, channels\)"),
+        ("dino videomae", (5, 4, 6, 5), "holds {'features_dino': 5, 'features_videomae': 4} frames, and one projector"),
+    ],
+)
+def test_features_of_the_users_that_cannot_be_compared(tiny_place, tmp_path, features, shape, message):
+    cache = WindowCache(tmp_path / "cache", SETTINGS)
+    cache.write("k", random_window(0) | {"features_dino": torch.randn(shape)}, {})
+    changes = {"alignment__loss": "relation", "alignment__features": features, "data__cache": tmp_path / "cache"}
+    refused(command(tiny_place, tmp_path / "run", **changes), message)
+
+
 def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
     cache = WindowCache(tmp_path / "cache", SETTINGS)
     window = random_window(0)
