@@ -15,7 +15,7 @@ from .errors import TrainerError
 from .step import Losses, Watch
 
 _WHAT_TO_TRY = (
-    "Go on from the last checkpoint with lower rates (--optimisers.lora.rate, --optimisers.projector.rate) or a warm-up of "
+    "Train into a new --run.output with lower rates (--optimisers.lora.rate, --optimisers.projector.rate) or a warm-up of "
     "the alignment (--alignment.schedule 0 0 500 1), or in float32 (--model.dtype float32 --training.precision no)"
 )
 

@@ -388,8 +388,8 @@ def _is_group(value: Any) -> bool:
 
 
 def differences(one: Recipe, other: Recipe, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, other value) where two recipes differ, without the groups `but`."""
+    """(key, value, other value) where two recipes differ, without the keys that begin with one of `but`."""
     values = flatten(other)
     for key, value in flatten(one).items():
-        if value != values[key] and key.partition(".")[0] not in but:
+        if value != values[key] and not key.startswith(but):
             yield key, value, values[key]

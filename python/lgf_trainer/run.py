@@ -145,10 +145,10 @@ class TrainingRun:
             print(f"{output}: trained for {total} steps. Load it with pipeline.load_lora_weights({str(output)!r})")
 
     def _must_go_on(self, last: Checkpoint) -> None:
-        """Refuse to go on with another recipe or other windows: the result would be neither run's."""
+        """Refuse to go on with another recipe or other windows, wherever they lie: the result would be neither run's."""
         before = recipe_of(Recipe, last.facts["recipe"], str(last.folder))
         way_out = "Set run.output to a new folder, or go on with what it was begun with"
-        for key, now, then in differences(self.recipe, before, but=("run",)):
+        for key, now, then in differences(self.recipe, before, but=("run.", "data.cache")):
             raise TrainerError(f"{self.recipe.run.output} was begun with {key} = {then}, and this is {now}. {way_out}")
         if last.facts["windows"] != self.facts["windows"]:
             raise TrainerError(

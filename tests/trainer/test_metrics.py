@@ -75,7 +75,7 @@ def test_what_is_no_number_stops_the_run(tmp_path, bad, place, name):
     values = [1.0, 2.0, 3.0]
     values[place] = bad
     metrics.add(losses(*values), {})
-    with pytest.raises(TrainerError, match=rf"step 6: the {name} is {bad}. Go on from the last checkpoint with lower"):
+    with pytest.raises(TrainerError, match=rf"step 6: the {name} is {bad}. Train into a new --run.output with lower"):
         metrics.flush()
 
 

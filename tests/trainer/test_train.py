@@ -18,6 +18,7 @@ pytest.importorskip("tyro")
 from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_trainer.cache import WindowCache
+from lgf_trainer.metrics import _WHAT_TO_TRY
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.recipe import shipped_recipes
 from lgf_trainer.run import TrainingRun
@@ -270,6 +271,8 @@ def test_an_output_that_is_a_file(tiny_place, tmp_path):
 def test_going_on_with_other_windows(tiny_place, tmp_path):
     make_cache(tmp_path / "cache", windows=2)
     lgf(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"))
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    assert lgf(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "moved")) == 0
     make_cache(tmp_path / "cache", windows=3)
     refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"), "was begun with other windows")
 
@@ -389,6 +392,15 @@ def test_a_disk_that_is_full_in_the_end(tiny_place, tmp_path, monkeypatch):
     assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
 
 
+def test_the_way_out_of_nan_is_one(tiny_place, tmp_path):
+    """What is proposed must not be refused afterwards."""
+    lgf(command(tiny_place, tmp_path / "a"))
+    proposed = {"optimisers__lora__rate": 1e-5, "optimisers__projector__rate": 1e-5, "alignment__schedule": "0 0 500 1"}
+    refused(command(tiny_place, tmp_path / "a", **proposed), "Set run.output to a new folder")
+    assert "Train into a new --run.output" in _WHAT_TO_TRY
+    assert lgf(command(tiny_place, tmp_path / "b", **proposed)) == 0
+
+
 def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
     cache = make_cache(tmp_path / "cache", windows=2)
     for key in cache.keys():
@@ -397,7 +409,7 @@ def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
         cache.write(key, window.tensors, window.about)
     refused(
         command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"),
-        "step 1: the alignment loss is nan. Go on from the last checkpoint with lower rates",
+        "step 1: the alignment loss is nan. Train into a new --run.output with lower rates",
     )
     assert not (tmp_path / "run" / "checkpoints").exists()
 
