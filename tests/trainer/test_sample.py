@@ -19,7 +19,7 @@ import av
 import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from lgf_trainer import cache, export
+from lgf_trainer import cache, export, lora
 from lgf_trainer import generator as generator_module
 from lgf_trainer.errors import TrainerError
 from lgf_trainer.generator import Generator
@@ -508,6 +508,17 @@ def test_a_lora_of_another_model_is_refused(folder, tmp_path):
         changed = {name: weight.contiguous() for name, weight in changed.items()}
         with pytest.raises(TrainerError, match=reason):
             generate(folder, True, lora=resaved(folder, tmp_path, weights=changed))
+
+
+def test_inputs_and_outputs_of_a_layer_are_told_apart(tmp_path):
+    """All layers that CogVideoX's LoRAs usually change are square; a feed-forward layer is not."""
+    layers = torch.nn.ModuleDict({"feed": torch.nn.Linear(3, 5)})
+    for name, inputs, outputs in (("right", 3, 5), ("wrong", 5, 3)):
+        weights = {"A": torch.zeros(2, inputs), "B": torch.zeros(outputs, 2)}
+        save_file({f"transformer.feed.lora_{half}.weight": w for half, w in weights.items()}, tmp_path / name)
+    lora._must_fit(tmp_path / "right", layers)
+    with pytest.raises(TrainerError, match="feed has 3 channels here, 5 there"):
+        lora._must_fit(tmp_path / "wrong", layers)
 
 
 def test_help_teaches_and_bad_words_are_refused(capsys):
