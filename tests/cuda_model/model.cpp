@@ -364,7 +364,8 @@ std::uint64_t exchange(std::uint64_t value, int mask) {
 }
 
 void copy(void* shared, const void* global, bool wanted) {
-  if (reinterpret_cast<std::uintptr_t>(shared) % 16 || (wanted && reinterpret_cast<std::uintptr_t>(global) % 16))
+  // Of what is not wanted as well: the PTX ISA excepts nothing.
+  if (reinterpret_cast<std::uintptr_t>(shared) % 16 || reinterpret_cast<std::uintptr_t>(global) % 16)
     fail("an asynchronous copy is not aligned to 16 bytes");
   if (shared < shared_memory || shared > shared_memory + shared_size - 16)
     fail("an asynchronous copy leads outside shared memory");
