@@ -13,10 +13,13 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
 
 
+def pytest_configure(config):
+    if why_not := why_not_device(config.getoption("--device")):
+        raise pytest.UsageError(why_not)
+
+
 def pytest_generate_tests(metafunc):
     device = metafunc.config.getoption("--device")
-    if why_not := why_not_device(device):
-        pytest.exit(why_not, returncode=2)
     kind = device.partition(":")[0]
     cases = [
         (name, replace(case, device=device, dtype=DEFAULT_DTYPE[kind]))

@@ -121,7 +121,7 @@ def test_the_cpu_clock_does_not_count_waiting():
     try:
         assert timing.clock_in_use("cpu") == "cpu" and timing.clock_in_use("cuda:0") == "events"
         seconds = timing.interleaved({"a": function}, SMALL["small-lgf"], 3)
-        assert timing.first_call(lambda: time.sleep(0.05), "cpu")[1] >= 0.05, "compilers work in other processes"
+        assert 0.05 <= timing.first_call(lambda: time.sleep(0.05), "cpu")[1] < 5, "compilers work in other processes"
     finally:
         timing.use_clock("wall")
     assert 0 < min(seconds["a"]["both"]) < 0.05
