@@ -146,8 +146,8 @@ class Generator:
         if request.image is None:
             return
         image = _open_image(request.image)
-        same_width = image.height * self.width / image.width
-        if self.options.fit == "refuse" and abs(same_width - self.height) > 1:
+        height = image.height * self.width / image.width  # when it is as wide as the video
+        if self.options.fit == "refuse" and abs(height - self.height) > 1:
             raise TrainerError(
                 f"{request.image} is {image.width} x {image.height}, and the video {self.width} x {self.height}: other "
                 "proportions. Cut it yourself, or choose --fit crop or --fit stretch"

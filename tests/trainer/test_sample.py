@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -430,6 +431,13 @@ def test_an_image_or_a_prompt_is_missing(folder, tmp_path):
         main(arguments(folder, tmp_path, "--prompt", "a dog"))
     with pytest.raises(TrainerError, match="give --prompt"):
         main(arguments(folder, tmp_path))
+
+
+@pytest.mark.parametrize(("width", "fits"), [(WIDTH, True), (WIDTH + 1, True), (WIDTH - 1, True), (WIDTH + 2, False)])
+def test_proportions_may_be_off_by_a_pixel(folder, tmp_path, width, fits):
+    Image.new("RGB", (width, HEIGHT)).save(tmp_path / "dog.png")
+    with nullcontext() if fits else pytest.raises(TrainerError, match="other proportions"):
+        Generator(options(folder), torch.device("cpu"), [Request("dog", "a dog", tmp_path / "dog.png", 0)])
 
 
 def test_another_kind_of_pipeline_and_a_broken_one(folder, tmp_path):
