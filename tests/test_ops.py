@@ -268,3 +268,16 @@ def test_forward_mode_and_function_transforms_are_refused(loss):
             with pytest.raises(lgf.BackendUnavailableError, match="forward-mode"):
                 loss(dual, teacher)
             assert forward_ad.unpack_dual(loss(dual, teacher, backend="reference")).tangent is not None
+
+
+@losses
+@pytest.mark.parametrize("backend", ["portable", "reference"])
+def test_devices_without_autocast(loss, backend):
+    """On meta tensors the losses tell the shapes of what they would return."""
+    student, teacher = student_and_teacher()
+    with torch.device("meta"):
+        value = loss(
+            torch.empty_like(student, device="meta"), torch.empty_like(teacher, device="meta"), backend=backend
+        )
+    truth = loss(student, teacher, backend=backend)
+    assert value.is_meta and value.shape == truth.shape and value.dtype == truth.dtype

@@ -1,6 +1,7 @@
 """What all operators share: the autocast rule, the short way past the dispatcher, the refusal of a second derivative."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from ..errors import BackendUnavailableError, OnceDifferentiableError
 
 
-def without_autocast(tensor: Tensor) -> torch.autocast:
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """The autocast rule: inputs are taken as they come, and products accumulate in the types `losses` promise.
 
     Under autocast the products inside an operator would be rounded to half precision; a loss must not be.
     """
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, operator: CustomOpDef) -> Callable:
