@@ -26,6 +26,10 @@ def _shape(tensor: Tensor) -> str:
 def tensor(function: str, name: str, value) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: `{name}` must be a torch.Tensor, got {type(value).__name__}.")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
+        way_out = f"{name}.to_padded_tensor(0.0), or one call for each" if value.is_nested else f"{name}.to_dense()"
+        raise TypeError(f"{function}: `{name}` must be a dense tensor, got {kind}. Use {way_out}.")
     return value
 
 
@@ -98,7 +102,7 @@ def relation_features(function: str, value) -> Tensor:
 def teacher_list(function: str, name: str, teachers) -> tuple[list[Tensor], list[str]]:
     """One tensor or a sequence of them as a list, and what to call each in a message."""
     if isinstance(teachers, Tensor):
-        return [teachers], [name]
+        return [tensor(function, name, teachers)], [name]
     if not isinstance(teachers, Sequence) or isinstance(teachers, str | bytes):
         raise TypeError(
             f"{function}: `{name}` must be a tensor or a sequence of tensors, got {type(teachers).__name__}."

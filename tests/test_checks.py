@@ -25,6 +25,16 @@ BAD = {
     "not a tensor": (lambda: kl(S.numpy(), T), TypeError, ["`student`", "torch.Tensor", "ndarray"]),
     "integers": (lambda: kl(S.int(), T), TypeError, ["`student`", "float32", "torch.int32", ".float()"]),
     "complex": (lambda: flow(S.to(torch.complex64)), TypeError, ["`features`", "complex64"]),
+    "sparse": (lambda: kl(S.to_sparse(), T), TypeError, ["`student`", "dense", "torch.sparse_coo", "student.to_dense()"]),
+    "sparse teacher of a flow": (lambda: kl(S, T.to_sparse()), TypeError, ["`teachers`", "dense", "to_dense()"]),
+    "sparse teacher": (lambda: relation(S, T.to_sparse(), pair_weight=C), TypeError, ["`teacher`", "dense", "to_dense()"]),
+    "sparse token weights": (
+        lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5).to_sparse()), TypeError, ["`token_weight`", "dense"],
+    ),
+    "opaque layout": (lambda: flow(S.to_mkldnn()), TypeError, ["`features`", "dense", "mkldnn"]),
+    "nested": (
+        lambda: kl(torch.nested.nested_tensor([S[0]]), T), TypeError, ["`student`", "nested", "to_padded_tensor"],
+    ),
     "one frame": (lambda: kl(S[:, :1], T[:, :1]), ValueError, ["`student`", "at least 2 frames", "got 1"]),
     "empty batch": (lambda: kl(S[:0], T[:0]), ValueError, ["`student`", "empty", "(0, 3, 4, 5, 6)"]),
     "no channels": (lambda: flow(S[..., :0]), ValueError, ["`features`", "empty", "(2, 3, 4, 5, 0)"]),
