@@ -400,12 +400,12 @@ def videorepa_pair_weight(
     F = checks.size(here, "num_frames", num_frames)
     checks.choice(here, "relations", relations, ("all", "spatial", "temporal"))
     if relations == "all":
-        return torch.full((F, F), 1 / F**2, device=device)
+        return torch.full((F, F), 1 / F**2, device=device, dtype=torch.float32)
     if relations == "spatial":
-        return torch.eye(F, device=device) / F
+        return torch.eye(F, device=device, dtype=torch.float32) / F
     if F < 2:
         raise ValueError(
             f'{here}: `num_frames` must be at least 2 for relations="temporal", which compares frames with other frames; '
             f'got {F}. Use relations="spatial" or "all" for single frames.'
         )
-    return torch.full((F, F), 1 / (F * (F - 1)), device=device).fill_diagonal_(0)
+    return torch.full((F, F), 1 / (F * (F - 1)), device=device, dtype=torch.float32).fill_diagonal_(0)

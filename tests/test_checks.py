@@ -148,6 +148,16 @@ def test_message(call, error, words):
         assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
 
 
+@pytest.mark.parametrize("relations", ["all", "spatial", "temporal"])
+def test_pair_weights_are_float32_whatever_the_default(relations):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert lgf.videorepa_pair_weight(3, relations).dtype == torch.float32
+        assert lgf.moalign_pair_weight(3).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_teacher_that_requires_grad_is_fine_where_no_gradients_are_made():
     with torch.no_grad():
         kl(S, T.clone().requires_grad_())
