@@ -46,13 +46,13 @@ LGF_INLINE Vec<T> poison(Vec<T> v) {
   return v - v;
 }
 
-// Makes the gradient of the tokens whose divergence is NaN NaN as well.
+// Makes the gradient of the tokens whose divergence is NaN NaN as well, outside the frame too, where it counts for none
+// but these tokens.
 template <class T>
 void poison_gradient(const Layout<T>& layout, int64_t y, int64_t x, Vec<T> divergence, T* gradient) {
   if (sum_of_lanes<T>(poison<T>(divergence)) == 0) return;
-  for_each_position(layout, y, x, true, [&](int64_t at, Mask<T>, Mask<T> inside) {
-    const Vec<T> g = load(gradient + at) + poison<T>(divergence);
-    store(gradient + at, inside ? g : Vec<T>{});
+  for_each_position(layout, y, x, true, [&](int64_t at, Mask<T>, Mask<T>) {
+    store(gradient + at, load(gradient + at) + poison<T>(divergence));
   });
 }
 

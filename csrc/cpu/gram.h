@@ -99,7 +99,7 @@ class FrameGram {
       : layout_(layout), keys_(layout, arena), query_(arena.take<T>(layout.query_row_size())) {}
 
   // planes (+)= weight * logits of the queries in row y of pair (b, pair). `fresh`: the first row of a
-  // run of consecutive rows. Positions outside the frame get 0 (or keep what they hold).
+  // run of consecutive rows. Positions outside the frame hold anything: `clear_outside` follows.
   void row(const Tensor& f, const Window& window, int64_t b, int64_t pair, int64_t y, bool fresh, T weight,
            bool accumulate, T* planes) {
     const int64_t query_frame = pair + window.backward, key_frame = pair + !window.backward;
@@ -110,8 +110,6 @@ class FrameGram {
       const int64_t key_y = y + dy - layout_.radius;
       if (key_y >= 0 && key_y < layout_.rows)
         gram_row<T>(layout_, query_, keys_.row(key_y), accumulate, row_planes);
-      else if (!accumulate)
-        clear(row_planes, layout_.K * layout_.plane_pitch);
     }
   }
 
