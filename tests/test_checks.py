@@ -95,6 +95,13 @@ BAD = {
         lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5, requires_grad=True)), ValueError,
         ["`token_weight`", "requires grad", "etach"],
     ),
+    "one negative token weight": (
+        lambda: kl(S, T, token_weight=torch.arange(-1, 79).view(2, 2, 4, 5)), ValueError, ["`token_weight`", "minimum of -1"],
+    ),
+    "complex token weights": (
+        lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5) + 0j), TypeError, ["`token_weight`", "real", "complex64"],
+    ),
+    "mask width": (lambda: lgf.local_window_mask(4, 0), ValueError, ["`width`", "at least 1", "0"]),
     "devices": (lambda: kl(S, T.to("meta")), ValueError, ["`teachers`", "cpu", "meta", ".to("]),
     "device of token weights": (
         lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5, device="meta")), ValueError, ["`token_weight`", "meta"],
