@@ -51,18 +51,25 @@ class CMakeBuild(build_ext):
             message = f"lgf_kernels: native module {extension.name} not built: {reason(error)}"
             if not extension.optional:
                 raise SystemExit(message) from error
+            folder, target = self.place(extension)
+            for stale in folder.glob(f"{target}.*"):  # an earlier build left it, perhaps of other code
+                stale.unlink()
             print(
                 f"{message}; the package works without it ({extension.switched_by}=on: an error)",
                 file=sys.stderr,
                 flush=True,
             )
 
+    def place(self, extension):
+        """Where a module is built, and its name there."""
+        *packages, target = extension.name.split(".")
+        return Path(self.build_lib, *packages).resolve(), target
+
     def build_with_cmake(self, extension):
         import pybind11
 
         environment = os.environ | {"PATH": path()}
-        target = extension.name.rpartition(".")[2]
-        output = Path(self.build_lib).resolve() / Path(*extension.name.split(".")[:-1])
+        output, target = self.place(extension)
         build = Path(self.build_temp).resolve() / target
         build.mkdir(parents=True, exist_ok=True)
         configure = [

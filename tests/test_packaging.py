@@ -135,6 +135,20 @@ def test_a_cuda_compiler_that_fails_takes_nothing_else_down(built, tmp_path):
     assert len([line for line in log.splitlines() if "native module lgf_kernels._cuda not built" in line]) == 1
 
 
+def test_a_module_of_an_earlier_build_is_not_packed(tmp_path):
+    stale = tmp_path / "lgf_kernels" / "_cpu.cpython-39-x86_64-linux-gnu.so"
+    stale.parent.mkdir()
+    stale.write_bytes(b"old")
+    temporary = tmp_path / "temporary"
+    command = ["setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", temporary]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "CXX": "/nonexistent/c++", "LGF_CUDA": "off"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "_cpu not built" in done.stderr, done.stdout + done.stderr
+    assert not stale.exists()
+
+
 def test_a_compiler_can_be_insisted_on(built, tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path, built[0]],
