@@ -83,9 +83,8 @@ class CMakeBuild(build_ext):
         ]
         try:
             run(configure, environment)
-        except (
-            subprocess.CalledProcessError
-        ):  # perhaps for what another place, compiler or Python left in the build folder
+        except subprocess.CalledProcessError:
+            # Perhaps for what another place, compiler or Python left in the build folder.
             run([*configure, "--fresh"], environment)
         run(["cmake", "--build", build, "--target", target], environment)
 
