@@ -121,7 +121,7 @@ def launches_of(case: LgfCase | RelationCase) -> list[Launch]:
 def compiled(launched: Launch, arch: int):
     """The launch's kernel, compiled for an architecture as Triton's own launch would specialise it."""
     kernel, arguments, constants = launched
-    options = {name: constants[name] for name in OPTIONS if name in constants}
+    options = {"enable_fp_fusion": True} | {name: constants[name] for name in OPTIONS if name in constants}
     values = {name: value for name, value in constants.items() if name not in options}
     signature = dict.fromkeys(values, "constexpr")
     constexprs = {(kernel.arg_names.index(name),): value for name, value in values.items()}

@@ -113,9 +113,12 @@ def fastest(kernel, grid: Callable[[dict], tuple], candidates: Sequence[NamedTup
         run(kernel, grid(config), *arguments, **constants, **config)
 
 
-def run(kernel, grid, *arguments, **constants) -> None:
-    """Every launch of this package passes here, which is where the kernel report listens."""
-    kernel[grid](*arguments, **constants)
+def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:
+    """Every launch of this package passes here, which is where the kernel report listens.
+
+    Whether products and sums are fused is said each time: Triton's own choice differs between its versions.
+    """
+    kernel[grid](*arguments, enable_fp_fusion=enable_fp_fusion, **constants)
 
 
 @functools.cache

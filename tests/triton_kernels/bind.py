@@ -32,8 +32,8 @@ class Hopper:
 kernels = {}
 
 
-def bind(kernel, grid, *arguments, **constants):
-    kernel.warmup(*arguments, grid=(1,), **constants)
+def bind(kernel, grid, *arguments, enable_fp_fusion=True, **constants):
+    kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=enable_fp_fusion, **constants)
     kernels[f"{kernel.fn.__module__}.{kernel.fn.__name__}"] = kernel
 
 
