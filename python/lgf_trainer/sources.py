@@ -147,9 +147,8 @@ def _clip(
     caption = fields.get("caption")
     if not isinstance(caption, str | None):
         raise TrainerError(f"{where}: the caption must be a text, and is {caption!r}")
-    if (
-        caption is not None
-    ):  # half of a pair of surrogates, where a text was cut in the middle of an emoji, is no character
+    if caption is not None:
+        # Half of a pair of surrogates, where a text was cut in the middle of an emoji, is no character.
         caption = caption.encode("utf-8", errors="replace").decode()
     boxes = {start: _box(box, where) for start, box in _by_start(fields.get("box"), where).items()}
     masks = {start: beside(str(mask)) for start, mask in _by_start(fields.get("mask"), where).items()}
