@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from bench_helpers import row
 
-from lgf_kernels.bench import compare, results
+from lgf_kernels.bench import checkout, compare
 from lgf_kernels.cli import main
 
 pytest.importorskip("tqdm")
@@ -41,7 +41,7 @@ def repository(tmp_path, monkeypatch):
             (root / "setup.py").write_text("raise SystemExit('no compiler')")
         git(root, "add", ".")
         git(root, "commit", "-q", "-m", "x")
-    monkeypatch.setattr(results, "ROOT", root)
+    monkeypatch.setattr(checkout, "ROOT", root)
     yield root
     assert len(git(root, "worktree", "list").splitlines()) == 1
     assert not git(root, "status", "--porcelain")
