@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import TrainerError
+from .sources import of_whole_characters
 
 COLUMNS = ("prompt", "image", "name", "seed")
 
@@ -73,7 +74,7 @@ def _request(path: Path, number: int, row: Any, seed: int) -> Request:
     row = {key: value for key, value in row.items() if value not in (None, "")}
     if not isinstance(row.get("prompt"), str):
         raise TrainerError(f"{where} has no prompt")
-    prompt = row["prompt"].encode("utf-8", errors="replace").decode()  # half of a pair of surrogates is no character
+    prompt = of_whole_characters(row["prompt"])
     image = path.parent / str(row["image"]) if "image" in row else None
     name = str(row.get("name", image.stem if image else f"{number:04d}"))
     if Path(name).name != name or "\0" in name:

@@ -131,6 +131,11 @@ def _read(opener: Opener, name: str) -> str:
         raise TrainerError(f"{name} cannot be read ({error.strerror}). Mend that, or move it away") from error
 
 
+def of_whole_characters(text: str) -> str:
+    """With "?" for half of a pair of surrogates, which is no character: where a text was cut in the middle of an emoji."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
 def _fields(text: str, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
@@ -147,9 +152,7 @@ def _clip(
     caption = fields.get("caption")
     if not isinstance(caption, str | None):
         raise TrainerError(f"{where}: the caption must be a text, and is {caption!r}")
-    if caption is not None:
-        # Half of a pair of surrogates, where a text was cut in the middle of an emoji, is no character.
-        caption = caption.encode("utf-8", errors="replace").decode()
+    caption = None if caption is None else of_whole_characters(caption)
     boxes = {start: _box(box, where) for start, box in _by_start(fields.get("box"), where).items()}
     masks = {start: beside(str(mask)) for start, mask in _by_start(fields.get("mask"), where).items()}
     if None in masks.values():
