@@ -87,6 +87,7 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(with_help(Options), args=arguments, prog="lgf sample")
     requests = _requests(options)
 
+    from accelerate.utils import gather_object
     from tqdm import tqdm
 
     from .devices import this_process  # these are slow to import, and --help needs none of them
@@ -98,8 +99,11 @@ def main(arguments: list[str]) -> int:
     generator = Generator(options, process.device, mine)
     plan = {request: [_video(options, generator, request, arm) for arm in _arms(options)] for request in mine}
     missing = {video.path for videos in plan.values() for video in videos if not video.is_there()}
-    total = sum(map(len, plan.values()))
-    print(f"{len(missing)} videos to generate, {total - len(missing)} are there", flush=True)
+    # One account for all processes: lines of several would run into each other.
+    counts = gather_object([(len(missing), sum(map(len, plan.values())))])
+    to_generate, total = map(sum, zip(*counts, strict=True))
+    if process.is_main_process:
+        print(f"{to_generate} videos to generate, {total - to_generate} are there", flush=True)
     if missing:
         must_be_writable(options.output)
         generator.load()
@@ -113,7 +117,10 @@ def main(arguments: list[str]) -> int:
                     frames = generator.generate(request, video.arm == "with", on_step=bar.update)
                     write_atomically(video.path, encode_video(frames, options.fps, video.settings))
             _write_pictures(options, request.name, {video.arm: video.path for video in videos})
-    print(f"{total} videos are in {options.output}, and their grids in {options.output / 'grid'}")
+    process.wait_for_everyone()
+    if process.is_main_process:
+        print(f"{total} videos are in {options.output}, and their grids in {options.output / 'grid'}", flush=True)
+    process.destroy_process_group()
     return 0
 
 

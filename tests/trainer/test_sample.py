@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
 
 
 def test_processes_share_the_prompts(folder, tmp_path):
-    """Two that know of each other: each makes its own, and none is made twice."""
+    """Two that know of each other: each makes its own, none is made twice, and one speaks for both."""
     words = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words += [
         "-m",
@@ -286,7 +286,11 @@ def test_processes_share_the_prompts(folder, tmp_path):
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(line.split()[0] for line in done.stdout.splitlines() if "to generate" in line) == ["1", "2"]
+    assert done.stdout.splitlines() == [
+        "3 videos to generate, 0 are there",
+        f"3 videos are in {tmp_path}, and their grids in {tmp_path / 'grid'}",
+    ]
+    assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["dog-0.png", "dog-1.png", "dog-2.png"]
     assert sorted(path.name for path in (tmp_path / "with").iterdir()) == ["dog-0.mp4", "dog-1.mp4", "dog-2.mp4"]
 
 
