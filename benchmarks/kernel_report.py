@@ -12,6 +12,13 @@ nvcc is installed, for Ampere and Hopper. How much work they do stands in `kerne
   python benchmarks/kernel_report.py --json                         one JSON object a line
 """
 
+if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
+    import sys
+
+    from lgf_kernels.cli import imported
+
+    sys.exit(imported("kernel_report.py", "kernel_report", "triton tqdm").main())
+
 import argparse
 import itertools
 import json
@@ -253,7 +260,3 @@ def main() -> int:
             for row in cuda_kernel_report.rows(NVCC[arch], SHARED[arch][0]):
                 print(json.dumps(row) if arguments.json else cuda_kernel_report.as_text(row), flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from . import __version__
 
@@ -46,27 +47,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, summary) in TRAINER_COMMANDS.items():
         commands.add_parser(name, help=summary)
         if arguments[:1] == [name]:
-            return _run_trainer(name, arguments[1:])
+            return run_trainer(f"lgf {name}", TRAINER_COMMANDS[name][0], arguments[1:])
     namespace = parser.parse_args(arguments)
     return importlib.import_module(COMMANDS[namespace.command][0]).run(namespace)
 
 
-def _run_trainer(name: str, arguments: list[str]) -> int:
-    try:
-        from lgf_trainer.errors import TrainerError
+def run_trainer(command: str, module: str, arguments: list[str]) -> int:
+    """`main(arguments)` of a module of the trainer. A mistake of the user ends `command` in one line."""
+    main = imported(command, module, '"lgf-kernels[train]"').main
+    from lgf_trainer.errors import TrainerError
 
-        command = importlib.import_module(TRAINER_COMMANDS[name][0])
-    except ModuleNotFoundError as error:
-        raise SystemExit(
-            f'lgf {name}: {error.name} is not installed. Get it with: pip install "lgf-kernels[train]"'
-        ) from error
     try:
-        return command.main(arguments)
+        return main(arguments)
     except TrainerError as error:
-        raise SystemExit(f"lgf {name}: {error}") from error
+        raise SystemExit(f"{command}: {error}") from error
     except KeyboardInterrupt:
-        print(f"\nlgf {name}: stopped. What is there is kept: the same command goes on from there", file=sys.stderr)
+        print(f"\n{command}: stopped. What is there is kept: the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def imported(command: str, module: str, needs: str) -> ModuleType:
+    """A module that imports more than the library itself does. What is not here ends `command` in one line."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{command}: {error.name} is not installed. Get it with: pip install {needs}") from error
 
 
 if __name__ == "__main__":

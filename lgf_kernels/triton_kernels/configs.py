@@ -11,7 +11,6 @@ import functools
 from typing import NamedTuple
 
 import torch
-from triton import next_power_of_2
 
 #: Queries in a tile, and the tokens of its padded halo, at most, for their logits to fit in registers.
 TILES = ((8, 8), (4, 8), (4, 4))
@@ -57,6 +56,11 @@ BACKWARD = {
 BACKWARD_TWO_PASSES = {
     2: [Backward(8, 8, 4, 128, 8, 2), Backward(8, 8, 4, 64, 8, 2), Backward(8, 8, 8, 128, 8, 2)],
 }
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of 2 that is not below a positive number. Triton's own would need Triton, and counting work does not."""
+    return 1 << (number - 1).bit_length()
 
 
 @functools.cache

@@ -8,12 +8,19 @@ the input of every block; and what the backward pass of one block, or of the pro
 counted: casts, temporary buffers of kernels, the allocator's losses, CUDA itself.
 """
 
-import sys
+if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
+    import sys
+
+    from lgf_kernels.cli import run_trainer
+
+    sys.exit(run_trainer("python -m lgf_trainer.memory", "lgf_trainer.memory", sys.argv[1:]))
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import tyro
 from diffusers import CogVideoXTransformer3DModel
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -34,6 +41,21 @@ MODELS = {
         "use_learned_positional_embeddings": True,
     },
 }  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m lgf_trainer.memory [RECIPE]`."""
+    tyro.cli(_print, prog="python -m lgf_trainer.memory", description=__doc__, args=arguments)
+    return 0
+
+
+def _print(recipe: tyro.conf.Positional[str] = "sam2videox", /) -> None:
+    """Print the table.
+
+    Args:
+        recipe: A YAML file, or one of those that come with the package.
+    """
+    print(table(read_recipe(recipe)))
 
 
 @dataclass(frozen=True)
@@ -136,8 +158,3 @@ def _attention_without_matrix() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = original
-
-
-if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else "sam2videox"
-    print(table(read_recipe(name)))

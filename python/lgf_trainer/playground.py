@@ -13,6 +13,13 @@
 The weights are random: what comes out means nothing, but every step is the real one.
 """
 
+if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
+    import sys
+
+    from lgf_kernels.cli import run_trainer
+
+    sys.exit(run_trainer("python -m lgf_trainer.playground", "lgf_trainer.playground", sys.argv[1:]))
+
 import json
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +29,6 @@ import tyro
 from torch.nn.functional import interpolate
 
 from .cache import write_atomically
-from .errors import TrainerError
 from .export import encode_video
 from .testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
 from .video import Video
@@ -80,7 +86,13 @@ def moving_square(frames: int) -> torch.Tensor:
     return clip
 
 
-def main(
+def main(arguments: list[str]) -> int:
+    """`python -m lgf_trainer.playground FOLDER [--video FILE]`."""
+    tyro.cli(_write, prog="python -m lgf_trainer.playground", description=__doc__, args=arguments)
+    return 0
+
+
+def _write(
     folder: tyro.conf.Positional[Path],
     /,
     video: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
@@ -91,12 +103,5 @@ def main(
         folder: Where to.
         video: A clip of yours instead of a generated one; the subject is taken to be in its middle.
     """
-    try:
-        make_playground(folder, video)
-    except TrainerError as error:
-        raise SystemExit(f"playground: {error}") from error
+    make_playground(folder, video)
     print(f"{folder}: model, teacher, dino, videos.jsonl, recipe.yaml")
-
-
-if __name__ == "__main__":
-    tyro.cli(main, prog="python -m lgf_trainer.playground", description=__doc__)

@@ -104,7 +104,7 @@ def network(path: Path) -> Path:
 def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     commands = readme_commands()
-    playground.main(Path("tiny"), video=clip)
+    assert cli.run_trainer("playground", "lgf_trainer.playground", ["tiny", "--video", str(clip)]) == 0
 
     assert cli.main(commands["extract"]) == 0
     cache = WindowCache("tiny/cache")
@@ -146,7 +146,7 @@ def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys
 
 def test_repa_on_dino_features(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    playground.main(Path("tiny"))
+    playground.make_playground(Path("tiny"))
     extract = shlex.split(
         "extract tiny/videos.jsonl --model tiny/model --teacher none --dino --dino-model tiny/dino --output dino"
     )
@@ -176,4 +176,4 @@ def test_the_playgrounds_clip_moves_to_the_right(tmp_path):
 
 def test_a_video_that_is_not_there(tmp_path):
     with pytest.raises(SystemExit, match=r"playground: gone\.mp4: no such file"):
-        playground.main(tmp_path / "tiny", video=Path("gone.mp4"))
+        cli.run_trainer("playground", "lgf_trainer.playground", [str(tmp_path / "tiny"), "--video", "gone.mp4"])
