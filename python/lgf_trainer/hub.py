@@ -20,11 +20,12 @@ def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **option
     any model for any other, and fills what that lacks with random weights.
 
     Raises:
-        TrainerError: there is no such model, or no network and no copy of it in the cache of the hub, or it is of another type.
+        TrainerError: there is no such model, or no network and no copy of it in the cache of the hub, or it is of another type,
+            or the files of its tokenizer are missing.
     """
     try:
         if not types or (found := AutoConfig.from_pretrained(name).model_type) in types:
-            return kind.from_pretrained(name, **options)
+            return _with_words(kind.from_pretrained(name, **options))
     except (OSError, ValueError) as error:
         place = "/".join([name, options["subfolder"]] if "subfolder" in options else [name])
         raise TrainerError(
@@ -32,6 +33,14 @@ def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **option
             "Give a folder, or a name on the Hugging Face hub and a network"
         ) from error
     raise TrainerError(f"{name} holds a model of type {found}, and one of type {' or '.join(types)} is needed")
+
+
+def _with_words(model: Model) -> Model:
+    """The model, if it can read: without files, transformers makes up a tokenizer of special tokens and the mark of a space."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None and len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) < 2:
+        raise ValueError("its tokenizer knows no words, so files of it are missing")
+    return model
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
