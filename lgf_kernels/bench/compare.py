@@ -12,8 +12,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from lgf_trainer.errors import TrainerError
+from lgf_trainer.lock import claim
 
 from . import results
 from .checkout import environment, git, is_checkout
@@ -25,6 +29,8 @@ from .table import milliseconds, number
 #: 2 * 5! * 5! / 10! = 1 of 126 rows. With 3 turns it would be 1 of 10.
 TURNS = 5
 WITHIN = "within the spread"
+#: What the names of the folders with checkouts begin with.
+FOLDERS = "lgf-compare-"
 
 
 def compare(a: str, b: str, arguments: argparse.Namespace) -> None:
@@ -93,17 +99,39 @@ def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, di
     for commit in (a, b):
         if git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").returncode:
             raise UserError(f"{commit!r} is no commit, and {a!r} and {b!r} are not both files or folders of results.")
-    with tempfile.TemporaryDirectory(prefix="lgf-compare-") as folder:
-        places = {"a": Path(folder, "a"), "b": Path(folder, "b")}
-        try:
-            for (name, place), commit in zip(places.items(), (a, b), strict=True):
-                print(f"building {name.upper()} = {commit}", file=sys.stderr, flush=True)
-                _check_out(commit, place, arguments.device)
-            merged = in_turns(lambda name: _measure(places[name], arguments))
-        finally:
-            for place in places.values():
-                git("worktree", "remove", "--force", place)
+    remove_leftovers()
+    with _own_folder() as folder:
+        for name, commit in (("a", a), ("b", b)):
+            print(f"building {name.upper()} = {commit}", file=sys.stderr, flush=True)
+            _check_out(commit, folder / name, arguments.device)
+        merged = in_turns(lambda name: _measure(folder / name, arguments))
     return merged["a"], merged["b"]
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """For the two checkouts, and claimed, so that other comparisons know that this one lives."""
+    folder = Path(tempfile.mkdtemp(prefix=FOLDERS))
+    with claim(folder):
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+
+
+def remove_leftovers() -> None:
+    """Remove the checkouts of comparisons that were killed: those in folders which no process holds any more."""
+    lines = git("worktree", "list", "--porcelain").stdout.splitlines()
+    checkouts = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+    for folder in {place.parent for place in checkouts if place.parent.name.startswith(FOLDERS)}:
+        with suppress(TrainerError), claim(folder):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    for name in ("a", "b"):
+        git("worktree", "remove", "--force", folder / name)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_turns(measure: Callable[[str], list[dict]]) -> dict[str, dict[tuple, dict]]:
@@ -143,7 +171,7 @@ def _check_out(commit: str, place: Path, device: str) -> None:
 
 def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
     """One run of `lgf bench` in a checkout, of times only."""
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory(dir=place.parent) as out:
         command = [sys.executable, "-P", "-m", "lgf_kernels.cli", "bench", *arguments.what, "--out", out, "--measure"]
         command += ["--device", arguments.device, "--rounds", str(arguments.rounds), "--window", str(arguments.window)]
         command += ["--dtypes", *arguments.dtypes]

@@ -2,6 +2,9 @@
 
 import json
 import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from bench_helpers import row
@@ -42,14 +45,20 @@ def repository(tmp_path, monkeypatch):
         git(root, "add", ".")
         git(root, "commit", "-q", "-m", "x")
     monkeypatch.setattr(checkout, "ROOT", root)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield root
-    assert len(git(root, "worktree", "list").splitlines()) == 1
+    assert worktrees(root) == [root]
     assert not git(root, "status", "--porcelain")
+    assert not list(tmp_path.glob("lgf-compare-*"))
 
 
 def git(root, *arguments) -> str:
     command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def worktrees(root) -> list[Path]:
+    return [Path(line.split()[0]) for line in git(root, "worktree", "list").splitlines()]
 
 
 def test_a_commit_against_another_and_itself(repository, capsys):
@@ -73,3 +82,28 @@ def test_interrupted(repository, monkeypatch, capsys):
     monkeypatch.setattr(compare, "_measure", interrupted)
     assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+FOREVER = """
+import sys, tempfile, time
+from pathlib import Path
+from lgf_kernels import cli
+from lgf_kernels.bench import checkout, compare
+checkout.ROOT, tempfile.tempdir = Path(sys.argv[1]), sys.argv[2]
+compare._measure = lambda *_: print("measuring", flush=True) or time.sleep(600)
+cli.main(["bench", "--compare", "HEAD~2", "HEAD~1"])
+"""
+
+
+def test_what_a_killed_comparison_left_is_removed_and_a_live_one_is_let_alone(repository, tmp_path):
+    command = [sys.executable, "-P", "-c", FOREVER, repository, tmp_path]
+    with subprocess.Popen(command, env=checkout.environment(), stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "measuring\n"
+            there = worktrees(repository)
+            compare.remove_leftovers()
+            assert worktrees(repository) == there and len(there) == 3
+            assert all((place / "setup.py").exists() for place in there)
+        finally:
+            other.kill()
+    assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 0
