@@ -281,3 +281,40 @@ def test_devices_without_autocast(loss, backend):
         )
     truth = loss(student, teacher, backend=backend)
     assert value.is_meta and value.shape == truth.shape and value.dtype == truth.dtype
+
+
+@losses
+def test_vmap_is_a_call_for_each(loss, recwarn):
+    """In any dimension of the student, with teachers of their own or one in common, and a gradient for each."""
+    student, teacher = features(2, 3, 4, 5, 3, 6), features(3, 2, 3, 4, 5, 7)
+
+    def values_and_gradient(calls):
+        leaf = student.clone().requires_grad_()
+        values = calls(leaf)
+        return values, torch.autograd.grad((values * torch.tensor([1.0, 2.0, 3.0])).sum(), leaf)[0]
+
+    mapped = values_and_gradient(lambda leaf: torch.vmap(loss, in_dims=(4, 0))(leaf, teacher))
+    alone = values_and_gradient(lambda leaf: torch.stack(list(map(loss, leaf.unbind(4), teacher))))
+    torch.testing.assert_close(mapped, alone)
+    compiled = torch.compile(torch.vmap(loss, in_dims=(4, 0)), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(values_and_gradient(lambda leaf: compiled(leaf, teacher)), alone)
+    in_common = torch.vmap(loss, in_dims=(4, None))(student, teacher[0])
+    torch.testing.assert_close(in_common[0], alone[0][0])
+    assert not [warning for warning in recwarn if "performance drop" in str(warning.message)]
+
+
+def test_vmap_does_not_drop_the_gradient_of_a_teacher():
+    student, teacher = features(3, 2, 3, 4, 5, 6), features(3, 2, 3, 4, 5, 6, requires_grad=True)
+    with pytest.raises(ValueError, match="requires grad, but the loss has no gradient for it"):
+        torch.vmap(lgf.lgf_kl_loss)(student, teacher)
+
+
+@losses
+def test_many_upstream_gradients_at_once(loss):
+    """What vectorised Jacobians do, with a vmap of its own kind."""
+    student, teacher = student_and_teacher()
+    student.requires_grad_()
+    value, upstream = loss(student, teacher), torch.tensor([1.0, -2.0])
+    (gradients,) = torch.autograd.grad(value, student, upstream, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(value, student)
+    torch.testing.assert_close(gradients, torch.stack([one, -2 * one]))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..errors import BackendUnavailableError, OnceDifferentiableError
 
@@ -44,7 +45,8 @@ def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, ope
 
 def holds_its_numbers(tensor: Tensor) -> bool:
     """Whether the numbers are those in memory: a subclass may have none, and a negation or zeros may still be to be done."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg() and not tensor._is_zerotensor()
+    own = type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return own and not tensor.is_neg() and not tensor._is_zerotensor()
 
 
 def refuse_forward_derivatives(operator: CustomOpDef, tensors: Sequence[Tensor]) -> None:
@@ -57,6 +59,30 @@ def refuse_forward_derivatives(operator: CustomOpDef, tensors: Sequence[Tensor])
             f"{operator._name}: the kernels have no derivative for torch.func.grad, torch.func.jvp and forward-mode automatic "
             'differentiation. Use backend="reference", which is plain PyTorch, or torch.autograd.grad and backward().'
         )
+
+
+def needs_gradient(student: Tensor) -> bool:
+    """Whether a backward may follow. A tensor that `torch.vmap` maps over does not say."""
+    return torch.is_grad_enabled() and (student.requires_grad or torch._C._functorch.is_batchedtensor(student))
+
+
+def map_one_by_one(operator: CustomOpDef) -> None:
+    """Register what `torch.vmap` does: one call for each element that is mapped over, which is a batch of videos by itself.
+
+    Left alone, torch does the same with a warning that is to be reported to torch, or refuses, if there are lists of tensors.
+    """
+
+    def calls(info, in_dims, *arguments):
+        leaves, structure = tree_flatten(arguments)
+        dims = tree_leaves(in_dims)
+        results = []
+        for i in range(info.batch_size):
+            element = [x if dim is None else x.select(dim, i) for x, dim in zip(leaves, dims, strict=True)]
+            results.append(operator(*tree_unflatten(element, structure)))
+        stacked = tree_map(lambda *tensors: torch.stack(tensors), *results)
+        return stacked, tree_map(lambda _: 0, stacked)
+
+    operator.register_vmap(calls)
 
 
 def undispatched(compute: Callable, setup_context: Callable, differentiate: Callable) -> Callable:

@@ -7,7 +7,7 @@ from .. import checks, reference
 from ..backends import implementation
 from ..numerics import accumulate_dtype, lgf_pairs_shape
 from ..options import LgfOptions
-from .common import forbid_double_backward, shortest, undispatched, without_autocast
+from .common import forbid_double_backward, map_one_by_one, needs_gradient, shortest, undispatched, without_autocast
 
 
 def lgf_kl(
@@ -22,8 +22,7 @@ def lgf_kl(
     if backend == "reference":
         with without_autocast(student):
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
-    needs_grad = student.requires_grad and torch.is_grad_enabled()
-    arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend)
+    arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_gradient(student), backend)
     forward = shortest((student, *teachers, token_weight), _compute, _undispatched, _forward)
     return forward(*arguments, *options)[0]
 
@@ -116,3 +115,5 @@ def _differentiate(ctx, grad_loss, grad_residual):
 _undispatched = undispatched(_compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "lgf_kl_loss")
+map_one_by_one(_forward)
+map_one_by_one(_backward)

@@ -7,7 +7,7 @@ from .. import reference
 from ..backends import implementation
 from ..numerics import accumulate_dtype, lgf_pairs_shape
 from ..options import LgfOptions
-from .common import forbid_double_backward, shortest, undispatched, without_autocast
+from .common import forbid_double_backward, map_one_by_one, shortest, undispatched, without_autocast
 
 
 def local_gram_flow(features: Tensor, options: LgfOptions, backend: str) -> Tensor:
@@ -63,3 +63,5 @@ def _differentiate(ctx, grad_logits):
 _undispatched = undispatched(_compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "local_gram_flow")
+map_one_by_one(_forward)
+map_one_by_one(_backward)

@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import checks, reference
 from ..backends import implementation
 from ..numerics import accumulate_dtype
-from .common import forbid_double_backward, shortest, undispatched, without_autocast
+from .common import forbid_double_backward, map_one_by_one, needs_gradient, shortest, undispatched, without_autocast
 
 
 def token_relation(
@@ -15,8 +15,7 @@ def token_relation(
     if backend == "reference":
         with without_autocast(student):
             return reference.token_relation(student, teacher, pair_weight, margin, reduction)
-    needs_grad = student.requires_grad and torch.is_grad_enabled()
-    arguments = (student, teacher, pair_weight, margin, reduction, needs_grad, backend)
+    arguments = (student, teacher, pair_weight, margin, reduction, needs_gradient(student), backend)
     return shortest((student, teacher, pair_weight), _compute, _undispatched, _forward)(*arguments)[0]
 
 
@@ -80,3 +79,5 @@ def _differentiate(ctx, grad_loss, grad_residual):
 _undispatched = undispatched(_compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "token_relation_loss")
+map_one_by_one(_forward)
+map_one_by_one(_backward)
