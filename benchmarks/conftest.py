@@ -14,6 +14,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError('pytest-benchmark is not installed. Get it with: pip install "lgf-kernels[bench]"')
     if why_not := why_not_device(config.getoption("--device")):
         raise pytest.UsageError(why_not)
 

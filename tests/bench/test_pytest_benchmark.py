@@ -1,4 +1,4 @@
-"""`make bench`: the answer comes first there too, and a device that is not here is one line."""
+"""`make bench`: the answer comes first there too, and a device or plugin that is not here is one line."""
 
 import importlib
 import subprocess
@@ -25,9 +25,17 @@ def test_a_wrong_answer_is_not_timed(monkeypatch, factor):
     assert len(timed) == (factor == 1.0)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_one_clear_line():
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--device", "cuda"]
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--device", "cuda"), "--device cuda: torch sees no CUDA device here"),
+        (("-p", "no:benchmark"), "pytest-benchmark is not installed. Get it with: pip install"),
+    ],
+)
+def test_what_is_not_here_is_one_clear_line(options, says):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", *options]
     done = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True)
     (line,) = (done.stdout + done.stderr).strip().splitlines()
-    assert done.returncode == 4 and line.startswith("ERROR: --device cuda: torch sees no CUDA device here")
+    assert done.returncode == 4 and line.startswith(f"ERROR: {says}")
