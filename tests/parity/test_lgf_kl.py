@@ -71,6 +71,20 @@ def test_every_option_from_logits(backend, options):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("boundary", ["exclude", "zero"])
+@pytest.mark.parametrize("divergence", ["kl", "l2"])
+def test_what_a_cache_holds_outside_the_frame_is_not_looked_at(backend, divergence, boundary):
+    student, cache = features(1, 3, 5, 6, 7), lgf.local_gram_flow(features(1, 3, 5, 6, 8), backend="reference")
+    broken = cache.where(lgf.local_window_mask(5, 6), torch.nan)
+    results = [
+        value_and_gradient(
+            lgf.lgf_kl_loss_from_logits, student, given, divergence=divergence, boundary=boundary, backend=backend
+        )
+        for given in (cache, broken)
+    ]
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("window", range(1, 16, 2))
 def test_every_window(backend, window):
     against_reference(backend, features(1, 3, 9, 11, 16), features(1, 3, 9, 11, 16), window=window, direction="both")

@@ -96,14 +96,20 @@ def test_not_a_number_in_is_not_a_number_out(backend, margin, where, bad):
     assert losses[0].isfinite() and losses[1].isnan()
 
 
-def test_a_frame_of_weight_zero_is_no_part_of_the_loss(backend):
-    student, teacher = features(1, 4, 200, 8), features(1, 4, 200, 8)
+@pytest.mark.parametrize("tokens", [20, 200], ids=["frames share a tile", "a tile for each frame"])
+def test_a_frame_of_weight_zero_is_no_part_of_the_loss(backend, tokens):
+    student, teacher = features(1, 4, tokens, 8), features(1, 4, tokens, 8)
     c = torch.ones(4, 4)
     c[2] = c[:, 2] = 0
     broken = student.clone()
     broken[0, 2] = torch.nan
     expected = lgf.token_relation_loss(student, teacher, pair_weight=c, backend=backend)
     assert torch.equal(lgf.token_relation_loss(broken, teacher, pair_weight=c, backend=backend), expected)
+
+
+def test_a_loss_that_overflows_is_not_a_number(backend):
+    c = torch.full((3, 3), torch.finfo(torch.float32).max)
+    assert lgf.token_relation_loss(features(1, 3, 20, 8), features(1, 3, 20, 8), pair_weight=c, backend=backend).isnan()
 
 
 def test_two_runs_are_bitwise_equal(backend):
