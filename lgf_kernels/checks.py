@@ -110,7 +110,7 @@ def teacher_list(function: str, name: str, teachers) -> tuple[list[Tensor], list
     """One tensor or a sequence of them as a list, and what to call each in a message."""
     if isinstance(teachers, Tensor):
         return [tensor(function, name, teachers)], [name]
-    if not isinstance(teachers, Sequence) or isinstance(teachers, str | bytes):
+    if not isinstance(teachers, Sequence):
         raise TypeError(
             f"{function}: `{name}` must be a tensor or a sequence of tensors, got {type(teachers).__name__}."
         )
@@ -145,7 +145,7 @@ def teacher_weights(function: str, weights, count: int) -> list[float]:
             f"{function}: `teacher_weights` must be a sequence of Python floats, got a tensor (reading it would make the "
             "host wait for the device). Use teacher_weights.tolist() once, outside the training loop."
         )
-    if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
+    if not isinstance(weights, Sequence):
         raise TypeError(
             f"{function}: `teacher_weights` must be a sequence of floats, one for each teacher, or None for equal "
             f"weights; got {type(weights).__name__}."
@@ -161,7 +161,7 @@ def number(function: str, name: str, value, minimum: float | None = None, above:
     """A finite Python number, at least `minimum` or greater than `above`."""
     wanted = "a finite number" + (f" >= {minimum:g}" if minimum is not None else "")
     wanted += f" > {above:g}" if above is not None else ""
-    if isinstance(value, Tensor) or not isinstance(value, Real):
+    if not isinstance(value, Real):
         raise TypeError(f"{function}: `{name}` must be {wanted}, got {type(value).__name__} {value!r}.")
     value = float(value)
     # A comparison, because math.isfinite breaks the graph of a compiled function whose numbers are symbolic.

@@ -56,8 +56,10 @@ BAD = {
     "both directions of logits": (lambda: flow(S, direction="both"), ValueError, ["`direction`", "call twice"]),
     "both directions of a cache": (lambda: cached(S, Z, direction="both"), ValueError, ["`direction`", "two calls"]),
     "reduction": (lambda: kl(S, T, reduction=None), ValueError, ["`reduction`", "'mean', 'sum', 'none'", "None"]),
+    "reductions in an array": (lambda: kl(S, T, reduction=S[0, 0, 0, 0].numpy()), ValueError, ["`reduction`", "'mean'", "array"]),
     "no teachers": (lambda: kl(S, []), ValueError, ["`teachers`", "at least one", "empty"]),
     "teachers of the wrong kind": (lambda: kl(S, {"a": T}), TypeError, ["`teachers`", "sequence", "dict"]),
+    "text as teachers": (lambda: kl(S, "T"), TypeError, ["`teachers[0]`", "torch.Tensor", "str"]),
     "a teacher that is no tensor": (lambda: kl(S, [T, 3]), TypeError, ["`teachers[1]`", "torch.Tensor", "int"]),
     "teacher's grid": (
         lambda: kl(S, [T, T[:, :, :3]]), ValueError,
@@ -76,6 +78,7 @@ BAD = {
     ),
     "NaN weight": (lambda: kl(S, T, teacher_weights=[float("nan")]), ValueError, ["`teacher_weights[0]`", "nan"]),
     "tensor of weights": (lambda: kl(S, T, teacher_weights=torch.ones(1)), TypeError, ["`teacher_weights`", "tolist"]),
+    "text as weights": (lambda: kl(S, T, teacher_weights="1"), TypeError, ["`teacher_weights[0]`", "number >= 0", "str '1'"]),
     "number as weights": (lambda: kl(S, T, teacher_weights=1.0), TypeError, ["`teacher_weights`", "sequence", "float"]),
     "cache's window": (
         lambda: cached(S, Z, window=5), ValueError, ["`teacher_logits`", "(2, 2, 4, 5, 25)", "(2, 2, 4, 5, 49)", "local_gram_flow"],

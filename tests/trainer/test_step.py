@@ -102,6 +102,7 @@ def test_accumulation_is_the_mean_over_one_large_batch():
     a = run(accumulated, [parts], optimiser=optimiser(accumulated, rate=0.1))
     b = run(at_once, [[large]], optimiser=optimiser(at_once, rate=0.1))
     torch.testing.assert_close(a, b)
+    assert not any(loss.requires_grad for loss in a[0]), "what is yielded holds no graph"
     torch.testing.assert_close(accumulated.state_dict(), at_once.state_dict())
 
 
@@ -125,6 +126,13 @@ def test_without_a_weight_the_alignment_is_measured_only():
     assert losses.alignment > 0 and model.b == torch.tensor(0.2) and model.a != torch.tensor(0.3)
 
 
+def test_without_gradients_nothing_is_recorded():
+    model = Linear()
+    with torch.no_grad():
+        losses = forward_losses(model, schedule(), batch(), lambda projected, _: model.a * projected.mean())
+    assert not any(loss.requires_grad for loss in losses)
+
+
 def test_without_an_objective_the_alignment_is_0():
     (losses,) = training_steps(
         Linear(), schedule(), [[batch()]], None, optimiser(Linear()), range(1), weight=lambda _: 0.5
@@ -133,14 +141,15 @@ def test_without_an_objective_the_alignment_is_0():
 
 
 def test_every_step_has_its_number():
-    model, asked = Linear(), []
+    model, asked, batches = Linear(), [], itertools.repeat([batch()], 4)
     adamw = GroupedAdamW({"all": (model.parameters(), Optimiser(rate=1.0, warmup=4))}, steps=10, clip=1.0)
     for _ in training_steps(
-        model, schedule(), itertools.repeat([batch()]), objective, adamw, range(2, 5),
+        model, schedule(), batches, objective, adamw, range(2, 5),
         weight=lambda step: asked.append(step) or 1.0,
     ):  # fmt: skip
         asked.append(adamw.adamw.param_groups[0]["lr"])
     assert asked == [2, 0.75, 3, 1.0, 4, 1.0]
+    assert len(list(batches)) == 1, "none is taken for a step that is not made"
 
 
 def test_groups_have_their_own_rates_and_settings():
