@@ -194,6 +194,25 @@ def test_no_gradient_is_asked_for(loss):
     assert torch.equal(frozen, loss(student, teacher).detach())
 
 
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "local_gram_flow"])
+def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
+    """A loss that is only measured must not cost the time and memory of its gradient."""
+    kept = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function.name() in ("lgf::lgf_kl", "lgf::token_relation"):
+                kept.append(result[1].numel())
+            return result
+
+    student, teacher = student_and_teacher()
+    for leaf, grad_mode in ((student, True), (student.clone().requires_grad_(), False)):
+        with torch.set_grad_enabled(grad_mode), Watch():
+            LOSSES[name](leaf, teacher)
+    assert kept == [0, 0]
+
+
 @losses
 def test_gradient_goes_through_to_what_made_the_student(loss):
     student, teacher = student_and_teacher()
