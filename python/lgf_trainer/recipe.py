@@ -140,8 +140,8 @@ class Optimiser:
             return self.rate * (step + 1) / self.warmup
         if self.final_rate is None:
             return self.rate
-        progress = (step + 1 - self.warmup) / max(steps - self.warmup, 1)
-        return self.final_rate + (self.rate - self.final_rate) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        progress = (step + 1 - self.warmup) / (steps - self.warmup)
+        return self.final_rate + (self.rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
