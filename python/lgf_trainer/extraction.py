@@ -242,10 +242,10 @@ class Extraction:
 def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
     try:
         with clip.masks[start]() as file, Image.open(file) as image:
-            mask = torch.from_numpy(np.array(image)) != 0
+            seen = np.array(image.convert("RGBA").convert("RGBa"))[..., :3]  # the colours, times their opacity
     except OSError as error:
         raise Skipped("mask cannot be read", f"it is no picture: {error}") from error
-    mask = (mask.any(-1) if mask.ndim == 3 else mask)[None, None].float()
+    mask = torch.from_numpy(seen.any(-1))[None, None].float()
     mask = fit.cut(interpolate(mask, fit.resized, mode="bilinear", antialias=True)[0, 0] >= 0.5)
     if not mask.any():
         raise Skipped("no box", "the mask is empty in the middle of the picture, which is all that the model sees")

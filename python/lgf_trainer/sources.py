@@ -7,9 +7,9 @@ of a manifest's line:
     {"video": "cat.mp4", "caption": "a cat jumps", "box": {"0": [10, 20, 300, 400], "20": [40, 20, 330, 400]}}
     {"video": "cow.mp4", "caption": "a cow walks", "mask": {"0": "masks/cow-0.png", "20": "masks/cow-20.png"}}
 
-A box is x0, y0, x1, y1 in pixels of the video as displayed; a mask is a picture of the same proportions that is not black
-where the subject is. Each belongs to the first frame of a window: to the one that begins with the video, or by the number
-of that frame at the extraction's rate. Paths are relative to the file that they stand in.
+A box is x0, y0, x1, y1 in pixels of the video as displayed; a mask is a picture of the same proportions that is neither
+black nor transparent where the subject is. Each belongs to the first frame of a window: to the one that begins with the
+video, or by the number of that frame at the extraction's rate. Paths are relative to the file that they stand in.
 """
 
 import json
