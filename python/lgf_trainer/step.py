@@ -26,7 +26,7 @@ class Batch:
         noise: like the latents.
         timestep: (B,) noise steps.
         conditions: the transformer's other inputs.
-        image: (B, F, C, h, w) more channels for the transformer (image-to-video), or None.
+        image: (B, F, C, h, w) more channels for the transformer (image-to-video), float32, or None.
         targets: what the objective reads.
     """
 
@@ -88,7 +88,7 @@ def forward_losses(
     """
     latents, noise = batch.latents.float(), batch.noise.float()
     noisy = noise_schedule.add_noise(latents, noise, batch.timestep)
-    hidden = noisy if batch.image is None else torch.cat([noisy, batch.image.to(noisy)], dim=2)
+    hidden = noisy if batch.image is None else torch.cat([noisy, batch.image], dim=2)
     with autocast():
         prediction, projected = model(hidden, timestep=batch.timestep, **batch.conditions)
     diffusion = mse_loss(prediction, noise_schedule.get_velocity(latents, noise, batch.timestep))

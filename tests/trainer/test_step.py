@@ -1,6 +1,7 @@
 """The step against its formula: target, accumulation, weight, schedules, clipping, moving average."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 
 from diffusers import CogVideoXDDIMScheduler
+from lgf_trainer import step
 from lgf_trainer.build import weight_schedule
 from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
 from lgf_trainer.recipe import Alignment, Optimiser
@@ -25,7 +27,7 @@ class Linear(nn.Module):
         self.a, self.b = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(0.2))
 
     def forward(self, hidden, timestep, shift=0.0):
-        self.seen = hidden
+        self.seen, self.at = hidden, timestep
         return self.a * hidden[:, :, :4] + shift, self.b * self.a * hidden
 
 
@@ -63,7 +65,7 @@ def test_the_losses_are_the_formulas():
     x, noise = one.latents.double(), one.noise.double()
     noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
-    assert torch.equal(model.seen[:, :, 4:], one.image)
+    assert torch.equal(model.seen[:, :, 4:], one.image) and torch.equal(model.at, one.timestep)
     torch.testing.assert_close(diffusion.double(), (0.3 * noisy + 0.1 - velocity).square().mean())
     hidden = torch.cat([noisy, one.image.double()], 2)
     torch.testing.assert_close(alignment.double(), (0.06 * hidden).square().mean())
@@ -87,6 +89,22 @@ def test_the_target_is_exact_where_bfloat16_rounds_it_away(step):
     assert step > 1 or (naive - velocity).square().mean() > 1e-6  # the trap is there
 
 
+def test_the_model_runs_in_autocast_and_the_losses_do_not():
+    where = []
+
+    class Noting(nn.Module):
+        def forward(self, hidden, timestep):
+            where.append(torch.is_autocast_enabled("cpu"))
+            return hidden, hidden
+
+    def noting(projected, _):
+        where.append(torch.is_autocast_enabled("cpu"))
+        return projected.mean()
+
+    forward_losses(Noting(), schedule(), batch(), noting, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    assert where == [True, False]
+
+
 def test_half_precision_predictions_are_compared_in_float32():
     class Half(nn.Module):
         def forward(self, hidden, timestep):
@@ -104,6 +122,13 @@ def test_accumulation_is_the_mean_over_one_large_batch():
     torch.testing.assert_close(a, b)
     assert not any(loss.requires_grad for loss in a[0]), "what is yielded holds no graph"
     torch.testing.assert_close(accumulated.state_dict(), at_once.state_dict())
+
+
+def test_gradients_are_exchanged_with_the_last_batch_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(step, "accumulating", lambda _, more: nullcontext(asked.append(more)))
+    run(Linear(), [[batch()] * 3, [batch()]], steps=2)
+    assert asked == [True, True, False, False]
 
 
 def gradients(weight):
