@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -50,6 +51,29 @@ def gradients(model: AlignedTransformer) -> dict[str, torch.Tensor]:
 def test_projector_shapes(frames):
     projector = Projector(12, hidden=16, widths=(8, 8, 4), frames=frames, groups=4)
     assert projector(torch.randn(2, 3, 4, 5, 12)).shape == (2, frames or 3, 4, 5, 4)
+
+
+def test_projector_is_its_formula():
+    projector = Projector(6, hidden=8, widths=(12, 5), groups=4)
+    for parameter in projector.parameters():  # those of the norms are 1 and 0, which hides them
+        torch.nn.init.normal_(parameter)
+    stem, (temporal, norm, _), (first, second_norm, _, last) = projector.stem, projector.temporal, projector.mlp
+
+    def convolved(layer, *neighbours):
+        taps = layer.weight[..., 0, 0].unbind(2)
+        return sum(torch.einsum("bthwi,oi->bthwo", x, w) for x, w in zip(neighbours, taps, strict=True)) + layer.bias
+
+    def activated(norm, x):
+        groups = x.unflatten(-1, (4, -1))
+        variance, mean = torch.var_mean(groups, (1, 2, 3, 5), keepdim=True, correction=0)
+        return F.silu(((groups - mean) / (variance + norm.eps).sqrt()).flatten(-2) * norm.weight + norm.bias)
+
+    features = torch.randn(2, 3, 4, 5, 6)
+    x = convolved(stem, features)
+    before, after = F.pad(x, (0, 0) * 3 + (1, 0))[:, :-1], F.pad(x, (0, 0) * 3 + (0, 1))[:, 1:]
+    x = x + activated(norm, convolved(temporal, before, x, after))
+    x = convolved(last, activated(second_norm, convolved(first, x)))
+    torch.testing.assert_close(projector(features), x, rtol=1e-4, atol=1e-4)
 
 
 def test_projector_of_the_paper():
