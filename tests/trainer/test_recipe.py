@@ -122,6 +122,20 @@ def test_a_base_lies_beside_the_file(tmp_path):
         read_recipe(circle)
 
 
+def test_a_file_that_says_nothing_is_the_default(tmp_path):
+    assert read_recipe(write(tmp_path / "r.yaml", "# nothing yet\n")) == Recipe()
+
+
+def test_a_file_in_another_encoding(tmp_path):
+    (tmp_path / "r.yaml").write_bytes("model: {path: Größe}".encode("latin-1"))
+    with pytest.raises(TrainerError, match="is no YAML"):
+        read_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_the_last_width_has_no_norm_whose_groups_must_divide_it(tmp_path):
+    check(read_recipe(write(tmp_path / "r.yaml", "projector: {widths: [512, 5]}")))
+
+
 def test_no_clipping(tmp_path):
     check(read_recipe(write(tmp_path / "r.yaml", "training: {clip: .inf}")))
 
