@@ -116,6 +116,7 @@ def test_loss_equals_the_loops(similarity, boundary, divergence, direction, redu
     torch.testing.assert_close(loss, truth)
     if direction != "both":
         cache = [lgf.local_gram_flow(t, window=K, similarity=similarity, direction=direction) for t in teachers]
+        cache = [z.where(lgf.local_window_mask(H, W, K), torch.nan) for z in cache]  # outside is not looked at
         cached = lgf.lgf_kl_loss_from_logits(
             student, cache, teacher_weights=weights, token_weight=a, window=K, temperature=tau,
             reduction=reduction, backend="reference", **options,
