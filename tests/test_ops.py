@@ -214,6 +214,35 @@ def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
 
 
 @losses
+def test_a_backward_makes_no_gradient_of_what_was_kept_for_it(loss):
+    """It would be zeros, as large as what a forward keeps."""
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    student, teacher = student_and_teacher()
+    value = loss(student.requires_grad_(), teacher)
+    with Watch():
+        value.backward()
+    assert any(name.startswith("lgf::") for name in made) and "aten::zeros" not in made
+
+
+def test_what_is_kept_for_a_backward_has_no_gradient():
+    student, teacher = (f.flatten(2, 3) for f in student_and_teacher())
+    _, kept = torch.ops.lgf.token_relation(
+        student.requires_grad_(), teacher, torch.ones(3, 3), 0.1, "mean", True, "portable"
+    )
+    assert torch.autograd.grad(kept.sum(), student, allow_unused=True) == (None,)
+    student, teacher = student_and_teacher()
+    options = (3, 0.1, "cosine", "exclude", "kl", "forward", "mean")
+    _, kept = torch.ops.lgf.lgf_kl(student.requires_grad_(), [teacher], [1.0], None, False, True, "portable", *options)
+    assert torch.autograd.grad(kept.sum(), student, allow_unused=True) == (None,)
+
+
+@losses
 def test_gradient_goes_through_to_what_made_the_student(loss):
     student, teacher = student_and_teacher()
     layer = torch.nn.Linear(6, 9)

@@ -437,6 +437,7 @@ def test_keys_tell_apart_what_differs(run, tmp_path, clip):
         return run(tmp_path / "list.jsonl", *words, out=out or "cache").keys()
 
     assert keys() == keys() and len(keys()) == 1
+    assert keys(caption=" a dog\n") == keys()
     assert len(keys(caption="a cat")) == 2
     assert len(keys(box=[20, 16, 110, 80])) == 3
     assert len(keys(seed=1)) == 4
