@@ -382,6 +382,16 @@ def test_a_box_beside_what_the_model_sees(run, tmp_path):
     assert "outside of the middle" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_left_out(run, clip, tmp_path, monkeypatch, value):
+    monkeypatch.setattr(Encoders, "text", lambda self, caption: torch.full((16, 16), value))
+    with pytest.raises(TrainerError, match="no window was made"):
+        run(clip)
+    skipped = json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"]
+    details = [detail for _, reason, detail in skipped if reason == "not finite"]
+    assert details == ["text has values that are not finite or too large for torch.float32"] * 3
+
+
 def test_captions_in_a_manifest_may_hold_line_separators(clip, tmp_path):
     captions = ["a dog\u2028runs", "a dog\x85sleeps"]
     lines = [json.dumps({"video": str(clip / "dog.mp4"), "caption": c}, ensure_ascii=False) for c in captions]
