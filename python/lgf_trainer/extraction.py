@@ -235,7 +235,7 @@ class Extraction:
                 tensors[f"features_sam2_{direction}"] = features.half()
         if settings["save_masks"]:
             inside = (forward.masks > 0).float()[..., None]
-            tensors["masks"] = to_grid(inside, grid)[..., 0].clamp(0, 1).half()
+            tensors["masks"] = to_grid(inside, grid)[..., 0].half()
         return tensors
 
 

@@ -382,6 +382,16 @@ def test_a_box_beside_what_the_model_sees(run, tmp_path):
     assert "outside of the middle" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
 
 
+def test_a_mask_of_nothing(run, tmp_path):
+    write_clip(tmp_path / "dog.mp4", frames=9)
+    Image.new("RGBA", (160, 96), "black").save(tmp_path / "mask.png")
+    line = {"video": "dog.mp4", "caption": "a dog", "mask": "mask.png"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    with pytest.raises(TrainerError, match="no window was made"):
+        run(tmp_path / "list.jsonl")
+    assert "the mask is empty" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_left_out(run, clip, tmp_path, monkeypatch, value):
     monkeypatch.setattr(Encoders, "text", lambda self, caption: torch.full((16, 16), value))
