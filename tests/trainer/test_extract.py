@@ -131,6 +131,7 @@ def test_latents_and_text_are_the_pipelines_own(run, clip, models):
     for key in cache.keys():
         tensors, about = cache.read(key)
         assert about["caption"] == "a dog runs" and about["video"] == str(clip / "dog.mp4")
+        assert about["source_size"] == [96, 160]
         video = frames_of(clip / "dog.mp4", about["start"])
         with torch.no_grad():
             posterior = pipeline.vae.encode(video.transpose(0, 1)[None]).latent_dist
