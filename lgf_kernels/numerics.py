@@ -49,6 +49,14 @@ def non_finite_to_nan(values: Tensor) -> Tensor:
     return values + (values - values)
 
 
+def norms(features: Tensor) -> Tensor:
+    """||f||, (..., 1), for features (..., C); NaN where the sum of squares overflows.
+
+    As inf it would make every similarity of finite features 0, and their loss finite and wrong.
+    """
+    return non_finite_to_nan(torch.linalg.vector_norm(features, dim=-1, keepdim=True))
+
+
 def reduce_tokens(values: Tensor, token_weight: Tensor | None, reduction: str) -> Tensor:
     """Reduce the divergences (B, T-1, H, W) of single tokens to the loss: `sum a_i v_i / sum a_i` for "mean"."""
     if token_weight is not None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics import EPS, accumulate_dtype, lgf_pairs_shape, window_mask
+from ..numerics import EPS, accumulate_dtype, lgf_pairs_shape, norms, window_mask
 from ..options import LgfOptions
 
 #: Queries of a row per tile. Wider tiles waste more of the dense product on pairs outside the window, narrower ones
@@ -98,7 +98,7 @@ def normalised(frame: Tensor, options: LgfOptions, dtype: torch.dtype) -> tuple[
     frame = frame.to(dtype)
     if options.similarity == "dot":
         return frame, None
-    norm = torch.linalg.vector_norm(frame, dim=-1, keepdim=True)
+    norm = norms(frame)
     return frame / norm.clamp_min(EPS), norm
 
 

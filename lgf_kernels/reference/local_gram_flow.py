@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics import EPS, accumulate_dtype
+from ..numerics import EPS, accumulate_dtype, norms
 from ..options import LgfOptions
 
 
@@ -18,7 +18,7 @@ def local_gram_flow(features: Tensor, options: LgfOptions, dtype: torch.dtype | 
     """(B, T-1, H, W, K*K) from features (B, T, H, W, C), differentiable. `dtype`: in which to compute."""
     f = features.to(dtype or accumulate_dtype(features))
     if options.similarity == "cosine":
-        f = F.normalize(f, dim=-1, eps=EPS)
+        f = f / norms(f).clamp_min(EPS)
     queries, keys = f[:, :-1], f[:, 1:]
     if options.direction == "backward":
         queries, keys = keys, queries

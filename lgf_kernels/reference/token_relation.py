@@ -8,18 +8,17 @@ A pair of frames of weight 0 is no part of the loss. VideoREPA's TRD and MoAlign
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics import EPS, accumulate_dtype, non_finite_to_nan, reduce_videos
+from ..numerics import EPS, accumulate_dtype, non_finite_to_nan, norms, reduce_videos
 
 
 def video_losses(student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float) -> Tensor:
     """loss_b (B,) from student (B, F, N, C), teacher (B, F, N, C') and pair_weight (F, F), differentiable."""
     dtype = accumulate_dtype(student)
     B, frames, N, _ = student.shape
-    z = F.normalize(student.to(dtype).flatten(1, 2), dim=-1, eps=EPS)
-    m = F.normalize(teacher.to(dtype).flatten(1, 2), dim=-1, eps=EPS)
+    z, m = (f.to(dtype).flatten(1, 2) for f in (student, teacher))
+    z, m = (f / norms(f).clamp_min(EPS) for f in (z, m))
     difference = z @ z.mT - m @ m.mT
     distance = torch.relu(difference.abs() - margin)
     frame_means = distance.reshape(B, frames, N, frames, N).mean((2, 4))

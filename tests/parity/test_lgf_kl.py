@@ -167,6 +167,18 @@ def test_vanishing_vectors(backend, norm):
     against_reference(backend, student, teacher)
 
 
+@pytest.mark.parametrize("where", ["student", "teacher"])
+def test_a_norm_whose_square_overflows(backend, where):
+    """As inf it would make every similarity of the token 0, and the loss finite and wrong. The CPU's kernels are right."""
+    tensors = {"student": features(1, 3, 4, 5, 8), "teacher": features(1, 3, 4, 5, 8)}
+    tensors[where][0, 1, 1, 2] *= 1e25
+    truth = value_and_gradient(lgf.lgf_kl_loss, *double(list(tensors.values())), backend="reference")
+    ours = value_and_gradient(lgf.lgf_kl_loss, *tensors.values(), backend=backend)
+    for our, true in zip(ours, truth, strict=True):
+        assert our.isnan().any() or relative_error(our, true) <= 1e-5
+    assert lgf.lgf_kl_loss(*tensors.values(), backend="reference").isnan()
+
+
 def test_near_convergence(backend):
     """The loss of a trained student is a small difference of large terms; it is still right to a thousandth."""
     teacher = features(1, 3, 9, 10, 64)

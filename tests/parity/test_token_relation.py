@@ -96,6 +96,15 @@ def test_not_a_number_in_is_not_a_number_out(backend, margin, where, bad):
     assert losses[0].isfinite() and losses[1].isnan()
 
 
+@pytest.mark.parametrize("where", ["student", "teacher"])
+def test_a_norm_whose_square_overflows_is_not_a_number(backend, where):
+    """As inf it would make every similarity of the token 0, and the loss finite and wrong."""
+    tensors = {"student": features(1, 2, 6, 8), "teacher": features(1, 2, 6, 8)}
+    tensors[where][0, 1, 2] *= 1e25
+    for name in (backend, "reference"):
+        assert lgf.token_relation_loss(**tensors, pair_weight=torch.ones(2, 2), backend=name).isnan()
+
+
 @pytest.mark.parametrize("tokens", [20, 200], ids=["frames share a tile", "a tile for each frame"])
 def test_a_frame_of_weight_zero_is_no_part_of_the_loss(backend, tokens):
     student, teacher = features(1, 4, tokens, 8), features(1, 4, tokens, 8)

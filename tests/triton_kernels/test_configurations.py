@@ -148,9 +148,3 @@ def test_gradient_of_a_divergence_that_is_not_finite(divergence):
     tokens, gradient = value_and_gradient(lgf.lgf_kl_loss, student, torch.zeros_like(student), **options)
     assert tokens.isnan().nonzero().tolist() == [[0, 0, 2, 4]]
     assert gradient[0, 0, 2, 4].isnan().all()
-
-
-def test_a_norm_that_overflows_is_not_silently_infinite():
-    student = features(1, 2, 4, 5, 8)
-    student[0, 1, 1, 2] *= 1e25
-    assert lgf.lgf_kl_loss(student, features(1, 2, 4, 5, 8), backend="triton").isnan()
