@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
+from lgf_kernels.backends import OPERATORS, implementation
 
 LOSSES = {
     "lgf_kl": lambda student, teacher, **o: lgf.lgf_kl_loss(student, [teacher, teacher.half()], window=3, **o),
@@ -366,3 +367,14 @@ def test_many_upstream_gradients_at_once(loss):
     (gradients,) = torch.autograd.grad(value, student, upstream, is_grads_batched=True, retain_graph=True)
     (one,) = torch.autograd.grad(value, student)
     torch.testing.assert_close(gradients, torch.stack([one, -2 * one]))
+
+
+@losses
+def test_meta_tensors_of_any_size(loss, monkeypatch):
+    """2^33 elements: what holds no numbers is not computed with, tile by tile, and no size is cut to 32 bits."""
+    for operator in OPERATORS:
+        monkeypatch.delattr(implementation("portable", operator), "forward")
+    student = torch.empty(2, 64, 256, 256, 1024, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    with torch.device("meta"):
+        loss(student, torch.empty(2, 64, 256, 256, 32)).backward()
+    assert student.grad.shape == student.shape and student.grad.dtype == torch.bfloat16

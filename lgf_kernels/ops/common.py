@@ -44,8 +44,13 @@ def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, ope
 
 
 def holds_its_numbers(tensor: Tensor) -> bool:
-    """Whether the numbers are those in memory: a subclass may have none, and a negation or zeros may still be to be done."""
-    own = type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    """Whether the numbers are those in memory.
+
+    A subclass, a meta tensor or one of many gradients that autograd makes at once may have none, and a negation or zeros may
+    still be to be done.
+    """
+    own = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
+    own = own and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     return own and not tensor.is_neg() and not tensor._is_zerotensor()
 
 
