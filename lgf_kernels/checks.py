@@ -136,10 +136,10 @@ def teacher(function: str, name: str, value: Tensor, student: Tensor, shape: tup
     not_empty(function, name, value, layout)
 
 
-def teacher_weights(function: str, weights, count: int) -> list[float]:
-    """The fusion weights as floats: uniform with sum 1 if None."""
+def teacher_weights(function: str, weights, count: int | None) -> list[float] | None:
+    """The fusion weights as floats: uniform with sum 1 if None. `count`: of the teachers, None if it is not known yet."""
     if weights is None:
-        return [1 / count] * count
+        return None if count is None else [1 / count] * count
     if isinstance(weights, Tensor):
         raise TypeError(
             f"{function}: `teacher_weights` must be a sequence of Python floats, got a tensor (reading it would make the "
@@ -150,9 +150,10 @@ def teacher_weights(function: str, weights, count: int) -> list[float]:
             f"{function}: `teacher_weights` must be a sequence of floats, one for each teacher, or None for equal "
             f"weights; got {type(weights).__name__}."
         )
-    if len(weights) != count:
+    if not weights or count not in (None, len(weights)):
+        expected = "at least one" if count is None else count
         raise ValueError(
-            f"{function}: `teacher_weights` must have one weight for each teacher: {count} expected, got {len(weights)}."
+            f"{function}: `teacher_weights` must have one weight for each teacher: {expected} expected, got {len(weights)}."
         )
     return [number(function, f"teacher_weights[{m}]", w, minimum=0.0) for m, w in enumerate(weights)]
 

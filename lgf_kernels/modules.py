@@ -54,9 +54,7 @@ class LocalGramFlowKLLoss(nn.Module):
             reduction=reduction,
         )
         checks.lgf_options("LocalGramFlowKLLoss", **self.options)
-        if teacher_weights is not None:
-            teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, len(teacher_weights))
-        self.teacher_weights = teacher_weights
+        self.teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, count=None)
         self.backend = backend and known(backend, "LocalGramFlowKLLoss")
 
     def forward(

@@ -143,6 +143,12 @@ BAD = {
     "module's weights": (
         lambda: lgf.LocalGramFlowKLLoss(teacher_weights=(1, -1)), ValueError, ["`teacher_weights[1]`", "-1"],
     ),
+    "module's single weight": (
+        lambda: lgf.LocalGramFlowKLLoss(teacher_weights=0.5), TypeError, ["LocalGramFlowKLLoss", "`teacher_weights`", "float"],
+    ),
+    "module's no weights": (
+        lambda: lgf.LocalGramFlowKLLoss(teacher_weights=()), ValueError, ["`teacher_weights`", "at least one", "got 0"],
+    ),
     "module's backend": (lambda: lgf.LocalGramFlowKLLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
     "form": (lambda: lgf.TokenRelationLoss("trd"), ValueError, ["`form`", "'moalign'", "'trd'"]),
     "form's margin": (lambda: lgf.TokenRelationLoss(margin=-1), ValueError, ["`margin`", ">= 0"]),
