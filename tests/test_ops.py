@@ -278,6 +278,16 @@ def test_threads_do_not_change_the_portable_result_beyond_rounding(loss):
         torch.testing.assert_close(a, b)
 
 
+def test_autograd_calls_the_operators_by_name():
+    """As profilers, anomaly detection and a printed loss show them."""
+    student, teacher = student_and_teacher()
+    student.requires_grad_()
+    pair_weight = torch.ones(3, 3)
+    assert "lgf_klBackward" in repr(lgf.lgf_kl_loss(student, teacher))
+    assert "local_gram_flowBackward" in repr(lgf.local_gram_flow(student))
+    assert "token_relationBackward" in repr(lgf.token_relation_loss(student, teacher, pair_weight=pair_weight))
+
+
 @losses
 def test_numbers_that_memory_does_not_hold(loss):
     """A negation that torch has put off, and teachers that are wrappers around the tensor with the numbers."""

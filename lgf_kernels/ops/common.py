@@ -90,8 +90,10 @@ def map_one_by_one(operator: CustomOpDef) -> None:
     operator.register_vmap(calls)
 
 
-def undispatched(compute: Callable, setup_context: Callable, differentiate: Callable) -> Callable:
-    """The operator made of these three, seen by autograd but not by the dispatcher."""
+def undispatched(
+    operator: CustomOpDef, compute: Callable, setup_context: Callable, differentiate: Callable
+) -> Callable:
+    """The operator made of these three, seen by autograd, under the operator's name, but not by the dispatcher."""
 
     def forward(ctx, *arguments):
         output = compute(*arguments)
@@ -103,7 +105,7 @@ def undispatched(compute: Callable, setup_context: Callable, differentiate: Call
         return tuple(None if isinstance(grad, list) else grad for grad in differentiate(ctx, *grads))
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(compute.__name__, (torch.autograd.Function,), methods).apply
+    return type(operator._name, (torch.autograd.Function,), methods).apply
 
 
 def forbid_double_backward(backward_op, operator: str) -> None:

@@ -60,7 +60,7 @@ def _differentiate(ctx, grad_logits):
     return backward(grad_logits, features, *ctx.options), None, None, None, None
 
 
-_undispatched = undispatched(_compute, _save, _differentiate)
+_undispatched = undispatched(_forward, _compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "local_gram_flow")
 map_one_by_one(_forward)

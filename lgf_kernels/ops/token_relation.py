@@ -76,7 +76,7 @@ def _differentiate(ctx, grad_loss, grad_residual):
     return grad, None, None, None, None, None, None
 
 
-_undispatched = undispatched(_compute, _save, _differentiate)
+_undispatched = undispatched(_forward, _compute, _save, _differentiate)
 _forward.register_autograd(_differentiate, setup_context=_save)
 forbid_double_backward(_backward, "token_relation_loss")
 map_one_by_one(_forward)
