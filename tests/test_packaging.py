@@ -67,6 +67,7 @@ def test_sdist_holds_what_a_build_needs(built):
     assert sources <= names
     assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "CMakeLists.txt", "lgf_kernels/cli.py"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert not [name for name in names if name.startswith("tests/")], "a few of them, without what they need to run"
 
 
 def test_wheel_holds_the_packages_and_nothing_else(built):
