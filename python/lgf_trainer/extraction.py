@@ -242,14 +242,21 @@ class Extraction:
 def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
     try:
         with clip.masks[start]() as file, Image.open(file) as image:
-            seen = np.array(image.convert("RGBA").convert("RGBa"))[..., :3]  # the colours, times their opacity
+            mask = torch.from_numpy(not_black(image))
     except OSError as error:
         raise Skipped("mask cannot be read", f"it is no picture: {error}") from error
-    mask = torch.from_numpy(seen.any(-1))[None, None].float()
+    mask = mask[None, None].float()
     mask = fit.cut(interpolate(mask, fit.resized, mode="bilinear", antialias=True)[0, 0] >= 0.5)
     if not mask.any():
         raise Skipped("no box", "the mask is empty in the middle of the picture, which is all that the model sees")
     return mask
+
+
+def not_black(image: Image.Image) -> np.ndarray:
+    """(H, W) of bool. What is transparent is black, and so is a palette's black, whatever its number."""
+    if image.mode != "P" and len(image.getbands()) == 1:
+        return np.array(image) != 0
+    return np.array(image.convert("RGBA").convert("RGBa"))[..., :3].any(-1)
 
 
 def _hash(value: Any) -> str:

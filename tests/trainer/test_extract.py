@@ -12,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from lgf_trainer import extract
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.encoders import Encoders, read_student
 from lgf_trainer.errors import TrainerError
+from lgf_trainer.extraction import not_black
 from lgf_trainer.sources import list_clips
 from lgf_trainer.teachers_dino import Dino
 from lgf_trainer.teachers_sam2 import TransformersSam2
@@ -348,6 +350,24 @@ def test_masks_prompt_too(run, tmp_path, models):
     for tensors, about in map(cache.read, cache.keys()):
         assert about["box"] is None
         torch.testing.assert_close(tensors["masks"][0].float(), subject, rtol=1e-3, atol=1e-3, msg=str(about["start"]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_mask_may_be_any_kind_of_picture(mode):
+    """An opaque alpha channel is no subject, and colour 0 of a palette need not be black."""
+    inside = np.zeros((6, 8), dtype=np.uint8)
+    inside[1:4, 2:7] = 255
+    grey = Image.fromarray(inside)
+    pictures = {"P": lambda: grey.convert("RGB").quantize(2), "I;16": lambda: Image.fromarray(inside.astype(np.uint16))}
+    picture = pictures.get(mode, lambda: grey.convert(mode))()
+    assert picture.mode == mode
+    assert (not_black(picture) == (inside > 0)).all()
+
+
+def test_a_subject_cut_out_of_its_picture_is_a_mask():
+    picture = Image.new("RGBA", (3, 1), (255, 255, 255, 0))
+    picture.putpixel((1, 0), (9, 0, 0, 255))
+    assert not_black(picture).tolist() == [[False, True, False]]
 
 
 def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
