@@ -56,7 +56,7 @@ def list_clips(sources: Sequence[Path]) -> list[Clip]:
 def _clips_of(source: Path) -> Iterator[Clip]:
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
-        yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in files})
+        yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in files}, _on_disk)
         for path in files:
             if path.suffix == ".tar":
                 yield from _shard(path)
@@ -66,9 +66,9 @@ def _clips_of(source: Path) -> Iterator[Clip]:
         yield from _manifest(source)
     elif source.suffix == ".tar":
         yield from _shard(source)
-    elif source.suffix in SUFFIXES:
+    elif source.suffix.lower() in SUFFIXES:
         beside = [source, *(source.with_suffix(suffix) for suffix in (".txt", ".json"))]
-        yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in beside if path.is_file()})
+        yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in beside if path.is_file()}, _on_disk)
     else:
         raise TrainerError(f"{source} is neither a video, a folder, a .jsonl manifest nor a .tar shard")
 
@@ -101,7 +101,12 @@ def _shard(path: Path) -> Iterator[Clip]:
     except (tarfile.TarError, OSError) as error:
         raise TrainerError(f"{path} is not an uncompressed .tar file ({error}). Unpack it, or leave it out") from error
     hidden = (m for m in members if not PurePosixPath(m.name).name.startswith("."))
-    yield from _sidecars({f"{path.as_posix()}/{m.name}": partial(_open_member, path, m) for m in hidden})
+    files = {f"{path.as_posix()}/{m.name}": partial(_open_member, path, m) for m in hidden}
+    yield from _sidecars(files, files.get)
+
+
+def _on_disk(name: str) -> Opener | None:
+    return partial(open, name, "rb") if Path(name).is_file() else None
 
 
 @contextmanager
@@ -110,7 +115,7 @@ def _open_member(archive: Path, member: tarfile.TarInfo) -> Iterator[BinaryIO]:
         yield file
 
 
-def _sidecars(files: dict[str, Opener]) -> Iterator[Clip]:
+def _sidecars(files: dict[str, Opener], mask_named: Callable[[str], Opener | None]) -> Iterator[Clip]:
     """The videos among files, by their names in a folder or a shard, with what stands beside them."""
     for name, opener in files.items():
         path = PurePosixPath(name)
@@ -120,7 +125,7 @@ def _sidecars(files: dict[str, Opener]) -> Iterator[Clip]:
         fields = _fields(_read(files[about], about), about) if about in files else {}
         if text in files:
             fields.setdefault("caption", _read(files[text], text).strip())
-        yield _clip(name, opener, fields, lambda mask, folder=path.parent: files.get(str(folder / mask)), about)
+        yield _clip(name, opener, fields, lambda mask, folder=path.parent: mask_named(str(folder / mask)), about)
 
 
 def _read(opener: Opener, name: str) -> str:

@@ -352,6 +352,19 @@ def test_masks_prompt_too(run, tmp_path, models):
         torch.testing.assert_close(tensors["masks"][0].float(), subject, rtol=1e-3, atol=1e-3, msg=str(about["start"]))
 
 
+def test_a_video_by_itself_has_what_stands_beside_it(tmp_path):
+    """As it would in its folder: the suffix in capitals, and a mask in a folder of its own."""
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "dog.png").write_bytes(b"mask")
+    (tmp_path / "DOG.MOV").write_bytes(b"video")
+    (tmp_path / "DOG.json").write_text('{"caption": "a dog", "mask": "masks/dog.png"}')
+    for source in (tmp_path, tmp_path / "DOG.MOV"):
+        (clip,) = list_clips([source])
+        assert clip.caption == "a dog"
+        with clip.masks[0]() as mask:
+            assert mask.read() == b"mask"
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16"])
 def test_a_mask_may_be_any_kind_of_picture(mode):
     """An opaque alpha channel is no subject, and colour 0 of a palette need not be black."""
