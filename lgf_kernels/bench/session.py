@@ -187,6 +187,16 @@ def variables() -> dict[str, str]:
     return environment() | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
+def heed_signals() -> None:
+    """Being told to end, by whatever runs this or by Ctrl-C, ends the running step too.
+
+    That also undoes what `nohup` and `&` in a script do, which is to have Ctrl-C ignored: steps would inherit that, and could
+    only be killed, the compilers that they had started left running into the times of the next.
+    """
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.default_int_handler)
+
+
 def _stop(process: subprocess.Popen) -> None:
     """End a process and all that it started: asked first, then without asking."""
     for sign in (signal.SIGINT, signal.SIGKILL):
@@ -244,6 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder = (arguments.out or results.device_folder("cuda")).resolve()
     session = Session(STEPS, folder, 60 * arguments.minutes, commit(), execute)
+    heed_signals()
     try:
         session.run()
     except KeyboardInterrupt:

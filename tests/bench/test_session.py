@@ -197,6 +197,35 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path, stubb
             time.sleep(0.1)
 
 
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM"])
+def test_told_to_end_it_ends_the_step_too_and_knows_what_is_done(tmp_path, sign):
+    """In a script's background, where Ctrl-C is ignored unless one says otherwise."""
+    slow = f"import time, os; open({str(tmp_path / 'slow')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"""if True:
+        import signal, sys, torch
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.cuda.is_available = lambda: True
+        from lgf_kernels.bench import session
+        def python(code):
+            return lambda *_: [sys.executable, "-c", code]
+        session.GRACE = 600
+        session.STEPS = (session.Step("quick", python("")), session.Step("slow", python({slow!r})))
+        sys.exit(session.main(["--out", {str(tmp_path)!r}]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=checkout.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "slow").exists() or not (tmp_path / "slow").read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(getattr(session.signal, sign))
+    _, error = process.communicate(timeout=120)  # less than a step that ignores the signal gets
+    assert process.returncode == 0 and error == "\nmake gpu: interrupted; the same command goes on from here.\n"
+    assert statuses(tmp_path) == {"quick": "done"}
+    with pytest.raises(ProcessLookupError):
+        session.os.kill(int((tmp_path / "slow").read_text()), 0)
+
+
 def test_steps_import_this_checkout_and_find_cuda_s_tools(tmp_path, monkeypatch):
     """In a bare copy: nothing is installed, nothing is set, and -P keeps the working directory out of the search."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
