@@ -91,7 +91,8 @@ def forward_losses(
     hidden = noisy if batch.image is None else torch.cat([noisy, batch.image], dim=2)
     with autocast():
         prediction, projected = model(hidden, timestep=batch.timestep, **batch.conditions)
-    diffusion = mse_loss(prediction, noise_schedule.get_velocity(latents, noise, batch.timestep))
+    # Not left to type promotion, whose gradient torch 2.11 refuses to take.
+    diffusion = mse_loss(prediction.float(), noise_schedule.get_velocity(latents, noise, batch.timestep))
     if objective is None:
         return diffusion, torch.zeros_like(diffusion)
     watch.begin()

@@ -106,11 +106,17 @@ def test_the_model_runs_in_autocast_and_the_losses_do_not():
 
 
 def test_half_precision_predictions_are_compared_in_float32():
-    class Half(nn.Module):
+    class Half(Linear):
         def forward(self, hidden, timestep):
-            return hidden.bfloat16(), None
+            return super().forward(hidden, timestep)[0].bfloat16(), None
 
-    assert forward_losses(Half(), schedule(), batch(), None)[0].dtype == torch.float32
+    model = Half()
+    diffusion, _ = forward_losses(model, schedule(), batch(), None)
+    assert diffusion.dtype == torch.float32
+    diffusion.backward()
+    exact = Linear()
+    forward_losses(exact, schedule(), batch(), None)[0].backward()
+    torch.testing.assert_close(model.a.grad, exact.a.grad, rtol=1e-2, atol=0)
 
 
 def test_accumulation_is_the_mean_over_one_large_batch():
