@@ -1,4 +1,5 @@
-"""What every test starts from: a fixed seed, and uninitialised memory full of NaN so that an unwritten output shows."""
+"""What every test starts from: a fixed seed, a known environment, and uninitialised memory full of NaN so that an unwritten
+output shows."""
 
 import importlib.util
 import os
@@ -13,6 +14,20 @@ import torch
 INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def known_environment():
+    """What a shell, a git hook or continuous integration sets decides nothing: which backend runs and what is built, which
+    repository git means, what a pytest within a test does, how help is coloured and where its lines break."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            *("LGF_BACKEND", "LGF_NATIVE", "LGF_CUDA", "LGF_AUTOTUNE", "LGF_SCRATCH_MIB"),
+            *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "PYTEST_ADDOPTS", "FORCE_COLOR", "NO_COLOR"),
+        ):
+            patch.delenv(name, raising=False)
+        patch.setenv("COLUMNS", "100")
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

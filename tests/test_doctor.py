@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 
@@ -13,15 +14,18 @@ import lgf_kernels as lgf
 from lgf_kernels.cli import main
 
 
-def test_text_says_everything_and_nothing_private(capsys):
+def test_text_says_everything_and_nothing_private(capsys, monkeypatch):
+    for name in ("LOGNAME", "USER"):
+        monkeypatch.setenv(name, "somebody")  # real names of users and hosts may well be words of the report: ci, linux
+    for module, function in ((platform, "node"), (socket, "gethostname")):
+        monkeypatch.setattr(module, function, lambda: "somewhere")
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     for row in lgf.backends():
         assert row.name in text and row.reason in text
     for word in (lgf.__version__, torch.__version__, platform.python_version(), "diffusers", "_cpu", "_cuda"):
         assert word in text
-    assert os.path.expanduser("~") + "/" not in text and platform.node() not in text
-    assert getpass.getuser() == "root" or getpass.getuser() not in text
+    assert os.path.expanduser("~") + "/" not in text and getpass.getuser() not in text and platform.node() not in text
 
 
 def test_json_is_the_same_report(capsys, monkeypatch):

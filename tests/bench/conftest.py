@@ -1,11 +1,26 @@
 """Small cases, so that the benchmark's own tests take seconds."""
 
 import importlib
+import os
+import subprocess
 
 import pytest
 from bench_helpers import SMALL
 
 from lgf_kernels.bench import cases
+
+
+@pytest.fixture
+def git(monkeypatch):
+    """A function that runs git in a folder, without the settings of whoever runs the tests: signatures, hooks, templates."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+    def run(place, *arguments) -> str:
+        command = ["git", "-C", place, "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Which code runs, in a checkout and in a copy without git."""
 
 import re
-import subprocess
 
 import pytest
 
@@ -19,18 +18,17 @@ def copy(tmp_path, monkeypatch):
     return place
 
 
-def git(place, *arguments):
-    author = ("-c", "user.name=a", "-c", "user.email=a@b")
-    subprocess.run(["git", "-C", place, *author, *arguments], check=True, capture_output=True)
+@pytest.fixture
+def commit_all(git):
+    def commit(place):
+        git(place, "init", "-q")
+        git(place, "add", ".")
+        git(place, "commit", "-qm", "all")
+
+    return commit
 
 
-def commit_all(place):
-    git(place, "init", "-q")
-    git(place, "add", ".")
-    git(place, "commit", "-qm", "all")
-
-
-def test_in_a_checkout_it_is_the_commit_and_what_differs_from_it(copy):
+def test_in_a_checkout_it_is_the_commit_and_what_differs_from_it(copy, commit_all):
     commit_all(copy)
     clean = checkout.commit()
     assert re.fullmatch("[0-9a-f]{7,}", clean)
@@ -53,12 +51,12 @@ def test_without_git_it_is_a_digest_of_the_code(copy):
     assert checkout.commit() != before
 
 
-def test_the_commit_of_a_repository_around_it_is_not_ours(copy):
+def test_the_commit_of_a_repository_around_it_is_not_ours(copy, commit_all):
     commit_all(copy.parent)
     assert checkout.commit().startswith("files-")
 
 
-def test_without_the_program_git_a_checkout_is_a_copy(copy, monkeypatch):
+def test_without_the_program_git_a_checkout_is_a_copy(copy, commit_all, monkeypatch):
     commit_all(copy)
     monkeypatch.setenv("PATH", "/nowhere")
     assert checkout.commit().startswith("files-")

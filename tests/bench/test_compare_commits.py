@@ -28,7 +28,7 @@ out = Path(sys.argv[sys.argv.index("--out") + 1])
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def repository(tmp_path, git, monkeypatch):
     """Of three commits: slow, twice as fast, and one that does not build."""
     root = tmp_path / "repository"
     (root / "lgf_kernels").mkdir(parents=True)
@@ -47,18 +47,14 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(checkout, "ROOT", root)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield root
-    assert worktrees(root) == [root]
+    assert worktrees(git, root) == [root]
     assert not git(root, "status", "--porcelain")
     assert not list(tmp_path.glob("lgf-compare-*"))
 
 
-def git(root, *arguments) -> str:
-    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
-
-
-def worktrees(root) -> list[Path]:
-    return [Path(line.split()[0]) for line in git(root, "worktree", "list").splitlines()]
+def worktrees(git, root) -> list[Path]:
+    lines = git(root, "worktree", "list", "--porcelain").splitlines()
+    return [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
 
 
 def test_a_commit_against_another_and_itself(repository, capsys):
@@ -95,14 +91,14 @@ cli.main(["bench", "--compare", "HEAD~2", "HEAD~1"])
 """
 
 
-def test_what_a_killed_comparison_left_is_removed_and_a_live_one_is_let_alone(repository, tmp_path):
+def test_what_a_killed_comparison_left_is_removed_and_a_live_one_is_let_alone(repository, git, tmp_path):
     command = [sys.executable, "-P", "-c", FOREVER, repository, tmp_path]
     with subprocess.Popen(command, env=checkout.environment(), stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "measuring\n"
-            there = worktrees(repository)
+            there = worktrees(git, repository)
             compare.remove_leftovers()
-            assert worktrees(repository) == there and len(there) == 3
+            assert worktrees(git, repository) == there and len(there) == 3
             assert all((place / "setup.py").exists() for place in there)
         finally:
             other.kill()

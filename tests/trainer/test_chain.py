@@ -1,13 +1,10 @@
 """From a clip to a LoRA and what it changes, with the commands of the README, on a generated and on a real clip."""
 
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -25,12 +22,12 @@ from lgf_trainer import export, playground
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
+from trainer.dying import environment, run_and_kill
 
 from lgf_kernels import cli
 from lgf_kernels.demo.clips import make_clip
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")]), "OMP_NUM_THREADS": "1"}
 STEPS = 30
 
 pytestmark = pytest.mark.slow
@@ -61,27 +58,10 @@ def clip(request, tmp_path):
 
 def run(words: list[str]) -> int:
     """Train to the end; the step that it began with."""
-    done = subprocess.run(process(words), env=ENVIRONMENT, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-m", "lgf_kernels.cli", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(re.search(rf" (\d+)/{STEPS} ", done.stderr)[1])
-
-
-def process(words: list[str]) -> list[str]:
-    return [sys.executable, "-P", "-m", "lgf_kernels.cli", *words]
-
-
-def run_and_kill(words: list[str], output: Path) -> int:
-    """Kill a training run after some checkpoint; the steps that it is known to have made."""
-    with subprocess.Popen(process(words), env=ENVIRONMENT, stderr=subprocess.DEVNULL) as training:
-        while len(steps := steps_saved(output)) == 0 or max(steps) < 5:
-            assert training.poll() is None, "it ended before it could be killed"
-            time.sleep(0.02)
-        training.send_signal(signal.SIGKILL)
-    return max(steps_saved(output))
-
-
-def steps_saved(output: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*")]
 
 
 def losses(output: Path) -> list[list[float]]:
@@ -116,9 +96,9 @@ def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys
         assert all(tensor.float().isfinite().all() for tensor in window.tensors.values())
 
     killed, whole = Path("tiny/run"), Path("tiny/whole")
-    saved = run_and_kill(commands["train"], killed)
-    assert 5 <= saved < STEPS and not (killed / "pytorch_lora_weights.safetensors").exists()
-    assert run(commands["train"]) == saved
+    run_and_kill("lgf_trainer.checkpoint", "Checkpoints.save", 7, commands["train"])
+    assert not (killed / "pytorch_lora_weights.safetensors").exists()
+    assert run(commands["train"]) == 7
     assert run([*commands["train"], "--run.output", str(whole)]) == 0
     assert losses(killed) == losses(whole)
     for name in ("pytorch_lora_weights.safetensors", "projector.safetensors"):

@@ -1,7 +1,6 @@
 """What is written about a run, and what is said when losses are no longer numbers."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -79,21 +78,26 @@ def test_what_is_no_number_stops_the_run(tmp_path, bad, place, name):
         metrics.flush()
 
 
-def test_the_stopwatch_counts_the_alignment_alone():
+def test_the_stopwatch_counts_the_alignment_alone(monkeypatch):
+    now = [0.0]
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(Stopwatch, "_now", lambda _: now[0])
     watch = Stopwatch(CPU)
-    for _ in range(2):
+    for factor in (1, 10):
         watch.begin()
-        time.sleep(0.02)
+        wait(2 * factor)
         watch.end()
-        time.sleep(0.03)
+        wait(3 * factor)
         watch.begin()  # backward: of two ends the later one counts
-        time.sleep(0.01)
+        wait(1 * factor)
         watch.end()
-        time.sleep(0.01)
+        wait(1 * factor)
         watch.end()
         watch.step_done()
-    (seconds, share), (_, _) = watch.read()
-    assert 0.07 <= seconds < 0.3 and 0.04 / seconds <= share + 1e-3 and share < 0.9
+    assert watch.read() == [(7, 4 / 7), (70, 4 / 7)]
     assert watch.read() == []
 
 

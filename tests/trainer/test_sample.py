@@ -411,7 +411,7 @@ def test_a_list_drives_the_command(folder, tmp_path):
     ],
 )
 def test_a_mistake_ends_in_one_line(folder, tmp_path, words, reason):
-    words = words.format(f=folder).split()
+    words = [word.format(f=folder) for word in words.split()]
     given = ["sample", *arguments(folder, tmp_path, *dog(folder), *words)]
     with pytest.raises(SystemExit) as end:
         cli.main(given)

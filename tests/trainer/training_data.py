@@ -61,4 +61,5 @@ def tiny(folder: Path, **changes: object) -> list[str]:
         "run.tracker": "none",
     }  # fmt: skip
     options |= {name.replace("__", "."): value for name, value in changes.items()}
-    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+    words = {name: [value] if isinstance(value, Path) else str(value).split() for name, value in options.items()}
+    return [str(word) for name, values in words.items() for word in (f"--{name}", *values)]

@@ -1,0 +1,40 @@
+"""A command of the trainer in a process that dies at a point of its own: a killer outside might come too late.
+
+dying.py MODULE FUNCTION CALL lgf's arguments
+"""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from operator import attrgetter
+from pathlib import Path
+
+from trainer.kill_points import after
+
+from lgf_kernels import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """Of a process of the trainer: the code of this checkout, and one thread, for with more tiny models are slower."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "python", ROOT / "tests")))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run_and_kill(module: str, function: str, call: int, words: list[str]) -> None:
+    """`lgf WORDS`, killed after call number `call` of a function of a module, or before it if `call` is negative."""
+    command = [sys.executable, "-P", __file__, module, function, str(call), *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, f"it was not killed, and ended with {done.returncode}:\n{done.stderr}"
+
+
+if __name__ == "__main__":
+    module, function, call, *words = sys.argv[1:]
+    place, _, name = function.rpartition(".")
+    owner = importlib.import_module(module)
+    owner = attrgetter(place)(owner) if place else owner
+    setattr(owner, name, after(getattr(owner, name), int(call)))
+    sys.exit(cli.main(words))
