@@ -19,14 +19,13 @@ if INTERPRETED:
 @pytest.fixture(autouse=True, scope="session")
 def known_environment():
     """What a shell, a git hook or continuous integration sets decides nothing: which backend runs and what is built, which
-    repository git means, what a pytest within a test does, how help is coloured and where its lines break."""
+    repository git means, what a pytest within a test does, what is coloured."""
     with pytest.MonkeyPatch.context() as patch:
         for name in (
             *("LGF_BACKEND", "LGF_NATIVE", "LGF_CUDA", "LGF_AUTOTUNE", "LGF_SCRATCH_MIB"),
             *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "PYTEST_ADDOPTS", "FORCE_COLOR", "NO_COLOR"),
         ):
             patch.delenv(name, raising=False)
-        patch.setenv("COLUMNS", "100")
         yield
 
 
@@ -60,6 +59,12 @@ def mend_loops(interpreter):
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = mended
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Of 80 columns: a wide one has boxes of help next to each other, and the lines of one run into those of the other."""
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Inputs, tolerances and backends that several tests share."""
 
 import os
+import re
 
 import torch
 
@@ -10,6 +11,11 @@ from lgf_kernels.backends import Request, able
 def backends_of(operator, device_type="cpu"):
     """The backends that run an operator on this machine, the oracle left out."""
     return [name for name in able(Request(operator, device_type)) if name != "reference"]
+
+
+def flowing(text):
+    """A text without its boxes and line breaks: where lines end depends on the width of a terminal."""
+    return " ".join(re.sub("[─│╭╮╯╰]", " ", text).split())
 
 
 def features(*shape, dtype=torch.float32, requires_grad=False):

@@ -6,8 +6,11 @@ with another number of processes, sees what it would have seen.
 """
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
@@ -122,6 +125,8 @@ def load_samples(
     samples: TrainingSamples, numbers: BatchNumbers, workers: int, pin: bool
 ) -> Iterator[list[dict[str, Tensor]]]:
     """For every step, the collated samples of its forward passes."""
+    if workers:
+        _keep_sockets_near()
     loader = DataLoader(
         _Readable(samples), batch_sampler=numbers, num_workers=workers, collate_fn=_collate, pin_memory=pin
     )
@@ -133,6 +138,21 @@ def load_samples(
         if len(step) == numbers.accumulation:
             yield step
             step = []
+
+
+def _keep_sockets_near() -> None:
+    """See to it that multiprocessing's folder has a short path, for as long as this process lives.
+
+    Workers hand tensors over through sockets in it, and the path of a socket has 103 bytes at most (macOS; Linux: 107). In a
+    deep TMPDIR they would fail behind the scenes, and training would wait for them forever.
+    """
+    if len(os.fsencode(tempfile.gettempdir()) + b"/pymp-12345678/listener-12345678") <= 103:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        get_temp_dir()  # makes it, and keeps it for itself and for the workers
+    finally:
+        tempfile.tempdir = before
 
 
 class _Readable(Dataset):

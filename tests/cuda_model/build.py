@@ -3,15 +3,19 @@
 import ctypes
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "c++"))), None)
-#: Registers start with a pattern as well as shared memory: what is read before it is written must not pass.
-FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-ftrivial-auto-var-init=pattern")
+#: The compiler's words, for CXX may hold several ("ccache g++"); none where there is no compiler.
+COMPILER = shlex.split(os.environ.get("CXX", "")) or list(filter(None, map(shutil.which, ("g++", "c++"))))[:1]
+FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+#: Registers start with a pattern as well as shared memory: what is read before it is written must not pass. From GCC 12 on.
+PATTERN = "-ftrivial-auto-var-init=pattern"
 NAMES = (
     '-DLGF_BUILD_VERSION="0"',
     '-DLGF_BUILD_COMPILER=""',
@@ -30,9 +34,16 @@ def run(*command) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@cache
+def pattern() -> list[str]:
+    """The option, where the compiler has it."""
+    known = subprocess.run([*COMPILER, PATTERN, "-fsyntax-only", "-x", "c++", os.devnull], capture_output=True)
+    return [] if known.returncode else [PATTERN]
+
+
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
     includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{ROOT / 'tests' / 'cuda_model'}"]
-    run(COMPILER, *FLAGS, *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
+    run(*COMPILER, *FLAGS, *pattern(), *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
     return output
 
 
@@ -40,7 +51,9 @@ def objects(place: Path) -> dict[str, Path]:
     """The bindings, the model's scheduler and the kernels, by the names of their sources."""
     import pybind11
 
-    headers = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+    headers = [
+        word for path in (pybind11.get_include(), sysconfig.get_paths()["include"]) for word in ("-isystem", path)
+    ]
     csrc = ROOT / "csrc"
     bindings = compiled(
         csrc / "bindings_cuda.cpp", place / "bindings.o", csrc, *headers, *NAMES, "-DLGF_MODULE=_cuda_model"
@@ -62,7 +75,7 @@ def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
     if csrc is not None:
         objects = objects | kernels(place, csrc, [source for source in sources(csrc) if differs(source, csrc)])
     library = place / "_cuda_model.so"
-    run(COMPILER, "-shared", *SANITIZE, *objects.values(), "-o", library)
+    run(*COMPILER, "-shared", *SANITIZE, *objects.values(), "-o", library)
     # pybind11 keeps one module of each full name: every build needs one of its own.
     spec = importlib.util.spec_from_file_location(f"{place.name}._cuda_model", library)
     loaded = importlib.util.module_from_spec(spec)
@@ -74,7 +87,7 @@ def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
 
 def differs(source: Path, csrc: Path) -> bool:
     """Whether a source of this copy, or anything that it includes, is not as it is in the repository."""
-    listed = subprocess.run([COMPILER, "-MM", f"-I{csrc}", f"-I{ROOT / 'tests' / 'cuda_model'}", "-x", "c++", source],
+    listed = subprocess.run([*COMPILER, "-MM", f"-I{csrc}", f"-I{ROOT / 'tests' / 'cuda_model'}", "-x", "c++", source],
                             capture_output=True, text=True, check=True).stdout  # fmt: skip
     own = (Path(word).resolve() for word in listed.split() if str(csrc) in word)
     return any(path.read_bytes() != (ROOT / "csrc" / path.relative_to(csrc.resolve())).read_bytes() for path in own)

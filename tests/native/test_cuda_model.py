@@ -14,7 +14,7 @@ from helpers import assert_close, double, features, relative_error, value_and_gr
 import lgf_kernels as lgf
 
 pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
-pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="there is no C++ compiler to build the model with")
+pytestmark = pytest.mark.skipif(not build.COMPILER, reason="there is no C++ compiler to build the model with")
 
 HALVES = [torch.bfloat16, torch.float16]
 #: Errors of a gradient that is rounded once, and a little for products of rounded coefficients.

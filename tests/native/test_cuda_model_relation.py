@@ -13,7 +13,7 @@ from lgf_kernels import panels
 from lgf_kernels.native import token_relation
 
 pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
-pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="there is no C++ compiler to build the model with")
+pytestmark = pytest.mark.skipif(not build.COMPILER, reason="there is no C++ compiler to build the model with")
 
 TILE = 128  # of the tensor cores
 HALVES = [torch.bfloat16, torch.float16]

@@ -22,7 +22,7 @@ from lgf_trainer import export, playground
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
-from trainer.dying import environment, run_and_kill
+from trainer.processes import environment, run_and_kill
 
 from lgf_kernels import cli
 from lgf_kernels.demo.clips import make_clip

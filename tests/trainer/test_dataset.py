@@ -1,10 +1,15 @@
 """A sample is a function of seed and number; batches are dealt to processes so that their union is always the same."""
 
+import tempfile
+from functools import partial
+from multiprocessing import current_process
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
+from lgf_trainer import dataset
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.cogvideox import LatentFormat
 from lgf_trainer.dataset import BatchNumbers, TrainingSamples, load_samples, mix
@@ -122,6 +127,17 @@ def test_batches_are_the_samples_in_their_order(cache, workers):
     steps = list(load_samples(some, BatchNumbers(range(1, 3), 4, 2), workers, pin=False))
     assert len(steps) == 2 and len(steps[0]) == 2
     assert torch.equal(steps[1][0]["noise"], torch.stack([some[8]["noise"], some[9]["noise"]]))
+
+
+def test_workers_hand_tensors_over_however_deep_temporary_files_lie(cache, tmp_path, monkeypatch):
+    """Through sockets, whose paths have room for about a hundred bytes."""
+    deep = tmp_path / (100 * "d")
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setitem(current_process()._config, "tempdir", None)
+    monkeypatch.setattr(dataset, "DataLoader", partial(dataset.DataLoader, timeout=120))  # or it would wait forever
+    (step,) = load_samples(samples(cache), BatchNumbers(range(1), 4, 2), workers=1, pin=False)
+    assert torch.equal(step[0]["noise"][0], samples(cache)[0]["noise"]) and tempfile.gettempdir() == str(deep)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

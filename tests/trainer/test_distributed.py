@@ -1,9 +1,6 @@
 """Two processes on a CPU, with gloo: copies (DDP) and shards (FSDP2) train like one process on the same global batch."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from diffusers import CogVideoXImageToVideoPipeline
 from lgf_trainer.run import TrainingRun
 from lgf_trainer.train import parse
 from safetensors.torch import load_file
+from trainer.processes import run_two
 from trainer.training_data import tiny
 
 from lgf_kernels.cli import main as lgf
@@ -51,13 +49,7 @@ def place(tiny_place, tmp_path_factory):
         jobs += [run(kind, run__shard=shard), again, run(f"{kind}-again", run__shard=shard)]
     jobs += [run("half", run__shard="True", model__dtype="bfloat16", training__precision="bf16", model__dropout=0.1)]
     (place / "jobs.json").write_text(json.dumps(jobs))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         Path(__file__).with_name("distributed_runs.py"), place / "jobs.json"],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_two(Path(__file__).with_name("distributed_runs.py"), place / "jobs.json")
     lgf(["train", *run("one")])
     return place
 

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -20,6 +18,7 @@ pytest.importorskip("tyro")
 
 from clips import REAL, write_clip
 from diffusers import CogVideoXImageToVideoPipeline
+from helpers import flowing
 from lgf_trainer import cache as cache_module
 from lgf_trainer import extract
 from lgf_trainer.cache import WindowCache
@@ -42,7 +41,7 @@ from lgf_trainer.testing import (
 from lgf_trainer.video import Fit, Video, VideoError, read_window, to_signed
 from PIL import Image
 from torch.nn.functional import interpolate
-from trainer.dying import environment, run_and_kill
+from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny
 
 import lgf_kernels as lgf
@@ -613,11 +612,7 @@ def command(models, sources, out):
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
     alone = run(many, *dino(models))
-    together = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    together += ["-m", "lgf_kernels.cli", *command(models, many, tmp_path / "two")]
-    on_cpu = environment() | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(together, env=on_cpu, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = run_two("-m", "lgf_kernels.cli", *command(models, many, tmp_path / "two"), ACCELERATE_USE_CPU="true")
     two = WindowCache(tmp_path / "two")
     assert windows(two) == windows(alone)
     one, both = report(alone), report(two)
@@ -736,10 +731,10 @@ def test_sizes_come_from_the_model(models):
     assert doubled.grid(81, 768, 1360) == (11, 48, 85)
 
 
-def test_help_teaches(capsys):
+def test_help_teaches(terminal, capsys):
     with pytest.raises(SystemExit) as stopped:
         lgf_command(["extract", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = flowing(capsys.readouterr().out)
     assert stopped.value.code == 0
     for wanted in (
         "lgf extract videos/ --output cache",

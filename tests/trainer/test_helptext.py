@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, get_origin
 
 import pytest
+from helpers import flowing
 
 pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
@@ -35,11 +36,14 @@ class Options:
     inner: Inner = field(default_factory=Inner)
 
 
+pytestmark = pytest.mark.usefixtures("terminal")
+
+
 def help_of(capsys, call):
     with pytest.raises(SystemExit) as stopped:
         call()
     assert stopped.value.code == 0
-    return capsys.readouterr().out
+    return flowing(capsys.readouterr().out)
 
 
 def test_docstrings_become_paragraphs(capsys):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import yaml
+from helpers import flowing
 
 pytest.importorskip("tyro")
 
@@ -73,14 +74,14 @@ def test_every_shipped_recipe_is_what_its_name_says():
         assert {key: value for key, value, _ in differences(read_recipe(name), paper)} == expected, name
 
 
-def test_every_key_is_explained():
+def test_every_key_is_explained(terminal):
     import contextlib
     import io
 
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
         parse(["sam2videox", "--help"])
-    text = shown.getvalue()
+    text = flowing(shown.getvalue())
     for key in flatten(Recipe()):
         assert f"--{key}".replace("_", "-") in text or f"--{key}" in text, key
     assert "swallows small steps" in text and "Window, similarity and boundary" in text

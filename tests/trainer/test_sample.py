@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import av
 import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from diffusers.training_utils import _collate_lora_metadata
+from helpers import flowing
 from lgf_trainer import cache, export, lora
 from lgf_trainer import generator as generator_module
 from lgf_trainer.errors import TrainerError
@@ -30,6 +29,7 @@ from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from trainer.processes import run_two
 
 from lgf_kernels import cli
 
@@ -275,17 +275,8 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
 
 def test_processes_share_the_prompts(folder, tmp_path):
     """Two that know of each other: each makes its own, none is made twice, and one speaks for both."""
-    words = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words += [
-        "-m",
-        "lgf_kernels.cli",
-        "sample",
-        *arguments(folder, tmp_path, *dog(folder), "--samples", 3, "--no-compare"),
-    ]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "python")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = arguments(folder, tmp_path, *dog(folder), "--samples", 3, "--no-compare")
+    done = run_two("-m", "lgf_kernels.cli", "sample", *words)
     assert done.stdout.splitlines() == [
         "3 videos to generate, 0 are there",
         f"3 videos are in {tmp_path}, and their grids in {tmp_path / 'grid'}",
@@ -533,11 +524,11 @@ def test_inputs_and_outputs_of_a_layer_are_told_apart(tmp_path):
         lora._must_fit(tmp_path / "wrong", layers)
 
 
-def test_help_teaches_and_bad_words_are_refused(capsys):
+def test_help_teaches_and_bad_words_are_refused(terminal, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    text = capsys.readouterr().out
+    text = flowing(capsys.readouterr().out)
     assert "lgf sample --model CogVideoX-5b-I2V" in text and "Everything is read from this machine" in text
 
 

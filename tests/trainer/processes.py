@@ -1,6 +1,7 @@
-"""A command of the trainer in a process that dies at a point of its own: a killer outside might come too late.
+"""Commands of the trainer in processes of their own: two that know of each other, and one that dies at a point of its own, for a
+killer outside might come too late.
 
-dying.py MODULE FUNCTION CALL lgf's arguments
+    processes.py MODULE FUNCTION CALL lgf's arguments
 """
 
 import importlib
@@ -16,12 +17,23 @@ from trainer.kill_points import after
 from lgf_kernels import cli
 
 ROOT = Path(__file__).parents[2]
+#: Seconds after which processes that wait for each other are taken for hung. Half a minute will do, on a machine with nothing else.
+PATIENCE = 1800
 
 
 def environment() -> dict[str, str]:
     """Of a process of the trainer: the code of this checkout, and one thread, for with more tiny models are slower."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "python", ROOT / "tests")))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run_two(*words: object, **variables: str) -> subprocess.CompletedProcess:
+    """Two processes of `python WORDS`. The name of a machine, by which they would find each other, may be known to nobody."""
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", *map(str, words)]
+    done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def run_and_kill(module: str, function: str, call: int, words: list[str]) -> None:
