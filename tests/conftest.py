@@ -18,13 +18,13 @@ if INTERPRETED:
 
 @pytest.fixture(autouse=True, scope="session")
 def known_environment():
-    """What a shell, a git hook or continuous integration sets decides nothing: which backend runs and what is built, which
-    repository git means, what a pytest within a test does, what is coloured."""
+    """What a shell, a git hook, a cluster or continuous integration sets decides nothing: which backend runs and what is built,
+    which repository git means, what a pytest within a test does, what is coloured or silent, which of many processes this is."""
     with pytest.MonkeyPatch.context() as patch:
         for name in (
-            *("LGF_BACKEND", "LGF_NATIVE", "LGF_CUDA", "LGF_AUTOTUNE", "LGF_SCRATCH_MIB"),
-            *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "PYTEST_ADDOPTS", "FORCE_COLOR", "NO_COLOR"),
-        ):
+            "LGF_BACKEND LGF_NATIVE LGF_CUDA LGF_AUTOTUNE LGF_SCRATCH_MIB GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE "
+            "PYTEST_ADDOPTS FORCE_COLOR NO_COLOR TQDM_DISABLE RANK LOCAL_RANK WORLD_SIZE"
+        ).split():
             patch.delenv(name, raising=False)
         yield
 

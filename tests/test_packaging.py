@@ -109,17 +109,19 @@ def test_a_moved_tree_builds_in_place_with_the_tools_of_its_python(built, tmp_pa
     """As in `.venv/bin/python setup.py build_ext`: no CMake on PATH; the build folder is that of another place."""
     with tarfile.open(built[0]) as archive:
         archive.extractall(tmp_path, filter="data")
-    first = next(tmp_path.iterdir())
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "c++").symlink_to(COMPILER)
-    for tool in filter(shutil.which, ("as", "ld", "ar", "ranlib")):
-        (tools / tool).symlink_to(shutil.which(tool))
+    (first,) = tmp_path.iterdir()
+    folders = [tmp_path / "bin" / str(number) for number in range(len(os.get_exec_path()))]
+    for folder, original in zip(folders, os.get_exec_path(), strict=True):
+        folder.mkdir(parents=True)
+        for program in os.scandir(original) if os.path.isdir(original) else ():
+            if not program.name.startswith(("cmake", "ninja")):
+                (folder / program.name).symlink_to(program.path)
     for place in (first, tmp_path / "moved"):
         if place is not first:
             first.rename(place)
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        environment = os.environ | {"PATH": str(tools), "LGF_CUDA": "off", "LGF_NATIVE": "on"}
+        path = os.pathsep.join(map(str, folders))
+        environment = os.environ | {"PATH": path, "LGF_CUDA": "off", "LGF_NATIVE": "on"}
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert len(list((place / "lgf_kernels").glob("_cpu*.so"))) == 1
