@@ -94,11 +94,15 @@ def spread_of_two_runs(a: dict, b: dict) -> str:
 
 
 def _of_commits(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:
+    no_results = f"{a!r} and {b!r} are not both files or folders of results"
     if not is_checkout():
-        raise UserError(f"{a} and {b} are not both files or folders, and commits need a checkout of the repository.")
+        raise UserError(f"{no_results}, and commits need a checkout of the repository.")
     for commit in (a, b):
-        if git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").returncode:
-            raise UserError(f"{commit!r} is no commit, and {a!r} and {b!r} are not both files or folders of results.")
+        found = git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+        if found.stderr:  # git reads no checkout of another user's
+            raise UserError(f"{no_results}, and git says of this checkout: {found.stderr.splitlines()[0]}")
+        if found.returncode:
+            raise UserError(f"{no_results}, and {commit!r} is no commit.")
     remove_leftovers()
     with _own_folder() as folder:
         for name, commit in (("a", a), ("b", b)):

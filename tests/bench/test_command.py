@@ -279,7 +279,7 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["--resume"], "--out"),
         (["--out", "lgf_kl"], "before the options"),
         (["--compare", "no-such-commit", "HEAD"], "no-such-commit"),
-        (["--compare", ".", "HEAD"], "'.' is no commit, and '.' and 'HEAD' are not both"),
+        (["--compare", ".", "HEAD"], "'.' and 'HEAD' are not both files or folders of results"),
         (["--compare", torch.__file__, sys.executable], "no results"),
         (["sweeps", "--compare", ".", "."], "'sweeps'"),
     ],

@@ -71,6 +71,20 @@ def test_a_commit_that_does_not_build(repository, capsys):
     assert "HEAD does not build:\nno compiler" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("a", "b", "wrong"), [("HEAD", "no-such-commit", "no-such-commit"), (".", "HEAD", ".")])
+def test_what_is_no_commit(repository, capsys, a, b, wrong):
+    assert main(["bench", "--compare", a, b]) == 2
+    assert f"folders of results, and {wrong!r} is no commit" in capsys.readouterr().err
+
+
+def test_a_checkout_that_git_does_not_read(repository, monkeypatch, capsys):
+    """As of another user: what it says is passed on."""
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+        assert main(["bench", "--compare", "HEAD~1", "HEAD"]) == 2
+    assert "git says of this checkout: fatal: detected dubious ownership" in capsys.readouterr().err
+
+
 def test_interrupted(repository, monkeypatch, capsys):
     def interrupted(place, arguments):
         raise KeyboardInterrupt
