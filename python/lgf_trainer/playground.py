@@ -38,13 +38,13 @@ CAPTION = "A subject moves."
 
 RECIPE = """\
 base: sam2videox
-model: {{path: {folder}/model, dtype: float32, rank: 8, alpha: 4}}
-data: {{cache: {folder}/cache}}
+model: {{path: {model}, dtype: float32, rank: 8, alpha: 4}}
+data: {{cache: {cache}}}
 alignment: {{block: 1}}
 projector: {{hidden: 32, widths: [32, 16, 16], groups: 8}}
 optimisers: {{lora: {{rate: 1e-2, warmup: 5}}, projector: {{warmup: 5}}}}
 training: {{steps: 30, batch: 2, precision: no}}
-run: {{output: {folder}/run, save_every: 1}}
+run: {{output: {run}, save_every: 1}}
 """
 
 
@@ -67,7 +67,8 @@ def make_playground(folder: Path, video: Path | None = None) -> None:
     make_tiny_teacher(folder / "teacher")
     make_tiny_dino(folder / "dino")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
-    write_atomically(folder / "recipe.yaml", RECIPE.format(folder=folder).encode())
+    paths = {name: json.dumps(str(folder / name)) for name in ("model", "cache", "run")}  # which YAML understands too
+    write_atomically(folder / "recipe.yaml", RECIPE.format(**paths).encode())
 
 
 def moving_square(frames: int) -> torch.Tensor:

@@ -152,7 +152,7 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, tmp_path):
 def test_a_sanitizer_that_is_not_there_is_a_failed_step(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     step = session.Step("memcheck", session.sanitizer("memcheck"))
-    assert session.execute(step, 60, tmp_path) == 127
+    assert session.execute(step, 600, tmp_path) == 127
     assert "compute-sanitizer" in (tmp_path / "memcheck.log").read_text()
 
 
@@ -180,7 +180,7 @@ def python(code: str):
 
 def test_a_step_leaves_its_output_and_its_code(tmp_path):
     step = session.Step("one", python("print('hello'); raise SystemExit(3)"))
-    assert session.execute(step, 60, tmp_path) == 3
+    assert session.execute(step, 600, tmp_path) == 3
     assert (tmp_path / "one.log").read_text() == "hello\n"
 
 
@@ -253,7 +253,7 @@ def test_steps_import_this_checkout_and_find_cuda_s_tools(tmp_path, monkeypatch)
         "print(lgf_kernels.__file__); print(found.find_spec('lgf_trainer').origin)"
     )
     step = session.Step("where", lambda *_: [sys.executable, "-S", "-P", "-c", packages() + code])
-    assert session.execute(step, 60, tmp_path) == 0
+    assert session.execute(step, 600, tmp_path) == 0
     root = checkout.ROOT
     assert (tmp_path / "where.log").read_text().splitlines() == [
         str(tool), str(root / "lgf_kernels" / "__init__.py"), str(root / "python" / "lgf_trainer" / "__init__.py")

@@ -138,10 +138,12 @@ def test_repa_on_dino_features(tmp_path, monkeypatch):
 
 
 def test_the_tours_recipe_is_the_papers_but_for_its_size(tmp_path):
-    playground.make_playground(tmp_path)
-    tiny, paper = read_recipe(str(tmp_path / "recipe.yaml")), read_recipe("sam2videox")
+    folder = tmp_path / "clips: dogs, #1 {small}"
+    playground.make_playground(folder)
+    tiny, paper = read_recipe(str(folder / "recipe.yaml")), read_recipe("sam2videox")
     assert tiny.alignment.lgf == paper.alignment.lgf and tiny.alignment.weight == paper.alignment.weight
-    assert tiny.training.steps == STEPS and tiny.run.output == tmp_path / "run"
+    assert tiny.training.steps == STEPS and tiny.run.output == folder / "run"
+    assert tiny.model.path == str(folder / "model")
 
 
 def test_the_playgrounds_clip_moves_to_the_right(tmp_path):

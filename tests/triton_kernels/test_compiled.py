@@ -16,7 +16,10 @@ OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 
 def json_lines(script, *arguments):
     """What a script prints, run by a process of its own: in this one the kernels are interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    cache = {
+        "TRITON_CACHE_DIR": str(ROOT / "build" / "triton")
+    }  # its default is in the home, where one may not always write
+    environment = cache | {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, ROOT / script, *map(str, arguments)]
     process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert process.returncode == 0, process.stderr
