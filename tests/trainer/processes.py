@@ -12,12 +12,8 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 
-from trainer.kill_points import after
-
-from lgf_kernels import cli
-
 ROOT = Path(__file__).parents[2]
-#: Seconds after which processes that wait for each other are taken for hung. Half a minute will do, on a machine with nothing else.
+#: Seconds after which processes that wait for each other are taken for hung: more than they need on the busiest machine.
 PATIENCE = 1800
 
 
@@ -44,6 +40,10 @@ def run_and_kill(module: str, function: str, call: int, words: list[str]) -> Non
 
 
 if __name__ == "__main__":
+    from trainer.kill_points import after
+
+    from lgf_kernels import cli
+
     module, function, call, *words = sys.argv[1:]
     place, _, name = function.rpartition(".")
     owner = importlib.import_module(module)
