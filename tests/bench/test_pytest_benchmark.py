@@ -37,6 +37,6 @@ def test_what_is_not_here_is_one_clear_line(options, says):
         pytest.skip("there is a CUDA device")
     command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", *options]
     done = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True)
-    said = (done.stdout + done.stderr).splitlines()
-    (line,) = (line for line in said if line.startswith("ERROR"))  # torch may say something of drivers beside it
+    said = done.stdout + done.stderr
+    (line,) = (line for line in said.splitlines() if line.startswith("ERROR"))  # torch may say a word on drivers
     assert done.returncode == 4 and line.startswith(f"ERROR: {says}") and "Traceback" not in said
