@@ -135,13 +135,13 @@ class Optimiser:
     """Decoupled weight decay (our reading: torch's default)."""
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, ..., `steps` - 1."""
+        """The learning rate of step 0, 1, ..., `steps` - 1; the final one in any after them."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         if self.final_rate is None:
             return self.rate
-        progress = (step + 1 - self.warmup) / (steps - self.warmup)
-        return self.final_rate + (self.rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
+        progress = (step + 1 - self.warmup) / max(steps - self.warmup, 1)
+        return self.final_rate + (self.rate - self.final_rate) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 @dataclass(frozen=True)

@@ -214,5 +214,6 @@ def test_rates_of_the_paper():
     middle, last = 150 + (3000 - 150) // 2 - 1, 2999
     assert projector.rate_at(middle, 3000) == pytest.approx((5e-4 + 1e-5) / 2)
     assert projector.rate_at(last, 3000) == pytest.approx(1e-5)
+    assert projector.rate_at(5000, 3000) == projector.rate_at(150, 150) == pytest.approx(1e-5), "and it stays there"
     quarter = Optimiser(rate=1.0, warmup=0, final_rate=0.0).rate_at(24, 100)
     assert quarter == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
