@@ -85,5 +85,6 @@ def reciprocal_norms(tensors: Sequence[Tensor], options: LgfOptions, out: Tensor
         ROWS=ROWS,
         BLOCK_C=BLOCK_C,
         num_warps=4,
+        enable_fp_fusion=False,  # threads that share a token would disagree about its last bit, and write it all at once
     )
     return norms
