@@ -1,7 +1,11 @@
 """Inputs, tolerances and backends that several tests share."""
 
+import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -59,3 +63,18 @@ def assert_close(value, truth, tolerance, absolute=0.0):
         return
     error = relative_error(value, truth)
     assert error <= tolerance, f"relative error {error:.2e} > {tolerance:.0e}"
+
+
+def json_lines(*arguments):
+    """What a Python program prints, in a process of its own: in that of the tests Triton kernels are interpreted."""
+    root = Path(__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment["TRITON_CACHE_DIR"] = str(root / "build" / "triton")  # its default is in the home, which may be closed
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert process.returncode == 0, process.stderr
+    assert "fusion" not in process.stderr, "left to Triton, whose choice differs between versions"
+    rows = [json.loads(line) for line in process.stdout.splitlines()]
+    assert rows
+    return rows

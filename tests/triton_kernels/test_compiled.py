@@ -1,32 +1,13 @@
 """The kernels compiled ahead of time for GPUs that need not be here: what the compiler made of them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers import json_lines
 
 triton = pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
 OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
-
-
-def json_lines(script, *arguments):
-    """What a script prints, run by a process of its own: in this one the kernels are interpreted."""
-    cache = {
-        "TRITON_CACHE_DIR": str(ROOT / "build" / "triton")
-    }  # its default is in the home, where one may not always write
-    environment = cache | {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, ROOT / script, *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert process.returncode == 0, process.stderr
-    assert "fusion" not in process.stderr, "left to Triton, whose choice differs between versions"
-    rows = [json.loads(line) for line in process.stdout.splitlines()]
-    assert rows
-    return rows
 
 
 def report(*arguments):
