@@ -32,6 +32,15 @@ def flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
 
 
+def canonical(x: np.ndarray) -> np.ndarray:
+    """A result with the one NaN that a GPU computes, whose bits threads agree about."""
+    nan = np.isnan(x)
+    if not nan.any():
+        return x
+    bits = 8 * x.dtype.itemsize
+    return np.where(nan, unsigned(bits)(2 ** (bits - 1) - 1).view(x.dtype), x)
+
+
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a b + c, rounded once."""
     between = np.float64 if a.dtype.itemsize < 8 else np.longdouble

@@ -148,6 +148,7 @@ ELEMENTWISE = {
     "or": lambda op, a, b: a | b,
     "xor": lambda op, a, b: a ^ b,
     "not": lambda op, a: ~a,
+    "popc": lambda op, a: np.bitwise_count(a).astype(np.uint32),
     "shl": lambda op, a, by: math.shifted(a, by, left=True),
     "shr": lambda op, a, by: math.shifted(a, by, left=False),
     "bfe": lambda op, a, start, length: math.bit_field(a, start, length),
@@ -164,7 +165,9 @@ def elementwise(function: Callable) -> Callable:
     def of_all_threads(machine, op, *values):
         flush = math.flushed if "ftz" in op.modifiers and op.kind == "f32" else lambda value: value
         result = function(op, *map(flush, values))
-        return result if isinstance(result, list) else [flush(result)]
+        if isinstance(result, list):
+            return result
+        return [math.canonical(flush(result)) if result.dtype.kind == "f" else result]
 
     return of_all_threads
 

@@ -135,6 +135,9 @@ class Machine:
                 run(self)
             elif op.name == "bra":
                 self.at[self.mask(op.guard)] = self.launch.program.labels[op.operands[0]]
+            elif op.name == "brx":
+                (index, table), mask = op.operands, self.mask(op.guard)
+                self.at[mask] = np.array(self.launch.program.tables[table])[self.read(index)[mask]]
             elif op.name == "bar":
                 self.waiting |= self.mask(op.guard)
             else:

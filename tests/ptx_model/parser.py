@@ -26,7 +26,7 @@ class Instruction(NamedTuple):
     @property
     def ends_block(self) -> bool:
         """Whether another basic block begins after it."""
-        return self.name in ("bra", "bar", "ret") and self.modifiers[:1] != ("warp",)
+        return self.name in ("bra", "brx", "bar", "ret") and self.modifiers[:1] != ("warp",)
 
     @property
     def kind(self) -> str:
@@ -38,7 +38,8 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A kernel: its parameters' names and types, the bits of its registers, its basic blocks, and which block a label names.
+    """A kernel: its parameters' names and types, the bits of its registers, its basic blocks, which block a label names, and
+    which blocks a table of labels does.
 
     `written_once`: registers that a single instruction writes.
     """
@@ -47,7 +48,11 @@ class Program(NamedTuple):
     bits: dict[str, int]
     blocks: list[list[Instruction]]
     labels: dict[str, int]
+    tables: dict[str, list[int]]
     written_once: set[str]
+
+
+TABLE = re.compile(r"^\s*([$\w]+):\s+\.branchtargets(.*?);", re.M | re.S)
 
 
 def parse(ptx: str) -> Program:
@@ -55,7 +60,7 @@ def parse(ptx: str) -> Program:
     parameters = {name: kind for kind, name in re.findall(r"\.param \.(\w+)\b.* (\w+)(?:,|$)", header, re.M)}
     bits, blocks, labels, written = {}, [[]], {}, {}
     where, inline = "", False
-    for line in body.splitlines():
+    for line in TABLE.sub("", body).splitlines():
         if ".loc" in line:
             where = line.partition("//")[2].strip()
         if "inline asm" in line:
@@ -79,7 +84,9 @@ def parse(ptx: str) -> Program:
                     written[name] = written.get(name, 0) + 1
                 if instruction.ends_block:
                     blocks.append([])
-    return Program(parameters, bits, blocks, labels, {name for name, times in written.items() if times == 1})
+    tables = {name: [labels[label] for label in re.findall(r"[$\w]+", names)] for name, names in TABLE.findall(body)}
+    written_once = {name for name, times in written.items() if times == 1}
+    return Program(parameters, bits, blocks, labels, tables, written_once)
 
 
 def parse_instruction(statement: str, where: str) -> Instruction:
