@@ -283,7 +283,7 @@ def token_relation_loss(
     gradient flows to the student only, and once; it is made in the forward, so a forward whose student requires grad
     costs both. Pairs of frames of weight 0 are no part of the loss and cost nothing, unless the portable backend runs on
     a GPU, where reading the weights would make the host wait. NaN or inf in the features of a frame with any weight gives
-    NaN.
+    NaN; in those of a frame without, the loss is not touched, but the gradient may be NaN.
 
     Args:
         student: (B, F, H, W, C) or (B, F, N, C) float32, bfloat16, float16 or float64. All arithmetic accumulates in
