@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import forward_ad
-from torch.library import CustomOpDef
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -22,7 +21,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, operator: CustomOpDef) -> Callable:
+def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, operator: library.CustomOpDef) -> Callable:
     """The shortest way to run an operator on these tensors that everything which has to see the call still sees.
 
     The dispatcher takes some 0.3 ms for an operator in Python with a list of tensors, several times what small inputs
@@ -54,7 +53,7 @@ def holds_its_numbers(tensor: Tensor) -> bool:
     return own and not tensor.is_neg() and not tensor._is_zerotensor()
 
 
-def refuse_forward_derivatives(operator: CustomOpDef, tensors: Sequence[Tensor]) -> None:
+def refuse_forward_derivatives(operator: library.CustomOpDef, tensors: Sequence[Tensor]) -> None:
     """The dispatcher drops the tangents silently, and answers `torch.func.grad` with the name of a class nobody wrote."""
     transformed = torch._C._are_functorch_transforms_active()
     tracked = transformed and any(torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
@@ -71,7 +70,7 @@ def needs_gradient(student: Tensor) -> bool:
     return torch.is_grad_enabled() and (student.requires_grad or torch._C._functorch.is_batchedtensor(student))
 
 
-def map_one_by_one(operator: CustomOpDef) -> None:
+def map_one_by_one(operator: library.CustomOpDef) -> None:
     """Register what `torch.vmap` does: one call for each element that is mapped over, which is a batch of videos by itself.
 
     Left alone, torch does the same with a warning that is to be reported to torch, or refuses, if there are lists of tensors.
@@ -91,7 +90,7 @@ def map_one_by_one(operator: CustomOpDef) -> None:
 
 
 def undispatched(
-    operator: CustomOpDef, compute: Callable, setup_context: Callable, differentiate: Callable
+    operator: library.CustomOpDef, compute: Callable, setup_context: Callable, differentiate: Callable
 ) -> Callable:
     """The operator made of these three, seen by autograd, under the operator's name, but not by the dispatcher."""
 

@@ -1,7 +1,7 @@
 """`lgf::lgf_kl`: the Local Gram Flow loss, from teacher features or from cached teacher logits."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .. import checks, reference
 from ..backends import implementation
@@ -53,7 +53,7 @@ def _compute(
         )
 
 
-_forward = torch.library.custom_op("lgf::lgf_kl", _compute, mutates_args=())
+_forward = library.custom_op("lgf::lgf_kl", _compute, mutates_args=())
 
 
 @_forward.register_fake
@@ -86,7 +86,7 @@ def _compute_backward(
         return implementation(backend, "lgf_kl").backward(grad_loss, student, residual, token_weight, options)
 
 
-_backward = torch.library.custom_op("lgf::lgf_kl_backward", _compute_backward, mutates_args=())
+_backward = library.custom_op("lgf::lgf_kl_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake

@@ -1,7 +1,7 @@
 """`lgf::local_gram_flow`: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .. import reference
 from ..backends import implementation
@@ -24,7 +24,7 @@ def _compute(features: Tensor, window: int, similarity: str, direction: str, bac
         return implementation(backend, "local_gram_flow").forward(features, options)
 
 
-_forward = torch.library.custom_op("lgf::local_gram_flow", _compute, mutates_args=())
+_forward = library.custom_op("lgf::local_gram_flow", _compute, mutates_args=())
 
 
 @_forward.register_fake
@@ -41,7 +41,7 @@ def _compute_backward(
         return implementation(backend, "local_gram_flow").backward(grad_logits, features, options)
 
 
-_backward = torch.library.custom_op("lgf::local_gram_flow_backward", _compute_backward, mutates_args=())
+_backward = library.custom_op("lgf::local_gram_flow_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake

@@ -1,7 +1,7 @@
 """`lgf::token_relation`: token relation distances; the gradient is made in the forward and scaled in the backward."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .. import checks, reference
 from ..backends import implementation
@@ -35,7 +35,7 @@ def _compute(
         )
 
 
-_forward = torch.library.custom_op("lgf::token_relation", _compute, mutates_args=())
+_forward = library.custom_op("lgf::token_relation", _compute, mutates_args=())
 
 
 @_forward.register_fake
@@ -50,7 +50,7 @@ def _compute_backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype
         return implementation(backend, "token_relation").backward(grad_loss, residual, reduction, dtype)
 
 
-_backward = torch.library.custom_op("lgf::token_relation_backward", _compute_backward, mutates_args=())
+_backward = library.custom_op("lgf::token_relation_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake
