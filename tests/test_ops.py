@@ -40,6 +40,18 @@ def student_and_teacher(dtype=torch.float32):
     return features(2, 3, 4, 5, 6, dtype=dtype), features(2, 3, 4, 5, 7)
 
 
+class Watch(TorchDispatchMode):
+    """The names of all operators that pass the dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
 def opcheck(operator, arguments):
     with torch.random.fork_rng():
         torch.library.opcheck(operator, arguments)
@@ -85,17 +97,10 @@ def test_opcheck_token_relation(reduction):
 @losses
 def test_dispatch_modes_see_the_operators(loss):
     """Eager calls pass the dispatcher by; profilers, checkpoint policies and fake tensors still meet the operators."""
-    seen = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(function.name())
-            return function(*args, **(kwargs or {}))
-
     student, teacher = student_and_teacher()
-    with Watch():
+    with Watch() as watch:
         watched = value_and_gradient(loss, student, teacher)
-    names = {name for name in seen if name.startswith("lgf::")}
+    names = {name for name in watch.seen if name.startswith("lgf::")}
     (backward,) = (name for name in names if name.endswith("_backward"))
     assert backward.removesuffix("_backward") in names
     assert all(torch.equal(a, b) for a, b in zip(watched, value_and_gradient(loss, student, teacher), strict=True))
@@ -200,7 +205,7 @@ def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
     """A loss that is only measured must not cost the time and memory of its gradient."""
     kept = []
 
-    class Watch(TorchDispatchMode):
+    class Keep(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
             if function.name() in ("lgf::lgf_kl", "lgf::token_relation"):
@@ -209,7 +214,7 @@ def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
 
     student, teacher = student_and_teacher()
     for leaf, grad_mode in ((student, True), (student.clone().requires_grad_(), False)):
-        with torch.set_grad_enabled(grad_mode), Watch():
+        with torch.set_grad_enabled(grad_mode), Keep():
             LOSSES[name](leaf, teacher)
     assert kept == [0, 0]
 
@@ -217,18 +222,11 @@ def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
 @losses
 def test_a_backward_makes_no_gradient_of_what_was_kept_for_it(loss):
     """It would be zeros, as large as what a forward keeps."""
-    made = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            made.append(function.name())
-            return function(*args, **(kwargs or {}))
-
     student, teacher = student_and_teacher()
     value = loss(student.requires_grad_(), teacher)
-    with Watch():
+    with Watch() as watch:
         value.backward()
-    assert any(name.startswith("lgf::") for name in made) and "aten::zeros" not in made
+    assert any(name.startswith("lgf::") for name in watch.seen) and "aten::zeros" not in watch.seen
 
 
 def test_what_is_kept_for_a_backward_has_no_gradient():

@@ -48,9 +48,10 @@ def holds_its_numbers(tensor: Tensor) -> bool:
     A subclass, a meta tensor or one of many gradients that autograd makes at once may have none, and a negation or zeros may
     still be to be done.
     """
-    own = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
-    own = own and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-    return own and not tensor.is_neg() and not tensor._is_zerotensor()
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    elsewhere = tensor.is_meta or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return not (elsewhere or tensor.is_neg() or tensor._is_zerotensor())
 
 
 def refuse_forward_derivatives(operator: library.CustomOpDef, tensors: Sequence[Tensor]) -> None:

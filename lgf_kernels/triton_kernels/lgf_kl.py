@@ -180,8 +180,8 @@ def forward(
             FIRST_REVERSED=int(options.direction == "backward"),
             KEEP=needs_grad,
             INDEX=launch.index_type(*features, *caches),
-            enable_fp_fusion=options.divergence
-            == "kl",  # in a sum of squares, threads of a token would come to several
+            # In the sum of squares of l2, threads that share a token would come to several results.
+            enable_fp_fusion=options.divergence == "kl",
         )
     values = values[0] if len(values) == 1 else values.mean(0)
     return reduce_tokens(values, token_weight, options.reduction), residual

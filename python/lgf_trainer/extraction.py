@@ -242,10 +242,9 @@ class Extraction:
 def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
     try:
         with clip.masks[start]() as file, Image.open(file) as image:
-            mask = torch.from_numpy(not_black(image))
+            mask = torch.from_numpy(not_black(image))[None, None].float()
     except OSError as error:
         raise Skipped("mask cannot be read", f"it is no picture: {error}") from error
-    mask = mask[None, None].float()
     mask = fit.cut(interpolate(mask, fit.resized, mode="bilinear", antialias=True)[0, 0] >= 0.5)
     if not mask.any():
         raise Skipped("no box", "the mask is empty in the middle of the picture, which is all that the model sees")
