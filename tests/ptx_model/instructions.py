@@ -9,6 +9,7 @@ from . import matrices
 from .arithmetic import TYPES
 from .memory import Fault
 from .parser import Address, Instruction, Program, flat
+from .spelling import SPECIAL, unknown
 
 #: What a register that nothing wrote reads as: NaN in every type.
 POISON = 0xFFFFFFFFFFFFFFFF
@@ -16,9 +17,7 @@ POISON = 0xFFFFFFFFFFFFFFFF
 
 def compiled(op: Instruction, program: Program) -> Callable:
     """The instruction as a function of the machine."""
-    function = FUNCTIONS.get(op.name)
-    if function is None:
-        raise NotImplementedError(str(op))
+    function = FUNCTIONS[op.name]
     targets = [] if op.name in ("st", "cp", "bar") else flat(op.operands[:1])
     sources = op.operands[len(targets) > 0 :]
     reads = [reader(source, kind, program) for source, kind in zip(sources, kinds(op, len(sources)), strict=True)]
@@ -62,6 +61,8 @@ def reader(operand, kind: str, program: Program) -> Callable:
         return lambda machine: [read(machine) for read in reads]
     if isinstance(operand, Address):
         if operand.base in program.parameters:
+            if operand.offset:
+                raise unknown(f"{operand.base} + {operand.offset}", "it reads parameters whole")
             return lambda machine: machine.parameters[operand.base]
         base = reader(operand.base, "u64", program)
         return lambda machine: base(machine).astype(np.int64) + operand.offset
@@ -69,12 +70,16 @@ def reader(operand, kind: str, program: Program) -> Callable:
     bits = math.unsigned(1 if kind == "pred" else 8 * dtype.itemsize)
     if operand in program.bits:
         return lambda machine: machine.read(operand).astype(bits, copy=False).view(dtype)
-    if operand[0] == "%":
+    if operand in SPECIAL:
         return lambda machine: machine.special[operand].view(dtype)
     if operand[:2] in ("0f", "0d"):
         number = int(operand[2:], 16)
-    else:  # variables in shared memory have names, and there is one, which begins at 0
-        number = 0 if operand[0].isalpha() else int(operand, 0) & (POISON >> 64 - 8 * dtype.itemsize)
+    elif operand[0] in "-0123456789":
+        number = int(operand, 0) & (POISON >> 64 - 8 * dtype.itemsize)
+    elif operand == program.shared:
+        number = 0
+    else:
+        raise unknown(operand, "no register or variable of that name")
     return lambda machine: np.full(machine.threads, number, bits).view(dtype)
 
 
@@ -176,7 +181,9 @@ def elementwise(function: Callable) -> Callable:
 
 
 def shuffle(machine, op, value, by, clamp, members):
-    lane = {"bfly": machine.lane ^ by, "idx": by & 31}[op.modifiers[1]]
+    if (clamp[machine.active] != 31).any() or (members[machine.active] != 0xFFFFFFFF).any():
+        raise unknown(str(op), "shuffles are of whole warps")
+    lane = {"bfly": machine.lane ^ (by & 31), "idx": by & 31}[op.modifiers[1]]
     return [value[machine.thread - machine.lane + lane]]
 
 
@@ -208,12 +215,14 @@ def matrix_load(machine, op, address):
 
 def load(machine, op, address):
     dtype = TYPES[op.kind]
-    if op.modifiers[0] == "param":
+    if op.space == "param":
+        if not isinstance(op.operands[1], Address) or op.operands[1].base not in machine.parameters:
+            raise unknown(str(op), "it finds parameters by name")
         return [np.broadcast_to(address.view(dtype), machine.threads)]
     mask, count = machine.mask(op.guard), len(flat(op.operands[:1]))
     values = np.full((machine.threads, count), POISON, np.uint64).astype(f"u{np.dtype(dtype).itemsize}").view(dtype)
     if mask.any():
-        values[mask] = machine.load(op.modifiers[0], address, dtype, count, mask)
+        values[mask] = machine.load(op.space, address, dtype, count, mask)
     return list(values.T)
 
 
@@ -221,7 +230,7 @@ def store(machine, op, address, values):
     mask = machine.mask(op.guard)
     if mask.any():
         values = np.stack(values if isinstance(values, list) else [values], 1)
-        machine.store(op.modifiers[0], address, values, mask)
+        machine.store(op.space, address, values, mask)
 
 
 def copy(machine, op, *operands):

@@ -77,11 +77,10 @@ def prepared(ptx: str) -> tuple[Program, list, dict[str, int]]:
     program = parse(ptx)
     granules = {"global": 8, "shared": 8}
     for op in itertools.chain(*program.blocks):
-        for space in granules:
-            if op.name in ("ld", "st") and space in op.modifiers:
-                granules[space] = min(granules[space], np.dtype(TYPES[op.kind]).itemsize)
-            elif op.name == "cp" and len(op.operands) > 2:
-                granules[space] = min(granules[space], int(op.operands[2], 0))
+        if op.name in ("ld", "st") and op.space in granules:
+            granules[op.space] = min(granules[op.space], np.dtype(TYPES[op.kind]).itemsize)
+        elif op.name == "cp" and len(op.operands) > 2:
+            granules |= {space: min(granule, int(op.operands[2], 0)) for space, granule in granules.items()}
     return program, executable(program), granules
 
 

@@ -3,6 +3,9 @@
 import re
 from typing import NamedTuple
 
+from .arithmetic import TYPES
+from .spelling import INSTRUCTION, OPERAND, SPACES, require_known, unknown
+
 
 class Address(NamedTuple):
     """[base + offset]; the base is a register or a symbol."""
@@ -29,6 +32,11 @@ class Instruction(NamedTuple):
         return self.name in ("bra", "brx", "bar", "ret") and self.modifiers[:1] != ("warp",)
 
     @property
+    def space(self) -> str:
+        """The memory of a load or a store; of an asynchronous copy the one that it goes to."""
+        return next(SPACES[word] for word in self.modifiers if word in SPACES)
+
+    @property
     def kind(self) -> str:
         """The type operated on, which comes last."""
         return self.modifiers[-1] if self.modifiers else ""
@@ -41,7 +49,8 @@ class Program(NamedTuple):
     """A kernel: its parameters' names and types, the bits of its registers, its basic blocks, which block a label names, and
     which blocks a table of labels does.
 
-    `written_once`: registers that a single instruction writes.
+    `written_once`: registers that a single instruction writes. `shared`: the name of the variable in shared memory, if there is
+    one; it begins at 0.
     """
 
     parameters: dict[str, str]
@@ -50,14 +59,26 @@ class Program(NamedTuple):
     labels: dict[str, int]
     tables: dict[str, list[int]]
     written_once: set[str]
+    shared: str | None
 
 
+ENTRY = re.compile(r"\.entry \w+\(\n(.*?)\n\)\n[^{]*\{\n(.*?)\n\}", re.S)
+SHARED = re.compile(r"\.shared\b[^;]*?(\w+)\[")
+#: Lines in a body that change nothing that it computes.
+REMARKS = (".loc", ".pragma")
 TABLE = re.compile(r"^\s*([$\w]+):\s+\.branchtargets(.*?);", re.M | re.S)
 
 
 def parse(ptx: str) -> Program:
-    header, body = re.search(r"\.entry \w+\(\n(.*?)\n\)\n[^{]*\{\n(.*?)\n\}", ptx, re.S).groups()
+    entries, shared = ENTRY.findall(ptx), SHARED.findall(ptx)
+    if len(entries) != 1 or len(shared) > 1:
+        raise unknown(
+            f"{len(entries)} kernels, {len(shared)} variables in shared memory", "it runs one kernel with one at most"
+        )
+    ((header, body),) = entries
     parameters = {name: kind for kind, name in re.findall(r"\.param \.(\w+)\b.* (\w+)(?:,|$)", header, re.M)}
+    if len(parameters) != header.count(".param") or not TYPES.keys() >= set(parameters.values()):
+        raise unknown(header, "it passes numbers and pointers")
     bits, blocks, labels, written = {}, [[]], {}, {}
     where, inline = "", False
     for line in TABLE.sub("", body).splitlines():
@@ -75,7 +96,10 @@ def parse(ptx: str) -> Program:
                 kind, name, number = declaration.groups()
                 names = [name] if number is None else [f"{name}{i}" for i in range(int(number))]
                 bits |= dict.fromkeys(names, 1 if kind == "pred" else int(kind[1:]))
-            elif statement and not statement.startswith("."):
+            elif statement.startswith("."):
+                if statement.split()[0] not in REMARKS:
+                    raise unknown(statement, "no such directive within a kernel")
+            elif statement:
                 instruction = parse_instruction(statement, where)
                 if inline and instruction.name == "mov" and instruction.operands[1] == "0x0":
                     continue  # what Triton lets a masked load without `other` hold is not for a kernel to rely on
@@ -86,22 +110,26 @@ def parse(ptx: str) -> Program:
                     blocks.append([])
     tables = {name: [labels[label] for label in re.findall(r"[$\w]+", names)] for name, names in TABLE.findall(body)}
     written_once = {name for name, times in written.items() if times == 1}
-    return Program(parameters, bits, blocks, labels, tables, written_once)
+    return Program(parameters, bits, blocks, labels, tables, written_once, *shared or [None])
 
 
 def parse_instruction(statement: str, where: str) -> Instruction:
-    guard, opcode, rest = re.fullmatch(r"(?:@(!?%\w+)\s+)?([\w.:]+)\s*(.*)", statement, re.S).groups()
-    name, *modifiers = opcode.replace("::", ":").split(".")
-    operands = tuple(parse_operand(text) for text in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s{}\[\]|]+", rest))
-    return Instruction(guard and (guard.lstrip("!"), guard[0] == "!"), name, tuple(modifiers), operands, where)
+    parts = INSTRUCTION.fullmatch(statement)
+    if not parts:
+        raise unknown(statement, "no instruction that it can read")
+    guard, name, modifiers = parts["guard"], parts["name"], parts["modifiers"].lstrip(".")
+    operands = tuple(parse_operand(text) for text in re.findall(OPERAND, parts["operands"] or ""))
+    require_known(statement, name, modifiers, operands)
+    guard = guard and (guard.lstrip("!"), guard[0] == "!")
+    return Instruction(guard, name, tuple(filter(None, modifiers.split("."))), operands, where)
 
 
 def parse_operand(text: str):
     if text[0] == "{":
         return [part.strip() for part in text[1:-1].split(",")]
     if text[0] == "[":
-        base, _, offset = text[1:-1].replace(" ", "").partition("+")
-        return Address(base, int(offset or "0", 0))
+        base, _, offset = "".join(text[1:-1].split()).partition("+")
+        return Address(base, int(offset or "0"))
     return text
 
 

@@ -46,5 +46,5 @@ def test_products_that_must_be_rounded(results):
     """Fused with a difference, equal features have one; in a sum of squares, threads of a token come to several."""
     assert results["nothing fused"]["result"] == 0
     assert results["differences fused"]["result"] > 1e-6
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9):  # older ones let one thread of them write
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):  # older ones let one thread of them write
         assert "two threads write" in results["norms fused"]["fault"]
