@@ -1,26 +1,33 @@
 # Two commands do everything from a fresh clone: `make demo` and `make test`.
-# They need Python 3.11 or newer and a network; all they install goes into .venv here.
+# They need Python 3.11 or newer and a network; all they install goes into .venv here, in the versions of constraints.txt, which
+# continuous integration runs with. LATEST=1 and OLDEST=1 take the newest that there are and the oldest that are promised instead,
+# in environments of their own: make test LATEST=1.
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-READY  := $(VENV)/.installed
+PYTHON      ?= python3
+FLAVOUR     := $(if $(LATEST),-latest,$(if $(OLDEST),-oldest))
+CONSTRAINTS := $(if $(LATEST),,constraints$(FLAVOUR).txt)
+VENV        := .venv$(FLAVOUR)
+BIN         := $(VENV)/bin
+READY       := $(VENV)/.installed
+INSTALL     := $(BIN)/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test sanitize bench bench-gpu gpu kernel-report kernel-counts lint clean
+.PHONY: help venv demo test test-all sanitize bench bench-gpu gpu kernel-report kernel-counts lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-venv: $(READY)  ## make .venv with everything the project needs
+venv: $(READY)  ## make .venv with everything the project needs, in the versions of constraints.txt (LATEST=1, OLDEST=1: others)
 
-# Made anew whenever what is to be installed or built has changed.
-$(READY): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+# Made anew whenever what is to be installed or built has changed. What builds need comes first, so that each builds here and not
+# in an environment of its own with another torch.
+$(READY): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csrc -type f 2>/dev/null)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --editable ".[train,bench,dev]"
+	$(INSTALL) --quiet --upgrade pip
+	$(INSTALL) setuptools wheel cmake ninja pybind11 torch torchvision
+	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --editable ".[train,bench,sam2,dev]"
 	@touch $@
 
 demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-report/report.html
@@ -29,7 +36,10 @@ demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-rep
 # Several processes, each with whole files: what a file builds for its tests is built once.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test: $(READY)  ## all tests; ARGS="-k name" picks some
+test: $(READY)  ## the tests; ARGS="-k name" picks some
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(READY) ## these and the long ones: every product of options, every mistake that a model of a GPU must notice
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 # The native module once more with the sanitizers, in a copy of the package of its own.
@@ -64,4 +74,4 @@ lint: $(READY)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:          ## remove builds and .venv
-	rm -rf $(VENV) build dist *.egg-info lgf_kernels/*.so
+	rm -rf .venv .venv-latest .venv-oldest build dist *.egg-info lgf_kernels/*.so

@@ -15,7 +15,7 @@ nvcc is installed, for Ampere and Hopper. How much work they do stands in `kerne
 if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
     import sys
 
-    from lgf_kernels.cli import imported
+    from lgf_cli.main import imported
 
     sys.exit(imported("kernel_report.py", "kernel_report", "triton tqdm").main())
 

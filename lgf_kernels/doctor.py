@@ -1,14 +1,5 @@
-"""Say what is installed, what runs on this machine, and why the rest does not.
+"""The report of `lgf doctor`: what is installed, what runs on this machine, and why the rest does not."""
 
-Made to be pasted into a bug report: versions, devices, backends, the compile options of the native modules, and the
-environment variables that change anything. No paths, user or host names.
-
-  lgf doctor            for people
-  lgf doctor --json     for programs
-"""
-
-import argparse
-import json
 import os
 import platform
 from importlib import metadata
@@ -17,8 +8,9 @@ import torch
 
 from . import __version__, native
 from .backends import backends
+from .tested import TESTED, untested
 
-PACKAGES = ("triton", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sam2", "av")
+PACKAGES = [name for name in TESTED if name not in ("python", "torch")]
 VARIABLES = (
     "LGF_BACKEND",
     "LGF_CPU_ISA",
@@ -30,25 +22,12 @@ VARIABLES = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    report = examine()
-    print(json.dumps(report, indent=2) if arguments.json else as_text(report))
-    return 0
-
-
 def examine() -> dict:
     """Everything the report says, as plain data."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__} | _package_versions()
     return {
-        "versions": {
-            "lgf-kernels": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **_package_versions(),
-        },
+        "versions": {"lgf-kernels": __version__} | versions,
+        "untested": {name: why for name, version in versions.items() if (why := untested(name, version))},
         "system": {
             "platform": platform.platform(),
             "cpu": cpu_name(),
@@ -65,9 +44,11 @@ def examine() -> dict:
 
 def as_text(report: dict) -> str:
     """The report for a terminal."""
-    sections = []
-    for title in ("versions", "system"):
-        sections.append((title, list(report[title].items())))
+    untested = {name: f" ({why})" for name, why in report["untested"].items()}
+    sections = [
+        ("versions", [(name, version + untested.get(name, "")) for name, version in report["versions"].items()]),
+        ("system", list(report["system"].items())),
+    ]
     devices = [(row["name"], row["about"]) for row in report["devices"]]
     sections.append(("GPUs", devices or [("none", "torch sees no CUDA device")]))
     rows = [(b["name"], ("available: " if b["available"] else "no: ") + b["reason"]) for b in report["backends"]]

@@ -4,6 +4,8 @@ output shows."""
 import importlib.util
 import os
 
+# Tests run side by side, each with one thread: more of them only get into each other's way. What is about threads asks for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # cuBLAS is deterministic only with a workspace of fixed size, and reads this when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -11,7 +11,7 @@ import sys
 import torch
 
 import lgf_kernels as lgf
-from lgf_kernels.cli import main
+from lgf_cli import main
 
 
 def test_text_says_everything_and_nothing_private(capsys, monkeypatch):
@@ -40,7 +40,7 @@ def test_json_is_the_same_report(capsys, monkeypatch):
 
 def test_help_and_version():
     def lgf_command(*arguments):
-        return subprocess.run([sys.executable, "-m", "lgf_kernels.cli", *arguments], capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "lgf_cli", *arguments], capture_output=True, text=True)
 
     assert "doctor" in lgf_command("--help").stdout and "demo" in lgf_command("--help").stdout
     assert "--json" in lgf_command("doctor", "--help").stdout

@@ -21,7 +21,7 @@ def run(folder, missing, *command):
 @pytest.mark.parametrize(
     ("command", "name", "missing", "needed"),
     [
-        ("-m lgf_kernels.cli extract", "lgf extract", "tyro", '"lgf-kernels[train]"'),
+        ("-m lgf_cli extract", "lgf extract", "tyro", '"lgf-kernels[train]"'),
         ("-m lgf_trainer.playground tiny", "python -m lgf_trainer.playground", "tyro", '"lgf-kernels[train]"'),
         ("-m lgf_trainer.memory", "python -m lgf_trainer.memory", "diffusers", '"lgf-kernels[train]"'),
         ("benchmarks/kernel_report.py", "kernel_report.py", "triton", "triton tqdm"),

@@ -59,7 +59,7 @@ def installed(package, place, **environment):
     assert where.startswith(str(place)), "the installed package is not what was imported"
     loss = "import torch, lgf_kernels as l; f = torch.randn(1, 2, 3, 4, 5); print(l.lgf_kl_loss(f, f).item())"
     assert abs(float(python("-c", loss))) < 1e-5
-    return json.loads(python("-m", "lgf_kernels.cli", "doctor", "--json")), pip.stdout + pip.stderr
+    return json.loads(python("-m", "lgf_cli", "doctor", "--json")), pip.stdout + pip.stderr
 
 
 def test_sdist_holds_what_a_build_needs(built):
@@ -67,7 +67,7 @@ def test_sdist_holds_what_a_build_needs(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     assert sources <= names
-    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "CMakeLists.txt", "lgf_kernels/cli.py"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "CMakeLists.txt", "python/lgf_cli/main.py"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
     assert not [name for name in names if name.startswith("tests/")], "a few of them, without what they need to run"
 

@@ -113,7 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
+    """Run the command; its exit code."""
+    parser = argparse.ArgumentParser(prog="lgf bench", description=__doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
     except UserError as error:

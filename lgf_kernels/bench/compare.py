@@ -176,7 +176,7 @@ def _check_out(commit: str, place: Path, device: str) -> None:
 def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
     """One run of `lgf bench` in a checkout, of times only."""
     with tempfile.TemporaryDirectory(dir=place.parent) as out:
-        command = [sys.executable, "-P", "-m", "lgf_kernels.cli", "bench", *arguments.what, "--out", out, "--measure"]
+        command = [sys.executable, "-P", "-m", "lgf_kernels.bench", *arguments.what, "--out", out, "--measure"]
         command += ["--device", arguments.device, "--rounds", str(arguments.rounds), "--window", str(arguments.window)]
         command += ["--dtypes", *arguments.dtypes]
         for option in ("shapes", "providers"):

@@ -48,7 +48,7 @@ class Step(NamedTuple):
     share: float = 1.0
 
 
-LGF = (sys.executable, "-P", "-m", "lgf_kernels.cli")
+LGF = (sys.executable, "-P", "-m", "lgf_cli")
 
 
 def bench(*arguments: str) -> Callable[[float, Path], list[str]]:

@@ -38,8 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=names, help="of lgf_kernels (default: the first that can; see lgf doctor)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Run the demo; 0 if it wrote its report, 2 if it could not, with the reason on stderr, 130 if it was interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="lgf demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
     except KeyboardInterrupt:

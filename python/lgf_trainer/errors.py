@@ -2,12 +2,11 @@
 
 import errno
 
+from lgf_cli.errors import UserError
 
-class TrainerError(ValueError):
-    """Bad input or bad surroundings: the message, one line, says what is wrong and what to do.
 
-    The commands print it without a traceback and exit with 1.
-    """
+class TrainerError(UserError):
+    """Bad input or bad surroundings of the trainer."""
 
 
 def in_short(error: Exception) -> str:

@@ -8,7 +8,7 @@ for REPA; --teacher none --dino makes a cache for REPA alone, of videos without 
     lgf extract videos/ --output cache --detect "a person . an animal"
     lgf extract clips.jsonl --output cache                    boxes and captions from a manifest
     lgf extract shards/ --output cache                        .tar shards in webdataset format
-    accelerate launch -m lgf_kernels.cli extract videos/ --output cache     one process for each GPU, on any number of nodes
+    accelerate launch -m lgf_cli extract videos/ --output cache     one process for each GPU, on any number of nodes
 
 Stop it whenever you like: what is there is kept, and the same command goes on from there. Videos that are damaged, too
 short, or have no caption or box are left out and listed at the end.

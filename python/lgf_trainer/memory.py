@@ -11,9 +11,9 @@ counted: casts, temporary buffers of kernels, the allocator's losses, CUDA itsel
 if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
     import sys
 
-    from lgf_kernels.cli import run_trainer
+    import lgf_cli
 
-    sys.exit(run_trainer("python -m lgf_trainer.memory", "lgf_trainer.memory", sys.argv[1:]))
+    sys.exit(lgf_cli.run("python -m lgf_trainer.memory", "lgf_trainer.memory", sys.argv[1:], '"lgf-kernels[train]"'))
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -16,9 +16,11 @@ The weights are random: what comes out means nothing, but every step is the real
 if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
     import sys
 
-    from lgf_kernels.cli import run_trainer
+    import lgf_cli
 
-    sys.exit(run_trainer("python -m lgf_trainer.playground", "lgf_trainer.playground", sys.argv[1:]))
+    sys.exit(
+        lgf_cli.run("python -m lgf_trainer.playground", "lgf_trainer.playground", sys.argv[1:], '"lgf-kernels[train]"')
+    )
 
 import json
 from pathlib import Path

@@ -22,7 +22,7 @@ class Options:
 
     Writes OUTPUT/without/NAME.mp4, OUTPUT/with/NAME.mp4 and OUTPUT/grid/NAME.png (frames of both, a row each). Every
     mp4 says in its metadata how it was made. Videos that are there, made alike, are kept: stop it whenever you like and
-    run it again. On several GPUs: accelerate launch -m lgf_kernels.cli sample ...
+    run it again. On several GPUs: accelerate launch -m lgf_cli sample ...
 
     Everything is read from this machine, unless --model is the name of a model on the Hugging Face hub.
 

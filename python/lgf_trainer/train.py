@@ -2,7 +2,7 @@
 
     lgf train sam2videox --data.cache cache --run.output runs/dog      the paper's recipe
     lgf train my-recipe.yaml --training.steps 500                      your own, and a change to it
-    accelerate launch -m lgf_kernels.cli train sam2videox ...          on several GPUs and nodes
+    accelerate launch -m lgf_cli train sam2videox ...          on several GPUs and nodes
 
 A run that is started again goes on from its last checkpoint.
 """

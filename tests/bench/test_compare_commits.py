@@ -10,16 +10,18 @@ import pytest
 from bench_helpers import row
 
 from lgf_kernels.bench import checkout, compare
-from lgf_kernels.cli import main
+from lgf_cli import main
 
 pytest.importorskip("tqdm")
 
 SETUP = """
 from pathlib import Path
-assert Path("lgf_kernels/bench/compare.py").exists(), "the benchmark of the present checkout"
-Path("lgf_kernels/built.json").write_text(Path("row.json").read_text())
+bench = Path("lgf_kernels/bench")
+assert (bench / "compare.py").exists(), "the benchmark of the present checkout"
+(bench / "__main__.py").write_text(Path("command.py").read_text())
+(bench / "built.json").write_text(Path("row.json").read_text())
 """
-CLI = """
+COMMAND = """
 import sys
 from pathlib import Path
 out = Path(sys.argv[sys.argv.index("--out") + 1])
@@ -33,7 +35,7 @@ def repository(tmp_path, git, monkeypatch):
     root = tmp_path / "repository"
     (root / "lgf_kernels").mkdir(parents=True)
     (root / "lgf_kernels" / "__init__.py").touch()
-    (root / "lgf_kernels" / "cli.py").write_text(CLI)
+    (root / "command.py").write_text(COMMAND)
     (root / "setup.py").write_text(SETUP)
     git(root, "init", "-q")
     for milliseconds in (10.0, 5.0, None):
@@ -97,11 +99,11 @@ def test_interrupted(repository, monkeypatch, capsys):
 FOREVER = """
 import sys, tempfile, time
 from pathlib import Path
-from lgf_kernels import cli
+import lgf_cli
 from lgf_kernels.bench import checkout, compare
 checkout.ROOT, tempfile.tempdir = Path(sys.argv[1]), sys.argv[2]
 compare._measure = lambda *_: print("measuring", flush=True) or time.sleep(600)
-cli.main(["bench", "--compare", "HEAD~2", "HEAD~1"])
+lgf_cli.main(["bench", "--compare", "HEAD~2", "HEAD~1"])
 """
 
 

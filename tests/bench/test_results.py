@@ -11,7 +11,7 @@ from lgf_kernels.bench import ceilings, compare, report, results
 from lgf_kernels.bench.errors import UserError
 from lgf_kernels.bench.step import STEP
 from lgf_kernels.bench.table import baseline, of_floor, quartiles, ratio
-from lgf_kernels.cli import main
+from lgf_cli import main
 
 
 def times(median: float) -> dict:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from clips import write_clip
 
-from lgf_kernels.cli import main
+from lgf_cli import main
 from lgf_kernels.demo import cost
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
@@ -94,7 +94,7 @@ def test_the_cost_is_of_the_backend_that_is_asked_for(monkeypatch, backend, form
 
 def lgf(*arguments: object) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "lgf_kernels.cli", "demo", *map(str, arguments)]
+    command = [sys.executable, "-m", "lgf_cli", "demo", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

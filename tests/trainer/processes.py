@@ -42,11 +42,11 @@ def run_and_kill(module: str, function: str, call: int, words: list[str]) -> Non
 if __name__ == "__main__":
     from trainer.kill_points import after
 
-    from lgf_kernels import cli
+    import lgf_cli
 
     module, function, call, *words = sys.argv[1:]
     place, _, name = function.rpartition(".")
     owner = importlib.import_module(module)
     owner = attrgetter(place)(owner) if place else owner
     setattr(owner, name, after(getattr(owner, name), int(call)))
-    sys.exit(cli.main(words))
+    sys.exit(lgf_cli.main(words))

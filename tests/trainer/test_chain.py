@@ -24,7 +24,7 @@ from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
 from trainer.processes import environment, run_and_kill
 
-from lgf_kernels import cli
+import lgf_cli
 from lgf_kernels.demo.clips import make_clip
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def clip(request, tmp_path):
 
 def run(words: list[str]) -> int:
     """Train to the end; the step that it began with."""
-    command = [sys.executable, "-P", "-m", "lgf_kernels.cli", *words]
+    command = [sys.executable, "-P", "-m", "lgf_cli", *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(re.search(rf" (\d+)/{STEPS} ", done.stderr)[1])
@@ -84,9 +84,9 @@ def network(path: Path) -> Path:
 def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     commands = readme_commands()
-    assert cli.run_trainer("playground", "lgf_trainer.playground", ["tiny", "--video", str(clip)]) == 0
+    assert lgf_cli.run("playground", "lgf_trainer.playground", ["tiny", "--video", str(clip)], "") == 0
 
-    assert cli.main(commands["extract"]) == 0
+    assert lgf_cli.main(commands["extract"]) == 0
     cache = WindowCache("tiny/cache")
     windows = [cache.read(key) for key in cache.keys()]
     starts = sorted(window.about["start"] for window in windows)
@@ -107,20 +107,20 @@ def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys
     history = torch.tensor(losses(whole))
     assert history[-5:, 1].mean() < 0.5 * history[:5, 1].mean()
 
-    assert cli.main(commands["sample"]) == 0
+    assert lgf_cli.main(commands["sample"]) == 0
     without, trained = (export.decode_video(Path("tiny/out") / arm / "clip.mp4") for arm in ("without", "with"))
     assert without.shape == trained.shape == (9, 64, 96, 3) and (without != trained).any()
     assert Path("tiny/out/grid/clip.png").exists()
 
     capsys.readouterr()
-    assert cli.main(commands["eval"]) == 0
+    assert lgf_cli.main(commands["eval"]) == 0
     printed = capsys.readouterr().out
     assert len(list(Path("tiny/motion").glob("*.png"))) == printed.count("certainty") == len(starts) + 1
 
     more = [*commands["sample"], "--samples", "2", "--output", "tiny/two", "--steps", "2"]
-    assert cli.main(more) == 0
+    assert lgf_cli.main(more) == 0
     both = ["eval", "fvd", "tiny/two/without", "tiny/two/with", "--network", str(network(Path("net.pt")))]
-    assert cli.main([*both, "--frames", "9", "--size", "16", "16"]) == 0
+    assert lgf_cli.main([*both, "--frames", "9", "--size", "16", "16"]) == 0
     assert re.search(r"FVD \d+\.\d\d   \(2 real and 2 generated", capsys.readouterr().out)
 
 
@@ -130,7 +130,7 @@ def test_repa_on_dino_features(tmp_path, monkeypatch):
     extract = shlex.split(
         "extract tiny/videos.jsonl --model tiny/model --teacher none --dino --dino-model tiny/dino --output dino"
     )
-    assert cli.main(extract) == 0
+    assert lgf_cli.main(extract) == 0
     repa = shlex.split("train tiny/recipe.yaml --data.cache dino --alignment.loss repa --alignment.features dino")
     assert run(repa) == 0
     history = torch.tensor(losses(Path("tiny/run")))
@@ -158,4 +158,4 @@ def test_the_playgrounds_clip_moves_to_the_right(tmp_path):
 
 def test_a_video_that_is_not_there(tmp_path):
     with pytest.raises(SystemExit, match=r"playground: gone\.mp4: no such file"):
-        cli.run_trainer("playground", "lgf_trainer.playground", [str(tmp_path / "tiny"), "--video", "gone.mp4"])
+        lgf_cli.run("playground", "lgf_trainer.playground", [str(tmp_path / "tiny"), "--video", "gone.mp4"], "")

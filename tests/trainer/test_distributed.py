@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from trainer.processes import run_two
 from trainer.training_data import tiny
 
-from lgf_kernels.cli import main as lgf
+from lgf_cli import main as lgf
 
 ROOT = Path(__file__).parents[2]
 GLOO = torch.distributed.is_available() and torch.distributed.is_gloo_available()

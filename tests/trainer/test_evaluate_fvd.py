@@ -17,7 +17,7 @@ from lgf_trainer.evaluate import main
 from lgf_trainer.folders import find_videos
 from lgf_trainer.fvd import Clips, Gaussian, Network, features_of, frechet_distance
 
-from lgf_kernels import cli
+import lgf_cli
 
 
 def gaussian(vectors: torch.Tensor) -> Gaussian:
@@ -281,5 +281,5 @@ def test_mistakes_end_in_one_line(folders, words, reason):
     film(folders / "lonely" / "a.mp4", [1, 2, 3, 4])
     given = [word.format(f=folders) for word in words.split()]
     with pytest.raises(SystemExit) as end:
-        cli.main(["eval", "fvd", "--frames", "4", "--size", "16", "16", *given])
+        lgf_cli.main(["eval", "fvd", "--frames", "4", "--size", "16", "16", *given])
     assert reason in str(end.value) and "\n" not in str(end.value)

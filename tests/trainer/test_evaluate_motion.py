@@ -18,7 +18,8 @@ from lgf_trainer.motion_pictures import Motion, draw, of_cache, of_video, speed
 from lgf_trainer.pictures import flow_colours
 from PIL import Image
 
-from lgf_kernels import cli, local_gram_flow
+import lgf_cli
+from lgf_kernels import local_gram_flow
 from lgf_kernels.demo.clips import make_clip
 from lgf_kernels.demo.oracle import oracle_features
 
@@ -259,5 +260,5 @@ def test_mistakes_end_in_one_line(folder, monkeypatch, words, reason, clip):
     WindowCache(folder / "empty", {})
     WindowCache(folder / "latents", {"frames": 9}).write("k", {"latents": torch.zeros(2)}, {})
     with pytest.raises(SystemExit) as end:
-        cli.main(["eval", "motion", *words])
+        lgf_cli.main(["eval", "motion", *words])
     assert reason in str(end.value) and "\n" not in str(end.value)

@@ -13,7 +13,7 @@ from lgf_trainer.errors import TrainerError
 from lgf_trainer.evaluate import main
 from lgf_trainer.vbench import NORMALISATION, extended_motion_score, motion_score, read_results, score_row
 
-from lgf_kernels import cli
+import lgf_cli
 
 # Background and subject consistency, motion smoothness and Motion Score, from SAM2VideoX, tables 1 and 3.
 TABLES = {
@@ -122,7 +122,7 @@ def test_rows_without_a_dynamic_degree_or_with_the_same_are_not_marked():
 def test_bad_files_end_in_one_line(tmp_path, content, reason):
     (tmp_path / "a_eval_results.json").write_text(content)
     with pytest.raises(SystemExit) as end:
-        cli.main(["eval", "vbench", str(tmp_path / "a_eval_results.json")])
+        lgf_cli.main(["eval", "vbench", str(tmp_path / "a_eval_results.json")])
     assert str(end.value).startswith("lgf eval: ") and reason in str(end.value) and "\n" not in str(end.value)
 
 

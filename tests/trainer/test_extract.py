@@ -45,7 +45,7 @@ from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny
 
 import lgf_kernels as lgf
-from lgf_kernels.cli import main as lgf_command
+from lgf_cli import main as lgf_command
 
 CPU = torch.device("cpu")
 BOX = [30.0, 16.0, 110.0, 80.0]  # in the 96 x 160 pixels of a clip
@@ -612,7 +612,7 @@ def command(models, sources, out):
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
     alone = run(many, *dino(models))
-    done = run_two("-m", "lgf_kernels.cli", *command(models, many, tmp_path / "two"), ACCELERATE_USE_CPU="true")
+    done = run_two("-m", "lgf_cli", *command(models, many, tmp_path / "two"), ACCELERATE_USE_CPU="true")
     two = WindowCache(tmp_path / "two")
     assert windows(two) == windows(alone)
     one, both = report(alone), report(two)

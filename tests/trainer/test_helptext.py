@@ -13,7 +13,7 @@ import tyro
 from lgf_trainer import extract, recipe, sample
 from lgf_trainer.helptext import with_help
 
-from lgf_kernels.cli import main as lgf
+from lgf_cli import main as lgf
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from trainer.processes import run_two
 
-from lgf_kernels import cli
+import lgf_cli
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2
@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
 def test_processes_share_the_prompts(folder, tmp_path):
     """Two that know of each other: each makes its own, none is made twice, and one speaks for both."""
     words = arguments(folder, tmp_path, *dog(folder), "--samples", 3, "--no-compare")
-    done = run_two("-m", "lgf_kernels.cli", "sample", *words)
+    done = run_two("-m", "lgf_cli", "sample", *words)
     assert done.stdout.splitlines() == [
         "3 videos to generate, 0 are there",
         f"3 videos are in {tmp_path}, and their grids in {tmp_path / 'grid'}",
@@ -405,7 +405,7 @@ def test_a_mistake_ends_in_one_line(folder, tmp_path, words, reason):
     words = [word.format(f=folder) for word in words.split()]
     given = ["sample", *arguments(folder, tmp_path, *dog(folder), *words)]
     with pytest.raises(SystemExit) as end:
-        cli.main(given)
+        lgf_cli.main(given)
     assert str(end.value).startswith("lgf sample: ") and reason in str(end.value) and "\n" not in str(end.value)
 
 

@@ -27,7 +27,7 @@ from lgf_trainer.testing import make_tiny_pipeline
 from lgf_trainer.train import parse
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
 
-from lgf_kernels.cli import main as lgf
+from lgf_cli import main as lgf
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("diffusion", "alignment", "gradient")

@@ -1,0 +1,88 @@
+"""Print what makes a shell complete the words of `lgf` with Tab.
+
+  eval "$(lgf completion bash)"                                  in ~/.bashrc
+  eval "$(lgf completion zsh)"                                   in ~/.zshrc, after compinit
+  lgf completion fish > ~/.config/fish/completions/lgf.fish      once
+
+The words are those of the installed version; no Python runs when Tab is pressed.
+"""
+
+import argparse
+import importlib
+import importlib.util
+from pathlib import Path
+
+BASH = """\
+_lgf() {{
+    local words=""
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words="{commands}"
+    else
+        case "${{COMP_WORDS[1]}}" in
+{cases}
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o bashdefault -o default -F _lgf lgf
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="lgf completion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("shell", choices=SHELLS)
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    print(SHELLS[parser().parse_args(arguments).shell](words()), end="")
+    return 0
+
+
+def words() -> dict[str, list[str]]:
+    """What may follow each command, beside files: its options where its module tells them, recipes, subcommands."""
+    from .main import COMMANDS
+
+    found = {name: _options(command.module) for name, command in COMMANDS.items() if not command.extra}
+    return found | {
+        "extract": ["--help"],
+        "train": ["--help", *recipes()],
+        "sample": ["--help"],
+        "eval": ["--help", "vbench", "fvd", "motion"],
+    }
+
+
+def _options(module: str) -> list[str]:
+    command = importlib.import_module(module).parser()
+    return [word for action in command._actions for word in action.option_strings or action.choices or ()]
+
+
+def recipes() -> list[str]:
+    """The names of those that come with the trainer, which is not imported for them."""
+    trainer = importlib.util.find_spec("lgf_trainer")
+    folders = trainer.submodule_search_locations if trainer else []
+    return sorted(path.stem for folder in folders for path in Path(folder, "recipes").glob("*.yaml"))
+
+
+def bash(words: dict[str, list[str]]) -> str:
+    cases = "\n".join(f'            {name}) words="{" ".join(found)}" ;;' for name, found in words.items())
+    return BASH.format(commands=" ".join(words), cases=cases)
+
+
+def zsh(words: dict[str, list[str]]) -> str:
+    return "autoload -U +X bashcompinit && bashcompinit\n" + bash(words)
+
+
+def fish(words: dict[str, list[str]]) -> str:
+    from .main import COMMANDS
+
+    lines = []
+    for name, found in words.items():
+        lines.append(f"complete -c lgf -n __fish_use_subcommand -a {name} -d '{COMMANDS[name].summary}'")
+        lines += [f"complete -c lgf -n '__fish_seen_subcommand_from {name}' -a '{word}'" for word in found]
+    return "\n".join(lines) + "\n"
+
+
+SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}
