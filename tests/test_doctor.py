@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import torch
+from lgf_cli import main
 
 import lgf_kernels as lgf
-from lgf_cli import main
 
 
 def test_text_says_everything_and_nothing_private(capsys, monkeypatch):

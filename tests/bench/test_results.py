@@ -6,12 +6,12 @@ import math
 
 import pytest
 from bench_helpers import row
+from lgf_cli import main
 
 from lgf_kernels.bench import ceilings, compare, report, results
 from lgf_kernels.bench.errors import UserError
 from lgf_kernels.bench.step import STEP
 from lgf_kernels.bench.table import baseline, of_floor, quartiles, ratio
-from lgf_cli import main
 
 
 def times(median: float) -> dict:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from clips import write_clip
-
 from lgf_cli import main
+
 from lgf_kernels.demo import cost
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):

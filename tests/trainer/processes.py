@@ -40,9 +40,8 @@ def run_and_kill(module: str, function: str, call: int, words: list[str]) -> Non
 
 
 if __name__ == "__main__":
-    from trainer.kill_points import after
-
     import lgf_cli
+    from trainer.kill_points import after
 
     module, function, call, *words = sys.argv[1:]
     place, _, name = function.rpartition(".")

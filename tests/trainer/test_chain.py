@@ -17,6 +17,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
+import lgf_cli
 from clips import REAL
 from lgf_trainer import export, playground
 from lgf_trainer.cache import WindowCache
@@ -24,7 +25,6 @@ from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
 from trainer.processes import environment, run_and_kill
 
-import lgf_cli
 from lgf_kernels.demo.clips import make_clip
 
 ROOT = Path(__file__).parents[2]

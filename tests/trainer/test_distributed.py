@@ -12,13 +12,12 @@ pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
 from diffusers import CogVideoXImageToVideoPipeline
+from lgf_cli import main as lgf
 from lgf_trainer.run import TrainingRun
 from lgf_trainer.train import parse
 from safetensors.torch import load_file
 from trainer.processes import run_two
 from trainer.training_data import tiny
-
-from lgf_cli import main as lgf
 
 ROOT = Path(__file__).parents[2]
 GLOO = torch.distributed.is_available() and torch.distributed.is_gloo_available()

@@ -10,14 +10,13 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("tyro")
 
+import lgf_cli
 from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.errors import TrainerError
 from lgf_trainer.evaluate import main
 from lgf_trainer.folders import find_videos
 from lgf_trainer.fvd import Clips, Gaussian, Network, features_of, frechet_distance
-
-import lgf_cli
 
 
 def gaussian(vectors: torch.Tensor) -> Gaussian:

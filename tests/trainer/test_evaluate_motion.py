@@ -10,6 +10,7 @@ pytest.importorskip("av")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
+import lgf_cli
 from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.evaluate import main
@@ -18,7 +19,6 @@ from lgf_trainer.motion_pictures import Motion, draw, of_cache, of_video, speed
 from lgf_trainer.pictures import flow_colours
 from PIL import Image
 
-import lgf_cli
 from lgf_kernels import local_gram_flow
 from lgf_kernels.demo.clips import make_clip
 from lgf_kernels.demo.oracle import oracle_features

@@ -9,11 +9,10 @@ import pytest
 
 pytest.importorskip("tyro")
 
+import lgf_cli
 from lgf_trainer.errors import TrainerError
 from lgf_trainer.evaluate import main
 from lgf_trainer.vbench import NORMALISATION, extended_motion_score, motion_score, read_results, score_row
-
-import lgf_cli
 
 # Background and subject consistency, motion smoothness and Motion Score, from SAM2VideoX, tables 1 and 3.
 TABLES = {

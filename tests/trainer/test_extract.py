@@ -19,6 +19,7 @@ pytest.importorskip("tyro")
 from clips import REAL, write_clip
 from diffusers import CogVideoXImageToVideoPipeline
 from helpers import flowing
+from lgf_cli import main as lgf_command
 from lgf_trainer import cache as cache_module
 from lgf_trainer import extract
 from lgf_trainer.cache import WindowCache
@@ -45,7 +46,6 @@ from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny
 
 import lgf_kernels as lgf
-from lgf_cli import main as lgf_command
 
 CPU = torch.device("cpu")
 BOX = [30.0, 16.0, 110.0, 80.0]  # in the 96 x 160 pixels of a clip

@@ -10,10 +10,9 @@ pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
 
 import tyro
+from lgf_cli import main as lgf
 from lgf_trainer import extract, recipe, sample
 from lgf_trainer.helptext import with_help
-
-from lgf_cli import main as lgf
 
 
 @dataclass(frozen=True)

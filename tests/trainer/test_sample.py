@@ -15,6 +15,7 @@ pytest.importorskip("av")
 pytest.importorskip("tyro")
 
 import av
+import lgf_cli
 import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from diffusers.training_utils import _collate_lora_metadata
@@ -30,8 +31,6 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from trainer.processes import run_two
-
-import lgf_cli
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2

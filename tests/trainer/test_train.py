@@ -18,6 +18,7 @@ pytest.importorskip("tyro")
 
 from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline
+from lgf_cli import main as lgf
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.metrics import _WHAT_TO_TRY
 from lgf_trainer.optimiser import GroupedAdamW
@@ -26,8 +27,6 @@ from lgf_trainer.run import TrainingRun
 from lgf_trainer.testing import make_tiny_pipeline
 from lgf_trainer.train import parse
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
-
-from lgf_cli import main as lgf
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("diffusion", "alignment", "gradient")
