@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._inductor.config
 from helpers import backends_of, features, value_and_gradient
+from pairs import every_value
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
@@ -58,8 +59,7 @@ def opcheck(operator, arguments):
 
 
 @pytest.mark.parametrize("backend", backends_of("lgf_kl"))
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("direction", ["forward", "both"])
+@every_value(direction=("forward", "both"), reduction=("mean", "none"))
 def test_opcheck_lgf_kl(backend, direction, reduction):
     options = (3, 0.1, "cosine", "exclude", "kl", direction, reduction)
     student, teacher = student_and_teacher()

@@ -1,22 +1,19 @@
 """Every backend against the oracle: every option, ragged shapes, types, extremes."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_close, backends_of, double, features, relative_error, rounding, value_and_gradient
+from pairs import every_pair, every_value
 
 import lgf_kernels as lgf
 
 pytestmark = pytest.mark.parametrize("backend", backends_of("lgf_kl"))
 
-OPTIONS = [
-    dict(zip(("similarity", "boundary", "divergence", "direction", "reduction"), values, strict=True))
-    for values in itertools.product(
-        ("cosine", "dot"), ("exclude", "zero"), ("kl", "l2"), ("forward", "backward", "both"), ("mean", "sum", "none")
-    )
-]
+OPTIONS = {
+    "similarity": ("cosine", "dot"), "boundary": ("exclude", "zero"), "divergence": ("kl", "l2"),
+    "direction": ("forward", "backward", "both"), "reduction": ("mean", "sum", "none"),
+}  # fmt: skip
 
 #: (B, T, H, W, C): single rows, columns and channels, frames smaller than the window, wider than a tile, many channels.
 SHAPES = [
@@ -45,8 +42,7 @@ def against_reference(backend, student, teachers, loss=lgf.lgf_kl_loss, toleranc
     assert_close(gradient, true_gradient, tolerance)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o.values()))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_pair(dtype=(torch.float32, torch.float64), options=OPTIONS)
 def test_every_option(backend, dtype, options):
     student = features(2, 3, 5, 6, 7, dtype=dtype)
     teachers = [features(2, 3, 5, 6, C, dtype=dtype) for C in (4, 9)]
@@ -56,9 +52,7 @@ def test_every_option(backend, dtype, options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "options", [o for o in OPTIONS if o["direction"] != "both"], ids=lambda o: "-".join(o.values())
-)
+@every_pair(options=OPTIONS | {"direction": ("forward", "backward")})
 def test_every_option_from_logits(backend, options):
     student = features(2, 3, 5, 6, 7)
     logits = [
@@ -87,11 +81,10 @@ def test_what_a_cache_holds_outside_the_frame_is_not_looked_at(backend, divergen
 
 @pytest.mark.parametrize("window", range(1, 16, 2))
 def test_every_window(backend, window):
-    against_reference(backend, features(1, 3, 9, 11, 16), features(1, 3, 9, 11, 16), window=window, direction="both")
+    against_reference(backend, features(1, 2, 9, 11, 16), features(1, 2, 9, 11, 16), window=window, direction="both")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("boundary", ["exclude", "zero"])
+@every_value(shape=SHAPES, boundary=("exclude", "zero"))
 def test_ragged_shapes(backend, boundary, shape):
     against_reference(backend, features(*shape), features(*shape[:4], 6), boundary=boundary, direction="both")
 
@@ -195,22 +188,22 @@ def test_equal_features_have_no_divergence(backend):
     assert abs(value) < 1e-6 and gradient.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("divergence", ["kl", "l2"])
-@pytest.mark.parametrize("where", ["student", "teacher"])
-@pytest.mark.parametrize("frame", [0, 2], ids=["only a query", "only a key"])
-def test_not_a_number_in_is_not_a_number_out(backend, frame, where, divergence, similarity, bad):
-    tensors = {"student": features(1, 3, 20, 21, 8), "teacher": features(1, 3, 20, 21, 8)}
-    tensors[where][0, frame, 10, 11, 3] = bad
+@every_pair(
+    bad=(torch.nan, torch.inf, -torch.inf), similarity=("cosine", "dot"), divergence=("kl", "l2"),
+    where=("student", "teacher"), only=("a query", "a key"),
+)  # fmt: skip
+def test_not_a_number_in_is_not_a_number_out(backend, only, where, divergence, similarity, bad):
+    frame = 0 if only == "a query" else 2
+    tensors = {"student": features(1, 3, 16, 16, 8), "teacher": features(1, 3, 16, 16, 8)}
+    tensors[where][0, frame, 8, 9, 3] = bad
     options = dict(similarity=similarity, divergence=divergence, backend=backend)
     assert lgf.lgf_kl_loss(tensors["student"], tensors["teacher"], **options).isnan()
     tokens = lgf.lgf_kl_loss(tensors["student"], tensors["teacher"], reduction="none", **options)[0]
-    reach = torch.zeros(2, 20, 21, dtype=torch.bool)
+    reach = torch.zeros(2, 16, 16, dtype=torch.bool)
     if frame == 0:
-        reach[0, 10, 11] = True
+        reach[0, 8, 9] = True
     else:
-        reach[1, 7:14, 8:15] = True
+        reach[1, 5:12, 6:13] = True
     assert tokens[~reach].isfinite().all()
     assert tokens[reach].isnan().any() and not tokens[reach].isinf().any()
     if bad != bad or similarity == "cosine":
@@ -236,7 +229,7 @@ def test_strided_inputs(backend, layout):
 
 
 def test_two_runs_are_bitwise_equal(backend):
-    student, teacher = features(2, 4, 9, 20, 32), features(2, 4, 9, 20, 16)
+    student, teacher = features(2, 3, 9, 10, 32), features(2, 3, 9, 10, 16)
     first = value_and_gradient(lgf.lgf_kl_loss, student, teacher, direction="both", backend=backend)
     second = value_and_gradient(lgf.lgf_kl_loss, student, teacher, direction="both", backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -3,16 +3,17 @@
 import pytest
 import torch
 from helpers import assert_close, backends_of, features, rounding, value_and_gradient
+from pairs import every_pair
 
 import lgf_kernels as lgf
 
 pytestmark = pytest.mark.parametrize("backend", backends_of("local_gram_flow"))
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("window", [1, 3, 7, 15])
-@pytest.mark.parametrize("shape", [(1, 2, 1, 1, 1), (2, 3, 4, 19, 9), (1, 3, 17, 2, 33)], ids=str)
+@every_pair(
+    shape=((1, 2, 1, 1, 1), (2, 3, 4, 19, 9), (1, 3, 17, 2, 33)), window=(1, 3, 7, 15), similarity=("cosine", "dot"),
+    direction=("forward", "backward"),
+)  # fmt: skip
 def test_values_and_gradients(backend, shape, window, similarity, direction):
     f = features(*shape)
     upstream = torch.randn(*shape[:1], shape[1] - 1, *shape[2:4], window**2, dtype=torch.float64)

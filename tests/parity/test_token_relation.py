@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_close, backends_of, features, relative_error, value_and_gradient
+from pairs import every_pair
 
 import lgf_kernels as lgf
 from lgf_kernels.portable import token_relation as portable
@@ -26,9 +27,7 @@ def against_reference(backend, student, teacher, tolerance=1e-5, **options):
         assert_close(our, true, tolerance, absolute=1e-15)  # of a single token, 0 where norms are divided first
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("margin", [0.0, 0.1])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@every_pair(shape=SHAPES, margin=(0.0, 0.1), reduction=("mean", "sum", "none"))
 def test_shapes_margins_reductions(backend, reduction, margin, shape):
     B, frames, N, C, D = shape
     student, teacher = features(B, frames, N, C, dtype=torch.float64), features(B, frames, N, D, dtype=torch.float64)

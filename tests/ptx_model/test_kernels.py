@@ -18,7 +18,6 @@ def results():
     return {row.pop("case"): row for row in rows}
 
 
-@pytest.mark.slow
 def test_operators_against_the_oracle(results):
     operators = {name: row for name, row in results.items() if name.startswith(("lgf_", "local_", "token_"))}
     assert len(operators) == 15
@@ -28,7 +27,6 @@ def test_operators_against_the_oracle(results):
         assert all(error <= most for error, most in zip(row["result"], tolerances, strict=False)), (name, row)
 
 
-@pytest.mark.slow
 def test_bugs_are_noticed(results):
     for name, fault in {
         "past the end": "no part of any argument",
@@ -41,7 +39,6 @@ def test_bugs_are_noticed(results):
     assert math.isnan(results["masked without other"]["result"])
 
 
-@pytest.mark.slow
 def test_products_that_must_be_rounded(results):
     """Fused with a difference, equal features have one; in a sum of squares, threads of a token come to several."""
     assert results["nothing fused"]["result"] == 0

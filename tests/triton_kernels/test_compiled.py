@@ -26,9 +26,12 @@ def check(row, spills=False):
         assert row["tensor_core"] > 0, describe(row)
 
 
-@pytest.mark.slow
-def test_hopper_in_bfloat16():
-    selection = ("--operator", "lgf_kl", "--channels", 64, 256, 768, "--teachers", 1, 2, 0)
+@pytest.mark.parametrize(
+    "channels, teachers", [((256,), (2, 0)), pytest.param((64, 256, 768), (1, 2, 0), marks=pytest.mark.slow)], ids=str
+)
+def test_hopper_in_bfloat16(channels, teachers):
+    """As many teachers as given, 0 for cached logits."""
+    selection = ("--operator", "lgf_kl", "--channels", *channels, "--teachers", *teachers)
     rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
     assert {row["kernel"] for row in rows} == {"lgf_reciprocal_norms", "lgf_kl_forward", "lgf_backward"}
     for row in rows:
@@ -36,7 +39,6 @@ def test_hopper_in_bfloat16():
         check(row)
 
 
-@pytest.mark.slow
 def test_token_relations_on_hopper_in_bfloat16():
     selection = ("--operator", "token_relation", "--channels", 256, "--teacher-channels", 256, 768)
     rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
@@ -49,11 +51,11 @@ def test_token_relations_on_hopper_in_bfloat16():
         assert row["kernel"] != "lgf_relation_distances" or row["fused"] == 0, describe(row)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("teachers", [(2,), pytest.param((2, 0), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
-def test_other_architectures_and_types(arch, dtype):
+def test_other_architectures_and_types(arch, dtype, teachers):
     operators = ("--operator", "lgf_kl", "token_relation")
-    selection = (*operators, "--channels", 256, "--teachers", 2, 0, "--teacher-channels", 768)
+    selection = (*operators, "--channels", 256, "--teachers", *teachers, "--teacher-channels", 768)
     for row in report("--arch", arch, "--dtype", dtype, *selection):
         if OLD_TRITON and arch == 100 and "error" in row:
             continue  # Triton 3.6 cannot compile all of them for Blackwell
@@ -61,7 +63,6 @@ def test_other_architectures_and_types(arch, dtype):
         check(row, spills=row["kernel"].startswith("lgf_relation"))  # those are tuned for Hopper in half precision
 
 
-@pytest.mark.slow
 def test_a_new_resolution_compiles_nothing():
     """Through Triton's own binding of arguments, which the kernel report goes round."""
     first, *others = json_lines("tests/triton_kernels/bind.py")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_close, features, relative_error, value_and_gradient
+from pairs import every_value
 
 import lgf_kernels as lgf
 from lgf_kernels import panels
@@ -66,12 +67,11 @@ def test_rows_of_products(monkeypatch, row):
     against_reference((1, 1, 70, 150), 4)
 
 
-@pytest.mark.parametrize("channels, teacher_channels", [(17, 64), (64, 17), (256, 768), (768, 256)])
-@pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5)], ids=["float64", "float32"]
-)
-def test_channels(channels, teacher_channels, dtype, tolerance):
-    against_reference((1, 2, 30, channels), teacher_channels, tolerance, dtype)
+@every_value(channels=((17, 64), (64, 17), (256, 768), (768, 256)), dtype=(torch.float64, torch.float32))
+def test_channels(channels, dtype):
+    """Of student and teacher."""
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-5
+    against_reference((1, 2, 30, channels[0]), channels[1], tolerance, dtype)
 
 
 @pytest.mark.usefixtures("overflow_checks")
@@ -89,8 +89,9 @@ def test_more_channels_than_a_block():
     against_reference((1, 1, 5, 1500), 3)
 
 
-@pytest.mark.parametrize("form", ["moalign", "videorepa", "videorepa-spatial", "videorepa-temporal"])
-@pytest.mark.parametrize("N", [1, 3, TILE - 1, TILE, TILE + 5])
+@every_value(
+    N=(1, 3, TILE - 1, TILE, TILE + 5), form=("moalign", "videorepa", "videorepa-spatial", "videorepa-temporal")
+)
 def test_published_forms(form, N):
     """Frames smaller and larger than a tile, whose ends tiles run over."""
     loss = lgf.TokenRelationLoss(form)
@@ -109,8 +110,7 @@ def test_margins(margin):
         assert_close(our, true, 1e-11, absolute=0.0)
 
 
-@pytest.mark.parametrize("videos", [1, 3])
-@pytest.mark.parametrize("blocks", [1, 4, 7, 10, 20])
+@every_value(blocks=(1, 4, 7, 10, 20), videos=(1, 3))
 def test_panels(monkeypatch, blocks, videos):
     """A video of 4 tiles has 10 blocks: less room cuts it into rows, twice as much takes two videos at once."""
     monkeypatch.setattr(panels, "scratch_bytes", lambda: blocks * TILE**2 * 8)
