@@ -8,9 +8,10 @@ The words are those of the installed version; no Python runs when Tab is pressed
 """
 
 import argparse
-import importlib
 import importlib.util
 from pathlib import Path
+
+from . import doctor
 
 BASH = """\
 _lgf() {{
@@ -42,20 +43,18 @@ def main(arguments: list[str]) -> int:
 
 
 def words() -> dict[str, list[str]]:
-    """What may follow each command, beside files: its options where its module tells them, recipes, subcommands."""
+    """What may follow each command, beside files. The options of those that import torch are left to their --help."""
     from .main import COMMANDS
 
-    found = {name: _options(command.module) for name, command in COMMANDS.items() if not command.extra}
-    return found | {
-        "extract": ["--help"],
+    return {name: ["--help"] for name in COMMANDS} | {
+        "doctor": _words(doctor.parser()),
         "train": ["--help", *recipes()],
-        "sample": ["--help"],
         "eval": ["--help", "vbench", "fvd", "motion"],
+        "completion": _words(parser()),
     }
 
 
-def _options(module: str) -> list[str]:
-    command = importlib.import_module(module).parser()
+def _words(command: argparse.ArgumentParser) -> list[str]:
     return [word for action in command._actions for word in action.option_strings or action.choices or ()]
 
 
