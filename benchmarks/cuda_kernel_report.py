@@ -1,14 +1,19 @@
 """What nvcc makes of the CUDA C++ kernels, for `kernel_report.py`: no GPU needed, but nvcc."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-CSRC = Path(__file__).parents[1] / "csrc" / "cuda"
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
 #: The tuned kernels, whose shared memory does not depend on a call: name -> what they are in C++.
 TUNED = {
@@ -38,6 +43,64 @@ def nvcc() -> str | None:
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
+def cuobjdump() -> Path | None:
+    """The tool that looks into compiled kernels: the toolkit's, or the one that comes with Triton."""
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
+    if nvcc():
+        folders.insert(0, Path(shutil.which(nvcc()) or nvcc()).resolve().parent)
+    if triton := importlib.util.find_spec("triton"):
+        folders.append(Path(triton.submodule_search_locations[0], "backends", "nvidia", "bin"))
+    return next((folder / "cuobjdump" for folder in folders if (folder / "cuobjdump").exists()), None)
+
+
+def built_module() -> Path | None:
+    """The CUDA module for this Python, if it is there, of the sources as they are now, and can be looked into."""
+    module = ROOT / "lgf_kernels" / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not module.exists() or cuobjdump() is None:
+        return None
+    sources = [ROOT / "CMakeLists.txt", ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]
+    return module if all(source.stat().st_mtime < module.stat().st_mtime for source in sources) else None
+
+
+class Compiled(NamedTuple):
+    """A kernel, by the compiler's name for it, with registers of a thread and bytes of its stack and of spills."""
+
+    mangled: str
+    registers: int
+    stack: int
+    spilled: int
+
+
+def compiled(arch: str) -> tuple[list[Compiled], list[str]]:
+    """What the sources compile to, and the warnings."""
+    options = ("-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", os.devnull)
+    text = "".join(run(nvcc(), *options, source).stderr for source in sorted(CSRC.glob("*.cu")))
+    found = re.findall(
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+        r"Used (\d+) registers",
+        text,
+        re.S,
+    )
+    kernels = [
+        Compiled(name, int(registers), int(stack), int(stores) + int(loads))
+        for name, stack, stores, loads, registers in found
+    ]
+    return kernels, re.findall(r"^.*(?:warning|Performance Loss).*$", text, re.M)
+
+
+def held(module: Path, arch: str) -> list[Compiled]:
+    """What a built module holds for an architecture. Spills lie on the stack: all of it is taken for them."""
+    text = run(cuobjdump(), "--dump-resource-usage", module).stdout
+    return [
+        Compiled(name, int(registers), int(stack), int(stack) + int(local))
+        for part in text.split("arch = sm_")
+        if re.match(rf"{arch}\n", part)
+        for name, registers, stack, local in re.findall(
+            r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part
+        )
+    ]
+
+
 def run(*command) -> subprocess.CompletedProcess:
     process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if process.returncode:
@@ -45,23 +108,19 @@ def run(*command) -> subprocess.CompletedProcess:
     return process
 
 
-def rows(arch: str, shared_of_sm: int) -> Iterator[dict]:
+def rows(arch: str, shared_of_sm: int, module: Path | None = None) -> Iterator[dict]:
     """One row for every kernel, and one for every warning, that asynchronous products are made to wait included.
 
-    `shared_of_sm`: shared memory of an SM in KiB.
+    `shared_of_sm`: shared memory of an SM in KiB. `module`: look into this one instead of compiling, if it is built for the
+    architecture; that takes no time, but warnings are not known.
     """
-    options = ("-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", os.devnull)
-    text = "".join(run(nvcc(), *options, source).stderr for source in sorted(CSRC.glob("*.cu")))
-    for line in re.findall(r"^.*(?:warning|Performance Loss).*$", text, re.M):
+    kernels, warnings = held(module, arch) if module else [], []
+    if not kernels:
+        kernels, warnings = compiled(arch)
+    for line in warnings:
         yield {"arch": arch, "warning": line}
-    compiled = re.findall(
-        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
-        r"Used (\d+) registers",
-        text,
-        re.S,
-    )
     sizes = sizes_of_tuned()
-    for mangled, stack, stores, loads, registers in compiled:
+    for mangled, registers, stack, spilled in kernels:
         kernel, dtype = named(mangled)
         if "Warpgroups" in kernel and arch != "90a":
             continue  # Hopper's alone; elsewhere they are there but do nothing
@@ -69,13 +128,13 @@ def rows(arch: str, shared_of_sm: int) -> Iterator[dict]:
             "arch": arch,
             "kernel": kernel,
             "dtype": dtype,
-            "registers": int(registers),
-            "stack": int(stack),
-            "spilled": int(stores) + int(loads),
+            "registers": registers,
+            "stack": stack,
+            "spilled": spilled,
         }
         if kernel in sizes:
             threads, shared = sizes[kernel]
-            by_registers = REGISTERS // (-(-int(registers) // 8) * 8 * threads)
+            by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
             row["shared"] = shared
             row["programs"] = min(by_registers, shared_of_sm * 1024 // (shared + 1024), THREADS // threads)
         yield row
@@ -94,6 +153,7 @@ def named(mangled: str) -> tuple[str, str]:
     return " ".join([*names, number[1]] if number else names), dtype
 
 
+@cache
 def sizes_of_tuned() -> dict[str, tuple[int, int]]:
     """Threads and bytes of shared memory of the tuned kernels, as their sources have them."""
     lines = [f'#include "{header}.h"\n' for header in HEADERS]

@@ -15,12 +15,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
-pytestmark = pytest.mark.slow
+#: nvcc and an optimizing compiler take a minute, and these tests have nothing to learn from them.
+QUICK = {"LGF_CUDA": "off", "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0"}
+
+
+#: With the tools that are here: `built` has shown that those of an isolated environment, which pip first has to make, do.
+PIP_INSTALL = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation")
 
 
 def run(*command, **environment):
-    # nvcc takes a minute, and most of these tests have nothing to learn from it.
-    environment = {**os.environ, "LGF_CUDA": "off", **environment}
+    environment = os.environ | QUICK | environment
     result = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd="/")
     assert result.returncode == 0, result.stdout + result.stderr
     return result
@@ -42,11 +46,20 @@ def built(tmp_path_factory):
     return next((place / "dist").glob("*.tar.gz")), next((place / "dist").glob("*.whl"))
 
 
+@pytest.fixture
+def tree(built, tmp_path):
+    """The sdist unpacked, with a CPU module that does nothing: for what is built, and not what it does."""
+    with tarfile.open(built[0]) as archive:
+        archive.extractall(tmp_path / "tree", filter="data")
+    (tree,) = (tmp_path / "tree").iterdir()
+    for source in ("bindings_cpu.cpp", "cpu/kernels.cpp", "cpu/dispatch.cpp"):
+        (tree / "csrc" / source).write_text("")
+    return tree
+
+
 def installed(package, place, **environment):
     """Install into a folder of its own, and ask the doctor there."""
-    pip = run(
-        sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--target", place, package, **environment
-    )
+    pip = run(*PIP_INSTALL, "--verbose", "--target", place, package, **environment)
 
     def python(*arguments):
         # -S leaves the .pth files alone, and with them the editable install, which would lend its modules.
@@ -55,10 +68,12 @@ def installed(package, place, **environment):
             sys.executable, "-S", *arguments, PYTHONPATH=paths
         ).stdout  # torch may have a word on drivers beside it
 
-    where = python("-c", "import lgf_kernels; print(lgf_kernels.__file__)")
+    loss = (
+        "import torch, lgf_kernels as l; f = torch.randn(1, 2, 3, 4, 5); print(l.__file__, l.lgf_kl_loss(f, f).item())"
+    )
+    where, value = python("-c", loss).rsplit(maxsplit=1)
     assert where.startswith(str(place)), "the installed package is not what was imported"
-    loss = "import torch, lgf_kernels as l; f = torch.randn(1, 2, 3, 4, 5); print(l.lgf_kl_loss(f, f).item())"
-    assert abs(float(python("-c", loss))) < 1e-5
+    assert abs(float(value)) < 1e-5
     return json.loads(python("-m", "lgf_cli", "doctor", "--json")), pip.stdout + pip.stderr
 
 
@@ -77,7 +92,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
     tops = {name.partition("/")[0] for name in names}
-    assert {t for t in tops if not t.endswith(".dist-info")} == {"lgf_kernels", "lgf_trainer"}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"lgf_kernels", "lgf_cli", "lgf_trainer"}
     for name in (
         "lgf_kernels/ops/lgf_kl.py",
         "lgf_kernels/demo/report.html",
@@ -107,34 +122,48 @@ def test_sdist_installs_without_a_compiler(built, tmp_path):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
-def test_a_moved_tree_builds_in_place_with_the_tools_of_its_python(built, tmp_path):
+def test_a_moved_tree_builds_in_place_with_the_tools_of_its_python(tree, tmp_path):
     """As in `.venv/bin/python setup.py build_ext`: no CMake on PATH; the build folder is that of another place."""
-    with tarfile.open(built[0]) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (first,) = tmp_path.iterdir()
     folders = [tmp_path / "bin" / str(number) for number in range(len(os.get_exec_path()))]
     for folder, original in zip(folders, os.get_exec_path(), strict=True):
         folder.mkdir(parents=True)
         for program in os.scandir(original) if os.path.isdir(original) else ():
             if not program.name.startswith(("cmake", "ninja")):
                 (folder / program.name).symlink_to(program.path)
-    for place in (first, tmp_path / "moved"):
-        if place is not first:
-            first.rename(place)
+    for place in (tree, tmp_path / "moved"):
+        if place is not tree:
+            tree.rename(place)
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         path = os.pathsep.join(map(str, folders))
-        environment = os.environ | {"PATH": path, "LGF_CUDA": "off", "LGF_NATIVE": "on"}
+        environment = os.environ | QUICK | {"PATH": path, "LGF_NATIVE": "on"}
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert len(list((place / "lgf_kernels").glob("_cpu*.so"))) == 1
 
 
-@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
-def test_a_cuda_compiler_that_fails_takes_nothing_else_down(built, tmp_path):
+@pytest.fixture
+def failing_nvcc(tmp_path):
     fake = tmp_path / "nvcc"
     fake.write_text("#!/bin/sh\necho 'error: unsupported everything' >&2\nexit 1\n")
     fake.chmod(0o755)
-    report, log = installed(built[0], tmp_path / "site", LGF_CUDA="auto", CUDACXX=str(fake))
+    return {"LGF_CUDA": "auto", "CUDACXX": str(fake)}
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_a_cuda_compiler_that_fails_takes_nothing_else_down(tree, tmp_path, failing_nvcc):
+    """`tree` has nothing in it that takes long to compile."""
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path / "lib"]
+    environment = os.environ | QUICK | failing_nvcc
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name.partition(".")[0] for path in (tmp_path / "lib").rglob("*.so")] == ["_cpu"]
+    assert done.stderr.count("native module lgf_kernels._cuda not built") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_sdist_installs_with_a_cuda_compiler_that_fails(built, tmp_path, failing_nvcc):
+    report, log = installed(built[0], tmp_path / "site", **failing_nvcc)
     assert report["native modules"]["_cpu"]["available"] == "yes"
     assert report["native modules"]["_cuda"]["available"] == "no"
     assert len([line for line in log.splitlines() if "native module lgf_kernels._cuda not built" in line]) == 1
@@ -148,7 +177,7 @@ def test_a_module_of_an_earlier_build_is_not_packed(tmp_path):
     command = ["setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", temporary]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "CXX": "/nonexistent/c++", "LGF_CUDA": "off"},
+        env=os.environ | QUICK | {"CXX": "/nonexistent/c++"},
     )  # fmt: skip
     assert done.returncode == 0 and "_cpu not built" in done.stderr, done.stdout + done.stderr
     assert not stale.exists()
@@ -156,7 +185,7 @@ def test_a_module_of_an_earlier_build_is_not_packed(tmp_path):
 
 def test_a_compiler_can_be_insisted_on(built, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path, built[0]],
-        env={**os.environ, "CXX": "/nonexistent/c++", "LGF_NATIVE": "on"}, capture_output=True, text=True,
+        [*PIP_INSTALL, "--target", tmp_path, built[0]],
+        env=os.environ | QUICK | {"CXX": "/nonexistent/c++", "LGF_NATIVE": "on"}, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode != 0 and "lgf_kernels._cpu not built" in result.stdout + result.stderr

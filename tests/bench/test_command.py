@@ -20,6 +20,7 @@ QUICK = ["--rounds", "2", "--measure"]
 
 @pytest.fixture
 def quick_ceilings(monkeypatch):
+    monkeypatch.setattr(ceilings, "RUNS", 1)
     monkeypatch.setattr(ceilings, "COPY", {"cpu": 2**20})
     monkeypatch.setattr(ceilings, "GEMM", {"cpu": 64})
 

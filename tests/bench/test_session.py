@@ -128,9 +128,9 @@ def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
             assert set(arguments.providers or ()) <= set(cli.providers_table())
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_sanitizers_see_every_operator_of_both_backends(backend, tmp_path):
-    """The tests of tests/gpu that are chosen for them, with the backends that a GPU would have."""
+@pytest.fixture(scope="module")
+def sanitized():
+    """(name, parameters) of the tests of tests/gpu that are chosen for sanitizers, with the backends that a GPU would have."""
     code = f"""if True:
         import sys, pytest
         sys.path.insert(0, "tests")
@@ -139,14 +139,18 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, tmp_path):
         sys.exit(pytest.main(["tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-k", {session.SANITIZED!r}]))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True)
-    chosen = re.findall(r"::(test_\w+)\[(.*)\]", done.stdout)
-    assert {name for name, parameters in chosen if backend in parameters} >= {
+    return re.findall(r"::(test_\w+)\[(.*)\]", done.stdout)
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_sanitizers_see_every_operator_of_both_backends(backend, sanitized):
+    assert {name for name, parameters in sanitized if backend in parameters} >= {
         "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
         "test_token_relation", "test_token_relation_tiles", "test_token_relation_in_panels",
         "test_the_same_features_differ_by_nothing",
     }  # fmt: skip
-    assert not [parameters for _, parameters in chosen if "portable" in parameters]
-    assert {dtype for dtype in ("bfloat16", "float32", "float64") if dtype in str(chosen)} == {"bfloat16", "float32"}
+    assert not [parameters for _, parameters in sanitized if "portable" in parameters]
+    assert {dtype for dtype in ("bfloat16", "float32", "float64") if dtype in str(sanitized)} == {"bfloat16", "float32"}
 
 
 def test_a_sanitizer_that_is_not_there_is_a_failed_step(tmp_path, monkeypatch):
@@ -211,7 +215,7 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path, stubb
     os.close(pipe)
 
 
-@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("sign", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])  # one handler has both
 def test_told_to_end_it_ends_the_step_too_and_knows_what_is_done(tmp_path, sign):
     """In a script's background, where Ctrl-C is ignored unless one says otherwise."""
     slow = f"import time, os; open({str(tmp_path / 'slow')!r}, 'w').write(str(os.getpid())); time.sleep(600)"

@@ -31,7 +31,10 @@ def test_a_step_trains_the_adapters_and_the_projector_only_with_the_loss():
     assert trained and all("lora" in name for name in trained)
 
 
-def test_measured(monkeypatch):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it is", "compiled"])
+def test_measured(monkeypatch, compiled):
+    if not compiled:  # the 49 shifts of a window compile for minutes
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setitem(step.CONFIGS, "small", SMALL)
     monkeypatch.setenv("LGF_BACKEND", "portable")
     row = step.measured("small", "cpu", 2)

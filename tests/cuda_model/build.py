@@ -1,16 +1,19 @@
 """Builds the CUDA module's sources, bindings included, for the model of a GPU: a Python module that runs them on the CPU."""
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+MODEL = Path(__file__).parent
 #: The compiler's words, for CXX may hold several ("ccache g++"); none where there is no compiler.
 COMPILER = shlex.split(os.environ.get("CXX", "")) or list(filter(None, map(shutil.which, ("g++", "c++"))))[:1]
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
@@ -42,8 +45,12 @@ def pattern() -> list[str]:
 
 
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
-    includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{ROOT / 'tests' / 'cuda_model'}"]
-    run(*COMPILER, *FLAGS, *pattern(), *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
+    """Unless another process has done so, or is about to."""
+    includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{MODEL}"]
+    with open(f"{output}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            run(*COMPILER, *FLAGS, *pattern(), *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
     return output
 
 
@@ -55,25 +62,32 @@ def objects(place: Path) -> dict[str, Path]:
         word for path in (pybind11.get_include(), sysconfig.get_paths()["include"]) for word in ("-isystem", path)
     ]
     csrc = ROOT / "csrc"
-    bindings = compiled(
-        csrc / "bindings_cuda.cpp", place / "bindings.o", csrc, *headers, *NAMES, "-DLGF_MODULE=_cuda_model"
-    )
-    model = compiled(ROOT / "tests" / "cuda_model" / "model.cpp", place / "model.o", csrc, "-O1")
-    return {"bindings_cuda.cpp": bindings, "model.cpp": model} | kernels(place, csrc, sources(csrc))
+    options = {
+        csrc / "bindings_cuda.cpp": (*headers, *NAMES, "-DLGF_MODULE=_cuda_model"),
+        MODEL / "model.cpp": ("-O2",),
+        # For the compiler's warnings, some of which an optimizer finds: nearly all of the time is the model's own.
+        **dict.fromkeys(sources(csrc), ("-O1",)),
+    }
+    with ThreadPoolExecutor() as pool:  # side by side, as far as there are processors that have nothing else to do
+        jobs = {
+            source.name: pool.submit(compiled, source, place / f"{source.stem}.o", csrc, *of_source)
+            for source, of_source in options.items()
+        }
+    return {name: job.result() for name, job in jobs.items()}
 
 
 def sources(csrc: Path) -> list[Path]:
     return sorted((csrc / "cuda").glob("*.cu"))
 
 
-def kernels(place: Path, csrc: Path, of: list[Path]) -> dict[str, Path]:
-    return {source.name: compiled(source, place / f"{source.stem}.o", csrc, "-O1") for source in of}
-
-
 def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
     """The module with the kernels of `csrc` where these differ, and the model's own functions."""
     if csrc is not None:
-        objects = objects | kernels(place, csrc, [source for source in sources(csrc) if differs(source, csrc)])
+        changed = [source for source in sources(csrc) if differs(source.name, csrc)]
+        # Not optimized: that takes half as long, and the tests of a mistake no longer.
+        objects = objects | {
+            source.name: compiled(source, place / f"{source.stem}.o", csrc, "-O0") for source in changed
+        }
     library = place / "_cuda_model.so"
     run(*COMPILER, "-shared", *SANITIZE, *objects.values(), "-o", library)
     # pybind11 keeps one module of each full name: every build needs one of its own.
@@ -85,12 +99,19 @@ def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
     return loaded, functions
 
 
-def differs(source: Path, csrc: Path) -> bool:
-    """Whether a source of this copy, or anything that it includes, is not as it is in the repository."""
-    listed = subprocess.run([*COMPILER, "-MM", f"-I{csrc}", f"-I{ROOT / 'tests' / 'cuda_model'}", "-x", "c++", source],
-                            capture_output=True, text=True, check=True).stdout  # fmt: skip
-    own = (Path(word).resolve() for word in listed.split() if str(csrc) in word)
-    return any(path.read_bytes() != (ROOT / "csrc" / path.relative_to(csrc.resolve())).read_bytes() for path in own)
+@cache
+def read_for(kernels: str) -> list[Path]:
+    """A source of kernels and all that it includes, as paths within csrc."""
+    csrc = ROOT / "csrc"
+    command = [*COMPILER, "-MM", f"-I{csrc}", f"-I{MODEL}", "-x", "c++", csrc / "cuda" / kernels]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    paths = [Path(word).resolve() for word in listed.split() if str(csrc) in word]
+    return [path.relative_to(csrc.resolve()) for path in paths]
+
+
+def differs(kernels: str, csrc: Path) -> bool:
+    """Whether anything that is read for the kernels is not in this copy as it is in the repository."""
+    return any((csrc / path).read_bytes() != (ROOT / "csrc" / path).read_bytes() for path in read_for(kernels))
 
 
 def broken(place: Path, file: str, right: str, wrong: str) -> Path:

@@ -14,6 +14,13 @@ from lgf_kernels.native import lgf_kl, local_gram_flow
 broken_on_purpose = pytest.mark.skipif(build.SANITIZED, reason="a sanitizer would end the tests")
 
 
+def mistakes(of_each_kind: dict[str, tuple], more: dict[str, tuple]):
+    """Parametrize a test by mistakes, for each of which kernels are compiled: continuous integration does without the second."""
+    rows = [pytest.param(mistake, id=name) for name, mistake in of_each_kind.items()]
+    rows += [pytest.param(mistake, id=name, marks=pytest.mark.slow) for name, mistake in more.items()]
+    return pytest.mark.parametrize("mistake", rows)
+
+
 def launched_on(module, monkeypatch):
     """The launchers take CPU tensors to a module that believes they are on a GPU."""
     monkeypatch.setattr(native, "load", lambda device_type: (module, None))

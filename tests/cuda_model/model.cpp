@@ -1,4 +1,6 @@
 // The model's scheduler, and what warps do together.
+#undef _FORTIFY_SOURCE  // which would take a jump from one stack to another for an error
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -45,11 +47,17 @@ struct GroupProduct {
   std::uint64_t seen;  // of the operands, by the first lane of each warp
 };
 
-// A thread of the block: what it waits for, and with what in its hands.
-struct Fibre {
+// Where a stack is left, and entered again.
+struct Place {
   ucontext_t context;
+  jmp_buf left;
+  bool entered = true;
+};
+
+// A thread of the block: what it waits for, and with what in its hands.
+struct Fibre : Place {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  Wait waits = Wait::end;
+  Wait waits = Wait::nothing;
   int group = 0;  // of copies, the one that is open
   std::vector<Copy> copies;
   std::uint64_t value;
@@ -64,7 +72,7 @@ struct Fibre {
   std::vector<std::int64_t> arrived;  // pieces of shared memory by copies, that no fence has made known
 };
 
-ucontext_t scheduler;
+Place scheduler;
 std::vector<std::unique_ptr<Fibre>> fibres;
 int threads = 0, current = -1;
 std::int64_t block_number = 0, block_total = 0;
@@ -85,11 +93,20 @@ const void* scheduler_stack = nullptr;
 std::size_t scheduler_stack_size = 0;
 void leave(void** fake, const void* stack, std::size_t size) { __sanitizer_start_switch_fiber(fake, stack, size); }
 void arrive(void* fake, const void** stack, std::size_t* size) { __sanitizer_finish_switch_fiber(fake, stack, size); }
+void change(Place& from, Place& to) { swapcontext(&from.context, &to.context); }
 #else
 const void* scheduler_stack = nullptr;
 std::size_t scheduler_stack_size = 0;
 void leave(void**, const void*, std::size_t) {}
 void arrive(void*, const void**, std::size_t*) {}
+// Contexts are only to begin with: each change of them asks the system for the mask of signals, which takes longer than
+// all else that the model does.
+void change(Place& from, Place& to) {
+  if (_setjmp(from.left)) return;
+  if (to.entered) _longjmp(to.left, 1);
+  to.entered = true;
+  setcontext(&to.context);
+}
 #endif
 
 [[noreturn]] void fail(const std::string& what) {
@@ -103,7 +120,7 @@ void resume(int thread) {
   Fibre& fibre = self();
   void* fake = nullptr;
   leave(&fake, fibre.stack.get(), kStackBytes);
-  swapcontext(&scheduler, &fibre.context);
+  change(scheduler, fibre);
   arrive(fake, nullptr, nullptr);
   current = -1;
 }
@@ -112,26 +129,29 @@ void pause(Wait what) {
   self().waits = what;
   Fibre& fibre = self();
   void* fake = nullptr;
-  leave(what == Wait::end ? nullptr : &fake, scheduler_stack, scheduler_stack_size);
-  swapcontext(&fibre.context, &scheduler);
+  leave(&fake, scheduler_stack, scheduler_stack_size);
+  change(fibre, scheduler);
   arrive(fake, &scheduler_stack, &scheduler_stack_size);
 }
 
 void run_fibre() {
   arrive(nullptr, &scheduler_stack, &scheduler_stack_size);
-  try {
-    (*kernel)(shared_memory);
-    for (const Copy& copy : self().copies)
-      if (copy.wanted) fail("ends with copies that were never waited for");
-    if (!self().products.empty()) fail("ends with products that were never waited for");
-  } catch (...) {
-    if (!failure) failure = std::current_exception();
+  while (true) {  // one block after the other
+    try {
+      (*kernel)(shared_memory);
+      for (const Copy& copy : self().copies)
+        if (copy.wanted) fail("ends with copies that were never waited for");
+      if (!self().products.empty()) fail("ends with products that were never waited for");
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+    pause(Wait::end);
   }
-  pause(Wait::end);
 }
 
 void start(int thread) {
   Fibre& fibre = *fibres[thread];
+  const bool at_the_end = fibre.waits == Wait::end;  // and not new, or within a block that failed
   fibre.waits = Wait::nothing;
   fibre.group = 0;
   fibre.copies.clear();
@@ -139,10 +159,12 @@ void start(int thread) {
   fibre.products.clear();
   fibre.sums.clear();
   fibre.arrived.clear();
+  if (at_the_end) return;
   getcontext(&fibre.context);
   fibre.context.uc_stack.ss_sp = fibre.stack.get();
   fibre.context.uc_stack.ss_size = kStackBytes;
   fibre.context.uc_link = nullptr;
+  fibre.entered = false;
   makecontext(&fibre.context, run_fibre, 0);
 }
 
@@ -176,26 +198,42 @@ void load_all(Fibre** lanes) {
     }
 }
 
+// All numbers of float16, which compilers widen in software where they know nothing of the processor.
+const std::vector<float> float16_numbers = [] {
+  std::vector<float> all(1 << 16);
+  for (unsigned bits = 0; bits < all.size(); ++bits) all[bits] = widen(Float16{static_cast<std::uint16_t>(bits)});
+  return all;
+}();
+
 float number(unsigned pair, int which, bool bfloat) {
   const auto bits = static_cast<std::uint16_t>(which ? pair >> 16 : pair);
-  return bfloat ? widen(BFloat16{bits}) : widen(Float16{bits});
+  return bfloat ? widen(BFloat16{bits}) : float16_numbers[bits];
+}
+
+// d += a b, each sum from its first product to its last.
+template <int kRows, int kColumns>
+void add_products(float (&d)[kRows][kColumns], const float (&a)[kRows][16], const float (&b)[16][kColumns]) {
+  for (int row = 0; row < kRows; ++row)
+    for (int k = 0; k < 16; ++k)
+      for (int column = 0; column < kColumns; ++column) d[row][column] += a[row][k] * b[k][column];
 }
 
 void multiply_all(Fibre** lanes) {
   products += 16 * 8 * 16;
-  float a[16][16], b[16][8];
-  for (int i = 0; i < kWarp; ++i)
+  float a[16][16], b[16][8], d[16][8];
+  const auto sum_of = [&](int lane, int e) -> float& { return d[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2]; };
+  for (int i = 0; i < kWarp; ++i) {
     for (int e = 0; e < 2; ++e) {
       const int g = i / 4, c = i % 4 * 2 + e;
       const bool bfloat = lanes[i]->flag;
       for (int r = 0; r < 4; ++r) a[g + r % 2 * 8][c + r / 2 * 8] = number(lanes[i]->a[r], e, bfloat);
       for (int r = 0; r < 2; ++r) b[c + r * 8][g] = number(lanes[i]->b[r], e, bfloat);
     }
+    for (int e = 0; e < 4; ++e) sum_of(i, e) = lanes[i]->d[e];
+  }
+  add_products(d, a, b);
   for (int i = 0; i < kWarp; ++i)
-    for (int e = 0; e < 4; ++e) {
-      const int row = i / 4 + e / 2 * 8, column = i % 4 * 2 + e % 2;
-      for (int k = 0; k < 16; ++k) lanes[i]->d[e] += a[row][k] * b[k][column];
-    }
+    for (int e = 0; e < 4; ++e) lanes[i]->d[e] = sum_of(i, e);
 }
 
 // The number (across, k) of an operand that a matrix descriptor describes: `across` counts rows of a or columns of b.
@@ -225,8 +263,10 @@ struct GroupOperands {
 
   std::uint64_t seen() const {
     std::uint64_t hash = 1469598103934665603u;
-    const auto* bytes = reinterpret_cast<const unsigned char*>(this);
-    for (std::size_t i = 0; i < sizeof *this; ++i) hash = (hash ^ bytes[i]) * 1099511628211u;
+    std::uint32_t numbers[64 * 16 + 16 * 128];
+    static_assert(sizeof numbers == sizeof *this, "all of it");
+    std::memcpy(numbers, this, sizeof numbers);
+    for (const std::uint32_t bits : numbers) hash = (hash ^ bits) * 1099511628211u;
     return hash;
   }
 };
@@ -237,6 +277,10 @@ void finish_products(Fibre** threads_of_group) {
     const GroupOperands operands(all[n]);
     products += 64 * 128 * 16;
     matrix_loads += (64 + 128) * 16 * 2 / 512;
+    float d[64][128];
+    const auto sum_of = [&](int thread, int e) -> float& {
+      return d[thread / kWarp * 16 + thread % kWarp / 4 + e % 4 / 2 * 8][e / 4 * 8 + thread % 4 * 2 + e % 2];
+    };
     for (int thread = 0; thread < 4 * kWarp; ++thread) {
       Fibre& fibre = *threads_of_group[thread];
       if (fibre.products.size() != all.size() || fibre.products[n].a != all[n].a || fibre.products[n].b != all[n].b)
@@ -244,11 +288,14 @@ void finish_products(Fibre** threads_of_group) {
       if (!fibre.products[n].committed) throw std::runtime_error("products that were not committed are waited for");
       if (thread % kWarp == 0 && fibre.products[n].seen != operands.seen())
         throw std::runtime_error("an operand was written while it was multiplied");
+      const std::array<float, 64>& sums = fibre.sums.at(fibre.products[n].sums);
+      for (int e = 0; e < 64; ++e) sum_of(thread, e) = sums[e];
+    }
+    add_products(d, operands.a, operands.b);
+    for (int thread = 0; thread < 4 * kWarp; ++thread) {
+      Fibre& fibre = *threads_of_group[thread];
       std::array<float, 64>& sums = fibre.sums.at(fibre.products[n].sums);
-      for (int e = 0; e < 64; ++e) {
-        const int row = thread / kWarp * 16 + thread % kWarp / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + thread % 4 * 2 + e % 2;
-        for (int k = 0; k < 16; ++k) sums[e] += operands.a[row][k] * operands.b[k][column];
-      }
+      for (int e = 0; e < 64; ++e) sums[e] = sum_of(thread, e);
     }
   }
   for (int thread = 0; thread < 4 * kWarp; ++thread) {

@@ -11,6 +11,7 @@ import torch
 from clips import write_clip
 from lgf_cli import main
 
+from lgf_kernels.bench import memory
 from lgf_kernels.demo import cost
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
@@ -73,7 +74,16 @@ def test_latents_keep_the_energy_of_smooth_pictures():
     assert latents[0, 0, 3:].abs().max() < 1e-5
 
 
-def test_memory_of_unfolding_is_many_copies_of_the_features():
+@pytest.fixture
+def measured_here(monkeypatch):
+    """Memory in this process: most of what a fresh one costs is its start."""
+    monkeypatch.setattr(cost, "peak_memory", memory._high_water_rise)
+
+
+@pytest.mark.parametrize("where", ["here", pytest.param("in fresh processes", marks=pytest.mark.slow)])
+def test_memory_of_unfolding_is_many_copies_of_the_features(request, where):
+    if where == "here":
+        request.getfixturevalue("measured_here")
     shape = (1, 3, 16, 24, 64)
     costs = cost.measure_cost(shape, rounds=2)
     features_mb = torch.Size(shape).numel() * 4 / 1e6
@@ -92,16 +102,24 @@ def test_the_cost_is_of_the_backend_that_is_asked_for(monkeypatch, backend, form
     assert asked == 2 * [form, "eager-unfold", "eager"]
 
 
-def lgf(*arguments: object) -> subprocess.CompletedProcess:
+def in_a_process(arguments: list[str]) -> str:
+    """What the command prints, started as a user does."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "lgf_cli", "demo", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_quick_demo_writes_a_report_in_one_file(tmp_path):
-    done = lgf("--quick", "--output", tmp_path / "out")
+    command = [sys.executable, "-m", "lgf_cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("start", ["here", pytest.param("in a process", marks=pytest.mark.slow)])
+def test_quick_demo_writes_a_report_in_one_file(request, tmp_path, capsys, start):
+    arguments = ["demo", "--quick", "--output", str(tmp_path / "out")]
+    if start == "here":
+        request.getfixturevalue("measured_here")
+        assert main(arguments) == 0
+        said = capsys.readouterr().out
+    else:
+        said = in_a_process(arguments)
     html = (tmp_path / "out" / "report.html").read_text()
     for wanted in ("trained with LGF-KL", "no motion", "the teacher itself", "F.unfold", "Seed 0"):
         assert wanted in html
@@ -109,14 +127,13 @@ def test_quick_demo_writes_a_report_in_one_file(tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", html), "the report must not need other files"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["motion.png", "report.html"]
     for wanted in ("trained without LGF-KL", "peak memory", str(tmp_path / "out" / "report.html")):
-        assert wanted in done.stdout
+        assert wanted in said
 
 
-def test_quick_demo_on_a_video(tmp_path):
+def test_quick_demo_on_a_video(measured_here, tmp_path, capsys):
     video = write_clip(tmp_path / "a.mp4", frames=24)
-    done = lgf("--quick", "--video", video, "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "PSNR" in done.stdout and "a.mp4" in (tmp_path / "out" / "report.html").read_text()
+    assert main(["demo", "--quick", "--video", str(video), "--output", str(tmp_path / "out")]) == 0
+    assert "PSNR" in capsys.readouterr().out and "a.mp4" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,14 @@ from cuda_model.launch import launched_on
 
 
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory):
-    return build.objects(tmp_path_factory.mktemp("objects"))
+def objects(tmp_path_factory, request):
+    """Where tests run in several processes, these share a folder above those of their own."""
+    if hasattr(request.config, "workerinput"):
+        place = tmp_path_factory.getbasetemp().parent / "objects"
+        place.mkdir(exist_ok=True)
+    else:
+        place = tmp_path_factory.mktemp("objects")
+    return build.objects(place)
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,16 @@ HOPPER = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(cuda_kernel_report.nvcc() is None, reason="there is no nvcc")
 @pytest.mark.parametrize("arch, shared_of_sm, design", [("80", 164, DESIGN), ("90a", 228, DESIGN | HOPPER)])
-def test_kernels_compile_as_designed(monkeypatch, arch, shared_of_sm, design):
+@pytest.mark.parametrize(
+    "anew", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as the module holds them", "compiled anew"]
+)
+def test_kernels_compile_as_designed(monkeypatch, arch, shared_of_sm, design, anew):
+    """Where the module is there, it has what takes a minute to compile anew, but for warnings."""
     monkeypatch.delenv("LD_PRELOAD", raising=False)  # of `make sanitize`
-    rows = list(cuda_kernel_report.rows(arch, shared_of_sm))
+    module = None if anew else cuda_kernel_report.built_module()
+    rows = list(cuda_kernel_report.rows(arch, shared_of_sm, module))
     assert not [row for row in rows if "warning" in row]
     tuned = {(row["kernel"], row["dtype"]): row for row in rows if "shared" in row}
     assert set(tuned) == {(kernel, dtype) for kernel in design for dtype in HALVES}

@@ -8,8 +8,9 @@ import ctypes
 import pytest
 import torch
 from cuda_model import build
-from cuda_model.launch import broken_on_purpose, launched_on, work
+from cuda_model.launch import broken_on_purpose, launched_on, mistakes, work
 from helpers import assert_close, double, features, relative_error, value_and_gradient
+from pairs import every_pair, every_value
 
 import lgf_kernels as lgf
 
@@ -52,9 +53,7 @@ def test_tensor_core_shapes(model, shape, dtype):
         against_reference(student, [teacher])
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("channels", [264, 520])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@every_pair(dtype=HALVES, channels=(264, 520), similarity=("cosine", "dot"))
 def test_more_channels_than_a_backward_holds(model, dtype, channels, similarity):
     """Their products are made twice where the gradient is projected. The sums of 256 channels are held."""
     upstream = 0.1 * torch.randn(1, 2, 3, 9, 49, dtype=torch.float64)
@@ -71,17 +70,18 @@ def test_one_to_three_teachers(model, dtype, channels):
     against_reference(student, teachers, teacher_weights=[0.3, 0.9, 0.5][: len(channels)])
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
-@pytest.mark.parametrize("divergence", ["kl", "l2"])
-@pytest.mark.parametrize("boundary", ["exclude", "zero"])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("channels", [8, 7], ids=["tensor cores", "plain"])
-def test_every_option(model, channels, similarity, boundary, divergence, direction):
+@every_pair(
+    channels=(8, 7),  # for the tensor cores, and for plain kernels
+    options={
+        "similarity": ("cosine", "dot"),
+        "boundary": ("exclude", "zero"),
+        "divergence": ("kl", "l2"),
+        "direction": ("forward", "backward", "both"),
+    },
+)
+def test_every_option(model, channels, options):
     student, teacher = (0.5 * features(2, 3, 4, 5, channels, dtype=torch.bfloat16) for _ in range(2))
-    against_reference(
-        student, [teacher], similarity=similarity, boundary=boundary, divergence=divergence, direction=direction,
-        temperature=0.4, token_weight=torch.rand(2, 2, 4, 5),
-    )  # fmt: skip
+    against_reference(student, [teacher], **options, temperature=0.4, token_weight=torch.rand(2, 2, 4, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -196,15 +196,16 @@ def test_too_many_teachers_are_refused(model):
 # ---- how much they do ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "rows, multiprocessors, shared", [(8, 1, 228), (4, 1000, 228), (16, 1, 164), (8, 1, 100)],
-    ids=["large grid", "small grid", "A100", "consumer GPU"],
-)  # fmt: skip
-@pytest.mark.parametrize("channels", [72, 264])
-def test_the_work_is_what_the_report_counts(model, channels, rows, multiprocessors, shared):
+#: A GPU's multiprocessors and the shared memory of each in KiB, and the height of the tiles that they ask for.
+GPUS = {"large grid": (1, 228, 8), "small grid": (1000, 228, 4), "A100": (1, 164, 16), "consumer GPU": (1, 100, 8)}
+
+
+@every_value(gpu=GPUS.keys(), channels=(72, 264))
+def test_the_work_is_what_the_report_counts(model, gpu, channels):
     """Every height of a tile, where it is taken, and right in each."""
     counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
-    model.lgf_model_multiprocessors(multiprocessors, shared)
+    *properties, rows = GPUS[gpu]
+    model.lgf_model_multiprocessors(*properties)
     student, teacher = (features(1, 3, 13, 18, channels, dtype=torch.bfloat16) for _ in range(2))
     against_reference(student, [teacher], direction="both", token_weight=torch.rand(1, 2, 13, 18))
 
@@ -222,13 +223,10 @@ def test_the_work_is_what_the_report_counts(model, channels, rows, multiprocesso
 
 # ---- what the tests would notice ----------------------------------------------------------------------------------
 
+#: One of each kind, forward and backward: a barrier, a wait, a layout, an index or a mask, arithmetic.
 MISTAKES = {
     "no barrier before a chunk is overwritten, forward": (
         "forward_band.h", "sync_block();  // the chunk has been read by all, and the norms are there", ""),
-    "no barrier before the places of the next source": (
-        "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
-    "no barrier before a chunk is overwritten, backward": (
-        "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
     "no barrier before windows are overwritten": (
         "backward_band.h", "sync_block();  // the windows have been read: what is next may lie over them", ""),
     "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
@@ -239,34 +237,48 @@ MISTAKES = {
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
     "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
-    "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
-    "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
     "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
-    "the first frame's norms are not kept": (
-        "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
     "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
-    "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
     "key side at the offset and not its opposite": (
         "backward_band.h", "(band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx", "dy * kWindowRow + dx"),
     "the other token's scale": (
         "backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
     "what is wanted of no window is added": ("backward_band.h", "wanted ? g_scaled : 0.0f", "wanted ? g_scaled : g_scaled"),
+    "one place of the halo too far right": ("band.h", "tile.x0 - kHaloLeft + column", "tile.x0 - kRadius + column"),
+}  # fmt: skip
+MORE_MISTAKES = {
+    "no barrier before the places of the next source": (
+        "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
+    "no barrier before a chunk is overwritten, backward": (
+        "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
+    "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
+    "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
+    "the first frame's norms are not kept": (
+        "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
+    "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
     "no barrier before a gradient is stored": ("backward_band.h", "sync_block();  // the gradient is there", ""),
     "no barrier before what is next": ("backward_band.h", "sync_block();  // what is next may lie over it", ""),
     "own features lie over a chunk in use": ("backward_band.h", "sync_block();  // the last chunk has been read by all", ""),
-    "one place of the halo too far right": ("band.h", "tile.x0 - kHaloLeft + column", "tile.x0 - kRadius + column"),
 }  # fmt: skip
 
 
-@broken_on_purpose
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
-    module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
-    launched_on(module, monkeypatch)
+def notice_mistakes():
     student, *teachers = (features(1, 2, 3, 5, C, dtype=torch.bfloat16) for C in (264, 16, 24))
+    for direction in ("forward", "backward", "both"):
+        against_reference(student, teachers, direction=direction, token_weight=torch.rand(1, 1, 3, 5))
+
+
+def test_kernels_without_a_mistake_pass(model):
+    notice_mistakes()
+
+
+@broken_on_purpose
+@mistakes(MISTAKES, MORE_MISTAKES)
+def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
+    module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
+    launched_on(module, monkeypatch)
     with pytest.raises((AssertionError, RuntimeError)):
-        for direction in ("forward", "backward", "both"):
-            against_reference(student, teachers, direction=direction, token_weight=torch.rand(1, 1, 3, 5))
+        notice_mistakes()
 
 
 def test_an_unspread_place_meets_its_banks_twice(objects, tmp_path, monkeypatch):

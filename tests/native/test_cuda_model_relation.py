@@ -5,8 +5,9 @@ import ctypes
 import pytest
 import torch
 from cuda_model import build
-from cuda_model.launch import broken_on_purpose, launched_on, work
+from cuda_model.launch import broken_on_purpose, launched_on, mistakes, work
 from helpers import assert_close, features, value_and_gradient
+from pairs import every_pair
 
 import lgf_kernels as lgf
 from lgf_kernels import panels
@@ -23,10 +24,19 @@ GRADIENT = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6, torc
 UPSTREAM = torch.tensor(2.0**12, dtype=torch.float64)
 
 
-@pytest.fixture(params=["warps", "warpgroups"])
-def tensor_cores(request, model):
-    """Either way to the tensor cores: of all GPUs from Ampere on, or Hopper's own."""
-    model.lgf_model_hopper(int(request.param == "warpgroups"))
+#: The ways to the tensor cores: of all GPUs from Ampere on, and Hopper's own.
+WAYS = ("warps", "warpgroups")
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+def tensor_cores(way, model):
+    """The model by either way. A test may ask for the ways among its own products of options."""
+    model.lgf_model_hopper(int(way == "warpgroups"))
     return model
 
 
@@ -71,8 +81,10 @@ def test_channels_on_plain_kernels(model, dtype, channels):
         against_reference(student, teacher)
 
 
-@pytest.mark.parametrize("form", ["moalign", "videorepa", "videorepa-spatial", "videorepa-temporal"])
-@pytest.mark.parametrize("N", [1, 3, 60, TILE - 1, TILE, TILE + 5])
+FORMS = ("moalign", "videorepa", "videorepa-spatial", "videorepa-temporal")
+
+
+@every_pair(way=WAYS, N=(1, 3, 60, TILE - 1, TILE, TILE + 5), form=FORMS)
 def test_published_forms(tensor_cores, form, N):
     """Frames smaller and larger than a tile, whose ends tiles run over."""
     loss = lgf.TokenRelationLoss(form)
@@ -81,7 +93,7 @@ def test_published_forms(tensor_cores, form, N):
     against_reference(student, teacher, loss.pair_weight(frames, "cpu"), margin=loss.margin)
 
 
-@pytest.mark.parametrize("form", ["moalign", "videorepa", "videorepa-spatial", "videorepa-temporal"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("N", [1, 31, 33, 70])
 def test_published_forms_on_plain_kernels(model, form, N):
     loss = lgf.TokenRelationLoss(form)
@@ -89,9 +101,12 @@ def test_published_forms_on_plain_kernels(model, form, N):
     against_reference(student, teacher, loss.pair_weight(4, "cpu"), margin=loss.margin)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("margin", [0.05, 0.4, 5.0])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@every_pair(
+    way=WAYS,
+    dtype=(torch.bfloat16, torch.float16, torch.float64),
+    margin=(0.05, 0.4, 5.0),
+    reduction=("mean", "sum", "none"),
+)
 def test_margins_and_reductions(tensor_cores, dtype, margin, reduction):
     student, teacher = inputs((3, 2, 40, 16), 8, dtype)
     upstream = torch.tensor([1.0, -2.0, 0.5]) * UPSTREAM if reduction == "none" else UPSTREAM
@@ -154,11 +169,10 @@ def test_weights_far_apart(model, processors):
     against_reference(*inputs((1, 24, TILE, 8), 8, torch.bfloat16), c)
 
 
-@pytest.mark.parametrize("videos", [1, 3])
-@pytest.mark.parametrize("blocks", [1, 4, 5, 7, 10, 20])
-@pytest.mark.parametrize("dtype, tile", [(torch.bfloat16, TILE), (torch.float32, 64)], ids=str)
-def test_panels(tensor_cores, monkeypatch, dtype, tile, blocks, videos):
+@every_pair(way=WAYS, dtype=(torch.bfloat16, torch.float32), blocks=(1, 4, 5, 7, 10, 20), videos=(1, 3))
+def test_panels(tensor_cores, monkeypatch, dtype, blocks, videos):
     """A video of 4 tiles has 10 blocks: less room cuts it into rows, twice as much takes two videos at once."""
+    tile = TILE if dtype == torch.bfloat16 else 64
     monkeypatch.setattr(panels, "scratch_bytes", lambda: blocks * tile**2 * dtype.itemsize)
     against_reference(*inputs((videos, 3, tile + 7, 16), 8, dtype), torch.rand(3, 3))
 
@@ -175,7 +189,7 @@ def test_several_blocks_share_the_sum_of_a_tile(tensor_cores, videos, processors
 def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores, monkeypatch, dtype):
     """But for how many blocks share a sum, which only the gradient would show."""
     monkeypatch.setattr(panels, "MOST_SPLITS", 1)
-    student, teacher = inputs((2, 3, TILE + 20, 16), 72, dtype)
+    student, teacher = inputs((2, 3, TILE - 20, 16), 72, dtype)
     c, results = lgf.moalign_pair_weight(3), []
     for processors, reverse in ((1, 0), (2, 1), (3, 0), (7, 1), (100, 0)):
         tensor_cores.lgf_model_multiprocessors(processors, 228)
@@ -211,9 +225,7 @@ def test_what_has_weight_zero_may_be_not_a_number(tensor_cores, dtype):
         assert torch.equal(lgf.token_relation_loss(student, teacher, pair_weight=c, backend="native"), expected)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("where", ["student", "teacher"])
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+@every_pair(way=WAYS, dtype=(*HALVES, torch.float32), where=("student", "teacher"), bad=(torch.nan, torch.inf))
 def test_not_a_number_reaches_every_gradient_of_its_video(tensor_cores, dtype, where, bad):
     """And none of the video before, although it is the first token after that one's last."""
     tensors = dict(zip(("student", "teacher"), inputs((2, 2, 40, 8), 8, dtype), strict=True))
@@ -303,13 +315,11 @@ def test_the_work_is_what_the_report_counts(model, processors, channels):
 # ---- what the tests would notice ----------------------------------------------------------------------------------
 
 READ = "  // this chunk is there, and the one before has been multiplied by all"
+#: One of each kind: in what follows from pairs of tiles (distances), in sums over them (products), and on Hopper.
 MISTAKES = {
     "no barrier around a chunk, distances": ("relation_distances.h", f"sync_block();{READ}", ""),
     "no barrier around a chunk, products": ("relation_products.h", f"sync_block();{READ}", ""),
-    "no barrier before the sums of warps are read": (
-        "relation_distances.h", "sync_block();  // the sums of all warps are there, and the norms have been read", ""),
     "a chunk is not waited for, distances": ("relation_distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
-    "a chunk is not waited for, products": ("relation_products.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
     "loaded into the chunk that is multiplied": (
         "relation_products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
     "a block is not transposed": ("relation_products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
@@ -319,42 +329,56 @@ MISTAKES = {
     "sums are not fenced": ("relation_warpgroups.h", "    warpgroup_fence();\n", ""),
     "copies are not made known": ("relation_warpgroups.h", "{ fence_async_proxy(); }", "{}"),
     "pieces are not exchanged": ("relation_warps.h", "((piece ^ row) & 7)", "piece"),
-    "pieces are exchanged otherwise": ("relation_warps.h", "((piece ^ row) & 7)", "((piece + row) & 7)"),
     "a descriptor with another stride": ("relation_warpgroups.h", "8 * slab::kRowBytes / 16", "4 * slab::kRowBytes / 16"),
+    "the second warpgroup multiplies the first's rows": ("relation_warpgroups.h", "a + warpgroup() *", "a + 0 *"),
+    "a pair counts once, and not from either side": ("relation_distances.h", "? sum : 2 * sum", "? sum : sum"),
+}  # fmt: skip
+MORE_MISTAKES = {
+    "no barrier before the sums of warps are read": (
+        "relation_distances.h", "sync_block();  // the sums of all warps are there, and the norms have been read", ""),
+    "a chunk is not waited for, products": ("relation_products.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "pieces are exchanged otherwise": ("relation_warps.h", "((piece ^ row) & 7)", "((piece + row) & 7)"),
     "a descriptor with another leading offset": ("relation_warpgroups.h", "slab::kHalfBytes / 16 : 1", "slab::kHalfBytes / 32 : 1"),
     "a descriptor steps along rows and not down": ("relation_warpgroups.h", "(kDown ? k * slab::kRowBytes : k * 2)", "k * 2"),
-    "the second warpgroup multiplies the first's rows": ("relation_warpgroups.h", "a + warpgroup() *", "a + 0 *"),
 }  # fmt: skip
 
 
-@pytest.mark.slow
+def notice_mistakes():
+    against_reference(*inputs((1, 3, TILE + 5, 136), 72, torch.bfloat16))
+
+
+def test_kernels_without_a_mistake_pass(tensor_cores):
+    notice_mistakes()
+
+
 @broken_on_purpose
-@pytest.mark.parametrize("mistake", MISTAKES)
+@mistakes(MISTAKES, MORE_MISTAKES)
 def test_a_broken_kernel_fails_on_hopper(mistake, objects, tmp_path, monkeypatch):
-    module, functions = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES[mistake]))
+    module, functions = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
     launched_on(module, monkeypatch)
     functions.lgf_model_hopper(1)
     with pytest.raises((AssertionError, RuntimeError)):
-        against_reference(*inputs((1, 3, TILE + 5, 136), 72, torch.bfloat16))
+        notice_mistakes()
 
 
 MISTAKES_OF_WARPS = {
     "rows not transposed": ("relation_warps.h", "load_matrices_transposed(r, in_columns(a,", "load_matrices(r, in_columns(a,"),
+    "a chunk is not waited for": ("relation_distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+}  # fmt: skip
+MORE_MISTAKES_OF_WARPS = {
     "columns not transposed": ("relation_warps.h", "load_matrices_transposed(r, in_columns(b,", "load_matrices(r, in_columns(b,"),
     "rows and halves of the sum exchanged": ("relation_warps.h", "row + lane % 16, k / 8 + lane / 16",
                                              "row + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2"),
-    "a chunk is not waited for": ("relation_distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @broken_on_purpose
-@pytest.mark.parametrize("mistake", MISTAKES_OF_WARPS)
+@mistakes(MISTAKES_OF_WARPS, MORE_MISTAKES_OF_WARPS)
 def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
-    module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *MISTAKES_OF_WARPS[mistake]))
+    module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
     launched_on(module, monkeypatch)
     with pytest.raises((AssertionError, RuntimeError)):
-        against_reference(*inputs((1, 3, TILE + 5, 136), 72, torch.bfloat16))
+        notice_mistakes()
 
 
 def test_pieces_that_are_not_exchanged_meet_their_banks_twice(objects, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
-"""Kill a training run in many places, start it again, and write down how that went.
+"""Commands of `lgf` that die where they are told to, in children of one process that has imported everything.
 
-    kill_points.py FOLDER RECIPE --overrides
+    kill_points.py
 
-One process imports everything and forks for every run: it takes part in no computation itself.
+A line of JSON comes in for each, {"words": those of the command, "point": a name of POINTS or null}, and one goes out, {"ended": the
+exit code, or minus the signal that ended it, "steps": those of the optimiser}. The process itself takes part in no computation.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -12,8 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-from lgf_trainer import checkpoint, optimiser, run
-from lgf_trainer.train import main
+import lgf_cli
+from lgf_trainer import cache, checkpoint, extract, extraction, optimiser, run, train  # noqa: F401: for the children
 
 
 def after(function, times):
@@ -33,8 +35,8 @@ def after(function, times):
     return dies
 
 
-#: Name -> (owner, function, call): where to die.
-POINTS = {
+#: Name -> (owner, function, call): where a training is to die.
+IN_A_TRAINING = {
     "before the first step": (optimiser.GroupedAdamW, "step", -1),
     "after the first step": (optimiser.GroupedAdamW, "step", 1),
     "after the third step": (optimiser.GroupedAdamW, "step", 3),
@@ -52,13 +54,20 @@ POINTS = {
     "publishing": (shutil, "copyfile", 2),
     "after publishing": (run, "publish", 1),
 }
+#: The same of an extraction.
+IN_AN_EXTRACTION = {
+    "before the second window has its name": (cache.os, "replace", -3),  # the first is that of the settings
+    "after the first window": (cache.WindowCache, "write", 1),
+}
+POINTS = IN_A_TRAINING | IN_AN_EXTRACTION
 
 
-def attempt(arguments, point=None):
-    """Run in a child process; (the signal that ended it, the optimiser steps it made)."""
+def attempt(words, point=None):
+    """Run in a child process; its exit code, or minus the signal that ended it, and the optimiser steps that it made."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where the answers go
         step = optimiser.GroupedAdamW.step
 
         def counted(self, index):
@@ -67,21 +76,15 @@ def attempt(arguments, point=None):
 
         optimiser.GroupedAdamW.step = counted
         if point:
-            owner, name, times = point
+            owner, name, times = POINTS[point]
             setattr(owner, name, after(getattr(owner, name), times))
-        main(arguments)
-        os._exit(0)
+        os._exit(lgf_cli.main(words))
     os.close(writer)
     steps = len(os.fdopen(reader, "rb").read())
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), steps
+    return {"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "steps": steps}
 
 
 if __name__ == "__main__":
-    folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-    _, needed = attempt([*arguments, "--run.output", str(folder / "uninterrupted")])
-    for name, point in POINTS.items():
-        mine = [*arguments, "--run.output", str(folder / name)]
-        first, steps = attempt(mine, point)
-        second, more = attempt(mine)
-        report = {"name": name, "signals": [-first, second], "steps": steps + more, "steps without kill": needed}
-        (folder / f"{name}.json").write_text(json.dumps(report))
+    gc.freeze()  # children need no copy of what nobody collects
+    for line in sys.stdin:
+        print(json.dumps(attempt(**json.loads(line))), flush=True)

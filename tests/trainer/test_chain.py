@@ -30,8 +30,6 @@ from lgf_kernels.demo.clips import make_clip
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 
-pytestmark = pytest.mark.slow
-
 
 def readme_commands() -> dict[str, list[str]]:
     """Name -> words of the commands in the README's tour."""
@@ -56,8 +54,8 @@ def clip(request, tmp_path):
     return tmp_path / "walk.mp4"
 
 
-def run(words: list[str]) -> int:
-    """Train to the end; the step that it began with."""
+def go_on(words: list[str]) -> int:
+    """Train to the end in a process of its own; the step that it began with."""
     command = [sys.executable, "-P", "-m", "lgf_cli", *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -81,12 +79,17 @@ def network(path: Path) -> Path:
     return path
 
 
-def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def commands(clip, tmp_path, monkeypatch):
+    """Those of the README, in a folder with a playground of the clip, when the first of them, `extract`, has been run."""
     monkeypatch.chdir(tmp_path)
-    commands = readme_commands()
     assert lgf_cli.run("playground", "lgf_trainer.playground", ["tiny", "--video", str(clip)], "") == 0
-
+    commands = readme_commands()
     assert lgf_cli.main(commands["extract"]) == 0
+    return commands
+
+
+def test_from_a_clip_to_videos_with_the_lora(commands, clip, capsys):
     cache = WindowCache("tiny/cache")
     windows = [cache.read(key) for key in cache.keys()]
     starts = sorted(window.about["start"] for window in windows)
@@ -95,16 +98,8 @@ def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys
         assert window.tensors["teacher_forward"].shape == (8, 4, 6, 49)
         assert all(tensor.float().isfinite().all() for tensor in window.tensors.values())
 
-    killed, whole = Path("tiny/run"), Path("tiny/whole")
-    run_and_kill("lgf_trainer.checkpoint", "Checkpoints.save", 7, commands["train"])
-    assert not (killed / "pytorch_lora_weights.safetensors").exists()
-    assert run(commands["train"]) == 7
-    assert run([*commands["train"], "--run.output", str(whole)]) == 0
-    assert losses(killed) == losses(whole)
-    for name in ("pytorch_lora_weights.safetensors", "projector.safetensors"):
-        one, other = load_file(killed / name), load_file(whole / name)
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    history = torch.tensor(losses(whole))
+    assert lgf_cli.main(commands["train"]) == 0
+    history = torch.tensor(losses(Path("tiny/run")))
     assert history[-5:, 1].mean() < 0.5 * history[:5, 1].mean()
 
     assert lgf_cli.main(commands["sample"]) == 0
@@ -124,6 +119,19 @@ def test_from_a_clip_to_videos_with_the_lora(clip, tmp_path, monkeypatch, capsys
     assert re.search(r"FVD \d+\.\d\d   \(2 real and 2 generated", capsys.readouterr().out)
 
 
+@pytest.mark.slow  # three processes; `test_killed.py` kills at many points, in one that forks
+def test_killed_after_seven_steps_the_training_goes_on(commands):
+    killed, whole = Path("tiny/run"), Path("tiny/whole")
+    run_and_kill("lgf_trainer.checkpoint", "Checkpoints.save", 7, commands["train"])
+    assert not (killed / "pytorch_lora_weights.safetensors").exists()
+    assert go_on(commands["train"]) == 7
+    assert go_on([*commands["train"], "--run.output", str(whole)]) == 0
+    assert losses(killed) == losses(whole)
+    for name in ("pytorch_lora_weights.safetensors", "projector.safetensors"):
+        one, other = load_file(killed / name), load_file(whole / name)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_repa_on_dino_features(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     playground.make_playground(Path("tiny"))
@@ -132,7 +140,7 @@ def test_repa_on_dino_features(tmp_path, monkeypatch):
     )
     assert lgf_cli.main(extract) == 0
     repa = shlex.split("train tiny/recipe.yaml --data.cache dino --alignment.loss repa --alignment.features dino")
-    assert run(repa) == 0
+    assert lgf_cli.main(repa) == 0
     history = torch.tensor(losses(Path("tiny/run")))
     assert history[-5:, 1].mean() < 0.8 * history[:5, 1].mean()
 

@@ -1,4 +1,6 @@
-"""Two processes on a CPU, with gloo: copies (DDP) and shards (FSDP2) train like one process on the same global batch."""
+"""Two processes on a CPU, with gloo: copies (DDP) and shards (FSDP2) train like one process on the same global batch; videos are
+extracted and generated once.
+"""
 
 import json
 from pathlib import Path
@@ -7,14 +9,20 @@ import pytest
 import torch
 
 pytest.importorskip("accelerate")
+pytest.importorskip("av")
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
+from accelerate.state import AcceleratorState
+from clips import write_clip
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
+from lgf_trainer.cache import WindowCache
 from lgf_trainer.run import TrainingRun
+from lgf_trainer.testing import HEIGHT, WIDTH
 from lgf_trainer.train import parse
+from PIL import Image
 from safetensors.torch import load_file
 from trainer.processes import run_two
 from trainer.training_data import tiny
@@ -29,7 +37,11 @@ pytestmark = pytest.mark.skipif(not GLOO, reason="this torch has no gloo")
 
 @pytest.fixture(scope="module")
 def place(tiny_place, tmp_path_factory):
-    """Four steps of one process and of two, copied and sharded; and the latter going on from the second step."""
+    """Four steps of one process and of two, copied and sharded; and the latter going on from the second step. Then windows of
+    clips, extracted by one process and by two, and videos with a trained LoRA.
+
+    Two processes are started once: it takes them longer than all that they do.
+    """
     place = tmp_path_factory.mktemp("distributed")
 
     def run(name, **changes):
@@ -40,17 +52,39 @@ def place(tiny_place, tmp_path_factory):
             "training__ema": 0.5,
             "run__keep": 9,
         }
-        return ["sam2videox", *tiny(tiny_place, run__output=place / name, **(options | changes))]
+        return ["train", "sam2videox", *tiny(tiny_place, run__output=place / name, **(options | changes))]
 
-    jobs = []
+    jobs = {}
     for kind, shard in KINDS.items():
-        again = {"copy": [str(place / kind), str(place / f"{kind}-again")], "after": 2}
-        jobs += [run(kind, run__shard=shard), again, run(f"{kind}-again", run__shard=shard)]
-    jobs += [run("half", run__shard="True", model__dtype="bfloat16", training__precision="bf16", model__dropout=0.1)]
+        jobs[kind] = run(kind, run__shard=shard)
+        jobs[f"{kind}-copy"] = {"copy": [str(place / kind), str(place / f"{kind}-again")], "after": 2}
+        jobs[f"{kind}-again"] = run(f"{kind}-again", run__shard=shard)
+    half = {"model__dtype": "bfloat16", "training__precision": "bf16", "model__dropout": 0.1, "training__steps": 2}
+    jobs["half"] = run("half", run__shard="True", **half)
+    jobs["extract-two"] = extracting(place, tiny_place / "model", "extract-two")
+    jobs["sample"] = sampling(place, tiny_place / "model")
     (place / "jobs.json").write_text(json.dumps(jobs))
     run_two(Path(__file__).with_name("distributed_runs.py"), place / "jobs.json")
-    lgf(["train", *run("one")])
+    for words in run("one"), extracting(place, tiny_place / "model", "extract-one"):
+        assert lgf(words) == 0
+        AcceleratorState._reset_state(reset_partial_state=True)
     return place
+
+
+def extracting(place, model, output):
+    """From three clips, one of them too short."""
+    (place / "clips").mkdir(exist_ok=True)
+    for name, frames in (("a", 15), ("b", 20), ("short", 5)):
+        write_clip(place / "clips" / f"{name}.mp4", frames=frames)
+    words = ["extract", place / "clips", "--output", place / output, "--model", model, "--stride", 5]
+    return [*map(str, words), "--teacher", "none", "--allow-empty-captions"]
+
+
+def sampling(place, model):
+    words = ["sample", "--model", model, "--lora", place / "copied", "--output", place / "videos", "--steps", 1]
+    words += ["--prompt", "a dog", "--image", place / "dog.png", "--samples", 3, "--no-compare"]
+    Image.new("RGB", (WIDTH, HEIGHT)).save(place / "dog.png")
+    return [str(word) for word in words]
 
 
 def history(output):
@@ -121,6 +155,29 @@ def test_what_a_sharded_run_saves_loads_into_diffusers(place, tiny_place):
 
 def test_half_precision_shards_train(place):
     rows = history(place / "half")
-    assert len(rows) == 4 and rows.isfinite().all()
+    assert len(rows) == 2 and rows.isfinite().all()
     assert {weight.dtype for weight in files(place / "half").values()} == {torch.float32}
     torch.testing.assert_close(rows[0, :2], history(place / "one")[0, :2], rtol=0.1, atol=0)
+
+
+def test_two_processes_extract_what_one_does(place):
+    one, two = WindowCache(place / "extract-one"), WindowCache(place / "extract-two")
+    assert len(one.keys()) == 2 + 3 and two.keys() == one.keys()
+    assert all(two.path(key).read_bytes() == one.path(key).read_bytes() for key in one.keys())
+    alone, both = (json.loads((cache.folder / "report.json").read_text()) for cache in (one, two))
+    assert all(both[name] == alone[name] for name in ("videos", "written", "present", "skipped", "bytes"))
+    accounts = [(place / f"extract-two-{rank}.txt").read_text().count("videos: ") for rank in (0, 1)]
+    assert accounts == [1, 0], "one account, not one for each process"
+
+
+def test_two_processes_share_the_prompts(place):
+    """Each makes its own, none is made twice, and one speaks for both."""
+    said, silence = ((place / f"sample-{rank}.txt").read_text() for rank in (0, 1))
+    assert said.splitlines() == [
+        "3 videos to generate, 0 are there",
+        f"3 videos are in {place / 'videos'}, and their grids in {place / 'videos' / 'grid'}",
+    ]
+    assert not silence
+    for folder, kind in (("grid", "png"), ("with", "mp4")):
+        names = sorted(path.name for path in (place / "videos" / folder).iterdir())
+        assert names == [f"dog-{number}.{kind}" for number in range(3)]

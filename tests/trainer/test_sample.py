@@ -1,5 +1,6 @@
 """`lgf sample`: the LoRA does what it did in training, videos are made once, mistakes end in one line."""
 
+import functools
 import io
 import json
 import os
@@ -75,6 +76,12 @@ def generate(folder, with_lora: bool, name: str = "dog.png", seed: int = 0, **ch
     return generator.generate(request, with_lora)
 
 
+@pytest.fixture(scope="module")
+def generated(folder):
+    """`generate` in this folder, once for all tests that want the same video."""
+    return functools.cache(functools.partial(generate, folder))
+
+
 def arguments(folder, output, *more: object) -> list[str]:
     given = ["--model", folder / "i2v", "--lora", folder / "lora", "--output", output, "--steps", STEPS, *more]
     return [str(word) for word in given]
@@ -84,6 +91,11 @@ def dog(folder) -> list[object]:
     return ["--prompt", "a dog", "--image", folder / "dog.png"]
 
 
+def small(folder) -> list[object]:
+    """From text alone a video may be smaller, and is made faster."""
+    return ["--model", folder / "t2v", "--height", 32, "--width", 48, "--prompt", "a dog"]
+
+
 def contents(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -91,7 +103,7 @@ def contents(folder) -> dict[str, bytes]:
 # --- what is generated ----------------------------------------------------------------------------------------
 
 
-def test_a_saved_lora_does_what_it_did_in_memory(folder):
+def test_a_saved_lora_does_what_it_did_in_memory(folder, generated):
     pipeline = with_adapter(folder)
     pipeline.set_progress_bar_config(disable=True)
     image = Image.open(folder / "dog.png")
@@ -101,16 +113,16 @@ def test_a_saved_lora_does_what_it_did_in_memory(folder):
             pipeline.transformer.disable_adapters()
         noise = torch.Generator().manual_seed(0)
         expected = pipeline(image, "a dog", guidance_scale=6.0, generator=noise, **fixed).frames[0]
-        actual = generate(folder, with_lora, lora=folder / "lora")
+        actual = generated(with_lora, lora=folder / "lora")
         assert actual.shape == (FRAMES, HEIGHT, WIDTH, 3) and actual.dtype == np.uint8
         assert np.array_equal(actual, (expected * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def test_both_arms_start_from_one_noise(folder):
-    without, trained = (generate(folder, with_lora, lora=folder / "lora") for with_lora in (False, True))
+def test_both_arms_start_from_one_noise(folder, generated):
+    without, trained = (generated(with_lora, lora=folder / "lora") for with_lora in (False, True))
     assert not np.array_equal(without, trained)
     assert np.array_equal(without, generate(folder, True, lora=folder / "lora", lora_weight=0.0))
-    assert np.array_equal(without, generate(folder, False))
+    assert np.array_equal(without, generated(False))
     assert not np.array_equal(without, generate(folder, False, seed=1))
 
 
@@ -119,9 +131,9 @@ def test_both_arms_start_from_one_noise(folder):
     [{"lora_weight": 0.5}, {"steps": 3}, {"guidance": 1.0}, {"negative_prompt": "cat"}, {"dtype": "bfloat16"}],
     ids=lambda changed: next(iter(changed)),
 )
-def test_every_option_changes_the_video(folder, changed):
+def test_every_option_changes_the_video(folder, generated, changed):
     base = {"lora": folder / "lora"}
-    assert not np.array_equal(generate(folder, True, **base), generate(folder, True, **base, **changed))
+    assert not np.array_equal(generated(True, **base), generate(folder, True, **base, **changed))
 
 
 def test_text_to_video_in_another_size(folder):
@@ -129,11 +141,11 @@ def test_text_to_video_in_another_size(folder):
     assert video.shape == (17, 32, 48, 3) and video.std() > 1
 
 
-def test_pictures_of_the_videos_proportions_are_resized_and_others_cut_or_distorted_if_asked(folder):
+def test_pictures_of_the_videos_proportions_are_resized_and_others_cut_or_distorted_if_asked(folder, generated):
     picture = Image.open(folder / "dog.png")
     picture.resize((3 * WIDTH, 3 * HEIGHT), Image.Resampling.NEAREST).save(folder / "large.png")
     fitting = generate(folder, False, name="large.png")
-    assert np.abs(fitting.astype(int) - generate(folder, False)).mean() < 20
+    assert np.abs(fitting.astype(int) - generated(False)).mean() < 20
     cut = generate(folder, False, name="square.png", fit="crop")
     assert not np.array_equal(cut, generate(folder, False, name="square.png", fit="stretch"))
 
@@ -173,11 +185,11 @@ def test_nan_is_reported(folder, monkeypatch):
 # --- the command ----------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_videos_and_grids(folder, tmp_path):
+def test_the_command_writes_videos_and_grids(folder, generated, tmp_path):
     assert main(arguments(folder, tmp_path, *dog(folder), "--side-by-side", "--grid-frames", 3)) == 0
     names = ["both/dog.mp4", "grid/dog.png", "with/dog.mp4", "without/dog.mp4"]
     assert sorted(contents(tmp_path)) == names
-    arms = {arm: generate(folder, arm == "with", lora=folder / "lora") for arm in ("without", "with")}
+    arms = {arm: generated(arm == "with", lora=folder / "lora") for arm in ("without", "with")}
     for arm in arms:
         with av.open(str(tmp_path / arm / "dog.mp4")) as container:
             stream = container.streams.video[0]
@@ -207,7 +219,7 @@ def test_without_a_lora_there_is_one_row_and_a_lora_without_comparison_another(f
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, monkeypatch):
-    words = [*dog(folder), "--samples", 2]
+    words = [*small(folder), "--samples", 2]
     main(arguments(folder, tmp_path / "whole", *words))
     generate_one, made = Generator.generate, []
 
@@ -221,11 +233,11 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         main(arguments(folder, tmp_path / "parts", *words))
     before = contents(tmp_path / "parts")
-    assert sorted(before) == ["grid/dog-0.png", "with/dog-0.mp4", "without/dog-0.mp4"]
+    assert sorted(before) == ["grid/video-0.png", "with/video-0.mp4", "without/video-0.mp4"]
     times = {name: (tmp_path / "parts" / name).stat().st_mtime_ns for name in before}
     made.clear()
     main(arguments(folder, tmp_path / "parts", *words))
-    assert made == ["dog-1", "dog-1"]
+    assert made == ["video-1", "video-1"]
     assert all((tmp_path / "parts" / name).stat().st_mtime_ns == time for name, time in times.items())
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
@@ -272,6 +284,7 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.slow  # `test_distributed.py` has it in processes that do more
 def test_processes_share_the_prompts(folder, tmp_path):
     """Two that know of each other: each makes its own, none is made twice, and one speaks for both."""
     words = arguments(folder, tmp_path, *dog(folder), "--samples", 3, "--no-compare")
@@ -292,8 +305,8 @@ def test_a_grid_shows_no_frame_twice():
 
 
 def test_samples_have_seeds_of_their_own(folder, tmp_path):
-    main(arguments(folder, tmp_path, *dog(folder), "--samples", 2, "--seed", 5, "--no-compare"))
-    seeds = [export.made_with(tmp_path / "with" / f"dog-{k}.mp4")["seed"] for k in (0, 1)]
+    main(arguments(folder, tmp_path, *small(folder), "--samples", 2, "--seed", 5, "--no-compare"))
+    seeds = [export.made_with(tmp_path / "with" / f"video-{k}.mp4")["seed"] for k in (0, 1)]
     assert seeds == [5, 6]
 
 

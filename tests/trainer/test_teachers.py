@@ -25,8 +25,14 @@ def folder(tmp_path_factory):
     return str(make_tiny_teacher(tmp_path_factory.mktemp("sam2")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def teacher(folder):
+    return TransformersSam2(folder, CPU)
+
+
+@pytest.fixture
+def fresh(folder):
+    """A teacher for a test that changes it."""
     return TransformersSam2(folder, CPU)
 
 
@@ -139,12 +145,12 @@ def test_a_box_prompts_with_the_mask_that_sam2_draws(teacher, video, monkeypatch
 
 
 @pytest.mark.parametrize("prompt", ["box", "mask"])
-def test_each_frame_is_encoded_once_and_positions_are_kept_once(teacher, video, mask, prompt):
+def test_each_frame_is_encoded_once_and_positions_are_kept_once(fresh, video, mask, prompt):
     calls = []
-    teacher.model.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
-    teacher.track(video, mask if prompt == "mask" else torch.tensor([24.0, 8.0, 72.0, 56.0]))
+    fresh.model.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    fresh.track(video, mask if prompt == "mask" else torch.tensor([24.0, 8.0, 72.0, 56.0]))
     assert len(calls) == FRAMES
-    kept = [teacher.session.cache.get_vision_features(i)["vision_pos_embeds"][0].data_ptr() for i in range(FRAMES)]
+    kept = [fresh.session.cache.get_vision_features(i)["vision_pos_embeds"][0].data_ptr() for i in range(FRAMES)]
     assert len(set(kept)) == 1
 
 
@@ -172,17 +178,17 @@ def test_an_empty_prompt(teacher, video):
         teacher.track(video, torch.zeros(HEIGHT, WIDTH, dtype=torch.bool))
 
 
-def test_a_subject_that_is_lost(teacher, video, mask):
-    torch.nn.init.constant_(teacher.model.mask_decoder.pred_obj_score_head.proj_out.bias, -100)
+def test_a_subject_that_is_lost(fresh, video, mask):
+    torch.nn.init.constant_(fresh.model.mask_decoder.pred_obj_score_head.proj_out.bias, -100)
     with pytest.raises(LostSubject, match="empty in the last frame"):
-        teacher.track(video, mask)
+        fresh.track(video, mask)
 
 
-def test_a_version_whose_memory_attention_is_elsewhere_is_refused(teacher, video, mask):
-    teacher._step = lambda frame, prompt, reverse: torch.ones(32, 32)
+def test_a_version_whose_memory_attention_is_elsewhere_is_refused(fresh, video, mask):
+    fresh._step = lambda frame, prompt, reverse: torch.ones(32, 32)
     with pytest.raises(RuntimeError, match="ran 0 times in 9 frames"):
-        teacher.track(video, mask)
-    assert not teacher.model.memory_attention._forward_hooks, "the hook must not stay"
+        fresh.track(video, mask)
+    assert not fresh.model.memory_attention._forward_hooks, "the hook must not stay"
 
 
 @pytest.mark.parametrize("prompt", ["box", "mask"])
