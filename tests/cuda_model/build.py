@@ -45,7 +45,7 @@ def pattern() -> list[str]:
 
 
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
-    """Unless another process has done so, or is about to."""
+    """Compile a source, unless another process has done so or is about to."""
     includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{MODEL}"]
     with open(f"{output}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -2,8 +2,8 @@
 
     kill_points.py
 
-A line of JSON comes in for each, {"words": those of the command, "point": a name of POINTS or null}, and one goes out, {"ended": the
-exit code, or minus the signal that ended it, "steps": those of the optimiser}. The process itself takes part in no computation.
+A line of JSON comes in for each, {"words": those of the command, "point": a name of POINTS or null}, and one goes out, {"ended":
+the exit code, or minus the signal that ended it, "steps": those of the optimiser}. The process itself takes part in no computation.
 """
 
 import gc
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import lgf_cli
-from lgf_trainer import cache, checkpoint, extract, extraction, optimiser, run, train  # noqa: F401: for the children
+from lgf_trainer import cache, checkpoint, optimiser, run  # noqa: F401 (for the children)
 
 
 def after(function, times):
