@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import lgf_cli
-from lgf_trainer import cache, checkpoint, optimiser, run  # noqa: F401 (for the children)
+from lgf_trainer import cache, checkpoint, optimiser, run  # for the children
 
 
 def after(function, times):

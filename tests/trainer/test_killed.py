@@ -22,7 +22,7 @@ from trainer.run_outputs import losses, same, weights
 from trainer.training_data import tiny
 
 #: Where continuous integration kills: while a file is written, before and after something has its name, between two
-# files of the result.
+#: files of the result.
 ONE_OF_EACH_KIND = {
     "a file of the second checkpoint",
     "before the second is renamed",
