@@ -62,7 +62,7 @@ bench-gpu: $(READY) ## the same on its GPU
 	$(BIN)/python -m pytest benchmarks --device cuda $(ARGS)
 
 gpu: $(READY)   ## all that a GPU is needed for, in ten minutes; ARGS="--out DIR --minutes 10", again to go on
-	$(BIN)/python -m lgf_kernels.bench.session $(ARGS)
+	$(BIN)/python -m lgf_bench.session $(ARGS)
 
 kernel-report: $(READY) ## what the GPU kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
 	$(BIN)/python benchmarks/kernel_report.py $(ARGS)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from lgf_kernels.bench.cases import CASES
-from lgf_kernels.bench.cli import DEFAULT_DTYPE, why_not_device
-from lgf_kernels.bench.providers import providers
+from lgf_bench.cases import CASES
+from lgf_bench.cli import DEFAULT_DTYPE, why_not_device
+from lgf_bench.providers import providers
 
 
 def pytest_addoption(parser):

@@ -6,9 +6,9 @@ timed in a block of its own, by the wall clock, the device's work included.
 
 import functools
 
-from lgf_kernels.bench.correctness import answer, errors, is_right, step, truth
-from lgf_kernels.bench.providers import provider
-from lgf_kernels.bench.timing import wait
+from lgf_bench.correctness import answer, errors, is_right, step, truth
+from lgf_bench.providers import provider
+from lgf_bench.timing import wait
 
 true_answer = functools.lru_cache(maxsize=1)(truth)
 

@@ -1,6 +1,6 @@
 """Small cases, and rows of results, for the tests of the benchmark."""
 
-from lgf_kernels.bench import cases
+from lgf_bench import cases
 
 SMALL = {
     "small-lgf": cases.Case("lgf_kl", (1, 3, 6, 9, 8), (8, 5), "a small Local Gram Flow"),

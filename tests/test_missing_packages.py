@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 #: (the package that is missing, the command), by the name that the command gives itself.
 RUNS = {
     "lgf extract": ("tyro", "-m lgf_cli extract"),
-    "python -m lgf_trainer.playground": ("tyro", "-m lgf_trainer.playground tiny"),
-    "python -m lgf_trainer.memory": ("diffusers", "-m lgf_trainer.memory"),
-    "kernel_report.py": ("triton", "benchmarks/kernel_report.py"),
-    "kernel_counts.py": ("triton", "benchmarks/kernel_counts.py --shape 1 2 8 8 64 --json"),
+    "python -m lgf_demo.playground": ("tyro", "-m lgf_demo.playground tiny"),
+    "recipe_memory.py": ("diffusers", "benchmarks/tools/recipe_memory.py"),
+    "kernel_report.py": ("triton", "benchmarks/tools/kernel_report.py"),
+    "kernel_counts.py": ("triton", "benchmarks/tools/kernel_counts.py --shape 1 2 8 8 64 --json"),
 }
 
 
@@ -25,7 +25,7 @@ RUNS = {
 def ended(tmp_path_factory):
     """Name -> how the command ended: its code, what it printed, and its errors."""
     folder = tmp_path_factory.mktemp("runs")
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "python")))
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "python", ROOT / "benchmarks")))
     command = [sys.executable, "-P", __file__, str(folder)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     codes = json.loads(done.stdout)
@@ -36,8 +36,8 @@ def ended(tmp_path_factory):
     ("name", "needed"),
     [
         ("lgf extract", '"lgf-kernels[train]"'),
-        ("python -m lgf_trainer.playground", '"lgf-kernels[train]"'),
-        ("python -m lgf_trainer.memory", '"lgf-kernels[train]"'),
+        ("python -m lgf_demo.playground", '"lgf-kernels[train]"'),
+        ("recipe_memory.py", '"lgf-kernels[train]"'),
         ("kernel_report.py", "triton tqdm"),
     ],
 )

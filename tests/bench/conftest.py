@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import cases
+from lgf_bench import cases
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def git(monkeypatch):
 
 @pytest.fixture
 def small_cases():
-    importlib.import_module("lgf_kernels.bench.tune")  # which takes its cases from the real ones, when it is imported
+    importlib.import_module("lgf_bench.tune")  # which takes its cases from the real ones, when it is imported
     real = dict(cases.CASES)
     replace(SMALL)
     yield

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lgf_kernels.bench import checkout
+from lgf_bench import checkout
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lgf_cli import main
 
-from lgf_kernels.bench import ceilings, cli, measure, providers, results, runner, sweeps
+from lgf_bench import ceilings, cli, measure, providers, results, runner, sweeps
 
 pytest.importorskip("tqdm")
 pytestmark = pytest.mark.usefixtures("small_cases", "quick_ceilings")

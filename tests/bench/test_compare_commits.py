@@ -10,13 +10,13 @@ import pytest
 from bench_helpers import row
 from lgf_cli import main
 
-from lgf_kernels.bench import checkout, compare
+from lgf_bench import checkout, compare
 
 pytest.importorskip("tqdm")
 
 SETUP = """
 from pathlib import Path
-bench = Path("lgf_kernels/bench")
+bench = Path("benchmarks/lgf_bench")
 assert (bench / "compare.py").exists(), "the benchmark of the present checkout"
 (bench / "__main__.py").write_text(Path("command.py").read_text())
 (bench / "built.json").write_text(Path("row.json").read_text())
@@ -100,7 +100,7 @@ FOREVER = """
 import sys, tempfile, time
 from pathlib import Path
 import lgf_cli
-from lgf_kernels.bench import checkout, compare
+from lgf_bench import checkout, compare
 checkout.ROOT, tempfile.tempdir = Path(sys.argv[1]), sys.argv[2]
 compare._measure = lambda *_: print("measuring", flush=True) or time.sleep(600)
 lgf_cli.main(["bench", "--compare", "HEAD~2", "HEAD~1"])

@@ -3,8 +3,8 @@
 import pytest
 
 import lgf_kernels as lgf
-from lgf_kernels.bench.cases import Case
-from lgf_kernels.bench.counting import Work, work
+from lgf_bench.cases import Case
+from lgf_bench.counting import Work, work
 
 
 def test_local_gram_flow_loss_by_hand():

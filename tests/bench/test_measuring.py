@@ -10,9 +10,9 @@ import pytest
 import torch
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import cases, ceilings, correctness, measure, memory, providers, timing
-from lgf_kernels.bench.counting import Work
-from lgf_kernels.bench.measure import Plan, measure_case
+from lgf_bench import cases, ceilings, correctness, measure, memory, providers, timing
+from lgf_bench.counting import Work
+from lgf_bench.measure import Plan, measure_case
 
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
 WHERE = [

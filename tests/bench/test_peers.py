@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import correctness, peers
-from lgf_kernels.bench.cases import Case
+from lgf_bench import correctness, peers
+from lgf_bench.cases import Case
 
 CASES = [
     SMALL["small-lgf"],

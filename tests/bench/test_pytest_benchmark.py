@@ -10,8 +10,8 @@ import pytest
 import torch
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import results
-from lgf_kernels.bench.providers import provider
+from lgf_bench import results
+from lgf_bench.providers import provider
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])

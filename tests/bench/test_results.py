@@ -8,10 +8,10 @@ import pytest
 from bench_helpers import row
 from lgf_cli import main
 
-from lgf_kernels.bench import ceilings, compare, report, results
-from lgf_kernels.bench.errors import UserError
-from lgf_kernels.bench.step import STEP
-from lgf_kernels.bench.table import baseline, of_floor, quartiles, ratio
+from lgf_bench import ceilings, compare, report, results
+from lgf_bench.errors import UserError
+from lgf_bench.step import STEP
+from lgf_bench.table import baseline, of_floor, quartiles, ratio
 
 
 def times(median: float) -> dict:

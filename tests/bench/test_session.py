@@ -13,7 +13,7 @@ import pytest
 import torch
 from bench_helpers import row
 
-from lgf_kernels.bench import checkout, results, session
+from lgf_bench import checkout, results, session
 
 
 class World:
@@ -115,7 +115,7 @@ def test_the_most_informative_steps_come_first_and_leave_time_for_others():
 def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
     import argparse
 
-    from lgf_kernels.bench import cli
+    from lgf_bench import cli
 
     for step in session.STEPS:
         command = step.command(60, tmp_path)
@@ -223,7 +223,7 @@ def test_told_to_end_it_ends_the_step_too_and_knows_what_is_done(tmp_path, sign)
         import signal, sys, torch
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.cuda.is_available = lambda: True
-        from lgf_kernels.bench import session
+        from lgf_bench import session
         def python(code):
             return lambda *_: [sys.executable, "-c", code]
         session.GRACE = 600

@@ -10,8 +10,8 @@ pytest.importorskip("peft")
 
 from dataclasses import replace
 
-from lgf_kernels.bench import counting, memory, step
-from lgf_kernels.bench.providers import provider
+from lgf_bench import counting, memory, step
+from lgf_bench.providers import provider
 
 SMALL = replace(step.CONFIGS["tiny"], heads=1, layers=2, grid=(3, 4, 6), frames=3, text=(2, 8), rank=4)
 

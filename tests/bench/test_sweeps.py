@@ -3,8 +3,8 @@
 import pytest
 from bench_helpers import row
 
-from lgf_kernels.bench import plots, sweeps
-from lgf_kernels.bench.errors import UserError
+from lgf_bench import plots, sweeps
+from lgf_bench.errors import UserError
 
 
 def swept(provider: str, exponent: float, sizes=(2, 4, 8, 16), **values) -> list[dict]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bench_helpers import SMALL
 
-from lgf_kernels.bench import results, tune
+from lgf_bench import results, tune
 from lgf_kernels.triton_kernels import configs, launch
 
 

@@ -11,16 +11,16 @@ import torch
 from clips import write_clip
 from lgf_cli import main
 
-from lgf_kernels.bench import memory
-from lgf_kernels.demo import cost
+from lgf_bench import memory
+from lgf_demo import cost
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
     pytest.importorskip(package)
 
-tasks = pytest.importorskip("lgf_kernels.demo.tasks")
-training = pytest.importorskip("lgf_kernels.demo.training")
-model = pytest.importorskip("lgf_kernels.demo.model")
-report = pytest.importorskip("lgf_kernels.demo.report")
+tasks = pytest.importorskip("lgf_demo.tasks")
+training = pytest.importorskip("lgf_demo.training")
+model = pytest.importorskip("lgf_demo.model")
+report = pytest.importorskip("lgf_demo.report")
 
 from lgf_trainer.tables import format_table  # noqa: E402
 
@@ -152,7 +152,7 @@ def test_bad_input_is_refused_in_one_line(arguments, reason, tmp_path, monkeypat
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody may write")
 def test_a_folder_that_cannot_be_written_is_refused_before_the_training(monkeypatch, capsys):
-    monkeypatch.setattr("lgf_kernels.demo.main.compare", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("lgf_demo.main.compare", lambda *_: pytest.fail("trained"))
     assert main(["demo", "--quick", "--output", "/proc/self"]) == 2
     assert "lgf demo: " in capsys.readouterr().err.splitlines()[-1]
 
@@ -161,13 +161,13 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lgf_kernels.demo.main.compare", interrupted)
+    monkeypatch.setattr("lgf_demo.main.compare", interrupted)
     assert main(["demo", "--quick", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("lgf demo: interrupted.\n") and not list(tmp_path.iterdir())
 
 
 def test_missing_packages_name_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr("lgf_kernels.demo.cli.REQUIRED", ("no_such_package",))
+    monkeypatch.setattr("lgf_demo.cli.REQUIRED", ("no_such_package",))
     assert main(["demo"]) == 2
     assert 'pip install "lgf-kernels[train]"' in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import backends_of
 
-from lgf_kernels.bench.session import SANITIZER_ERROR, under
+from lgf_bench.session import SANITIZER_ERROR, under
 
 PAST_THE_END = """
 import sys, torch

@@ -25,7 +25,7 @@ from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
 from trainer.processes import environment, run_and_kill
 
-from lgf_kernels.demo.clips import make_clip
+from lgf_demo.clips import make_clip
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -83,7 +83,7 @@ def network(path: Path) -> Path:
 def commands(clip, tmp_path, monkeypatch):
     """Those of the README, in a folder with a playground of the clip, when the first of them, `extract`, has been run."""
     monkeypatch.chdir(tmp_path)
-    assert lgf_cli.run("playground", "lgf_trainer.playground", ["tiny", "--video", str(clip)], "") == 0
+    assert lgf_cli.run("playground", "lgf_demo.playground", ["tiny", "--video", str(clip)], "") == 0
     commands = readme_commands()
     assert lgf_cli.main(commands["extract"]) == 0
     return commands
@@ -166,4 +166,4 @@ def test_the_playgrounds_clip_moves_to_the_right(tmp_path):
 
 def test_a_video_that_is_not_there(tmp_path):
     with pytest.raises(SystemExit, match=r"playground: gone\.mp4: no such file"):
-        lgf_cli.run("playground", "lgf_trainer.playground", [str(tmp_path / "tiny"), "--video", "gone.mp4"], "")
+        lgf_cli.run("playground", "lgf_demo.playground", [str(tmp_path / "tiny"), "--video", "gone.mp4"], "")

@@ -20,8 +20,8 @@ from lgf_trainer.pictures import flow_colours
 from PIL import Image
 
 from lgf_kernels import local_gram_flow
-from lgf_kernels.demo.clips import make_clip
-from lgf_kernels.demo.oracle import oracle_features
+from lgf_demo.clips import make_clip
+from lgf_demo.oracle import oracle_features
 
 GRID = FRAMES, HEIGHT, WIDTH = 5, 10, 14
 READINGS = {"expected": expected_motion, "strongest": strongest_motion}

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import NamedTuple
 from unittest import mock
 
-from .. import triton_kernels
-from . import correctness, results, timing
-from .cases import CASES, Case
-from .errors import UserError
-from .measure import LONGEST_REASON, device_works
-from .runner import progress
+from lgf_kernels import triton_kernels
+from lgf_bench import correctness, results, timing
+from lgf_bench.cases import CASES, Case
+from lgf_bench.errors import UserError
+from lgf_bench.measure import LONGEST_REASON, device_works
+from lgf_bench.runner import progress
 
 TUNE = "tune.jsonl"
 #: What a number of a configuration is changed to, one at a time.
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def tune(table: Table, case: Case, rounds: int) -> list[dict]:
     """A row for each candidate: its numbers, whether it is right, and its times."""
-    from ..triton_kernels import configs
+    from lgf_kernels.triton_kernels import configs
 
     call = case.call()
     true = correctness.truth(case)

@@ -1,6 +1,6 @@
 """Everything that a GPU is needed for, in one command and as little time as there is: `make gpu`.
 
-  python -m lgf_kernels.bench.session --out DIR --minutes 10
+  python -m lgf_bench.session --out DIR --minutes 10
 
 Builds the CUDA module, measures ceilings, checks and times the headline cases, runs tests/gpu, a part of them under
 compute-sanitizer, then all other cases, the tuner, peers and `torch.compile`, sweeps and the share of a training step: the most
@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import ceilings, results
-from .checkout import ROOT, commit, environment
-from .errors import UserError
-from .table import baseline, milliseconds, number, of_floor, ratio
+from lgf_bench import ceilings, results
+from lgf_bench.checkout import ROOT, commit, environment
+from lgf_bench.errors import UserError
+from lgf_bench.table import baseline, milliseconds, number, of_floor, ratio
 
 STATE = "session.json"
 TESTS = "tests.log"

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from ..bench.cases import Case
-from ..bench.correctness import step
-from ..bench.memory import peak_memory
-from ..bench.providers import BACKENDS, provider, providers
-from ..bench.timing import interleaved, spread
+from lgf_bench.cases import Case
+from lgf_bench.correctness import step
+from lgf_bench.memory import peak_memory
+from lgf_bench.providers import BACKENDS, provider, providers
+from lgf_bench.timing import interleaved, spread
 
 #: About the token grid of CogVideoX at 480 x 720, with few frames and channels.
 SHAPE = (1, 5, 30, 40, 64)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
 
-from ..backends import PREDICATES, Request
+from lgf_kernels.backends import PREDICATES, Request
 from .cases import Case
 
 Loss = Callable[[Tensor, list[Tensor]], Tensor]

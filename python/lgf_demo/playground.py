@@ -1,7 +1,7 @@
 """Everything that a tour of the trainer needs, tiny and random: nothing is downloaded, and a CPU is enough.
 
-    python -m lgf_trainer.playground tiny                     with a generated clip
-    python -m lgf_trainer.playground tiny --video dog.mp4     with one of yours
+    python -m lgf_demo.playground tiny                     with a generated clip
+    python -m lgf_demo.playground tiny --video dog.mp4     with one of yours
 
     tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it
     tiny/teacher         a SAM2
@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
     import lgf_cli
 
     sys.exit(
-        lgf_cli.run("python -m lgf_trainer.playground", "lgf_trainer.playground", sys.argv[1:], '"lgf-kernels[train]"')
+        lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"')
     )
 
 import json
@@ -30,10 +30,10 @@ import torch
 import tyro
 from torch.nn.functional import interpolate
 
-from .cache import write_atomically
-from .export import encode_video
-from .testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
-from .video import Video
+from lgf_trainer.cache import write_atomically
+from lgf_trainer.export import encode_video
+from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
+from lgf_trainer.video import Video
 
 FPS, STRIDE = 8, 20
 CAPTION = "A subject moves."
@@ -90,8 +90,8 @@ def moving_square(frames: int) -> torch.Tensor:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m lgf_trainer.playground FOLDER [--video FILE]`."""
-    tyro.cli(_write, prog="python -m lgf_trainer.playground", description=__doc__, args=arguments)
+    """`python -m lgf_demo.playground FOLDER [--video FILE]`."""
+    tyro.cli(_write, prog="python -m lgf_demo.playground", description=__doc__, args=arguments)
     return 0
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
-from ..doctor import cpu_name
+from lgf_kernels import __version__
+from lgf_kernels.doctor import cpu_name
 from .checkout import ROOT, commit
 from .errors import UserError
 

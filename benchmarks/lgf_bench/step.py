@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backends import resolve
+from lgf_kernels.backends import resolve
 from . import counting, memory, results, timing
 from .cases import Case
 from .errors import UserError

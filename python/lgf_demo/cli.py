@@ -17,7 +17,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ..backends import backends
+from lgf_kernels.backends import backends
 
 REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from lgf_trainer.video import VideoError
 
-    from ..errors import BackendUnavailableError
+    from lgf_kernels.errors import BackendUnavailableError
     from .main import demonstrate
 
     try:

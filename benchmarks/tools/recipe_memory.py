@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from .objectives import make_objective
-from .recipe import Recipe, read_recipe
+from lgf_trainer.objectives import make_objective
+from lgf_trainer.recipe import Recipe, read_recipe
 
 FRAMES, HEIGHT, WIDTH = 49, 480, 720
 
