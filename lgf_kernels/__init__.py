@@ -9,18 +9,16 @@ autograd, `torch.compile` and autocast. Start with `lgf_kl_loss`; `lgf doctor` o
 
 __version__ = "0.1.0"
 
-from .backends import BackendInfo, backends, use_backend
-from .errors import BackendUnavailableError, OnceDifferentiableError
-from .functional import (
+from .core.errors import BackendUnavailableError, OnceDifferentiableError
+from .core.registry import BackendInfo, backends, use_backend
+from .gram_flow.api import (
+    LocalGramFlowKLLoss,
     lgf_kl_loss,
     lgf_kl_loss_from_logits,
     local_gram_flow,
     local_window_mask,
-    moalign_pair_weight,
-    token_relation_loss,
-    videorepa_pair_weight,
 )
-from .modules import LocalGramFlowKLLoss, TokenRelationLoss
+from .token_relation.api import TokenRelationLoss, moalign_pair_weight, token_relation_loss, videorepa_pair_weight
 
 __all__ = [
     "BackendInfo",

@@ -6,8 +6,9 @@ from importlib import metadata
 
 import torch
 
-from . import __version__, native
-from .backends import backends
+from . import __version__
+from .core import native
+from .core.registry import backends
 from .tested import TESTED, untested
 
 PACKAGES = [name for name in TESTED if name not in ("python", "torch")]

@@ -1,7 +1,8 @@
-"""What all operators share: the autocast rule, the short way past the dispatcher, the refusal of a second derivative."""
+"""Operators as autograd and torch.compile see them, from one helper: schema, fake, autograd, vmap, the way past the dispatcher."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, library
@@ -9,7 +10,50 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ..errors import BackendUnavailableError, OnceDifferentiableError
+from .errors import BackendUnavailableError, OnceDifferentiableError
+
+
+class Pass(NamedTuple):
+    """One direction of an operator: what computes it, and what tells the shapes of its outputs without computing."""
+
+    compute: Callable
+    fake: Callable
+
+
+class Differentiable:
+    """An operator `lgf::name` with a gradient that can be taken once.
+
+    Args:
+        name: of the operator; its backward is `name` + "_backward".
+        function: the public function that errors speak for.
+        forward, backward: `compute` and `fake` of each, with the same arguments.
+        save: (ctx, inputs, output), as in torch.library.
+        gradients: (ctx, backward, *grads) -> one for each input, where `backward(tensors, *arguments)` runs the backward.
+
+    A call is `operator(tensors, *arguments)`: `tensors` are those among the arguments.
+    """
+
+    def __init__(self, name: str, function: str, forward: Pass, backward: Pass, save: Callable, gradients: Callable):
+        self.compute, self.compute_backward = forward.compute, backward.compute
+        self.forward = library.custom_op(f"lgf::{name}", forward.compute, mutates_args=())
+        self.backward = library.custom_op(f"lgf::{name}_backward", backward.compute, mutates_args=())
+        self.forward.register_fake(forward.fake)
+        self.backward.register_fake(backward.fake)
+
+        def differentiate(ctx, *grads):
+            return gradients(ctx, self.run_backward, *grads)
+
+        self.forward.register_autograd(differentiate, setup_context=save)
+        forbid_double_backward(self.backward, function)
+        map_one_by_one(self.forward)
+        map_one_by_one(self.backward)
+        self.undispatched = undispatched(self.forward, forward.compute, save, differentiate)
+
+    def __call__(self, tensors: Sequence[Tensor | None], *arguments):
+        return shortest(tensors, self.compute, self.undispatched, self.forward)(*arguments)
+
+    def run_backward(self, tensors: Sequence[Tensor | None], *arguments):
+        return shortest(tensors, self.compute_backward, self.backward, self.backward)(*arguments)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:

@@ -13,8 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .options import BOUNDARIES, DIRECTIONS, DIVERGENCES, MAX_WINDOW, REDUCTIONS, SIMILARITIES, LgfOptions
-
+REDUCTIONS = ("mean", "sum", "none")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
 
@@ -158,15 +157,17 @@ def teacher_weights(function: str, weights, count: int | None) -> list[float] | 
     return [number(function, f"teacher_weights[{m}]", w, minimum=0.0) for m, w in enumerate(weights)]
 
 
-def number(function: str, name: str, value, minimum: float | None = None, above: float | None = None) -> float:
-    """A finite Python number, at least `minimum` or greater than `above`."""
-    wanted = "a finite number" + (f" >= {minimum:g}" if minimum is not None else "")
+def number(
+    function: str, name: str, value, minimum: float | None = None, above: float | None = None, infinite: bool = False
+) -> float:
+    """A Python number, finite unless it may be `infinite`, at least `minimum` or greater than `above`."""
+    wanted = ("a number" if infinite else "a finite number") + (f" >= {minimum:g}" if minimum is not None else "")
     wanted += f" > {above:g}" if above is not None else ""
     if not isinstance(value, Real):
         raise TypeError(f"{function}: `{name}` must be {wanted}, got {type(value).__name__} {value!r}.")
     value = float(value)
     # A comparison, because math.isfinite breaks the graph of a compiled function whose numbers are symbolic.
-    finite = -math.inf < value < math.inf
+    finite = -math.inf < value < math.inf or (infinite and value == math.inf)
     if not finite or (minimum is not None and value < minimum) or (above is not None and value <= above):
         raise ValueError(f"{function}: `{name}` must be {wanted}, got {value!r}.")
     return value
@@ -185,35 +186,11 @@ def size(function: str, name: str, value) -> int:
     return op.index(value)
 
 
-def window(function: str, value) -> int:
-    K = integer(function, "window", value)
-    if K < 1 or K % 2 == 0 or K > MAX_WINDOW:
-        raise ValueError(
-            f"{function}: `window` must be odd and between 1 and {MAX_WINDOW}, so that it has a centre and its logits fit "
-            f"in a kernel's registers; got {K}. The paper uses 7."
-        )
-    return K
-
-
 def choice(function: str, name: str, value, choices: Sequence[str], way_out: str = "") -> str:
     if not isinstance(value, str) or value not in choices:
         expected = ", ".join(map(repr, choices))
         raise ValueError(f"{function}: `{name}` must be one of {expected}; got {value!r}.{way_out and ' ' + way_out}")
     return value
-
-
-def lgf_options(function: str, directions: Sequence[str] = DIRECTIONS, direction_hint: str = "", **given) -> LgfOptions:
-    """The options of a Local Gram Flow operator; those not given keep their defaults."""
-    tests = {
-        "window": lambda v: window(function, v),
-        "temperature": lambda v: number(function, "temperature", v, above=0.0),
-        "similarity": lambda v: choice(function, "similarity", v, SIMILARITIES),
-        "boundary": lambda v: choice(function, "boundary", v, BOUNDARIES),
-        "divergence": lambda v: choice(function, "divergence", v, DIVERGENCES),
-        "direction": lambda v: choice(function, "direction", v, directions, direction_hint),
-        "reduction": lambda v: choice(function, "reduction", v, REDUCTIONS),
-    }
-    return LgfOptions(**{name: tests[name](value) for name, value in given.items()})
 
 
 def weight_tensor(function: str, name: str, value, student: Tensor, shape: tuple, layout: str) -> Tensor:

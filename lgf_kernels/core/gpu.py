@@ -1,13 +1,19 @@
-"""Which GPUs the library's own kernels run on, for every backend that has some."""
+"""Which GPUs the library's own kernels run on, and whether Triton is there to compile some."""
+
+import functools
+import importlib
+import os
 
 import torch
+
+from .registry import Backend, Call
 
 #: The oldest tensor cores that multiply bfloat16, and asynchronous copies: Ampere's.
 OLDEST = (8, 0)
 
 
-def why_not(kernels: str, device: str) -> str | None:
-    """None if this is a GPU that kernels of ours run on, else why not, said of `kernels`."""
+def unsupported_reason(kernels: str, device: str) -> str | None:
+    """None if this is a GPU that the library's own kernels run on, else the reason, said of `kernels`."""
     kind = "ROCm" if torch.version.hip else torch.device(device).type
     if kind != "cuda":
         return f"{kernels} run on NVIDIA GPUs, not on {kind} devices"
@@ -16,4 +22,31 @@ def why_not(kernels: str, device: str) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         return "{} need sm_{}{} or newer, this is sm_{}{}".format(kernels, *OLDEST, *capability)
+    return None
+
+
+def triton(module: str) -> Backend:
+    """The backend whose kernels are in a module of the family."""
+    return Backend("triton", module, triton_unsupported_reason, triton_unchosen_reason)
+
+
+def triton_unsupported_reason(call: Call) -> str | None:
+    """None if Triton kernels run on this device, else the reason. On CPUs they are interpreted, on request."""
+    if call.device_type != "cpu":
+        return unsupported_reason("Triton kernels", call.device) or triton_import_failure()
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton kernels run on CUDA devices; on the CPU only interpreted, for tests, with TRITON_INTERPRET=1"
+    return triton_import_failure()
+
+
+def triton_unchosen_reason(call: Call) -> str | None:
+    return None if call.device_type == "cuda" else "never chosen by itself where it is interpreted"
+
+
+@functools.cache
+def triton_import_failure() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except Exception as error:
+        return f"triton cannot be imported: {error}"
     return None

@@ -1,8 +1,7 @@
-"""The C++ modules: loading them, saying why one is not there, and what differs in calling them.
+"""The two C++ modules: loading them, saying why one is not there, and what launchers pass them.
 
-`lgf_kernels._cpu` serves CPU tensors, `lgf_kernels._cuda` CUDA tensors. They know nothing of torch: the launchers in this
-package pass them data pointers, sizes and strides. A module that is missing or fails to load keeps its reason, for
-`lgf doctor` and for error texts.
+`lgf_kernels._cpu` serves CPU tensors, `lgf_kernels._cuda` CUDA tensors. They know nothing of torch: the launchers pass them data
+pointers, sizes and strides. A module that is missing or fails to load keeps its reason, for `lgf doctor` and for error texts.
 """
 
 import functools
@@ -12,27 +11,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .. import gpu
-from ..numerics import accumulate_dtype
-from ..options import LgfOptions
+from . import gpu
+from .registry import Call
 
-#: What each module implements, by the type of device whose tensors it takes.
+#: The module for tensors of a type of device.
 MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
-OPERATORS = {"cpu": ("local_gram_flow", "lgf_kl"), "cuda": ("local_gram_flow", "lgf_kl", "token_relation")}
-#: What `make kernel-counts` says of the CUDA kernels against Triton's, forward and backward at least, on an H200.
-COUNTED = {
-    "lgf_kl": "counted 279 us against Triton's 484 us for 49 x 64 x 64 tokens of 256 channels in bfloat16 and two teachers"
-}
 WANTING = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
 
 @functools.cache
 def load(device_type: str) -> tuple[ModuleType | None, str | None]:
     """The module for a type of device, or None and the reason why there is none."""
-    name = MODULES.get(device_type)
-    if name is None:
-        return None, f"there is no native module for {device_type} tensors"
-    full_name = f"lgf_kernels.{name}"
+    full_name = f"lgf_kernels.{MODULES[device_type]}"
     try:
         return importlib.import_module(full_name), None
     except ModuleNotFoundError as error:
@@ -47,36 +37,22 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
         return None, f"{full_name} failed to load: {error}"
 
 
-def why_not(operator: str, device: str) -> str | None:
-    """None if there is a native module for this device and it has the operator, else the reason why not."""
-    device_type = torch.device(device).type
-    _, reason = load(device_type)
-    if reason:
-        return reason
-    if operator not in OPERATORS[device_type]:
-        return f"{operator} has no native kernel for {device_type} tensors"
-    return gpu.why_not("native CUDA kernels", device) if device_type == "cuda" else None
+def unsupported_reason(call: Call) -> str | None:
+    """None if there is a module for the call's device and the device runs it, else the reason."""
+    _, reason = load(call.device_type)
+    return reason or (
+        gpu.unsupported_reason("native CUDA kernels", call.device) if call.device_type == "cuda" else None
+    )
 
 
-def why_not_by_itself(operator: str, device: str) -> str | None:
-    """Why the native kernel of an operator, though it can run, is not chosen unless it is asked for; None if it is.
-
-    Counts alone do not decide: code that has never run on a GPU must not be what a training run meets unasked.
-    """
-    if torch.device(device).type != "cuda":
-        return None
-    counted = COUNTED.get(operator)
-    return "its CUDA kernel has not been measured yet" + (f" ({counted})" if counted else "")
+def cuda_unchosen_reason(call: Call) -> str:
+    """Code that has never run on a GPU must not be what a training run meets unasked."""
+    return f"{call.operator} is not chosen by itself for cuda tensors: its CUDA kernel has not been measured yet"
 
 
 def module(tensor: Tensor) -> ModuleType:
-    """The module that takes this tensor, once `why_not` has found nothing against it."""
+    """The module that takes this tensor, once `unsupported_reason` has found nothing against it."""
     return load(tensor.device.type)[0]
-
-
-def takes_streams(tensor: Tensor) -> bool:
-    """Whether the module that takes this tensor is the CUDA one."""
-    return tensor.device.type == "cuda"
 
 
 def described(tensor: Tensor) -> tuple:
@@ -92,34 +68,18 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def window_row(tensor: Tensor, window: int) -> int:
-    """Numbers from one row of a window to the next in a gradient by the logits (B, T-1, H, W, K * row).
-
-    The CUDA kernels leave one unused after each, which aligns the rows of a window of 7.
-    """
-    return window + takes_streams(tensor)
+def threads() -> dict[str, int]:
+    """How the CPU module is to run: on as many threads as torch."""
+    return {"num_threads": torch.get_num_threads()}
 
 
-def empty_norms(features: Tensor, options: LgfOptions, count: int = 1) -> Tensor | None:
-    """Room for reciprocal norms (count, B, T, H, W), which only the CUDA kernels keep, and only for cosine similarity."""
-    if not takes_streams(features) or options.similarity != "cosine":
-        return None
-    return features.new_empty((count, *features.shape[:4]), dtype=accumulate_dtype(features))
+def stream(tensor: Tensor) -> dict[str, int]:
+    """How the CUDA module is to run: on torch's current stream of the tensor's device."""
+    return {"device": tensor.get_device(), "stream": torch.cuda.current_stream(tensor.device).cuda_stream}
 
 
 def reciprocal_norms(features: Tensor, norms: Tensor) -> None:
     """Let the CUDA module write 1 / max(||f||, 1e-6) of features (B, T, H, W, C) into norms."""
     module(features).reciprocal_norms(
-        described(features),
-        tuple(features.shape[:4]),
-        norms.data_ptr(),
-        dtype=dtype_name(norms),
-        **execution(features),
+        described(features), tuple(features.shape[:4]), norms.data_ptr(), dtype=dtype_name(norms), **stream(features)
     )
-
-
-def execution(tensor: Tensor) -> dict[str, int]:
-    """How the module that takes this tensor is to run: on torch's threads, or on its current stream."""
-    if not takes_streams(tensor):
-        return {"num_threads": torch.get_num_threads()}
-    return {"device": tensor.get_device(), "stream": torch.cuda.current_stream(tensor.device).cuda_stream}

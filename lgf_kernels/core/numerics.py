@@ -1,12 +1,10 @@
-"""Conventions that every backend shares: accumulation type, epsilon, window, reductions.
+"""Conventions that every backend of every family shares: accumulation type, epsilon, norms, reductions over videos.
 
 They stand here once so that two backends cannot disagree on them.
 """
 
 import torch
 from torch import Tensor
-
-from .options import LgfOptions
 
 #: Norms below this count as this (`f / max(||f||, EPS)`), so that a zero vector has similarity 0 and not NaN.
 EPS = 1e-6
@@ -17,31 +15,9 @@ def accumulate_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
-def window_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
-    """bool (H, W, K*K): whether offset d = (dy, dx) of the token (y, x) lies inside the frame. d runs row by row."""
-    offset = torch.arange(window, device=device) - window // 2
-    y = torch.arange(height, device=device)[:, None] + offset
-    x = torch.arange(width, device=device)[:, None] + offset
-    inside_y = (y >= 0) & (y < height)
-    inside_x = (x >= 0) & (x < width)
-    return (inside_y[:, None, :, None] & inside_x[None, :, None, :]).reshape(height, width, window * window)
-
-
-def lgf_pairs_shape(features: Tensor) -> tuple[int, ...]:
-    """(B, T-1, H, W): one entry for each query token of features (B, T, H, W, C)."""
-    B, T, H, W, _ = features.shape
-    return (B, T - 1, H, W)
-
-
 def last_dimension_contiguous(tensor: Tensor) -> Tensor:
     """The tensor itself if its last dimension is contiguous, whatever the other strides; else a contiguous copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
-    """Room for d KL_i / d zS, (directions, B, T-1, H, W, K*K): what a forward keeps for its backward. Empty if it need not."""
-    shape = (len(options.directions), *lgf_pairs_shape(student), options.window**2) if needs_grad else (0,)
-    return student.new_empty(shape, dtype=accumulate_dtype(student))
 
 
 def non_finite_to_nan(values: Tensor) -> Tensor:
@@ -57,25 +33,18 @@ def norms(features: Tensor) -> Tensor:
     return non_finite_to_nan(torch.linalg.vector_norm(features, dim=-1, keepdim=True))
 
 
-def reduce_tokens(values: Tensor, token_weight: Tensor | None, reduction: str) -> Tensor:
-    """Reduce the divergences (B, T-1, H, W) of single tokens to the loss: `sum a_i v_i / sum a_i` for "mean"."""
-    if token_weight is not None:
-        values = token_weight * values
-    if reduction == "none":
-        return values
-    if reduction == "sum":
-        return values.sum()
-    return values.mean() if token_weight is None else values.sum() / token_weight.sum()
+def divided_by_norm(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features divided by their norms, or by EPS where those are less, and the norms (..., 1)."""
+    norm = norms(features)
+    return features / norm.clamp_min(EPS), norm
 
 
-def token_scale(grad_loss: Tensor, token_weight: Tensor | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
-    """d loss / d v_i times the upstream gradient: the derivative of `reduce_tokens`, shape (B, T-1, H, W)."""
-    scale = grad_loss
-    if reduction == "mean":
-        scale = scale / (torch.Size(shape).numel() if token_weight is None else token_weight.sum())
-    if token_weight is not None:
-        scale = scale * token_weight
-    return scale.expand(shape)
+def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> Tensor:
+    """df = (I - f^ f^T) df^ / ||f||; where the norm was clamped it is a constant and the projection falls away."""
+    if norm is None:
+        return upstream
+    radial = torch.where(norm >= EPS, (upstream * unit).sum(-1, keepdim=True), 0)
+    return torch.addcmul(upstream, radial, unit, value=-1).div_(norm.clamp_min(EPS))
 
 
 def reduce_videos(losses: Tensor, reduction: str) -> Tensor:
@@ -87,3 +56,8 @@ def video_scale(grad_loss: Tensor, reduction: str, videos: int) -> Tensor:
     """The derivative of `reduce_videos` times the upstream gradient, shape (B,)."""
     scale = grad_loss / videos if reduction == "mean" else grad_loss
     return scale.expand(videos)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of 2 that is not below a positive number. Triton's own would need Triton, and counting work does not."""
+    return 1 << (number - 1).bit_length()

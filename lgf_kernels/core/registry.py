@@ -1,68 +1,110 @@
-"""Which backend runs an operator: an ordered table, and one predicate for each backend that both decides and explains.
+"""Operators, and which backend runs a call of one.
 
-    native      C++ (CPU tensors) or CUDA C++ (CUDA tensors), where its module was built
+    native      C++ for CPU tensors, CUDA C++ for CUDA tensors, where their modules were built
     triton      Triton kernels (CUDA tensors)
     portable    lean PyTorch, on any device torch has
     reference   the literal formulas; slow and large, and so never chosen by itself
 
-An operator asks `resolve` for the first that can. `backend="..."` in a call, `use_backend`, or the environment variable
-LGF_BACKEND name one instead; one that cannot run the inputs raises with the reason rather than falling back.
+A family of operators registers each of its operators with the backends that have it, in order of preference. This table is the
+only list of operators: `backends()`, `lgf doctor`, the benchmark and the tests read it. A backend says of a whole `Call` why it
+cannot run it; a call that one backend cannot run goes to the next. `backend="..."` in a call, `use_backend`, or the environment
+variable LGF_BACKEND name one instead; one that cannot run the call raises with the reason rather than falling back.
 """
 
 import importlib
 import os
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import native, triton_kernels
 from .errors import BackendUnavailableError
 
-OPERATORS = ("local_gram_flow", "lgf_kl", "token_relation")
+BACKENDS = ("native", "triton", "portable", "reference")
 
 
-class Request(NamedTuple):
-    """What decides whether a backend can run a call."""
+class Call(NamedTuple):
+    """What decides whether a backend can run a call.
+
+    `shape`: of the first tensor, or None while torch.compile traces, when sizes may be symbols. `facts`: what the family of the
+    operator adds, as pairs of a name and a value. A call without facts asks whether the backend runs any.
+    """
 
     operator: str
     device: str
+    dtype: torch.dtype = torch.float32
+    shape: tuple[int, ...] | None = None
+    facts: tuple[tuple[str, object], ...] = ()
+
+    def fact(self, name: str, default=None):
+        return dict(self.facts).get(name, default)
+
+    @property
+    def device_type(self) -> str:
+        return torch.device(self.device).type
 
 
-class BackendInfo(NamedTuple):
-    """One row of `lgf_kernels.backends()`."""
+Reason = Callable[[Call], str | None]
+
+
+def always(call: Call) -> None:
+    """The reason of a backend that runs every call, or that may be chosen for every call: none."""
+
+
+class Backend(NamedTuple):
+    """One way to run an operator.
+
+    name                one of BACKENDS
+    module              in the family's package; its attribute of the operator's name is an `Implementation`
+    unsupported_reason  why the backend cannot run a call, or None
+    unchosen_reason     why it is not chosen unless it is asked for, though it can run the call, or None
+    device_types        of the tensors that it takes; any if empty
+    limits              what it does not take, for `lgf doctor`
+    """
 
     name: str
-    available: bool
-    reason: str
+    module: str
+    unsupported_reason: Reason = always
+    unchosen_reason: Reason = always
+    device_types: tuple[str, ...] = ()
+    limits: str = ""
 
 
-def _native(request: Request) -> str | None:
-    return native.why_not(request.operator, request.device)
+def never_chosen(call: Call) -> str:
+    return "never chosen by itself"
 
 
-def _triton(request: Request) -> str | None:
-    return triton_kernels.why_not(request.operator, request.device)
+#: The last two of every operator.
+PORTABLE = Backend("portable", "portable")
+REFERENCE = Backend("reference", "reference", unchosen_reason=never_chosen)
 
 
-def _anywhere(request: Request) -> str | None:
-    return None
+class Implementation(NamedTuple):
+    """An operator in one backend. `empty_residual`: room for what the forward keeps for the backward, where it keeps something."""
+
+    forward: Callable
+    backward: Callable
+    empty_residual: Callable | None = None
 
 
-#: In order of preference. A predicate returns None if the backend can run the request, else the reason why not.
-PREDICATES: dict[str, Callable[[Request], str | None]] = {
-    "native": _native,
-    "triton": _triton,
-    "portable": _anywhere,
-    "reference": _anywhere,
-}
-NEVER_BY_ITSELF = ("reference",)
-#: Where a backend lives, if not in the package of its own name: `triton` is the compiler's.
-PACKAGES = {"triton": "triton_kernels"}
+class Operator(NamedTuple):
+    """An operator of a family (`package`), and its backends in order of preference."""
+
+    name: str
+    package: str
+    backends: tuple[Backend, ...]
+
+
+OPERATORS: dict[str, Operator] = {}
 
 _forced: str | None = None
+
+
+def register(name: str, package: str, *backends: Backend) -> Operator:
+    """Add an operator to the table; one of the same name is replaced."""
+    OPERATORS[name] = Operator(name, package, backends)
+    return OPERATORS[name]
 
 
 class use_backend:
@@ -100,6 +142,14 @@ class use_backend:
         _forced = self._previous
 
 
+class BackendInfo(NamedTuple):
+    """One row of `lgf_kernels.backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+
+
 def backends() -> list[BackendInfo]:
     """What can run here, in order of preference: rows of name, available, and a reason for people to read.
 
@@ -111,7 +161,7 @@ def backends() -> list[BackendInfo]:
         >>> [row.name for row in lgf.backends()]
         ['native', 'triton', 'portable', 'reference']
     """
-    return [BackendInfo(name, *_availability(name)) for name in PREDICATES]
+    return [BackendInfo(name, *_availability(name)) for name in BACKENDS]
 
 
 def _availability(name: str) -> tuple[bool, str]:
@@ -119,23 +169,35 @@ def _availability(name: str) -> tuple[bool, str]:
     runs, refusals, notes = [], [], []
     for device in devices:
         for operator in OPERATORS:
-            request = Request(operator, device)
-            why_not = PREDICATES[name](request)
-            (refusals if why_not else runs).append(why_not or f"{operator} on {device}")
-            if not why_not and (note := why_not_by_itself(name, request)):
-                notes.append(note)
+            call = Call(operator, device)
+            reasons = []
+            for backend in _named(call, name):
+                reason = backend.unsupported_reason(call)
+                if reason:
+                    reasons.append(reason)
+                    continue
+                runs.append(f"{operator} on {device}" + (f" ({backend.limits})" if backend.limits else ""))
+                if note := backend.unchosen_reason(call):
+                    notes.append(note)
+            refusals += reasons
     if not runs:
-        return False, "; ".join(dict.fromkeys(refusals))
+        return False, "; ".join(dict.fromkeys(refusals)) or "it has no operator for the devices that are here"
     return True, "; ".join([", ".join(runs), *dict.fromkeys(notes)])
 
 
-def resolve(operator: str, tensor: Tensor, backend: str | None, function: str) -> str:
-    """The name of the backend that runs `operator` on tensors like this one. `function`: whom an error speaks for."""
-    return _resolve(operator, str(tensor.device), backend, function)
+def call_of(operator: str, tensor: Tensor, **facts) -> Call:
+    """The call of an operator on tensors like this one."""
+    shape = None if torch.compiler.is_compiling() else tuple(tensor.shape)
+    return Call(operator, str(tensor.device), tensor.dtype, shape, tuple(facts.items()))
 
 
-def _resolve(operator: str, device: str, backend: str | None, function: str) -> str:
-    request = Request(operator, device)
+def resolve(call: Call, backend: str | None, function: str) -> str:
+    """The name of the backend that runs a call. `function`: whom an error speaks for."""
+    return _resolve(*call, backend, function)
+
+
+def _resolve(operator, device, dtype, shape, facts, backend: str | None, function: str) -> str:
+    call = Call(operator, device, dtype, shape, facts)
     sources = {
         "`backend`": backend,
         "`use_backend`": _forced,
@@ -143,13 +205,12 @@ def _resolve(operator: str, device: str, backend: str | None, function: str) -> 
     }
     source, named = next(((source, name) for source, name in sources.items() if name), (None, None))
     if named is None:
-        return next(name for name in able(request) if by_itself(name, request))
-    why_not = PREDICATES[known(named, function, source)](request)
-    if why_not:
+        return next(row.name for row in able(call) if row.unchosen_reason(call) is None)
+    if reason := unsupported_reason(known(named, function, source), call):
+        others = ", ".join(dict.fromkeys(repr(row.name) for row in able(call)))
         raise BackendUnavailableError(
-            f"{function}: backend {named!r}, asked for by {source}, cannot run this: {why_not}. "
-            f"Leave the choice to the library, or choose one of {', '.join(map(repr, able(request)))}; "
-            "`lgf doctor` prints what is here and why."
+            f"{function}: backend {named!r}, asked for by {source}, cannot run this: {reason}. "
+            f"Leave the choice to the library, or choose one of {others}; `lgf doctor` prints what is here and why."
         )
     return named
 
@@ -159,37 +220,44 @@ def _resolve(operator: str, device: str, backend: str | None, function: str) -> 
 _resolve._dynamo_marked_constant = True
 
 
-def by_itself(name: str, request: Request) -> bool:
-    """Whether the library may choose this backend without being told to."""
-    return why_not_by_itself(name, request) is None
+def able(call: Call) -> Iterator[Backend]:
+    """The backends that can run a call, in order of preference, the oracle last."""
+    return (row for row in OPERATORS[call.operator].backends if _takes(row, call) and not row.unsupported_reason(call))
 
 
-def why_not_by_itself(name: str, request: Request) -> str | None:
-    """Why a backend is left out of the library's own choice: the oracle, interpreted or unmeasured kernels."""
-    if name in NEVER_BY_ITSELF:
-        return "never chosen by itself"
-    if name == "triton" and torch.device(request.device).type != "cuda":
-        return "never chosen by itself where it is interpreted"
-    if name == "native" and (why_not := native.why_not_by_itself(request.operator, request.device)):
-        return f"{request.operator} is not chosen by itself for {torch.device(request.device).type} tensors: {why_not}"
-    return None
+def names_of_able(operator: str, device: str = "cpu") -> list[str]:
+    """The names of the backends that run an operator on a device, in order of preference, the oracle last."""
+    return [row.name for row in able(Call(operator, device))]
 
 
-def able(request: Request) -> list[str]:
-    """The backends that can run a request, in order of preference, the oracle last."""
-    return [name for name, predicate in PREDICATES.items() if predicate(request) is None]
+def unsupported_reason(name: str, call: Call) -> str | None:
+    """Why a backend cannot run a call, or None."""
+    rows = _named(call, name)
+    if not rows:
+        return f"{call.operator} has no {name} kernel for {call.device_type} tensors"
+    reasons = [row.unsupported_reason(call) for row in rows]
+    return None if None in reasons else "; ".join(reasons)
+
+
+def _named(call: Call, name: str) -> list[Backend]:
+    return [row for row in OPERATORS[call.operator].backends if row.name == name and _takes(row, call)]
+
+
+def _takes(row: Backend, call: Call) -> bool:
+    return not row.device_types or call.device_type in row.device_types
 
 
 def known(name: str, function: str, source: str = "`backend`") -> str:
     """The name, if there is a backend of that name at all."""
-    if name not in PREDICATES:
+    if name not in BACKENDS:
         raise ValueError(
-            f"{function}: {source} must be one of {', '.join(map(repr, PREDICATES))}, or nothing, to let the "
+            f"{function}: {source} must be one of {', '.join(map(repr, BACKENDS))}, or nothing, to let the "
             f"library choose; got {name!r}."
         )
     return name
 
 
-def implementation(backend: str, operator: str) -> ModuleType:
-    """The module that implements an operator in a backend, imported when it is first needed."""
-    return importlib.import_module(f".{PACKAGES.get(backend, backend)}.{operator}", __package__)
+def implementation(operator: str, backend: str, device_type: str) -> Implementation:
+    """An operator in a backend, whose module is imported when it is first needed."""
+    row, *_ = _named(Call(operator, device_type), backend)
+    return getattr(importlib.import_module(f".{row.module}", OPERATORS[operator].package), operator)

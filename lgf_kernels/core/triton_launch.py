@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..numerics import last_dimension_contiguous
+from .numerics import last_dimension_contiguous
 
 TYPES = {
     torch.float64: tl.float64,

@@ -11,9 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..numerics import EPS, accumulate_dtype
-from ..options import LgfOptions
-from . import launch
+from . import triton_launch as launch
+from .numerics import EPS, accumulate_dtype
 
 LEAST: tl.constexpr = tl.constexpr(EPS)
 
@@ -56,7 +55,7 @@ def lgf_reciprocal_norms(
             tl.store(norms[m] + token, r, mask=token < tokens)
 
 
-def reciprocal_norms(tensors: Sequence[Tensor], options: LgfOptions, out: Tensor | None = None) -> tuple[Tensor, ...]:
+def reciprocal_norms(tensors: Sequence[Tensor], similarity: str, out: Tensor | None = None) -> tuple[Tensor, ...]:
     """(B, T, H, W) for each of several features (B, T, H, W, C), which may differ in C and type; 1 for similarity "dot".
 
     The first of them decides the accumulation type; `out`, if given, receives its norms.
@@ -65,7 +64,7 @@ def reciprocal_norms(tensors: Sequence[Tensor], options: LgfOptions, out: Tensor
     accumulate = accumulate_dtype(tensors[0])
     norms = [tensors[0].new_empty((B, T, H, W), dtype=accumulate) for _ in tensors[out is not None :]]
     norms = (*([] if out is None else [out]), *norms)
-    if options.similarity == "dot":
+    if similarity == "dot":
         for norm in norms:
             norm.fill_(1)
         return norms

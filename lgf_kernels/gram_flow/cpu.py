@@ -1,95 +1,104 @@
-"""Launches the Local Gram Flow kernels of the C++ modules: allocates the outputs and passes addresses."""
+"""Launchers of the C++ module for CPU tensors: they allocate the outputs and pass addresses."""
 
 import torch
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, last_dimension_contiguous, lgf_pairs_shape, window_mask
-from ..options import LgfOptions
-from . import (
-    address,
-    described,
-    dtype_name,
-    empty_norms,
-    execution,
-    module,
-    reciprocal_norms,
-    takes_streams,
-    window_row,
-)
+from ..core.native import address, described, module, threads
+from ..core.numerics import accumulate_dtype, last_dimension_contiguous
+from ..core.registry import Implementation
+from .options import LgfOptions
+from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, window_mask
 
 
-def forward(features: Tensor, options: LgfOptions) -> Tensor:
+def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
     """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
     features = last_dimension_contiguous(features)
-    shape = (*lgf_pairs_shape(features), options.window**2)
-    logits = features.new_empty(shape, dtype=accumulate_dtype(features))
-    norms = empty_norms(features, options)
-    gpu = {"norms": address(norms)} if takes_streams(features) else {}
-    with torch.cuda.device_of(features):
-        module(features).local_gram_flow(
-            described(features),
-            tuple(features.shape[:4]),
-            logits.data_ptr(),
-            window=options.window,
-            similarity=options.similarity,
-            backward=options.direction == "backward",
-            **gpu,
-            **execution(features),
-        )
+    logits = features.new_empty((*pairs_shape(features), options.window**2), dtype=accumulate_dtype(features))
+    module(features).local_gram_flow(
+        described(features),
+        tuple(features.shape[:4]),
+        logits.data_ptr(),
+        window=options.window,
+        similarity=options.similarity,
+        backward=options.direction == "backward",
+        **threads(),
+    )
     return logits
 
 
-def backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
-    features = last_dimension_contiguous(features)
-    grad_logits = grad_logits.to(accumulate_dtype(features))
-    norms = empty_norms(features, options)
-    if takes_streams(features):
-        rows = grad_logits.unflatten(-1, (options.window, options.window))
-        grad_logits = rows.new_empty((*rows.shape[:-1], window_row(features, options.window)))
-        grad_logits[..., :-1] = rows
-        if norms is not None:
-            with torch.cuda.device_of(features):
-                reciprocal_norms(features, norms)
-    else:
-        # The logits outside the frame are constants, so their gradient is ignored, be it NaN.
-        inside = window_mask(*features.shape[2:4], options.window, features.device)
-        grad_logits = torch.where(inside, grad_logits, 0.0).contiguous()
-    return features_gradient(features, {options.direction: grad_logits}, options, norms)
+def flow_backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
+    # The logits outside the frame are constants, so their gradient is ignored, be it NaN.
+    inside = window_mask(*features.shape[2:4], options.window, features.device)
+    grad_logits = torch.where(inside, grad_logits.to(accumulate_dtype(features)), 0.0).contiguous()
+    return features_gradient(features, {options.direction: grad_logits}, options)
+
+
+def loss_forward(
+    student: Tensor,
+    teachers: list[Tensor],
+    teacher_weights: list[float],
+    token_weight: Tensor | None,
+    options: LgfOptions,
+    from_logits: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and for backward d KL_i / d zS (`empty_residual`), if needed."""
+    student = last_dimension_contiguous(student)
+    teachers = [last_dimension_contiguous(teacher) for teacher in teachers]
+    residual = empty_residual(student, options, needs_grad)
+    values = student.new_empty((len(options.directions), *pairs_shape(student)), dtype=accumulate_dtype(student))
+    for index, direction in enumerate(options.directions):
+        module(student).lgf_kl_forward(
+            described(student),
+            [described(teacher) for teacher in teachers],
+            teacher_weights,
+            tuple(student.shape[:4]),
+            values[index].data_ptr(),
+            residual[index].data_ptr() if needs_grad else None,
+            window=options.window,
+            temperature=options.temperature,
+            similarity=options.similarity,
+            boundary=options.boundary,
+            divergence=options.divergence,
+            backward=direction == "backward",
+            from_logits=from_logits,
+            **threads(),
+        )
+    values = values[0] if len(values) == 1 else values.mean(0)
+    return reduce_tokens(values, token_weight, options.reduction), residual
+
+
+def loss_backward(
+    grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
+) -> Tensor:
+    if len(options.directions) > 1:
+        grad_loss = grad_loss / len(options.directions)
+    scales = token_scale(grad_loss, token_weight, options.reduction, pairs_shape(student)).contiguous()
+    return features_gradient(student, dict(zip(options.directions, residual, strict=True)), options, scales)
 
 
 def features_gradient(
-    features: Tensor,
-    grad_logits: dict[str, Tensor],
-    options: LgfOptions,
-    norms: Tensor | None = None,
-    scales: Tensor | None = None,
-    scale: Tensor | None = None,
-    factor: float = 1.0,
+    features: Tensor, grad_logits: dict[str, Tensor], options: LgfOptions, scales: Tensor | None = None
 ) -> Tensor:
-    """Gradient of `factor * scale * sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
+    """Gradient of `sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
-    `grad_logits[direction]` (B, T-1, H, W, K, row), with rows as `window_row` has them, is contiguous, in the accumulation
-    type or that of a residual. So are `scales` (B, T-1, H, W) and the one number `scale`. `norms`: the reciprocal norms of
-    the features, where `empty_norms` makes room for some. `scale` and `factor` are for CUDA tensors.
+    `grad_logits[direction]` (B, T-1, H, W, K*K) and `scales` (B, T-1, H, W) are contiguous, in the accumulation type.
     """
     features = last_dimension_contiguous(features)
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
-    if takes_streams(features):
-        directions = {direction: (g.data_ptr(), dtype_name(g)) for direction, g in grad_logits.items()}
-        scaling = {"scales": address(scales), "scale": address(scale), "factor": factor, "norms": address(norms)}
-    else:
-        directions = {direction: (g.data_ptr(), address(scales)) for direction, g in grad_logits.items()}
-        scaling = {}
-    with torch.cuda.device_of(features):
-        module(features).gram_backward(
-            described(features),
-            tuple(features.shape[:4]),
-            directions.get("forward"),
-            directions.get("backward"),
-            gradient.data_ptr(),
-            window=options.window,
-            similarity=options.similarity,
-            **scaling,
-            **execution(features),
-        )
+    directions = {direction: (g.data_ptr(), address(scales)) for direction, g in grad_logits.items()}
+    module(features).gram_backward(
+        described(features),
+        tuple(features.shape[:4]),
+        directions.get("forward"),
+        directions.get("backward"),
+        gradient.data_ptr(),
+        window=options.window,
+        similarity=options.similarity,
+        **threads(),
+    )
     return gradient
+
+
+local_gram_flow = Implementation(flow_forward, flow_backward)
+lgf_kl = Implementation(loss_forward, loss_backward, empty_residual)

@@ -1,23 +1,49 @@
-"""Launches the fused Local Gram Flow loss of the C++ modules: one pass a direction, then the reduction."""
+"""Launchers of the CUDA C++ module: they allocate the outputs and pass addresses."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..numerics import (
-    accumulate_dtype,
-    last_dimension_contiguous,
-    lgf_pairs_shape,
-    reduce_tokens,
-    token_scale,
-)
-from ..options import LgfOptions
-from . import address, described, dtype_name, empty_norms, execution, module, takes_streams, window_row
-from .local_gram_flow import features_gradient
+from ..core.native import address, described, dtype_name, module, reciprocal_norms, stream
+from ..core.numerics import accumulate_dtype, last_dimension_contiguous
+from ..core.registry import Implementation
+from .options import LgfOptions
+from .window import pairs_shape, reduce_tokens, token_scale
 
 
-def forward(
+def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
+    """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
+    features = last_dimension_contiguous(features)
+    logits = features.new_empty((*pairs_shape(features), options.window**2), dtype=accumulate_dtype(features))
+    norms = empty_norms(features, options)
+    with torch.cuda.device_of(features):
+        module(features).local_gram_flow(
+            described(features),
+            tuple(features.shape[:4]),
+            logits.data_ptr(),
+            window=options.window,
+            similarity=options.similarity,
+            backward=options.direction == "backward",
+            norms=address(norms),
+            **stream(features),
+        )
+    return logits
+
+
+def flow_backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
+    features = last_dimension_contiguous(features)
+    rows = grad_logits.to(accumulate_dtype(features)).unflatten(-1, (options.window, options.window))
+    padded = rows.new_empty((*rows.shape[:-1], window_row(options.window)))
+    padded[..., :-1] = rows
+    norms = empty_norms(features, options)
+    if norms is not None:
+        with torch.cuda.device_of(features):
+            reciprocal_norms(features, norms)
+    return features_gradient(features, {options.direction: padded}, options, norms)
+
+
+def loss_forward(
     student: Tensor,
     teachers: list[Tensor],
     teacher_weights: list[float],
@@ -31,12 +57,9 @@ def forward(
     teachers = [last_dimension_contiguous(teacher) for teacher in teachers]
     residual = empty_residual(student, options, needs_grad)
     kept = Residual(residual, student, options) if needs_grad else None
-    shape = (len(options.directions), *lgf_pairs_shape(student))
-    values = student.new_empty(shape, dtype=accumulate_dtype(student))
+    values = student.new_empty((len(options.directions), *pairs_shape(student)), dtype=accumulate_dtype(student))
     norms = kept.norms if needs_grad else empty_norms(student, options)
     workspace = None if from_logits else empty_norms(student, options, len(teachers))
-    typed = {"g_dtype": dtype_name(kept.slots if needs_grad else values)}
-    gpu = {**typed, "norms": address(norms), "workspace": address(workspace)} if takes_streams(student) else {}
     with torch.cuda.device_of(student):
         for index, direction in enumerate(options.directions):
             module(student).lgf_kl_forward(
@@ -53,21 +76,23 @@ def forward(
                 divergence=options.divergence,
                 backward=direction == "backward",
                 from_logits=from_logits,
-                **gpu,
-                **execution(student),
+                g_dtype=dtype_name(kept.slots if needs_grad else values),
+                norms=address(norms),
+                workspace=address(workspace),
+                **stream(student),
             )
     values = values[0] if len(values) == 1 else values.mean(0)
     return reduce_tokens(values, token_weight, options.reduction), residual
 
 
-def backward(
+def loss_backward(
     grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
 ) -> Tensor:
     kept = Residual(residual, student, options)
     gradients = dict(zip(options.directions, kept.slots, strict=True))
-    shape = lgf_pairs_shape(student)
+    shape = pairs_shape(student)
     factor = 1 / len(options.directions)
-    if takes_streams(student) and token_weight is None and options.reduction != "none":
+    if token_weight is None and options.reduction != "none":
         if options.reduction == "mean":
             factor /= torch.Size(shape).numel()
         return features_gradient(student, gradients, options, kept.norms, scale=grad_loss, factor=factor)
@@ -77,39 +102,89 @@ def backward(
     return features_gradient(student, gradients, options, kept.norms, scales=scales)
 
 
+def features_gradient(
+    features: Tensor,
+    grad_logits: dict[str, Tensor],
+    options: LgfOptions,
+    norms: Tensor | None,
+    scales: Tensor | None = None,
+    scale: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Gradient of `factor * scale * sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
+
+    `grad_logits[direction]` (B, T-1, H, W, K, row), with rows as `window_row` has them, is contiguous, in the accumulation
+    type or that of a residual. So are `scales` (B, T-1, H, W) and the one number `scale`. `norms`: the reciprocal norms of
+    the features, where `empty_norms` makes room for some.
+    """
+    features = last_dimension_contiguous(features)
+    gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
+    directions = {direction: (g.data_ptr(), dtype_name(g)) for direction, g in grad_logits.items()}
+    with torch.cuda.device_of(features):
+        module(features).gram_backward(
+            described(features),
+            tuple(features.shape[:4]),
+            directions.get("forward"),
+            directions.get("backward"),
+            gradient.data_ptr(),
+            window=options.window,
+            similarity=options.similarity,
+            scales=address(scales),
+            scale=address(scale),
+            factor=factor,
+            norms=address(norms),
+            **stream(features),
+        )
+    return gradient
+
+
+def window_row(window: int) -> int:
+    """Numbers from one row of a window to the next in a gradient by the logits (B, T-1, H, W, K * row).
+
+    One is left unused after each, which aligns the rows of a window of 7.
+    """
+    return window + 1
+
+
+def empty_norms(features: Tensor, options: LgfOptions, count: int = 1) -> Tensor | None:
+    """Room for reciprocal norms (count, B, T, H, W), which are kept for cosine similarity alone."""
+    if options.similarity != "cosine":
+        return None
+    return features.new_empty((count, *features.shape[:4]), dtype=accumulate_dtype(features))
+
+
 class Residual:
     """What a forward keeps for its backward, in one buffer of bytes.
 
-    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row), with rows as `window_row` has them. On GPUs in bfloat16 for a
-            bfloat16 student, whose own gradient is no finer; otherwise in the accumulation type
+    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row), with rows as `window_row` has them. In bfloat16 for a bfloat16
+            student, whose own gradient is no finer; otherwise in the accumulation type
     norms   the student's reciprocal norms (1, B, T, H, W), or None where none are kept (`empty_norms`)
     """
 
     def __init__(self, residual: Tensor, student: Tensor, options: LgfOptions):
         slots_bytes, norms_bytes = self.sizes(student, options)
-        shape = (
-            len(options.directions),
-            *lgf_pairs_shape(student),
-            options.window * window_row(student, options.window),
-        )
+        shape = (len(options.directions), *pairs_shape(student), options.window * window_row(options.window))
         self.slots = residual[:slots_bytes].view(self.slots_dtype(student)).view(shape)
         norms = residual[slots_bytes:].view(accumulate_dtype(student))
         self.norms = norms.view(1, *student.shape[:4]) if norms_bytes else None
 
     @staticmethod
     def slots_dtype(student: Tensor) -> torch.dtype:
-        half = takes_streams(student) and student.dtype == torch.bfloat16
-        return torch.bfloat16 if half else accumulate_dtype(student)
+        return torch.bfloat16 if student.dtype == torch.bfloat16 else accumulate_dtype(student)
 
     @classmethod
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
         """Bytes of the two parts. The slots come first: K (K + 1) is even, which aligns the norms."""
-        tokens = len(options.directions) * math.prod(lgf_pairs_shape(student))  # of sizes that may be symbols
-        slots = tokens * options.window * window_row(student, options.window) * cls.slots_dtype(student).itemsize
-        keeps_norms = takes_streams(student) and options.similarity == "cosine"
+        tokens = len(options.directions) * math.prod(pairs_shape(student))  # of sizes that may be symbols
+        slots = tokens * options.window * window_row(options.window) * cls.slots_dtype(student).itemsize
+        keeps_norms = options.similarity == "cosine"
         return slots, math.prod(student.shape[:4]) * accumulate_dtype(student).itemsize if keeps_norms else 0
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
     """Room for a `Residual`; empty if no gradient is needed."""
     return student.new_empty((sum(Residual.sizes(student, options)) if needs_grad else 0,), dtype=torch.uint8)
+
+
+local_gram_flow = Implementation(flow_forward, flow_backward)
+lgf_kl = Implementation(loss_forward, loss_backward, empty_residual)

@@ -1,13 +1,84 @@
-"""`lgf::lgf_kl`: the Local Gram Flow loss, from teacher features or from cached teacher logits."""
+"""The operators `lgf::local_gram_flow` and `lgf::lgf_kl`, and the backends that run them."""
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
-from .. import checks, reference
-from ..backends import implementation
-from ..numerics import accumulate_dtype, lgf_pairs_shape
-from ..options import LgfOptions
-from .common import forbid_double_backward, map_one_by_one, needs_gradient, shortest, undispatched, without_autocast
+from ..core import checks, native
+from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.gpu import triton
+from ..core.numerics import accumulate_dtype
+from ..core.registry import PORTABLE, REFERENCE, Backend, Call, implementation, register
+from . import reference
+from .options import LgfOptions
+from .window import pairs_shape
+
+#: As many teachers as fit in what a CUDA C++ kernel is passed (`kMaxTeachers` in csrc/cuda/lgf.h).
+MOST_TEACHERS = 15
+
+
+def cuda_unsupported_reason(call: Call) -> str | None:
+    teachers = call.fact("teachers", 0)
+    if teachers > MOST_TEACHERS:
+        return f"its CUDA C++ kernels take at most {MOST_TEACHERS} teachers, and there are {teachers}"
+    return native.unsupported_reason(call)
+
+
+CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
+CUDA = Backend("native", "cuda", cuda_unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
+register("local_gram_flow", __package__, CPU, CUDA, triton("triton_flow"), PORTABLE, REFERENCE)
+CUDA_LOSS = CUDA._replace(limits=f"at most {MOST_TEACHERS} teachers")
+register("lgf_kl", __package__, CPU, CUDA_LOSS, triton("triton_loss"), PORTABLE, REFERENCE)
+
+
+# ---- local_gram_flow: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K) ------------------------------------
+
+
+def local_gram_flow(features: Tensor, options: LgfOptions, backend: str) -> Tensor:
+    if backend == "reference":
+        with without_autocast(features):
+            return reference.local_gram_flow(features, options)
+    return _flow((features,), features, options.window, options.similarity, options.direction, backend)
+
+
+def _flow_forward(features: Tensor, window: int, similarity: str, direction: str, backend: str) -> Tensor:
+    options = LgfOptions(window=window, similarity=similarity, direction=direction)
+    with without_autocast(features):
+        return implementation("local_gram_flow", backend, features.device.type).forward(features, options)
+
+
+def _flow_forward_fake(features, window, similarity, direction, backend):
+    return features.new_empty((*pairs_shape(features), window * window), dtype=accumulate_dtype(features))
+
+
+def _flow_backward(
+    grad_logits: Tensor, features: Tensor, window: int, similarity: str, direction: str, backend: str
+) -> Tensor:
+    options = LgfOptions(window=window, similarity=similarity, direction=direction)
+    with without_autocast(features):
+        return implementation("local_gram_flow", backend, features.device.type).backward(grad_logits, features, options)
+
+
+def _flow_backward_fake(grad_logits, features, *options):
+    return torch.empty_like(features, memory_format=torch.contiguous_format)
+
+
+def _flow_save(ctx, inputs, output):
+    features, *ctx.options = inputs
+    ctx.save_for_backward(features)
+
+
+def _flow_gradients(ctx, backward, grad_logits):
+    (features,) = ctx.saved_tensors
+    return backward((grad_logits, features), grad_logits, features, *ctx.options), None, None, None, None
+
+
+_flow = Differentiable(
+    "local_gram_flow", "local_gram_flow", Pass(_flow_forward, _flow_forward_fake),
+    Pass(_flow_backward, _flow_backward_fake), _flow_save, _flow_gradients,
+)  # fmt: skip
+
+
+# ---- lgf_kl: the loss, from teacher features or from cached teacher logits ---------------------------------------
 
 
 def lgf_kl(
@@ -23,11 +94,10 @@ def lgf_kl(
         with without_autocast(student):
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
     arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_gradient(student), backend)
-    forward = shortest((student, *teachers, token_weight), _compute, _undispatched, _forward)
-    return forward(*arguments, *options)[0]
+    return _loss((student, *teachers, token_weight), *arguments, *options)[0]
 
 
-def _compute(
+def _loss_forward(
     student: Tensor,
     teachers: list[Tensor],
     teacher_weights: list[float],
@@ -48,26 +118,19 @@ def _compute(
         checks.nonnegative(function, "token_weight", token_weight)
     options = LgfOptions(window, temperature, similarity, boundary, divergence, direction, reduction)
     with without_autocast(student):
-        return implementation(backend, "lgf_kl").forward(
+        return implementation("lgf_kl", backend, student.device.type).forward(
             student, teachers, teacher_weights, token_weight, options, from_logits, needs_grad
         )
 
 
-_forward = library.custom_op("lgf::lgf_kl", _compute, mutates_args=())
-
-
-@_forward.register_fake
-def _(
-    student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend,
-    window, temperature, similarity, boundary, divergence, direction, reduction,
-):  # fmt: skip
-    options = LgfOptions(window, temperature, similarity, boundary, divergence, direction, reduction)
-    shape = lgf_pairs_shape(student) if reduction == "none" else ()
-    residual = implementation(backend, "lgf_kl").empty_residual(student, options, needs_grad)
+def _loss_forward_fake(student, teachers, teacher_weights, token_weight, from_logits, needs_grad, backend, *options):
+    options = LgfOptions(*options)
+    shape = pairs_shape(student) if options.reduction == "none" else ()
+    residual = implementation("lgf_kl", backend, student.device.type).empty_residual(student, options, needs_grad)
     return student.new_empty(shape, dtype=accumulate_dtype(student)), residual
 
 
-def _compute_backward(
+def _loss_backward(
     grad_loss: Tensor,
     student: Tensor,
     residual: Tensor,
@@ -83,18 +146,16 @@ def _compute_backward(
 ) -> Tensor:
     options = LgfOptions(window, temperature, similarity, boundary, divergence, direction, reduction)
     with without_autocast(student):
-        return implementation(backend, "lgf_kl").backward(grad_loss, student, residual, token_weight, options)
+        return implementation("lgf_kl", backend, student.device.type).backward(
+            grad_loss, student, residual, token_weight, options
+        )
 
 
-_backward = library.custom_op("lgf::lgf_kl_backward", _compute_backward, mutates_args=())
-
-
-@_backward.register_fake
-def _(grad_loss, student, residual, token_weight, backend, *options):
+def _loss_backward_fake(grad_loss, student, residual, token_weight, backend, *options):
     return torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
-def _save(ctx, inputs, output):
+def _loss_save(ctx, inputs, output):
     student, teachers, _, token_weight, _, _, *ctx.options = inputs
     ctx.no_teacher_gradients = [None] * len(teachers)
     _, residual = output
@@ -102,18 +163,16 @@ def _save(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad_loss, grad_residual):
+def _loss_gradients(ctx, backward, grad_loss, grad_residual):
     student, residual, token_weight = ctx.saved_tensors
-    if grad_loss is None:
-        grad = None
-    else:
-        backward = shortest((grad_loss, student, token_weight), _compute_backward, _backward, _backward)
-        grad = backward(grad_loss, student, residual, token_weight, *ctx.options)
+    grad = None
+    if grad_loss is not None:
+        tensors = (grad_loss, student, token_weight)
+        grad = backward(tensors, grad_loss, student, residual, token_weight, *ctx.options)
     return grad, ctx.no_teacher_gradients, None, None, None, None, *[None] * len(ctx.options)
 
 
-_undispatched = undispatched(_forward, _compute, _save, _differentiate)
-_forward.register_autograd(_differentiate, setup_context=_save)
-forbid_double_backward(_backward, "lgf_kl_loss")
-map_one_by_one(_forward)
-map_one_by_one(_backward)
+_loss = Differentiable(
+    "lgf_kl", "lgf_kl_loss", Pass(_loss_forward, _loss_forward_fake), Pass(_loss_backward, _loss_backward_fake),
+    _loss_save, _loss_gradients,
+)  # fmt: skip

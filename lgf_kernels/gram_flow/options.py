@@ -1,12 +1,14 @@
 """The options of the Local Gram Flow losses, as the operators pass them on: checked once, then carried whole."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from ..core.checks import REDUCTIONS, choice, integer, number
 
 SIMILARITIES = ("cosine", "dot")
 BOUNDARIES = ("exclude", "zero")
 DIVERGENCES = ("kl", "l2")
 DIRECTIONS = ("forward", "backward", "both")
-REDUCTIONS = ("mean", "sum", "none")
 
 #: Largest window any backend takes: kernels keep a token's K*K logits in registers.
 MAX_WINDOW = 15
@@ -31,3 +33,29 @@ class LgfOptions(NamedTuple):
     def directions(self) -> tuple[str, ...]:
         """The directions to compute: "both" is the mean of the two."""
         return ("forward", "backward") if self.direction == "both" else (self.direction,)
+
+
+def checked_window(function: str, value) -> int:
+    K = integer(function, "window", value)
+    if K < 1 or K % 2 == 0 or K > MAX_WINDOW:
+        raise ValueError(
+            f"{function}: `window` must be odd and between 1 and {MAX_WINDOW}, so that it has a centre and its logits fit "
+            f"in a kernel's registers; got {K}. The paper uses 7."
+        )
+    return K
+
+
+def checked_options(
+    function: str, directions: Sequence[str] = DIRECTIONS, direction_hint: str = "", **given
+) -> LgfOptions:
+    """The options of a Local Gram Flow operator; those not given keep their defaults."""
+    tests = {
+        "window": lambda v: checked_window(function, v),
+        "temperature": lambda v: number(function, "temperature", v, above=0.0),
+        "similarity": lambda v: choice(function, "similarity", v, SIMILARITIES),
+        "boundary": lambda v: choice(function, "boundary", v, BOUNDARIES),
+        "divergence": lambda v: choice(function, "divergence", v, DIVERGENCES),
+        "direction": lambda v: choice(function, "direction", v, directions, direction_hint),
+        "reduction": lambda v: choice(function, "reduction", v, REDUCTIONS),
+    }
+    return LgfOptions(**{name: tests[name](value) for name, value in given.items()})

@@ -1,4 +1,4 @@
-"""Local Gram Flow by small matrix products: one pair of frames at a time, one block of columns at a time.
+"""Local Gram Flow and its loss by small matrix products: one pair of frames at a time, one block of columns at a time.
 
     z[y, x, dy, dx] = < q[y, x], k[y+dy, x+dx] >
 
@@ -10,6 +10,13 @@ are the diagonals of the product, a strided view again. Outside the frame the pa
 The gradient is the same product the other way round, with the gradients g on the diagonals of an otherwise zero
 matrix: `sum_d g[i, d] k[i + d]`. It serves both sides of a pair, because the key side, `dk[j] = sum_d g[j - d, d]
 q[j - d]`, is a query side with `transpose_window(g)` for g. Each gradient is gathered and written once.
+
+The loss takes one pair of frames at a time:
+
+    KL_i = sum_d P[i, d] (log P[i, d] - log Q[i, d])          d KL_i / d zS[i, d] = (Q - P)[i, d] / tau
+    L2_i = mean_d (zS[i, d] - zT[i, d])^2                     d L2_i / d zS[i, d] = 2 (zS - zT)[i, d] / count_i
+
+Only the logits' gradients are kept for backward: K*K numbers a token, and the teachers are not needed again.
 """
 
 import itertools
@@ -19,24 +26,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics import EPS, accumulate_dtype, lgf_pairs_shape, norms, window_mask
-from ..options import LgfOptions
+from ..core.numerics import accumulate_dtype, divided_by_norm, non_finite_to_nan, normalised_gradient
+from ..core.registry import Implementation
+from .options import LgfOptions
+from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, window_mask
 
 #: Queries of a row per tile. Wider tiles waste more of the dense product on pairs outside the window, narrower ones
 #: make the product too small to be fast.
 BLOCK = 16
 
 
-def forward(features: Tensor, options: LgfOptions) -> Tensor:
+def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
     """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
-    shape = (*lgf_pairs_shape(features), options.window**2)
+    shape = (*pairs_shape(features), options.window**2)
     logits = features.new_empty(shape, dtype=accumulate_dtype(features))
     for b, t, pair in frame_pairs(features, options):
         logits[b, t] = pair
     return logits
 
 
-def backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
+def flow_backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
     return features_gradient(features, {options.direction: grad_logits}, None, options)
 
 
@@ -98,16 +107,7 @@ def normalised(frame: Tensor, options: LgfOptions, dtype: torch.dtype) -> tuple[
     frame = frame.to(dtype)
     if options.similarity == "dot":
         return frame, None
-    norm = norms(frame)
-    return frame / norm.clamp_min(EPS), norm
-
-
-def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> Tensor:
-    """df = (I - f^ f^T) df^ / ||f||; where the norm was clamped it is a constant and the projection falls away."""
-    if norm is None:
-        return upstream
-    radial = torch.where(norm >= EPS, (upstream * unit).sum(-1, keepdim=True), 0)
-    return torch.addcmul(upstream, radial, unit, value=-1).div_(norm.clamp_min(EPS))
+    return divided_by_norm(frame)
 
 
 def window_products(queries: Tensor, keys: Tensor, window: int) -> Tensor:
@@ -170,3 +170,86 @@ def transpose_window(g: Tensor, window: int) -> Tensor:
     # Stepping to the next key row moves one row down and one offset back; likewise for columns.
     strides = (row, column, row - window, column - 1)
     return halo.as_strided((H, W, window, window), strides, column - 1).reshape(H, W, column)
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def loss_forward(
+    student: Tensor,
+    teachers: list[Tensor],
+    teacher_weights: list[float],
+    token_weight: Tensor | None,
+    options: LgfOptions,
+    from_logits: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and for backward the residual d KL_i / d zS, (directions, B, T-1, H, W, K*K), if needed."""
+    values = student.new_zeros(pairs_shape(student), dtype=accumulate_dtype(student))
+    residual = empty_residual(student, options, needs_grad)
+    share = 1 / len(options.directions)
+    for index, direction in enumerate(options.directions):
+        one_way = options._replace(direction=direction)
+        zT = fused_pairs(teachers, teacher_weights, one_way, from_logits, values.dtype)
+        divergence = Divergence(student, one_way)
+        for b, t, zS in frame_pairs(student, one_way):
+            value, gradient = divergence(zS, next(zT), needs_grad)
+            values[b, t] += share * value
+            if needs_grad:
+                torch.mul(gradient, share, out=residual[index, b, t])
+    return reduce_tokens(non_finite_to_nan(values), token_weight, options.reduction), residual
+
+
+def loss_backward(
+    grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
+) -> Tensor:
+    scale = token_scale(grad_loss, token_weight, options.reduction, pairs_shape(student))
+    return features_gradient(student, dict(zip(options.directions, residual, strict=True)), scale, options)
+
+
+def fused_pairs(teachers, teacher_weights, options: LgfOptions, from_logits: bool, dtype: torch.dtype):
+    """Yield the fused teacher's logits (H, W, K*K), pair of frames by pair of frames."""
+    if from_logits:
+        streams = [(z for video in teacher for z in video) for teacher in teachers]
+    else:
+        streams = [(z for _, _, z in frame_pairs(teacher, options, dtype)) for teacher in teachers]
+    for pair in zip(*streams, strict=True):
+        yield sum(w * z.to(dtype) for w, z in zip(teacher_weights, pair, strict=True))
+
+
+class Divergence:
+    """KL or l2 of the tokens of one pair of frames: values (H, W) and their gradients (H, W, K*K)."""
+
+    def __init__(self, student: Tensor, options: LgfOptions):
+        self.options = options
+        dtype = accumulate_dtype(student)
+        inside = window_mask(*student.shape[2:4], options.window, student.device)
+        member = inside if options.boundary == "exclude" else torch.ones_like(inside)
+        self.outside, self.count = ~inside, member.sum(-1, keepdim=True).to(dtype)
+        # Added to the logits: -inf takes a position out of the softmax.
+        self.bias = torch.zeros_like(member, dtype=dtype).masked_fill_(~member, -torch.inf)
+
+    def __call__(self, zS: Tensor, zT: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+        return (self.kl if self.options.divergence == "kl" else self.l2)(zS, zT, needs_grad)
+
+    def kl(self, zS: Tensor, zT: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+        log_p, log_q = self.log_softmax(zT), self.log_softmax(zS)
+        p, q = log_p.exp(), log_q.exp()
+        # Outside the window both are -inf and their difference NaN; p is 0 there and so must be the term.
+        difference = (log_p - log_q).masked_fill_(self.bias.isinf(), 0)
+        # Adding Q - P, which sums to 0, cancels the rounding of the log-sums: near convergence that is all there is.
+        excess = q.sub_(p)
+        value = torch.addcmul(excess, p, difference).sum(-1)
+        return value, excess.div_(self.options.temperature) if needs_grad else None
+
+    def log_softmax(self, z: Tensor) -> Tensor:
+        return (z.masked_fill(self.outside, 0) / self.options.temperature).add_(self.bias).log_softmax(-1)
+
+    def l2(self, zS: Tensor, zT: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+        difference = (zS - zT).masked_fill_(self.outside, 0)
+        value = difference.square().sum(-1) / self.count.squeeze(-1)
+        return value, difference * (2 / self.count) if needs_grad else None
+
+
+local_gram_flow = Implementation(flow_forward, flow_backward)
+lgf_kl = Implementation(loss_forward, loss_backward, empty_residual)

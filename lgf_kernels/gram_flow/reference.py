@@ -1,20 +1,39 @@
-"""The Local Gram Flow loss, literally.
+"""The oracle of Local Gram Flow and its loss: the formulas written out literally.
+
+    z[b, t, y, x, d] = < f[b, t, y, x], f[b, t+1, y+dy, x+dx] >       d = (dy, dx) in [-r, r]^2, r = (K-1)/2
+
+with f the L2-normalised features for similarity "cosine" and the features themselves for "dot"; z = 0 outside the
+frame. SAM2VideoX, section 4.2. And of the loss, sections 4.3 and 4.4:
 
     zT[i, d] = sum_m w_m z_m[i, d]                                                the fused teacher
     P = softmax(zT / tau), Q = softmax(zS / tau)                                  over the window
     KL_i = sum_d P[i, d] (log P[i, d] - log Q[i, d])                              divergence "kl"
     L2_i = mean_d (zS[i, d] - zT[i, d])^2                                         divergence "l2"
     loss = sum_i a_i KL_i / sum_i a_i                                             reduction "mean"
-
-SAM2VideoX, sections 4.3 and 4.4.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_tokens, window_mask
-from ..options import LgfOptions
-from .local_gram_flow import local_gram_flow
+from ..core.numerics import EPS, accumulate_dtype, non_finite_to_nan, norms
+from .options import LgfOptions
+from .window import reduce_tokens, window_mask
+
+
+def local_gram_flow(features: Tensor, options: LgfOptions, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, T-1, H, W, K*K) from features (B, T, H, W, C), differentiable. `dtype`: in which to compute."""
+    f = features.to(dtype or accumulate_dtype(features))
+    if options.similarity == "cosine":
+        f = f / norms(f).clamp_min(EPS)
+    queries, keys = f[:, :-1], f[:, 1:]
+    if options.direction == "backward":
+        queries, keys = keys, queries
+    H, W = f.shape[2:4]
+    r = options.radius
+    keys = F.pad(keys, (0, 0, r, r, r, r))
+    shifts = [keys[:, :, y : y + H, x : x + W] for y in range(options.window) for x in range(options.window)]
+    return torch.stack([(queries * shifted).sum(-1) for shifted in shifts], dim=-1)
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, options: LgfOptions) -> Tensor:

@@ -20,11 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, lgf_pairs_shape
-from ..options import LgfOptions
-from . import configs, launch
-from .norms import reciprocal_norms
-from .tiles import SHORT, dot, exact, halo_tokens, load_channels, store_slots, tile_tokens, window_logits, window_slots
+from ..core import triton_launch as launch
+from ..core.numerics import accumulate_dtype
+from ..core.registry import Implementation
+from ..core.triton_blocks import SHORT, dot, exact, load_channels
+from ..core.triton_norms import reciprocal_norms
+from . import triton_configs as configs
+from .options import LgfOptions
+from .triton_tiles import halo_tokens, store_slots, tile_tokens, window_logits, window_slots
+from .window import pairs_shape
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
@@ -205,7 +209,7 @@ def forward(features: Tensor, options: LgfOptions) -> Tensor:
     B, T, H, W, C = features.shape
     accumulate = accumulate_dtype(features)
     operand = launch.operand_type(features.dtype, accumulate)
-    logits = features.new_empty((*lgf_pairs_shape(features), options.window**2), dtype=accumulate)
+    logits = features.new_empty((*pairs_shape(features), options.window**2), dtype=accumulate)
     with launch.on_device_of(features):
         launch.tiles(
             lgf_forward,
@@ -214,7 +218,7 @@ def forward(features: Tensor, options: LgfOptions) -> Tensor:
             configs.forward(options.window, C, 0, operand, launch.architecture(features.device)),
             features,
             launch.outer_strides(features),
-            *reciprocal_norms([features], options),
+            *reciprocal_norms([features], options.similarity),
             logits,
             T,
             H,
@@ -232,7 +236,7 @@ def forward(features: Tensor, options: LgfOptions) -> Tensor:
 def backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
     (features,) = launch.usable([features])
     with launch.on_device_of(features):
-        norms = reciprocal_norms([features], options)[0]
+        norms = reciprocal_norms([features], options.similarity)[0]
     return features_gradient(features, norms, grad_logits.contiguous()[None], options, 1.0)
 
 
@@ -284,3 +288,6 @@ def features_gradient(
             INDEX=launch.index_type(features, gradient, grad_logits[0]),
         )
     return gradient
+
+
+local_gram_flow = Implementation(forward, backward)

@@ -18,12 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, lgf_pairs_shape, reduce_tokens, token_scale
-from ..options import LgfOptions
-from . import configs, launch
-from .local_gram_flow import features_gradient
-from .norms import reciprocal_norms
-from .tiles import exact, from_odd, store_slots, tile_tokens, window_logits, window_slots
+from ..core import triton_launch as launch
+from ..core.numerics import accumulate_dtype
+from ..core.registry import Implementation
+from ..core.triton_blocks import exact, from_odd
+from ..core.triton_norms import reciprocal_norms
+from . import triton_configs as configs
+from .options import LgfOptions
+from .triton_flow import features_gradient
+from .triton_tiles import store_slots, tile_tokens, window_logits, window_slots
+from .window import pairs_shape, reduce_tokens, token_scale
 
 
 @triton.jit
@@ -145,12 +149,12 @@ def forward(
     accumulate = accumulate_dtype(student)
     residual = empty_residual(student, options, needs_grad)
     kept = Residual(residual, student, options) if needs_grad else None
-    values = student.new_empty((len(options.directions), *lgf_pairs_shape(student)), dtype=accumulate)
+    values = student.new_empty((len(options.directions), *pairs_shape(student)), dtype=accumulate)
     channels = [tensor.shape[-1] for tensor in features]
     operands = [launch.operand_type(tensor.dtype, accumulate) for tensor in features]
     widest = max(operands, key=lambda operand: operand.itemsize)
     with launch.on_device_of(student):
-        norms = reciprocal_norms(features, options, out=kept and kept.norms)
+        norms = reciprocal_norms(features, options.similarity, out=kept and kept.norms)
         launch.tiles(
             lgf_kl_forward,
             len(options.directions) * B * (T - 1),
@@ -191,7 +195,7 @@ def backward(
     grad_loss: Tensor, student: Tensor, residual: Tensor, token_weight: Tensor | None, options: LgfOptions
 ) -> Tensor:
     kept = Residual(residual, student, options)
-    shape = lgf_pairs_shape(student)
+    shape = pairs_shape(student)
     factor = 1 / len(options.directions)
     if token_weight is None and options.reduction != "none":
         if options.reduction == "mean":
@@ -232,3 +236,6 @@ class Residual:
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
     """Room for a `Residual`; empty if no gradient is needed."""
     return student.new_empty((sum(Residual.sizes(student, options)) if needs_grad else 0,), dtype=torch.uint8)
+
+
+lgf_kl = Implementation(forward, backward, empty_residual)

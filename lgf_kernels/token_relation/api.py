@@ -1,77 +1,162 @@
-"""The losses as `nn.Module`s, for codebases that configure their losses once and call them often."""
+"""Token relation distances, as functions and a module: the docstrings are the specification, and every argument is checked."""
 
-from collections.abc import Sequence
-
+import torch
 from torch import Tensor, nn
 
-from . import checks, functional
-from .backends import known
-from .options import REDUCTIONS
+from ..core import checks
+from ..core.numerics import accumulate_dtype
+from ..core.registry import call_of, known, resolve
+from . import operators
 
 
-class LocalGramFlowKLLoss(nn.Module):
-    """`lgf_kl_loss` with its options fixed: `loss(student, teachers, token_weight=None)`.
+def token_relation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    pair_weight: Tensor,
+    margin: float = 0.0,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Token relation distance: how every token of a video relates to every other, student against teacher.
+
+    Over all pairs of the `n = F*N` tokens of one video, with both sides normalised, `f / max(||f||, 1e-6)`::
+
+        S_Z[i, j] = < z_i, z_j >,  S_M[i, j] = < m_i, m_j >
+        D[i, j]   = relu( |S_Z[i, j] - S_M[i, j]| - margin )
+        loss_b    = sum_{f, g} pair_weight[f, g] * mean_{i in frame f, j in frame g} D[i, j]
+
+    No n x n matrix is ever stored. (Half of one in half precision is, by the GPU kernels for a gradient, where it fits
+    in 1 GiB, or as many MiB as the variable LGF_SCRATCH_MIB says; parts of one at a time where it does not.) The
+    gradient flows to the student only, and once; it is made in the forward, so a forward whose student requires grad
+    costs both. Pairs of frames of weight 0 are no part of the loss and cost nothing, unless the portable backend runs on
+    a GPU, where reading the weights would make the host wait. NaN or inf in the features of a frame with any weight gives
+    NaN; in those of a frame without, the loss is not touched, but the gradient may be NaN.
 
     Args:
-        window, temperature, similarity, boundary, divergence, direction, teacher_weights, reduction, backend: as in
-            `lgf_kernels.lgf_kl_loss`, and checked here rather than in the first step of a training run.
+        student: (B, F, H, W, C) or (B, F, N, C) float32, bfloat16, float16 or float64. All arithmetic accumulates in
+            float32 (float64 for a float64 student), under autocast too.
+        teacher: the same shape but for the channels, any of those types, without gradient.
+        pair_weight: c, (F, F), real, >= 0, on the student's device, without gradient; usually from
+            `moalign_pair_weight` or `videorepa_pair_weight`. The distances are symmetric, so only
+            `(c + c^T) / 2` matters. Negative values raise on the CPU and are not looked for on other devices.
+        margin: >= 0. Differences up to it are forgiven. 0 (default) is MoAlign's, 0.1 VideoREPA's.
+        reduction: over the videos of the batch: "mean" (default), "sum" or "none".
+        backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
-    Shapes: student (B, T, H, W, C); teachers one or several (B, T, H, W, any); token_weight (B, T-1, H, W).
+    Returns:
+        A scalar, or (B,) for "none", in float32 (float64 for a float64 student).
 
     Raises:
-        TypeError, ValueError: an option is wrong.
+        TypeError, ValueError: an argument is wrong; the message says which, and what to do.
 
-    Source: SAM2VideoX (Structure From Tracking), sections 4.2 to 4.4.
+    Source: VideoREPA, Token Relation Distillation; MoAlign, equations 5 to 8.
 
     Example:
         >>> import torch, lgf_kernels as lgf
-        >>> criterion = lgf.LocalGramFlowKLLoss(teacher_weights=(0.5, 0.5))
-        >>> student = torch.randn(1, 5, 8, 12, 32, requires_grad=True)
-        >>> forward, backward = torch.randn(2, 1, 5, 8, 12, 64)
-        >>> criterion(student, [forward, backward]).backward()
+        >>> student = torch.randn(2, 6, 4, 5, 32, requires_grad=True)
+        >>> teacher = torch.randn(2, 6, 4, 5, 48)
+        >>> lgf.token_relation_loss(student, teacher, pair_weight=lgf.moalign_pair_weight(6)).backward()
     """
+    here = "token_relation_loss"
+    margin = checks.number(here, "margin", margin, minimum=0.0)
+    checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
+    checks.relation_features(here, student)
+    checks.tensor(here, "teacher", teacher)
+    checks.teacher(
+        here, "teacher", teacher, student, (*student.shape[:-1], None),
+        "(B, F, H, W, C)" if student.ndim == 5 else "(B, F, N, C)",
+        "Only the number of channels may differ from the student's: resample the teacher to the student's grid first.",
+    )  # fmt: skip
+    frames = student.shape[1]
+    checks.weight_tensor(here, "pair_weight", pair_weight, student, (frames, frames), "(F, F)")
+    if student.ndim == 5:
+        student, teacher = student.flatten(2, 3), teacher.flatten(2, 3)
+    pair_weight = pair_weight.to(accumulate_dtype(student))
+    name = resolve(call_of("token_relation", student, frames=frames), backend, here)
+    return operators.token_relation(student, teacher, pair_weight, margin, reduction, name)
 
-    def __init__(
-        self,
-        window: int = 7,
-        temperature: float = 0.1,
-        similarity: str = "cosine",
-        boundary: str = "exclude",
-        divergence: str = "kl",
-        direction: str = "forward",
-        teacher_weights: Sequence[float] | None = None,
-        reduction: str = "mean",
-        backend: str | None = None,
-    ):
-        super().__init__()
-        self.options = dict(
-            window=window,
-            temperature=temperature,
-            similarity=similarity,
-            boundary=boundary,
-            divergence=divergence,
-            direction=direction,
-            reduction=reduction,
+
+def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.device | str | None = None) -> Tensor:
+    r"""Frame-pair weights of MoAlign's soft token relation distance::
+
+        c[f, f] = 1 / F                              the spatial term
+        c[f, g] = exp(-|f - g| / tau) / F^2          the temporal term, f != g
+
+    MoAlign's norms are means over all entries, the zeroed same-frame entries of the temporal term included.
+
+    Args:
+        num_frames: F, at least 1.
+        tau: in frames, > 0; how far apart two frames may be and still count. The paper uses 10. With `math.inf` all do alike.
+        device: of the result; torch's default device if None.
+
+    Returns:
+        (F, F) float32, for `token_relation_loss(..., pair_weight=..., margin=0)`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+
+    Source: MoAlign, equations 7 and 8.
+
+    Example:
+        >>> import lgf_kernels as lgf
+        >>> lgf.moalign_pair_weight(2, tau=10.0)
+        tensor([[0.5000, 0.2262],
+                [0.2262, 0.5000]])
+    """
+    here = "moalign_pair_weight"
+    F = checks.size(here, "num_frames", num_frames)
+    tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
+    frame = torch.arange(F, device=device, dtype=torch.float32)
+    weight = torch.exp(-(frame[:, None] - frame).abs() / tau) / F**2
+    return weight.fill_diagonal_(1 / F)
+
+
+def videorepa_pair_weight(
+    num_frames: int, relations: str = "all", *, device: torch.device | str | None = None
+) -> Tensor:
+    r"""Frame-pair weights of VideoREPA's Token Relation Distillation.
+
+    ==============  =============  ======================
+    relations       c[f, f]        c[f, g], f != g
+    ==============  =============  ======================
+    "all"           1 / F^2        1 / F^2
+    "spatial"       1 / F          0
+    "temporal"      0              1 / (F (F - 1))
+    ==============  =============  ======================
+
+    Args:
+        num_frames: F, at least 1; at least 2 for "temporal", which has no pairs otherwise.
+        relations: "all" (default), "spatial" or "temporal".
+        device: of the result; torch's default device if None.
+
+    Returns:
+        (F, F) float32, for `token_relation_loss(..., pair_weight=..., margin=0.1)`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+
+    Source: VideoREPA, Token Relation Distillation.
+
+    Example:
+        >>> import lgf_kernels as lgf
+        >>> lgf.videorepa_pair_weight(2, "temporal")
+        tensor([[0.0000, 0.5000],
+                [0.5000, 0.0000]])
+    """
+    here = "videorepa_pair_weight"
+    F = checks.size(here, "num_frames", num_frames)
+    checks.choice(here, "relations", relations, ("all", "spatial", "temporal"))
+    if relations == "all":
+        return torch.full((F, F), 1 / F**2, device=device, dtype=torch.float32)
+    if relations == "spatial":
+        return torch.eye(F, device=device, dtype=torch.float32) / F
+    if F < 2:
+        raise ValueError(
+            f'{here}: `num_frames` must be at least 2 for relations="temporal", which compares frames with other frames; '
+            f'got {F}. Use relations="spatial" or "all" for single frames.'
         )
-        checks.lgf_options("LocalGramFlowKLLoss", **self.options)
-        self.teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, count=None)
-        self.backend = backend and known(backend, "LocalGramFlowKLLoss")
-
-    def forward(
-        self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
-    ) -> Tensor:
-        return functional.lgf_kl_loss(
-            student,
-            teachers,
-            teacher_weights=self.teacher_weights,
-            token_weight=token_weight,
-            backend=self.backend,
-            **self.options,
-        )
-
-    def extra_repr(self) -> str:
-        shown = {**self.options, "teacher_weights": self.teacher_weights, "backend": self.backend}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+    return torch.full((F, F), 1 / (F * (F - 1)), device=device, dtype=torch.float32).fill_diagonal_(0)
 
 
 #: The margin each form was published with.
@@ -92,7 +177,7 @@ class TokenRelationLoss(nn.Module):
 
     Args:
         form: one of the above; default "moalign".
-        tau: in frames, for "moalign"; the paper uses 10.
+        tau: in frames, for "moalign"; the paper uses 10, and `math.inf` weighs all pairs of frames alike.
         margin: >= 0, or None (default) for the form's own.
         reduction, backend: as in `lgf_kernels.token_relation_loss`.
 
@@ -121,21 +206,21 @@ class TokenRelationLoss(nn.Module):
         super().__init__()
         here = "TokenRelationLoss"
         self.form = checks.choice(here, "form", form, tuple(MARGINS))
-        self.tau = checks.number(here, "tau", tau, above=0.0)
+        self.tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
         self.margin = MARGINS[form] if margin is None else checks.number(here, "margin", margin, minimum=0.0)
-        self.reduction = checks.choice(here, "reduction", reduction, REDUCTIONS)
+        self.reduction = checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
         self.backend = backend and known(backend, here)
 
     def pair_weight(self, num_frames: int, device=None) -> Tensor:
         """The form's frame-pair weights, (F, F) float32."""
         if self.form == "moalign":
-            return functional.moalign_pair_weight(num_frames, self.tau, device=device)
+            return moalign_pair_weight(num_frames, self.tau, device=device)
         relations = self.form.partition("-")[2] or "all"
-        return functional.videorepa_pair_weight(num_frames, relations, device=device)
+        return videorepa_pair_weight(num_frames, relations, device=device)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         checks.relation_features("TokenRelationLoss", student)
-        return functional.token_relation_loss(
+        return token_relation_loss(
             student,
             teacher,
             pair_weight=self.pair_weight(student.shape[1], student.device),

@@ -5,13 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import panels
-from ..numerics import accumulate_dtype, last_dimension_contiguous, non_finite_to_nan, reduce_videos
-from ..panels import Panel, backward
-from ..portable.token_relation import empty_residual
-from . import described, execution, module, reciprocal_norms
-
-__all__ = ["backward", "empty_residual", "forward"]
+from ..core.native import described, module, reciprocal_norms, stream
+from ..core.numerics import accumulate_dtype, last_dimension_contiguous, non_finite_to_nan, reduce_videos
+from ..core.registry import Implementation
+from . import panels
+from .panels import Panel, backward
+from .portable import empty_residual
 
 #: The largest coefficients in float16 are near 2^12, and every one to 2^-26 of them is a normal number.
 LARGEST = 2.0**12
@@ -119,7 +118,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         coefficient_dtype=pairs.coefficient_dtype,
         margin=pairs.margin,
         scale=1 / pairs.frame_tokens**2,
-        **execution(sums),
+        **stream(sums),
     )
 
 
@@ -133,7 +132,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         coefficient_dtype=pairs.coefficient_dtype,
         rows=(panel.first, panel.end),
         parts=as_taken(parts),
-        **execution(gradient),
+        **stream(gradient),
     )
     return parts
 
@@ -146,9 +145,12 @@ def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
         None if pairs.row_scale is None else pairs.row_scale.data_ptr(),
         as_taken(parts),
         gradient.data_ptr(),
-        **execution(gradient),
+        **stream(gradient),
     )
 
 
 def as_taken(parts: Tensor) -> tuple[int, int, int]:
     return parts.data_ptr(), len(parts), parts.stride(0)
+
+
+token_relation = Implementation(forward, backward, empty_residual)

@@ -1,12 +1,17 @@
-"""`lgf::token_relation`: token relation distances; the gradient is made in the forward and scaled in the backward."""
+"""The operator `lgf::token_relation`, and the backends that run it. Its gradient is made in the forward, scaled in the backward."""
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
-from .. import checks, reference
-from ..backends import implementation
-from ..numerics import accumulate_dtype
-from .common import forbid_double_backward, map_one_by_one, needs_gradient, shortest, undispatched, without_autocast
+from ..core import checks, native
+from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.gpu import triton
+from ..core.numerics import accumulate_dtype
+from ..core.registry import PORTABLE, REFERENCE, Backend, implementation, register
+from . import reference
+
+CUDA = Backend("native", "cuda", native.unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
+register("token_relation", __package__, CUDA, triton("triton_kernels"), PORTABLE, REFERENCE)
 
 
 def token_relation(
@@ -16,10 +21,10 @@ def token_relation(
         with without_autocast(student):
             return reference.token_relation(student, teacher, pair_weight, margin, reduction)
     arguments = (student, teacher, pair_weight, margin, reduction, needs_gradient(student), backend)
-    return shortest((student, teacher, pair_weight), _compute, _undispatched, _forward)(*arguments)[0]
+    return _relation((student, teacher, pair_weight), *arguments)[0]
 
 
-def _compute(
+def _forward(
     student: Tensor,
     teacher: Tensor,
     pair_weight: Tensor,
@@ -30,31 +35,25 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     checks.nonnegative("token_relation_loss", "pair_weight", pair_weight)
     with without_autocast(student):
-        return implementation(backend, "token_relation").forward(
+        return implementation("token_relation", backend, student.device.type).forward(
             student, teacher, pair_weight, margin, reduction, needs_grad
         )
 
 
-_forward = library.custom_op("lgf::token_relation", _compute, mutates_args=())
-
-
-@_forward.register_fake
-def _(student, teacher, pair_weight, margin, reduction, needs_grad, backend):
+def _forward_fake(student, teacher, pair_weight, margin, reduction, needs_grad, backend):
     shape = student.shape[:1] if reduction == "none" else ()
-    residual = implementation(backend, "token_relation").empty_residual(student, needs_grad)
+    residual = implementation("token_relation", backend, student.device.type).empty_residual(student, needs_grad)
     return student.new_empty(shape, dtype=accumulate_dtype(student)), residual
 
 
-def _compute_backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype, backend: str) -> Tensor:
+def _backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype, backend: str) -> Tensor:
     with without_autocast(residual):
-        return implementation(backend, "token_relation").backward(grad_loss, residual, reduction, dtype)
+        return implementation("token_relation", backend, residual.device.type).backward(
+            grad_loss, residual, reduction, dtype
+        )
 
 
-_backward = library.custom_op("lgf::token_relation_backward", _compute_backward, mutates_args=())
-
-
-@_backward.register_fake
-def _(grad_loss, residual, reduction, dtype, backend):
+def _backward_fake(grad_loss, residual, reduction, dtype, backend):
     return torch.empty_like(residual, dtype=dtype)
 
 
@@ -66,18 +65,19 @@ def _save(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad_loss, grad_residual):
+def _gradients(ctx, backward, grad_loss, grad_residual):
     (residual,) = ctx.saved_tensors
-    if grad_loss is None:
-        grad = None
-    else:
-        backward = shortest((grad_loss, residual), _compute_backward, _backward, _backward)
-        grad = backward(grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
+    grad = None
+    if grad_loss is not None:
+        grad = backward((grad_loss, residual), grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
     return grad, None, None, None, None, None, None
 
 
-_undispatched = undispatched(_forward, _compute, _save, _differentiate)
-_forward.register_autograd(_differentiate, setup_context=_save)
-forbid_double_backward(_backward, "token_relation_loss")
-map_one_by_one(_forward)
-map_one_by_one(_backward)
+_relation = Differentiable(
+    "token_relation",
+    "token_relation_loss",
+    Pass(_forward, _forward_fake),
+    Pass(_backward, _backward_fake),
+    _save,
+    _gradients,
+)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .numerics import video_scale
+from ..core.numerics import video_scale
 
 #: Programs that share the sum of a tile, at most: each writes a gradient of its own.
 MOST_SPLITS = 8

@@ -18,9 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_videos, video_scale
-from ..options import LgfOptions
-from .local_gram_flow import normalised, normalised_gradient
+from ..core.numerics import (
+    accumulate_dtype,
+    divided_by_norm,
+    non_finite_to_nan,
+    normalised_gradient,
+    reduce_videos,
+    video_scale,
+)
+from ..core.registry import Implementation
 
 #: Tokens on a side of a tile, at most. Tiles of a few hundred keep torch's products near their peak and their
 #: temporaries in cache.
@@ -53,9 +59,8 @@ def forward(
     """
     dtype = accumulate_dtype(student)
     B, frames, N, C = student.shape
-    cosine = LgfOptions(similarity="cosine")
-    z, norm = normalised(student.reshape(B, frames * N, C), cosine, dtype)
-    m, _ = normalised(teacher.reshape(B, frames * N, teacher.shape[-1]), cosine, dtype)
+    z, norm = divided_by_norm(student.reshape(B, frames * N, C).to(dtype))
+    m, _ = divided_by_norm(teacher.reshape(B, frames * N, teacher.shape[-1]).to(dtype))
     # The distances are symmetric, so only the symmetric part of the weights matters.
     c = ((pair_weight + pair_weight.mT) / 2).to(dtype)
     losses = z.new_zeros(B)
@@ -133,3 +138,6 @@ def sum_of_distances(per_frame: Tensor) -> Tensor:
     Not `vector_norm(ord=1)`: it would need no copy of |x|, but is several times slower on a CPU.
     """
     return per_frame.abs().sum(4).sum(2)
+
+
+token_relation = Implementation(forward, backward, empty_residual)

@@ -10,7 +10,7 @@ A pair of frames of weight 0 is no part of the loss. VideoREPA's TRD and MoAlign
 import torch
 from torch import Tensor
 
-from ..numerics import EPS, accumulate_dtype, non_finite_to_nan, norms, reduce_videos
+from ..core.numerics import EPS, accumulate_dtype, non_finite_to_nan, norms, reduce_videos
 
 
 def video_losses(student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float) -> Tensor:

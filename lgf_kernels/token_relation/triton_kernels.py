@@ -34,18 +34,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import panels
-from ..numerics import accumulate_dtype, non_finite_to_nan, reduce_videos
-from ..options import LgfOptions
-from ..panels import Panel, backward
-from ..portable.token_relation import empty_residual
-from . import configs, launch
-from .norms import reciprocal_norms
-from .tiles import SHORT, dot, exact, load_channels
-
-__all__ = ["backward", "empty_residual", "forward"]
-
-COSINE = LgfOptions(similarity="cosine")
+from ..core import triton_launch as launch
+from ..core.numerics import accumulate_dtype, non_finite_to_nan, reduce_videos
+from ..core.registry import Implementation
+from ..core.triton_blocks import SHORT, dot, exact, load_channels
+from ..core.triton_norms import reciprocal_norms
+from . import panels
+from . import triton_configs as configs
+from .panels import Panel, backward
+from .portable import empty_residual
 
 #: Rows of tiles side by side in launch order, so that the columns they share are read from the L2 cache.
 GROUP: tl.constexpr = tl.constexpr(4)
@@ -422,7 +419,7 @@ def forward(
     accumulate = accumulate_dtype(student)
     weight = ((pair_weight + pair_weight.mT) / 2).to(accumulate).contiguous()
     with launch.on_device_of(student):
-        norms = reciprocal_norms([student.unsqueeze(3), teacher.unsqueeze(3)], COSINE)
+        norms = reciprocal_norms([student.unsqueeze(3), teacher.unsqueeze(3)], "cosine")
         pairs = Pairs(student, teacher, *norms, weight, margin)
         whole = Panel(slice(0, len(student)), 0, pairs.tiles)
         sums = student.new_empty((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
@@ -524,3 +521,6 @@ def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
         BLOCK_C=channels,
         num_warps=4,
     )
+
+
+token_relation = Implementation(forward, backward, empty_residual)

@@ -1,0 +1,1 @@
+"""What every family of operators stands on: the table of operators, autograd, checks, numbers, launchers."""

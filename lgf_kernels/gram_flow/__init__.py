@@ -1,0 +1,1 @@
+"""Local Gram Flow and its losses (SAM2VideoX)."""

@@ -1,0 +1,50 @@
+"""What every backend of Local Gram Flow shares: the window, and how the tokens' losses are reduced."""
+
+import torch
+from torch import Tensor
+
+from ..core.numerics import accumulate_dtype
+from .options import LgfOptions
+
+
+def window_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
+    """bool (H, W, K*K): whether offset d = (dy, dx) of the token (y, x) lies inside the frame. d runs row by row."""
+    offset = torch.arange(window, device=device) - window // 2
+    y = torch.arange(height, device=device)[:, None] + offset
+    x = torch.arange(width, device=device)[:, None] + offset
+    inside_y = (y >= 0) & (y < height)
+    inside_x = (x >= 0) & (x < width)
+    return (inside_y[:, None, :, None] & inside_x[None, :, None, :]).reshape(height, width, window * window)
+
+
+def pairs_shape(features: Tensor) -> tuple[int, ...]:
+    """(B, T-1, H, W): one entry for each query token of features (B, T, H, W, C)."""
+    B, T, H, W, _ = features.shape
+    return (B, T - 1, H, W)
+
+
+def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
+    """Room for d KL_i / d zS, (directions, B, T-1, H, W, K*K): what a forward keeps for its backward. Empty if it need not."""
+    shape = (len(options.directions), *pairs_shape(student), options.window**2) if needs_grad else (0,)
+    return student.new_empty(shape, dtype=accumulate_dtype(student))
+
+
+def reduce_tokens(values: Tensor, token_weight: Tensor | None, reduction: str) -> Tensor:
+    """Reduce the divergences (B, T-1, H, W) of single tokens to the loss: `sum a_i v_i / sum a_i` for "mean"."""
+    if token_weight is not None:
+        values = token_weight * values
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    return values.mean() if token_weight is None else values.sum() / token_weight.sum()
+
+
+def token_scale(grad_loss: Tensor, token_weight: Tensor | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
+    """d loss / d v_i times the upstream gradient: the derivative of `reduce_tokens`, shape (B, T-1, H, W)."""
+    scale = grad_loss
+    if reduction == "mean":
+        scale = scale / (torch.Size(shape).numel() if token_weight is None else token_weight.sum())
+    if token_weight is not None:
+        scale = scale * token_weight
+    return scale.expand(shape)

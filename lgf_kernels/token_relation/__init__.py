@@ -1,0 +1,1 @@
+"""Token relation distances (VideoREPA, MoAlign)."""
