@@ -62,13 +62,13 @@ bench-gpu: $(READY) ## the same on its GPU
 	$(BIN)/python -m pytest benchmarks --device cuda $(ARGS)
 
 gpu: $(READY)   ## all that a GPU is needed for, in ten minutes; ARGS="--out DIR --minutes 10", again to go on
-	$(BIN)/python -m lgf_bench.session $(ARGS)
+	$(BIN)/python benchmarks/tools/gpu_session.py $(ARGS)
 
 kernel-report: $(READY) ## what the GPU kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)
-	$(BIN)/python benchmarks/kernel_report.py $(ARGS)
+	$(BIN)/python benchmarks/tools/kernel_report.py $(ARGS)
 
 kernel-counts: $(READY) ## how much work the kernels do, and how long a GPU would need at least
-	$(BIN)/python benchmarks/kernel_counts.py $(ARGS)
+	$(BIN)/python benchmarks/tools/kernel_counts.py $(ARGS)
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

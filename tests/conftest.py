@@ -40,13 +40,14 @@ def quick_interpreter():
     if INTERPRETED:
         from triton.runtime import interpreter
 
-        from lgf_kernels.triton_kernels import configs
+        from lgf_kernels.gram_flow import triton_configs as flow
+        from lgf_kernels.token_relation import triton_configs as relation
 
-        configs.FORWARD.update({size: [configs.Forward(8, 8, 256, 8, 2)] for size in configs.FORWARD})
-        configs.BACKWARD.update({size: [configs.Backward(8, 8, 16, 512, 8, 2)] for size in configs.BACKWARD})
-        configs.RELATION_TILES.update(dict.fromkeys(configs.RELATION_TILES, (256, 256)))
-        configs.DISTANCES.update({size: [configs.Distances(256, 8, 2)] for size in configs.DISTANCES})
-        configs.PRODUCTS.update({size: [configs.Products(256, 256, 8, 2)] for size in configs.PRODUCTS})
+        flow.FORWARD.update({size: [flow.Forward(8, 8, 256, 8, 2)] for size in flow.FORWARD})
+        flow.BACKWARD.update({size: [flow.Backward(8, 8, 16, 512, 8, 2)] for size in flow.BACKWARD})
+        relation.RELATION_TILES.update(dict.fromkeys(relation.RELATION_TILES, (256, 256)))
+        relation.DISTANCES.update({size: [relation.Distances(256, 8, 2)] for size in relation.DISTANCES})
+        relation.PRODUCTS.update({size: [relation.Products(256, 256, 8, 2)] for size in relation.PRODUCTS})
         object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
         mend_loops(interpreter)
     yield

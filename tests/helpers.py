@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from lgf_kernels.backends import Request, able
+from lgf_kernels.core.registry import names_of_able
 
 
 def backends_of(operator, device_type="cpu"):
     """The backends that run an operator on this machine, the oracle left out."""
-    return [name for name in able(Request(operator, device_type)) if name != "reference"]
+    return [name for name in names_of_able(operator, device_type) if name != "reference"]
 
 
 def flowing(text):

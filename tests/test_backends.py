@@ -1,6 +1,5 @@
 """The choice of a backend: order, overrides, and what is said of one that cannot."""
 
-import importlib
 import subprocess
 import sys
 
@@ -10,21 +9,22 @@ from helpers import backends_of, features
 
 import lgf_kernels as lgf
 
-table = importlib.import_module("lgf_kernels.backends")
+from lgf_kernels.core import gpu, native, registry
+from lgf_kernels.core.registry import Call
+from lgf_kernels.gram_flow import operators
 
 
 @pytest.fixture
 def run_by(monkeypatch):
     """A function that says which backend a call ran on."""
     seen = []
-    implementation = table.implementation
+    real = registry.implementation
 
-    def watched(backend, operator):
+    def watched(operator, backend, device_type):
         seen.append(backend)
-        return implementation(backend, operator)
+        return real(operator, backend, device_type)
 
-    for operator in ("lgf_kl", "local_gram_flow", "token_relation"):
-        monkeypatch.setattr(importlib.import_module(f"lgf_kernels.ops.{operator}"), "implementation", watched)
+    monkeypatch.setattr(operators, "implementation", watched)
 
     def run(**options):
         seen.clear()
@@ -86,68 +86,105 @@ def test_one_that_cannot_says_why_and_is_a_value_and_runtime_error():
 
 
 def test_triton_says_why_not(monkeypatch):
-    from lgf_kernels import triton_kernels
+    def reason(device):
+        return registry.unsupported_reason("triton", Call("lgf_kl", device))
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(lgf.BackendUnavailableError, match=r"on the CPU only interpreted, .*TRITON_INTERPRET=1"):
         lgf.local_gram_flow(features(1, 2, 3, 4, 5), backend="triton")
-    assert "meta devices" in triton_kernels.why_not("lgf_kl", "meta")
-    assert "no Triton kernel" in triton_kernels.why_not("patch_cosine", "cuda")
+    assert "meta devices" in reason("meta")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert triton_kernels.why_not("lgf_kl", "cuda") == "torch sees no CUDA device"
+    assert reason("cuda") == "torch sees no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert triton_kernels.why_not("lgf_kl", "cuda:1") == "Triton kernels need sm_80 or newer, this is sm_75"
+    assert reason("cuda:1") == "Triton kernels need sm_80 or newer, this is sm_75"
 
 
-def test_native_on_cuda_says_why_not(monkeypatch):
-    from lgf_kernels import native
-
+@pytest.fixture
+def hopper(monkeypatch):
+    """torch sees a Hopper, and the CUDA module was built."""
     monkeypatch.setattr(native.importlib, "import_module", lambda name: None)
     native.load.cache_clear()
-    try:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert native.why_not("lgf_kl", "cuda") == "torch sees no CUDA device"
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        assert native.why_not("lgf_kl", "cuda:1") == "native CUDA kernels need sm_80 or newer, this is sm_75"
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        assert native.why_not("lgf_kl", "cuda") is None
-        assert native.why_not("token_relation", "cuda") is None
-        assert "no native kernel" in native.why_not("patch_cosine", "cuda")
-    finally:
-        native.load.cache_clear()
-
-
-def test_native_on_cuda_is_available_but_not_chosen_by_itself(monkeypatch):
-    """Until its kernels have been measured against the others."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(table, "PREDICATES", dict.fromkeys(table.PREDICATES, lambda request: None))
-    cuda = table.Request("lgf_kl", "cuda")
-    assert table.able(cuda)[0] == "native"
-    assert next(name for name in table.able(cuda) if table.by_itself(name, cuda)) == "triton"
-    reason = lgf.backends()[0].reason
-    assert "lgf_kl is not chosen by itself for cuda tensors" in reason
-    assert "not been measured yet (counted 279 us against Triton's 484 us" in reason
-    assert table.by_itself("native", table.Request("lgf_kl", "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    yield
+    native.load.cache_clear()
 
 
-def test_what_is_said_of_the_counts_is_what_they_say():
-    """The numbers in the reason come from `make kernel-counts` and nowhere else."""
-    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
-    from lgf_kernels import native
+def test_native_on_cuda_says_why_not(monkeypatch, hopper):
+    def reason(device="cuda", operator="lgf_kl", **facts):
+        return registry.unsupported_reason("native", Call(operator, device, facts=tuple(facts.items())))
 
-    shape, gpu = counts.Shape(1, 49, 64, 64, 256, teachers=2), counts.H200
-    ours, theirs = (
-        round(sum(work.estimate(gpu)[0] for work in kernels(shape, gpu)) * 1e6)
-        for kernels in (counts.cuda, counts.triton)
+    assert reason() is None and reason(operator="token_relation") is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reason("cuda:1") == "native CUDA kernels need sm_80 or newer, this is sm_75"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reason() == "torch sees no CUDA device"
+
+
+def test_an_operator_without_a_kernel_says_so():
+    assert (
+        registry.unsupported_reason("native", Call("token_relation", "cpu"))
+        == "token_relation has no native kernel for cpu tensors"
     )
-    assert f"counted {ours} us against Triton's {theirs} us" in native.COUNTED["lgf_kl"]
+
+
+def test_native_on_cuda_is_not_chosen_before_it_is_measured(hopper):
+    cuda = Call("lgf_kl", "cuda")
+    assert next(registry.able(cuda)).name == "native"
+    assert registry._resolve(*cuda, None, "f") in ("triton", "portable")
+    reason = lgf.backends()[0].reason
+    assert "lgf_kl is not chosen by itself for cuda tensors: its CUDA kernel has not been measured yet" in reason
+    assert "lgf_kl on cuda (at most 15 teachers)" in reason
+
+
+def test_a_call_that_a_backend_cannot_run_goes_to_the_next(monkeypatch):
+    """On a stand-in for CUDA: its backend is first, for CPU tensors, and takes no more teachers than the real one."""
+    ran = []
+
+    def stand_in(call):
+        return operators.cuda_unsupported_reason(call)
+
+    monkeypatch.setattr(native, "unsupported_reason", lambda call: None)
+    row = registry.Backend("native", "portable", stand_in)
+    others = [row for row in registry.OPERATORS["lgf_kl"].backends if row.name != "native"]
+    kept = registry.OPERATORS["lgf_kl"]
+    monkeypatch.setitem(registry.OPERATORS, "lgf_kl", kept._replace(backends=(row, *others)))
+    real = registry.implementation
+    monkeypatch.setattr(operators, "implementation", lambda op, name, device: ran.append(name) or real(op, name, device))
+    student = features(1, 2, 3, 4, 5)
+    for count, expected in ((15, "native"), (16, "portable")):
+        lgf.lgf_kl_loss(student, [student] * count)
+        assert ran[-1] == expected
+    with pytest.raises(lgf.BackendUnavailableError, match=r"at most 15 teachers, and there are 16.*'portable'"):
+        lgf.lgf_kl_loss(student, [student] * 16, backend="native")
+    compiled = torch.compile(lambda s: lgf.lgf_kl_loss(s, [student] * 16), fullgraph=True, backend="aot_eager")
+    compiled(student)
+    assert ran[-1] == "portable"
+
+
+def test_a_backend_sees_type_and_shape(monkeypatch):
+    """One that runs no float64 and no window above 3, as kernels may."""
+
+    def choosy(call):
+        assert call.shape == (1, 2, 3, 4, 5)
+        if call.dtype == torch.float64:
+            return "no float64"
+        return "no window above 3" if call.fact("window") > 3 else None
+
+    kept = registry.OPERATORS["local_gram_flow"]
+    rows = (registry.Backend("native", "portable", choosy), registry.PORTABLE, registry.REFERENCE)
+    monkeypatch.setitem(registry.OPERATORS, "local_gram_flow", kept._replace(backends=rows))
+    lgf.local_gram_flow(features(1, 2, 3, 4, 5), window=3, backend="native")
+    for options, why in ((dict(window=5), "no window above 3"), (dict(window=3, dtype=torch.float64), "no float64")):
+        dtype = options.pop("dtype", torch.float32)
+        f = features(1, 2, 3, 4, 5, dtype=dtype)
+        lgf.local_gram_flow(f, **options)
+        with pytest.raises(lgf.BackendUnavailableError, match=why):
+            lgf.local_gram_flow(f, backend="native", **options)
 
 
 def test_a_cuda_module_that_was_not_built_says_what_it_takes(monkeypatch):
-    from lgf_kernels import native
-
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -161,26 +198,25 @@ def test_a_cuda_module_that_was_not_built_says_what_it_takes(monkeypatch):
 
 
 def test_triton_that_cannot_be_imported_keeps_its_reason(monkeypatch):
-    from lgf_kernels import triton_kernels
-
     def broken(name):
         raise ImportError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton_kernels.importlib, "import_module", broken)
-    triton_kernels.import_failure.cache_clear()
+    monkeypatch.setattr(gpu.importlib, "import_module", broken)
+    gpu.triton_import_failure.cache_clear()
     try:
-        assert "libcuda.so.1" in triton_kernels.why_not("lgf_kl", "cpu")
+        assert "libcuda.so.1" in registry.unsupported_reason("triton", Call("lgf_kl", "cpu"))
     finally:
-        triton_kernels.import_failure.cache_clear()
+        gpu.triton_import_failure.cache_clear()
 
 
 def test_interpreted_kernels_are_never_chosen_by_themselves(monkeypatch):
     """Somebody who debugs Triton kernels of their own with the interpreter must not get ours interpreted."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    native = dict(table.PREDICATES, native=lambda request: "not built")
-    monkeypatch.setattr(table, "PREDICATES", native)
-    assert table.resolve("lgf_kl", torch.empty(1), None, "f") == "portable"
+    kept = registry.OPERATORS["lgf_kl"]
+    rows = tuple(row for row in kept.backends if row.name != "native")
+    monkeypatch.setitem(registry.OPERATORS, "lgf_kl", kept._replace(backends=rows))
+    assert registry.resolve(registry.call_of("lgf_kl", torch.empty(1)), None, "f") == "portable"
 
 
 def test_import_is_light():
@@ -190,7 +226,7 @@ def test_import_is_light():
         "triton",
         "lgf_kernels._cpu",
         "lgf_kernels._cuda",
-        "lgf_kernels.triton_kernels.launch",
+        "lgf_kernels.core.triton_launch",
         "lgf_demo",
         "lgf_bench",
         "lgf_trainer",
@@ -202,8 +238,6 @@ def test_import_is_light():
 
 
 def test_a_module_that_fails_to_load_keeps_its_reason(monkeypatch):
-    from lgf_kernels import native
-
     def broken(name):
         raise ImportError("libgomp.so.1: cannot open shared object file")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lgf_kernels import panels
+from lgf_kernels.token_relation import panels
 
 TILES = 5
 

@@ -8,7 +8,7 @@
   lgf bench step                                  the share of a training step that the loss takes
   lgf bench --out results                         keep the numbers in a folder (without a name: benchmarks/results/<device>)
   lgf bench report                                docs/performance.md and its plots from benchmarks/results
-  lgf bench --compare A B                         two commits, in turns; or two folders of results, without a verdict
+  lgf bench --compare A B                         two folders of results; commits: benchmarks/tools/compare_commits.py
 
 All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers does without.
 Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and timed no further. Times
@@ -25,40 +25,23 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from . import ceilings, results, timing
-from .cases import CASES, OPERATORS, Case, own_case, why_not_shape
-from .correctness import TOLERANCE
+from .choices import CLOCKS, DTYPES, JOBS, METRICS
 from .errors import UserError
-from .measure import METRICS
-from .providers import table as providers_table
-from .runner import run_cases, run_sweeps
 
-JOBS = {
-    "sweeps": "cost as one size grows, with fitted exponents",
-    "step": "the share of a training step that the loss takes (needs the [train] extra)",
-    "ceilings": "only what the machine can do: copy, cache, GEMM; with --out the best of all times",
-    "tune": "time the candidate configurations of the Triton kernels (needs a GPU)",
-    "report": "write docs/performance.md and its plots from benchmarks/results",
-}
+if TYPE_CHECKING:
+    from .cases import Case
+
 #: A slip of the keyboard beyond it: torch would start so many, or fail in words of its own.
 MOST_THREADS = 1024
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cases = "\n".join(
-        f"  {name}: {case.about}{' (not on CPUs unless named)' * case.large}" for name, case in CASES.items()
-    )
-    jobs = "\n".join(f"  {name}: {about}" for name, about in JOBS.items())
-    names = "\n".join(f"  {name}: {it.about}" for name, it in providers_table().items())
-    parser.formatter_class = argparse.RawTextHelpFormatter
-    parser.add_argument(
-        "what", nargs="*", metavar="OPERATOR",
-        help=f"an operator ({', '.join(OPERATORS)}), a case, or a job; default: all cases\ncases:\n{cases}\njobs:\n{jobs}",
-    )  # fmt: skip
+def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
+    """All but the lists of operators, cases and providers, which only --help needs (`with_lists`)."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
         "--shapes", nargs="+", metavar="B,T,H,W,C", help="student shapes instead of the cases (relations: B,F,N,C)"
@@ -67,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtypes",
         nargs="+",
-        choices=TOLERANCE,
+        choices=DTYPES,
         metavar="DTYPE",
-        help=f"of {', '.join(TOLERANCE)}; default: float32 on CPUs, bfloat16 on GPUs",
+        help=f"of {', '.join(DTYPES)}; default: float32 on CPUs, bfloat16 on GPUs",
     )
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help=f"default: all\n{names}")
+    parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument(
         "--measure",
         nargs="*",
@@ -84,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each provider (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's)")
     parser.add_argument(
-        "--clock", choices=timing.CLOCKS, default="wall",
+        "--clock", choices=CLOCKS, default="wall",
         help="of CPUs. cpu: the time that this process gets, for machines busy with other things, with --threads 1",
     )  # fmt: skip
     parser.add_argument(
@@ -99,25 +82,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes"
     )
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="B against A: folders or files of results, or commits of this repository",
-    )
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
     parser.add_argument(
         "--config",
         default="tiny",
         choices=("tiny", "5b"),
         help="of `step`: the size of the model (default: %(default)s)",
     )
+    return parser
+
+
+def with_lists(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser, with what there is to choose from below its help."""
+    from .cases import CASES, OPERATORS
+    from .providers import table
+
+    cases = (f"{name}: {case.about}{' (not on CPUs unless named)' * case.large}" for name, case in CASES.items())
+    lists = {
+        "operators": OPERATORS,
+        "cases": cases,
+        "jobs": (f"{name}: {about}" for name, about in JOBS.items()),
+        "providers": (f"{name}: {it.about}" for name, it in table().items()),
+    }
+    parser.epilog = "\n".join(f"{title}:\n  " + "\n  ".join(lines) for title, lines in lists.items())
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog="lgf bench", description=__doc__)
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    wants_help = not {"-h", "--help"}.isdisjoint(argv)
+    arguments = (with_lists(parser()) if wants_help else parser()).parse_args(argv)
     try:
         return _run(arguments)
     except UserError as error:
@@ -130,7 +124,12 @@ def main(argv: list[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _check(arguments)
+    check(arguments)
+    import torch
+
+    from . import results, timing
+    from .runner import run_cases
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.device.startswith("cuda:"):
@@ -147,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         if jobs:
             raise UserError(f"--compare is of operators and cases, not of the job {jobs[0]!r}.")
-        compare(*arguments.compare, arguments)
+        compare(*arguments.compare)
         return 0
     if not jobs:
         return run_cases(arguments, chosen_cases(arguments))
@@ -157,6 +156,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _job(job: str, arguments: argparse.Namespace) -> int:
+    from . import ceilings
+    from .runner import run_sweeps
+
     if job == "sweeps":
         return run_sweeps(arguments)
     if job == "ceilings":
@@ -166,8 +168,11 @@ def _job(job: str, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> None:
     """Every mistake that can be seen before anything runs."""
+    from .cases import CASES, OPERATORS
+    from .providers import table as providers_table
+
     if importlib.util.find_spec("tqdm") is None:
         raise UserError('tqdm is not installed. Get it with: pip install "lgf-kernels[bench]"')
     known = (*OPERATORS, *CASES, *JOBS)
@@ -199,6 +204,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def why_not_device(device: str) -> str | None:
+    import torch
+
     kind, _, index = device.partition(":")
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
         return f"--device must be cpu, cuda or cuda:N, got {device!r}."
@@ -209,7 +216,9 @@ def why_not_device(device: str) -> str | None:
     return None
 
 
-def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
+def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
+    from .cases import CASES, OPERATORS
+
     if arguments.shapes:
         return dict(_own_cases(arguments))
     cpu = arguments.device == "cpu"
@@ -222,6 +231,8 @@ def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
 
 
 def _own_cases(arguments: argparse.Namespace):
+    from .cases import OPERATORS, own_case, why_not_shape
+
     if wrong := [what for what in arguments.what if what not in OPERATORS]:
         raise UserError(f"--shapes goes with an operator, not with {wrong[0]!r}; choose from {', '.join(OPERATORS)}.")
     for text in arguments.shapes:

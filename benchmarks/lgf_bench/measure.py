@@ -7,16 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .choices import METRICS
 from . import ceilings, correctness, counting, memory, timing
 from .cases import Case
 from .providers import offered, provider, table
 
 #: What can be measured beside the answer and the time, and what it is.
-METRICS = {
-    "memory": "peak memory",
-    "overhead": "what a call costs the host",
-    "first": "the first call, compilation included, from empty compiler caches",
-}
 LONGEST_REASON = 160
 
 

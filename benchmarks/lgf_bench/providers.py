@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
 
-from lgf_kernels.backends import PREDICATES, Request
+from lgf_kernels.core.registry import BACKENDS as NAMES
+from lgf_kernels.core.registry import Call, unsupported_reason
 from .cases import Case
 
 Loss = Callable[[Tensor, list[Tensor]], Tensor]
@@ -155,12 +156,12 @@ def _backend(name: str, operators: tuple[str, ...] = LGF + RELATION) -> Provider
     def why_not(case: Case) -> str | None:
         if name == "triton" and case.device == "cpu":
             return "Triton only interprets its kernels on a CPU: right, but nothing to time"
-        return PREDICATES[name](Request(case.operator, case.device))
+        return unsupported_reason(name, Call(case.operator, case.device))
 
     return Provider(f"this library's backend {name!r}", operators, partial(_of_the_library, name), why_not)
 
 
-BACKENDS = {name: _backend(name) for name in PREDICATES if name != "reference"}
+BACKENDS = {name: _backend(name) for name in NAMES if name != "reference"}
 
 
 def table() -> dict[str, Provider]:

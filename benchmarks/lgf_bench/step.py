@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgf_kernels.backends import resolve
+from lgf_kernels.core.registry import call_of, resolve
 from . import counting, memory, results, timing
 from .cases import Case
 from .errors import UserError
@@ -153,7 +153,7 @@ def measured(name: str, device: str, rounds: int) -> dict:
     training = Training(config, device)
     case = config.loss_case(device)
     losses = {each: provider(each, case) for each in ("eager", "compile")}
-    losses[resolve(case.operator, training.cache[0], None, "lgf bench step")] = case.call()
+    losses[resolve(call_of(case.operator, training.cache[0]), None, "lgf bench step")] = case.call()
     with training.autocast, torch.no_grad():
         features = torch.randn(1, *config.grid, HEAD * config.heads, device=device)
         projected = training.model.projector(features)

@@ -30,8 +30,9 @@ from typing import NamedTuple
 
 import torch
 
-from lgf_kernels import panels
-from lgf_kernels.triton_kernels import configs
+from lgf_kernels.gram_flow import triton_configs as flow_configs
+from lgf_kernels.token_relation import panels
+from lgf_kernels.token_relation import triton_configs as relation_configs
 
 WINDOW, RADIUS, HALF = 7, 3, 2
 #: Numbers of a token in the gradient by the logits, rows padded to 8.
@@ -178,7 +179,7 @@ def cuda(shape: Shape, gpu: Ceilings) -> list[Work]:
     ]
 
 
-# ---- Triton: dense tiles (lgf_kernels/triton_kernels/configs.py) -----------------------------------------------------
+# ---- Triton: dense tiles (lgf_kernels/gram_flow/triton_configs.py) -----------------------------------------------------
 
 
 def triton_norms(shape: Shape) -> Work:
@@ -187,7 +188,7 @@ def triton_norms(shape: Shape) -> Work:
 
 
 def triton_forward(shape: Shape) -> Work:
-    rows, cols, block, warps, _ = configs.forward(WINDOW, shape.C, shape.teachers, torch.bfloat16, 90)[0]
+    rows, cols, block, warps, _ = flow_configs.forward(WINDOW, shape.C, shape.teachers, torch.bfloat16, 90)[0]
     pairs, sources = shape.B * (shape.T - 1), shape.teachers + 1
     blocks, tokens, halo = pairs * tiles(shape, rows, cols), rows * cols, 16 * 16
     channels = -(-shape.C // block) * block
@@ -209,7 +210,7 @@ def triton_forward(shape: Shape) -> Work:
 
 
 def triton_backward(shape: Shape) -> Work:
-    rows, cols, _, block, _, _ = configs.backward(WINDOW, shape.C, torch.bfloat16, 90)[0]
+    rows, cols, _, block, _, _ = flow_configs.backward(WINDOW, shape.C, torch.bfloat16, 90)[0]
     pairs, tokens, halo = shape.B * (shape.T - 1), rows * cols, (rows + 6) * 16
     blocks, chunks = shape.B * shape.T * tiles(shape, rows, cols), -(-shape.C // block)
     steps = chunks * (2 if chunks > 1 else 1)
@@ -261,7 +262,7 @@ def considered(shape: Shape, gpu: Ceilings) -> list[Work]:
     ]
 
 
-# ---- token relations (lgf_kernels/panels.py), in one panel ------------------------------------------------------------
+# ---- token relations (lgf_kernels/token_relation/panels.py), in one panel ------------------------------------------------------------
 
 
 #: VideoREPA's and MoAlign's, on 10 x 15 tokens and on all.
@@ -333,9 +334,9 @@ def relation_cuda(shape: Relation, gpu: Ceilings) -> list[Work]:
 
 
 def relation_triton(shape: Relation, gpu: Ceilings) -> list[Work]:
-    tile = configs.relation_tile(torch.bfloat16, shape.N)
-    distances = configs.distances(max(shape.C, shape.teacher), torch.bfloat16, 90)[0]
-    products = configs.products(shape.C, torch.bfloat16, tile, 90)[0]
+    tile = relation_configs.relation_tile(torch.bfloat16, shape.N)
+    distances = relation_configs.distances(max(shape.C, shape.teacher), torch.bfloat16, 90)[0]
+    products = relation_configs.products(shape.C, torch.bfloat16, tile, 90)[0]
     return relation("Triton", shape, gpu, tile, distances.BLOCK_C, products.BLOCK_K, products.BLOCK_C)
 
 

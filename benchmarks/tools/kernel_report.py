@@ -42,8 +42,10 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lgf_kernels.options import LgfOptions
-from lgf_kernels.triton_kernels import launch, lgf_kl, token_relation
+from lgf_kernels.core import triton_launch as launch
+from lgf_kernels.gram_flow import triton_loss as lgf_kl
+from lgf_kernels.gram_flow.options import LgfOptions
+from lgf_kernels.token_relation import triton_kernels as token_relation
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.

@@ -17,14 +17,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from lgf_kernels.backends import backends
-
 REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parser() -> argparse.ArgumentParser:
     """The options of `lgf demo`."""
-    names = [info.name for info in backends()]
+    parser = argparse.ArgumentParser(
+        prog="lgf demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--video", type=Path, metavar="FILE", help="a video, of which a minute is used, to learn from instead of generated clips"
     )  # fmt: skip
@@ -35,16 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive_integer, metavar="N", help="training steps of each arm (default: 600)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of clips, weights and noise (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few clips, to see that it runs")
-    parser.add_argument("--backend", choices=names, help="of lgf_kernels (default: the first that can; see lgf doctor)")
+    parser.add_argument("--backend", metavar="NAME", help="of lgf_kernels (default: the first that can; see lgf doctor)")
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the demo; 0 if it wrote its report, 2 if it could not, with the reason on stderr, 130 if it was interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="lgf demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -56,6 +53,10 @@ def _run(arguments: argparse.Namespace) -> int:
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         return _refuse(f'{", ".join(missing)} not installed. Get them with: pip install "lgf-kernels[train]"')
+    from lgf_kernels.core.registry import BACKENDS
+
+    if arguments.backend not in (None, *BACKENDS):
+        return _refuse(f"--backend must be one of {', '.join(BACKENDS)}; got {arguments.backend!r}")
     if arguments.seed < 0:
         return _refuse("--seed must not be negative")
     if arguments.output.exists() and not arguments.output.is_dir():
@@ -63,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from lgf_trainer.video import VideoError
 
-    from lgf_kernels.errors import BackendUnavailableError
+    from lgf_kernels import BackendUnavailableError
     from .main import demonstrate
 
     try:

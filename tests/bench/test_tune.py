@@ -10,7 +10,8 @@ from dataclasses import replace
 from bench_helpers import SMALL
 
 from lgf_bench import results, tune
-from lgf_kernels.triton_kernels import configs, launch
+from lgf_kernels.core import triton_launch as launch
+from lgf_kernels.gram_flow import triton_configs as configs
 
 
 def test_candidates_are_the_rows_and_their_neighbours():

@@ -7,7 +7,7 @@ from helpers import assert_close, backends_of, features, relative_error, value_a
 from pairs import every_pair
 
 import lgf_kernels as lgf
-from lgf_kernels.portable import token_relation as portable
+from lgf_kernels.token_relation import portable
 
 pytestmark = pytest.mark.parametrize("backend", backends_of("token_relation"))
 

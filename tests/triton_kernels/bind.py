@@ -12,8 +12,11 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from lgf_kernels.options import LgfOptions
-from lgf_kernels.triton_kernels import launch, lgf_kl, local_gram_flow, token_relation
+from lgf_kernels.core import triton_launch as launch
+from lgf_kernels.gram_flow import triton_flow as local_gram_flow
+from lgf_kernels.gram_flow import triton_loss as lgf_kl
+from lgf_kernels.gram_flow.options import LgfOptions
+from lgf_kernels.token_relation import triton_kernels as token_relation
 
 
 class Hopper:

@@ -13,8 +13,10 @@ if torch.cuda.is_available():
 
 from triton.runtime.interpreter import interpreter_builder
 
-from lgf_kernels.options import LgfOptions
-from lgf_kernels.triton_kernels import configs, launch, lgf_kl
+from lgf_kernels.core import triton_launch as launch
+from lgf_kernels.gram_flow import triton_configs as configs
+from lgf_kernels.gram_flow import triton_loss as lgf_kl
+from lgf_kernels.gram_flow.options import LgfOptions
 
 # Before `quick_interpreter` exchanges them.
 TABLES = {name: dict(getattr(configs, name)) for name in ("FORWARD", "BACKWARD")}

@@ -7,7 +7,6 @@ from helpers import assert_close, features, relative_error, value_and_gradient
 from pairs import every_value
 
 import lgf_kernels as lgf
-from lgf_kernels import panels
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -16,8 +15,11 @@ if torch.cuda.is_available():
 import triton
 from triton.runtime.interpreter import interpreter_builder
 
-from lgf_kernels.portable.token_relation import backward, empty_residual
-from lgf_kernels.triton_kernels import configs, launch, token_relation
+from lgf_kernels.core import triton_launch as launch
+from lgf_kernels.token_relation import panels
+from lgf_kernels.token_relation import triton_configs as configs
+from lgf_kernels.token_relation import triton_kernels as token_relation
+from lgf_kernels.token_relation.portable import backward, empty_residual
 
 # Before `quick_interpreter` exchanges them.
 TILES = dict(configs.RELATION_TILES)
