@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-
 from lgf_bench.cases import CASES
 from lgf_bench.cli import DEFAULT_DTYPE, why_not_device
 from lgf_bench.providers import providers

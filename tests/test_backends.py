@@ -8,7 +8,6 @@ import torch
 from helpers import backends_of, features
 
 import lgf_kernels as lgf
-
 from lgf_kernels.core import gpu, native, registry
 from lgf_kernels.core.registry import Call
 from lgf_kernels.gram_flow import operators
@@ -151,7 +150,9 @@ def test_a_call_that_a_backend_cannot_run_goes_to_the_next(monkeypatch):
     kept = registry.OPERATORS["lgf_kl"]
     monkeypatch.setitem(registry.OPERATORS, "lgf_kl", kept._replace(backends=(row, *others)))
     real = registry.implementation
-    monkeypatch.setattr(operators, "implementation", lambda op, name, device: ran.append(name) or real(op, name, device))
+    monkeypatch.setattr(
+        operators, "implementation", lambda op, name, device: ran.append(name) or real(op, name, device)
+    )
     student = features(1, 2, 3, 4, 5)
     for count, expected in ((15, "native"), (16, "portable")):
         lgf.lgf_kl_loss(student, [student] * count)

@@ -6,7 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import lgf_kernels
+
+#: The checkout, or the folder of the installed packages.
+ROOT = Path(lgf_kernels.__file__).parents[1]
 #: What the numbers depend on: without git, or beside a commit, a digest of these tells two versions apart.
 CODE = ("lgf_kernels/**/*.py", "csrc/**/*.*")
 
@@ -41,4 +44,5 @@ def digest() -> str:
 def environment(place: Path = ROOT) -> dict[str, str]:
     """Variables under which Python imports the library and the trainer of a checkout, whatever is installed."""
     before = filter(None, [os.environ.get("PYTHONPATH")])
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(place), str(place / "python"), *before])}
+    places = (place, place / "python", place / "benchmarks")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, places), *before])}

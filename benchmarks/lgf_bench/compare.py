@@ -1,7 +1,7 @@
 """B against A: two folders or files of results.
 
-They come from two runs, whose ratios hold the drift of the machine too: two runs of the same code differ by more than the spread within
-either. `benchmarks/tools/compare_commits.py` measures two commits in turns, and only that gives a verdict.
+They come from two runs, whose ratios hold the drift of the machine too: two runs of the same code differ by more than the spread
+within either. `benchmarks/tools/compare_commits.py` measures two commits in turns, and only that gives a verdict.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ def compare(a: str, b: str) -> None:
     for place in (a, b):
         if not Path(place).exists():
             raise UserError(
-                f"--compare takes two folders or files of results, and {place!r} is none. Commits are compared in a checkout of the "
-                "repository: python benchmarks/tools/compare_commits.py A B"
+                f"--compare takes two folders or files of results, and {place!r} is none. Commits are compared in a checkout of "
+                "the repository: python benchmarks/tools/compare_commits.py A B"
             )
     rows_a, rows_b = load(Path(a)), load(Path(b))
     print(as_text(a, b, rows_a, rows_b, "two runs: a ratio holds the drift of the machine too", spread_of_two_runs))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .choices import METRICS
 from . import ceilings, correctness, counting, memory, timing
 from .cases import Case
+from .choices import METRICS
 from .providers import offered, provider, table
 
 #: What can be measured beside the answer and the time, and what it is.

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
-
 from lgf_kernels.core.registry import BACKENDS as NAMES
 from lgf_kernels.core.registry import Call, unsupported_reason
+
 from .cases import Case
 
 Loss = Callable[[Tensor, list[Tensor]], Tensor]

@@ -16,6 +16,7 @@ import torch
 
 from lgf_kernels import __version__
 from lgf_kernels.doctor import cpu_name
+
 from .checkout import ROOT, commit
 from .errors import UserError
 

@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from lgf_kernels.core.registry import call_of, resolve
+
 from . import counting, memory, results, timing
 from .cases import Case
 from .errors import UserError

@@ -21,7 +21,7 @@ from pathlib import Path
 from lgf_bench import results
 from lgf_bench.checkout import environment, git, is_checkout
 from lgf_bench.cli import JOBS, check, parser
-from lgf_bench.compare import WITHIN, as_text, key_of, verdict
+from lgf_bench.compare import as_text, key_of, verdict
 from lgf_bench.counting import PASSES
 from lgf_bench.errors import UserError
 from lgf_trainer.errors import TrainerError

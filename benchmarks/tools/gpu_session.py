@@ -1,12 +1,14 @@
 """Everything that a GPU is needed for, in one command and as little time as there is: `make gpu`.
 
-  python -m lgf_bench.session --out DIR --minutes 10
+  python benchmarks/tools/gpu_session.py --out DIR --minutes 10
 
 Builds the CUDA module, measures ceilings, checks and times the headline cases, runs tests/gpu, a part of them under
 compute-sanitizer, then all other cases, the tuner, peers and `torch.compile`, sweeps and the share of a training step: the most
 informative first, each within its part of the time. Whatever is finished is in DIR; the same command again goes on where this
 one stopped. DIR is ready to be committed under benchmarks/results.
 """
+
+import here  # isort: skip
 
 import argparse
 import json
@@ -22,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
 from lgf_bench import ceilings, results
 from lgf_bench.checkout import ROOT, commit, environment
 from lgf_bench.errors import UserError
@@ -70,6 +71,21 @@ def build(seconds: float, folder: Path) -> list[str]:
     return ["env", "LGF_CUDA=on", sys.executable, "setup.py", "build_ext", "--inplace"]
 
 
+def tune(seconds: float, folder: Path) -> list[str]:
+    options = [
+        "--device",
+        "cuda",
+        "--rounds",
+        "15",
+        "--out",
+        str(folder),
+        "--resume",
+        "--minutes",
+        f"{seconds / 60:.2f}",
+    ]
+    return [sys.executable, "-P", str(here.ROOT / "benchmarks" / "tools" / "tune.py"), *options]
+
+
 def report(seconds: float, folder: Path) -> list[str]:
     return [*LGF, "bench", "report", "--out", str(folder)]
 
@@ -115,7 +131,7 @@ STEPS = (
     Step("memcheck", sanitizer("memcheck"), 0.2),
     Step("racecheck", sanitizer("racecheck"), 0.2),
     Step("cases", bench("--measure", "memory", "--rounds", "7", "--providers", *QUICK), 0.3),
-    Step("tune", bench("tune", "--rounds", "15"), 0.3),
+    Step("tune", tune, 0.3),
     Step("peers", bench(*HEADLINE), 0.4),
     Step("sweeps", bench("sweeps", "--rounds", "5"), 0.3),
     Step("step", bench("step", "--config", "5b", "--rounds", "3"), 0.3),

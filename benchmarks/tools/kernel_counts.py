@@ -2,10 +2,10 @@
 need at least: Local Gram Flow with a window of 7, and token relations whose pairs of frames all have a weight. Nothing
 runs; a measurement beats every number here.
 
-  python benchmarks/kernel_counts.py                                  shapes of both, from features and from cached logits
-  python benchmarks/kernel_counts.py --shape 1 49 64 64 256 --teachers 2
-  python benchmarks/kernel_counts.py --relation 1 24 150 768 768      videos, frames, tokens, channels, those of the teacher
-  python benchmarks/kernel_counts.py --l2 5.5 --json                  other ceilings, one JSON object a line
+  python benchmarks/tools/kernel_counts.py                                  shapes of both, from features and from cached logits
+  python benchmarks/tools/kernel_counts.py --shape 1 49 64 64 256 --teachers 2
+  python benchmarks/tools/kernel_counts.py --relation 1 24 150 768 768      videos, frames, tokens, channels, those of the teacher
+  python benchmarks/tools/kernel_counts.py --l2 5.5 --json                  other ceilings, one JSON object a line
 
 Counted for each kernel: multiply-adds of the tensor cores (what the tiles multiply, wanted or not), bytes from L2 to the
 SMs, bytes that pass through shared memory (features and windows staged, and operands read), bytes of device memory, and
@@ -21,6 +21,7 @@ counted: instructions that move slots and take exponentials, launches and the ho
 
 Ceilings: copy and dense rates were measured on an H200; that of L2 is an assumption, and so is the share of mma.sync.
 """
+
 
 import argparse
 import json
@@ -262,7 +263,7 @@ def considered(shape: Shape, gpu: Ceilings) -> list[Work]:
     ]
 
 
-# ---- token relations (lgf_kernels/token_relation/panels.py), in one panel ------------------------------------------------------------
+# ---- token relations (lgf_kernels/token_relation/panels.py), in one panel ------------------------------------------
 
 
 #: VideoREPA's and MoAlign's, on 10 x 15 tokens and on all.

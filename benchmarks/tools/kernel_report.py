@@ -5,12 +5,14 @@ each the table gives registers a thread, bytes spilled to local memory, shared m
 matrix instructions of the tensor cores, and instructions in all, from the machine code. The CUDA C++ kernels follow, where
 nvcc is installed, for Ampere and Hopper. How much work they do stands in `kernel_counts.py`.
 
-  python benchmarks/kernel_report.py                                the table for Ampere, Hopper and Blackwell
-  python benchmarks/kernel_report.py --arch 90 --channels 256       a part of it
-  python benchmarks/kernel_report.py --operator token_relation      of one loss
-  python benchmarks/kernel_report.py --operator cuda                the CUDA C++ kernels
-  python benchmarks/kernel_report.py --json                         one JSON object a line
+  python benchmarks/tools/kernel_report.py                                the table for Ampere, Hopper and Blackwell
+  python benchmarks/tools/kernel_report.py --arch 90 --channels 256       a part of it
+  python benchmarks/tools/kernel_report.py --operator token_relation      of one loss
+  python benchmarks/tools/kernel_report.py --operator cuda                the CUDA C++ kernels
+  python benchmarks/tools/kernel_report.py --json                         one JSON object a line
 """
+
+import here  # noqa: F401  # isort: skip
 
 if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
     import sys

@@ -1,6 +1,6 @@
 """How much GPU memory a training run needs, counted from the models' shapes: no weights, no GPU.
 
-    python -m lgf_trainer.memory [RECIPE]
+    python benchmarks/tools/recipe_memory.py [RECIPE]
 
 Counted for one window of 49 frames of 480 x 720 pixels in a forward pass, in bfloat16, with gradient checkpointing and
 an attention that keeps no matrix: the weights; float32 weights, gradients and both moments of AdamW of what is trained;
@@ -8,12 +8,14 @@ the input of every block; and what the backward pass of one block, or of the pro
 counted: casts, temporary buffers of kernels, the allocator's losses, CUDA itself.
 """
 
+import here  # noqa: F401  # isort: skip
+
 if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
     import sys
 
     import lgf_cli
 
-    sys.exit(lgf_cli.run("python -m lgf_trainer.memory", "lgf_trainer.memory", sys.argv[1:], '"lgf-kernels[train]"'))
+    sys.exit(lgf_cli.run("recipe_memory.py", "recipe_memory", sys.argv[1:], '"lgf-kernels[train]"'))
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +24,12 @@ from dataclasses import dataclass
 import torch
 import tyro
 from diffusers import CogVideoXTransformer3DModel
+from lgf_trainer.objectives import make_objective
+from lgf_trainer.recipe import Recipe, read_recipe
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-
-from lgf_trainer.objectives import make_objective
-from lgf_trainer.recipe import Recipe, read_recipe
 
 FRAMES, HEIGHT, WIDTH = 49, 480, 720
 
@@ -44,8 +45,8 @@ MODELS = {
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m lgf_trainer.memory [RECIPE]`."""
-    tyro.cli(_print, prog="python -m lgf_trainer.memory", description=__doc__, args=arguments)
+    """`python benchmarks/tools/recipe_memory.py [RECIPE]`."""
+    tyro.cli(_print, prog="python benchmarks/tools/recipe_memory.py", description=__doc__, args=arguments)
     return 0
 
 

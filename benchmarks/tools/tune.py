@@ -1,23 +1,35 @@
-"""Which configuration of the Triton kernels is fastest here: measured ahead of time, for `triton_kernels/configs.py`.
+"""Which configuration of the Triton kernels is fastest here: measured ahead of time, for the `triton_configs.py` of each family.
 
-For every key of the tables in that file the rows it has, and those that differ from the first in one number, are checked and timed
-in interleaved runs. Nothing changes by itself: the best are printed as lines to copy, with their times, and kept in tune.jsonl.
+  python benchmarks/tools/tune.py --device cuda
+
+For every key of the tables in those files the rows it has, and those that differ from the first in one number, are checked and
+timed in interleaved runs. Nothing changes by itself: the best are printed as lines to copy, with their times, and kept in tune.jsonl.
 """
+
+import here  # noqa: F401  # isort: skip
 
 import argparse
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 from unittest import mock
 
-from lgf_kernels import triton_kernels
 from lgf_bench import correctness, results, timing
 from lgf_bench.cases import CASES, Case
+from lgf_bench.choices import DTYPES
 from lgf_bench.errors import UserError
 from lgf_bench.measure import LONGEST_REASON, device_works
 from lgf_bench.runner import progress
+
+from lgf_kernels.core import gpu
+from lgf_kernels.core.registry import Call
+from lgf_kernels.gram_flow import triton_configs as flow_configs
+from lgf_kernels.token_relation import triton_configs as relation_configs
 
 TUNE = "tune.jsonl"
 #: What a number of a configuration is changed to, one at a time.
@@ -31,8 +43,9 @@ CHOICES = {
 
 
 class Table(NamedTuple):
-    """A table of configs.py: the function that reads it, the case that uses it, and the pass that shows it."""
+    """A table of configurations: its module, the function that reads it, the case that uses it, the pass that shows it."""
 
+    configs: ModuleType
     name: str
     function: str
     case: Case
@@ -41,20 +54,45 @@ class Table(NamedTuple):
 
 LATENT, RELATION = CASES["cogvideox-latent"], CASES["videorepa-24x150"]
 TABLES = (
-    Table("FORWARD", "forward", LATENT, "forward"),
-    Table("BACKWARD", "backward", LATENT, "backward"),
-    Table("DISTANCES", "distances", RELATION, "both"),
-    Table("PRODUCTS", "products", RELATION, "both"),
-    Table("FORWARD_ONE_GRAM", "forward", CASES["cogvideox-latent-cached"], "forward"),
-    Table("BACKWARD_TWO_PASSES", "backward", replace(LATENT, shape=(*LATENT.shape[:-1], 512)), "backward"),
+    Table(flow_configs, "FORWARD", "forward", LATENT, "forward"),
+    Table(flow_configs, "BACKWARD", "backward", LATENT, "backward"),
+    Table(relation_configs, "DISTANCES", "distances", RELATION, "both"),
+    Table(relation_configs, "PRODUCTS", "products", RELATION, "both"),
+    Table(flow_configs, "FORWARD_ONE_GRAM", "forward", CASES["cogvideox-latent-cached"], "forward"),
+    Table(
+        flow_configs, "BACKWARD_TWO_PASSES", "backward", replace(LATENT, shape=(*LATENT.shape[:-1], 512)), "backward"
+    ),
 )
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tune.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"], metavar="DTYPE")
+    parser.add_argument("--rounds", type=int, default=9, help="timed runs of each candidate (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"add the numbers to {TUNE} in DIR")
+    parser.add_argument("--resume", action="store_true", help="leave out what --out has already, of this commit")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), metavar="M", help="begin no table after M minutes"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.resume and not arguments.out:
+            raise UserError("--resume looks for what is there already in --out: name that folder too.")
+        run(arguments)
+    except UserError as error:
+        print(f"tune.py: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def run(arguments: argparse.Namespace) -> None:
     if not arguments.device.startswith("cuda"):
         raise UserError("tune times kernels on a GPU: add --device cuda.")
-    if why_not := triton_kernels.why_not("lgf_kl", arguments.device):
-        raise UserError(f"tune cannot run: {why_not}.")
+    if reason := gpu.triton_unsupported_reason(Call("lgf_kl", arguments.device)):
+        raise UserError(f"tune cannot run: {reason}.")
     deadline = time.monotonic() + 60 * arguments.minutes
     about = results.provenance(arguments.device)
     kept = results.read(arguments.out / TUNE) if arguments.resume else []
@@ -74,11 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def tune(table: Table, case: Case, rounds: int) -> list[dict]:
     """A row for each candidate: its numbers, whether it is right, and its times."""
-    from lgf_kernels.triton_kernels import configs
-
     call = case.call()
     true = correctness.truth(case)
-    with steered(configs, table.function, call, case) as (first, choose):
+    with steered(table.configs, table.function, call, case) as (first, choose):
         rows, functions = {}, {}
         for candidate in progress(list(candidates(first)), f"{table.name}: compiling"):
             name = str(candidate)
@@ -156,3 +192,7 @@ def as_text(table: Table, dtype: str, rows: list[dict]) -> str:
     ]
     lines += [f"  # {row['candidate']}: {row.get('why', 'WRONG ANSWER')}" for row in rows if "median_ms" not in row]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -27,9 +27,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("lgf_cli.doctor", "say what is installed, what runs here and why not; paste it into bug reports"),
     "bench": Command("lgf_bench.cli", "time and memory of the losses, next to what one would run instead"),
-    "demo": Command(
-        "lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"
-    ),
+    "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),
     "train": Command(
         "lgf_trainer.train", "fine-tune CogVideoX with a LoRA and an alignment loss, by a recipe", "train"

@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=positive_integer, metavar="N", help="training steps of each arm (default: 600)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of clips, weights and noise (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few clips, to see that it runs")
-    parser.add_argument("--backend", metavar="NAME", help="of lgf_kernels (default: the first that can; see lgf doctor)")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="of lgf_kernels (default: the first that can; see lgf doctor)"
+    )
     return parser
 
 
@@ -65,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from lgf_trainer.video import VideoError
 
     from lgf_kernels import BackendUnavailableError
+
     from .main import demonstrate
 
     try:

@@ -18,9 +18,7 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
 
     import lgf_cli
 
-    sys.exit(
-        lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"')
-    )
+    sys.exit(lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"'))
 
 import json
 from pathlib import Path
@@ -28,12 +26,11 @@ from typing import Annotated
 
 import torch
 import tyro
-from torch.nn.functional import interpolate
-
 from lgf_trainer.cache import write_atomically
 from lgf_trainer.export import encode_video
 from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
 from lgf_trainer.video import Video
+from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20
 CAPTION = "A subject moves."

@@ -6,7 +6,6 @@ import subprocess
 
 import pytest
 from bench_helpers import SMALL
-
 from lgf_bench import cases
 
 

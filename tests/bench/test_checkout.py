@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from lgf_bench import checkout
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import bench_helpers
 import pytest
 import torch
-from lgf_cli import main
-
 from lgf_bench import ceilings, cli, measure, providers, results, runner, sweeps
+from lgf_cli import main
 
 pytest.importorskip("tqdm")
 pytestmark = pytest.mark.usefixtures("small_cases", "quick_ceilings")

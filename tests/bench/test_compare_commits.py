@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from bench_helpers import row
-from lgf_cli import main
-
 from lgf_bench import checkout, compare
+from lgf_cli import main
 
 pytest.importorskip("tqdm")
 

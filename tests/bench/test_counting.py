@@ -1,10 +1,10 @@
 """The floor against numbers counted by hand and by brute force."""
 
 import pytest
-
-import lgf_kernels as lgf
 from lgf_bench.cases import Case
 from lgf_bench.counting import Work, work
+
+import lgf_kernels as lgf
 
 
 def test_local_gram_flow_loss_by_hand():

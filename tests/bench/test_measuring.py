@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bench_helpers import SMALL
-
 from lgf_bench import cases, ceilings, correctness, measure, memory, providers, timing
 from lgf_bench.counting import Work
 from lgf_bench.measure import Plan, measure_case

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench_helpers import SMALL
-
 from lgf_bench import correctness, peers
 from lgf_bench.cases import Case
 

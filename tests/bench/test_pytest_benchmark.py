@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bench_helpers import SMALL
-
 from lgf_bench import results
 from lgf_bench.providers import provider
 

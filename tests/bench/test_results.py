@@ -6,12 +6,11 @@ import math
 
 import pytest
 from bench_helpers import row
-from lgf_cli import main
-
 from lgf_bench import ceilings, compare, report, results
 from lgf_bench.errors import UserError
 from lgf_bench.step import STEP
 from lgf_bench.table import baseline, of_floor, quartiles, ratio
+from lgf_cli import main
 
 
 def times(median: float) -> dict:

@@ -12,7 +12,6 @@ import time
 import pytest
 import torch
 from bench_helpers import row
-
 from lgf_bench import checkout, results, session
 
 

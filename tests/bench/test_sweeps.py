@@ -2,7 +2,6 @@
 
 import pytest
 from bench_helpers import row
-
 from lgf_bench import plots, sweeps
 from lgf_bench.errors import UserError
 

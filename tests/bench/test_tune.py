@@ -8,8 +8,8 @@ from argparse import Namespace
 from dataclasses import replace
 
 from bench_helpers import SMALL
-
 from lgf_bench import results, tune
+
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_configs as configs
 

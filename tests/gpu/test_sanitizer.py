@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from helpers import backends_of
-
 from lgf_bench.session import SANITIZER_ERROR, under
 
 PAST_THE_END = """

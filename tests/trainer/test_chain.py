@@ -19,13 +19,12 @@ pytest.importorskip("tyro")
 
 import lgf_cli
 from clips import REAL
+from lgf_demo.clips import make_clip
 from lgf_trainer import export, playground
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
 from trainer.processes import environment, run_and_kill
-
-from lgf_demo.clips import make_clip
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30

@@ -11,6 +11,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
 import lgf_cli
+from lgf_demo.clips import make_clip
+from lgf_demo.oracle import oracle_features
 from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.evaluate import main
@@ -20,8 +22,6 @@ from lgf_trainer.pictures import flow_colours
 from PIL import Image
 
 from lgf_kernels import local_gram_flow
-from lgf_demo.clips import make_clip
-from lgf_demo.oracle import oracle_features
 
 GRID = FRAMES, HEIGHT, WIDTH = 5, 10, 14
 READINGS = {"expected": expected_motion, "strongest": strongest_motion}
