@@ -216,7 +216,7 @@ PYBIND11_MODULE(LGF_MODULE, m) {
         "element written once. `forward` and `backward` are (g, dtype of g) for the logits of that direction, or None;\n"
         "`scales` (B, T-1, H, W) and `scale`, one number, are 1 if None.");
   // Token relations (relation.h): features are (B, 1, 1, n, C), a video (batch, frames, tokens of a frame, address of the
-  // symmetric weights of pairs of frames), parts (address, splits, stride); lgf_kernels/native/token_relation.py calls.
+  // symmetric weights of pairs of frames), parts (address, splits, stride); lgf_kernels/token_relation/cuda.py calls.
   m.def("relation_cut", &relation_cut, "student"_a, "teacher"_a, "device"_a,
         "How a call is cut: tokens of a tile, type of the coefficients, blocks side by side, channels of a block.");
   m.def("relation_distances", &relation_distances, "student"_a, "teacher"_a, "video"_a, "norms"_a, "rows"_a, "sums"_a,

@@ -13,6 +13,7 @@ from .core.errors import BackendUnavailableError, OnceDifferentiableError
 from .core.registry import BackendInfo, backends, use_backend
 from .gram_flow.api import (
     LocalGramFlowKLLoss,
+    LocalGramFlowKLLossFromLogits,
     lgf_kl_loss,
     lgf_kl_loss_from_logits,
     local_gram_flow,
@@ -24,6 +25,7 @@ __all__ = [
     "BackendInfo",
     "BackendUnavailableError",
     "LocalGramFlowKLLoss",
+    "LocalGramFlowKLLossFromLogits",
     "OnceDifferentiableError",
     "TokenRelationLoss",
     "__version__",

@@ -54,7 +54,11 @@ BAD = {
     "divergence": (lambda: kl(S, T, divergence="js"), ValueError, ["`divergence`", "'kl', 'l2'", "'js'"]),
     "direction": (lambda: kl(S, T, direction="up"), ValueError, ["`direction`", "'both'", "'up'"]),
     "both directions of logits": (lambda: flow(S, direction="both"), ValueError, ["`direction`", "call twice"]),
-    "both directions of a cache": (lambda: cached(S, Z, direction="both"), ValueError, ["`direction`", "two calls"]),
+    "direction of a cache": (
+        lambda: cached(S, Z, logits_direction="both"),
+        ValueError,
+        ["`logits_direction`", "'forward', 'backward'", "'both'"],
+    ),
     "reduction": (lambda: kl(S, T, reduction=None), ValueError, ["`reduction`", "'mean', 'sum', 'none'", "None"]),
     "reductions in an array": (lambda: kl(S, T, reduction=S[0, 0, 0, 0].numpy()), ValueError, ["`reduction`", "'mean'", "array"]),
     "no teachers": (lambda: kl(S, []), ValueError, ["`teachers`", "at least one", "empty"]),

@@ -22,7 +22,6 @@ counted: instructions that move slots and take exponentials, launches and the ho
 Ceilings: copy and dense rates were measured on an H200; that of L2 is an assumption, and so is the share of mma.sync.
 """
 
-
 import argparse
 import json
 import math

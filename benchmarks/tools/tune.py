@@ -3,7 +3,8 @@
   python benchmarks/tools/tune.py --device cuda
 
 For every key of the tables in those files the rows it has, and those that differ from the first in one number, are checked and
-timed in interleaved runs. Nothing changes by itself: the best are printed as lines to copy, with their times, and kept in tune.jsonl.
+timed in interleaved runs. Nothing changes by itself: the best are printed as lines to copy, with their times, and kept in
+tune.jsonl.
 """
 
 import here  # noqa: F401  # isort: skip

@@ -1,4 +1,4 @@
-// Token relation distances: what the bindings ask for. lgf_kernels/panels.py says how the steps follow each other.
+// Token relation distances: what the bindings ask for. lgf_kernels/token_relation/panels.py says how the steps follow each other.
 //
 //     d[i, j] = < z_i, z_j > r_i r_j - < m_i, m_j > q_i q_j                     r, q: reciprocal norms
 //     sum     = w[i, j] relu( |d[i, j]| - margin ), over a pair of tiles        w[i, j] = scale c[f_i, f_j]

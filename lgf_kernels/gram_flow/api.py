@@ -10,7 +10,7 @@ from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, known, resolve
 from . import operators
 from .options import checked_options, checked_window
-from .window import pairs_shape, window_mask
+from .window import pairs_shape, reversed_logits, window_mask
 
 
 def local_gram_flow(
@@ -202,6 +202,7 @@ def lgf_kl_loss_from_logits(
     direction: str = "forward",
     token_weight: Tensor | None = None,
     reduction: str = "mean",
+    logits_direction: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""`lgf_kl_loss` with the teachers' logits cached: what a training run on precomputed teachers should call.
@@ -211,9 +212,11 @@ def lgf_kl_loss_from_logits(
 
     Args:
         student: as in `lgf_kl_loss`.
-        teacher_logits: what `local_gram_flow(teacher, ...)` returned for the same window, similarity, boundary and
-            direction: (B, T-1, H, W, K*K) of any floating type, usually float16; one tensor or a sequence.
-        direction: "forward" (default) or "backward": that of the cache.
+        teacher_logits: what `local_gram_flow(teacher, ...)` returned for the same window, similarity and boundary:
+            (B, T-1, H, W, K*K) of any floating type, usually float16; one tensor or a sequence.
+        direction: of the loss, as in `lgf_kl_loss`: "forward" (default), "backward", or "both", the mean of the two.
+        logits_direction: of the cache, "forward" or "backward". None (default): that of the loss, "forward" for "both". Either
+            holds the products of the other, in another order: a cache of one direction serves all losses.
         teacher_weights, window, temperature, similarity, boundary, divergence, token_weight, reduction, backend: as in
             `lgf_kl_loss`. `similarity` is that of the student; the cache has its own already in it.
 
@@ -235,8 +238,6 @@ def lgf_kl_loss_from_logits(
     here = "lgf_kl_loss_from_logits"
     options = checked_options(
         here,
-        directions=("forward", "backward"),
-        direction_hint="A cache holds one direction: add the losses of two calls for both.",
         window=window,
         temperature=temperature,
         similarity=similarity,
@@ -252,7 +253,22 @@ def lgf_kl_loss_from_logits(
             here, name, logits, student, (*pairs_shape(student), options.window**2), "(B, T-1, H, W, window*window)",
             "Make it with local_gram_flow(teacher, window=...) on the student's grid and with the same window.",
         )  # fmt: skip
-    return _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, True, backend)
+    cached = _logits_direction(here, logits_direction, options.direction)
+    losses = [
+        _lgf_kl(
+            here, student, teachers if direction == cached else [reversed_logits(logits) for logits in teachers],
+            teacher_weights, token_weight, options._replace(direction=direction), True, backend,
+        )
+        for direction in options.directions
+    ]  # fmt: skip
+    return losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
+
+
+def _logits_direction(function: str, given: str | None, direction: str) -> str:
+    """The direction of a cache: that of the loss, unless it is said."""
+    if given is None:
+        return "backward" if direction == "backward" else "forward"
+    return checks.choice(function, "logits_direction", given, ("forward", "backward"))
 
 
 def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, from_logits: bool, backend) -> Tensor:
@@ -329,3 +345,77 @@ class LocalGramFlowKLLoss(nn.Module):
     def extra_repr(self) -> str:
         shown = {**self.options, "teacher_weights": self.teacher_weights, "backend": self.backend}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+class LocalGramFlowKLLossFromLogits(nn.Module):
+    """`lgf_kl_loss_from_logits` with its options fixed: `loss(student, teacher_logits, token_weight=None)`.
+
+    Args:
+        window, temperature, similarity, boundary, divergence, direction, logits_direction, teacher_weights, reduction,
+            backend: as in `lgf_kernels.lgf_kl_loss_from_logits`, and checked here rather than in the first step of a
+            training run.
+
+    Shapes: student (B, T, H, W, C); teacher_logits one or several (B, T-1, H, W, K*K); token_weight (B, T-1, H, W).
+
+    Raises:
+        TypeError, ValueError: an option is wrong.
+
+    Source: SAM2VideoX (Structure From Tracking), sections 4.3 and 4.4.
+
+    Example:
+        >>> import torch, lgf_kernels as lgf
+        >>> criterion = lgf.LocalGramFlowKLLossFromLogits(direction="both")
+        >>> cache = lgf.local_gram_flow(torch.randn(1, 5, 8, 12, 64)).half()      # one direction serves both
+        >>> student = torch.randn(1, 5, 8, 12, 32, requires_grad=True)
+        >>> criterion(student, cache).backward()
+    """
+
+    def __init__(
+        self,
+        window: int = 7,
+        temperature: float = 0.1,
+        similarity: str = "cosine",
+        boundary: str = "exclude",
+        divergence: str = "kl",
+        direction: str = "forward",
+        logits_direction: str | None = None,
+        teacher_weights: Sequence[float] | None = None,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ):
+        super().__init__()
+        here = "LocalGramFlowKLLossFromLogits"
+        self.options = dict(
+            window=window,
+            temperature=temperature,
+            similarity=similarity,
+            boundary=boundary,
+            divergence=divergence,
+            direction=direction,
+            reduction=reduction,
+        )
+        checked_options(here, **self.options)
+        self.logits_direction = _logits_direction(here, logits_direction, direction)
+        self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
+        self.backend = backend and known(backend, here)
+
+    def forward(
+        self, student: Tensor, teacher_logits: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
+    ) -> Tensor:
+        return lgf_kl_loss_from_logits(
+            student,
+            teacher_logits,
+            teacher_weights=self.teacher_weights,
+            token_weight=token_weight,
+            logits_direction=self.logits_direction,
+            backend=self.backend,
+            **self.options,
+        )
+
+    def extra_repr(self) -> str:
+        shown = {
+            "logits_direction": self.logits_direction,
+            "teacher_weights": self.teacher_weights,
+            "backend": self.backend,
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in (self.options | shown).items())

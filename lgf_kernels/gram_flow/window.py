@@ -1,7 +1,10 @@
 """What every backend of Local Gram Flow shares: the window, and how the tokens' losses are reduced."""
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..core.numerics import accumulate_dtype
 from .options import LgfOptions
@@ -21,6 +24,20 @@ def pairs_shape(features: Tensor) -> tuple[int, ...]:
     """(B, T-1, H, W): one entry for each query token of features (B, T, H, W, C)."""
     B, T, H, W, _ = features.shape
     return (B, T - 1, H, W)
+
+
+def reversed_logits(logits: Tensor) -> Tensor:
+    """Logits (B, T-1, H, W, K*K) of direction "backward" from those of direction "forward", or the other way round.
+
+    Both hold the same products: that of a query i in frame t+1 with its key j = i + d in frame t is that of the query j
+    with its key i = j - d. Positions outside the frame are 0 in both.
+    """
+    window = math.isqrt(logits.shape[-1])
+    reach = window // 2
+    reversed_offsets = logits.flip(-1).unflatten(-1, (window, window))  # [..., dy, dx] is now the offset (-dy, -dx)
+    padded = pad(reversed_offsets, (0, 0, 0, 0, reach, reach, reach, reach))
+    around = padded.unfold(2, window, 1).unfold(3, window, 1)  # (B, T-1, H, W, dy, dx, y of the key, x of the key)
+    return around.diagonal(dim1=4, dim2=6).diagonal(dim1=4, dim2=5).flatten(-2).contiguous()
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:

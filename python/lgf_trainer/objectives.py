@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cosine_similarity, mse_loss, pad
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cosine_similarity, mse_loss
 
 from lgf_kernels import LocalGramFlowKLLoss, TokenRelationLoss, lgf_kl_loss, lgf_kl_loss_from_logits
 
@@ -59,14 +59,12 @@ class LocalGramFlow(Objective):
         return shapes[self.tensors[0]][0] + 1
 
     def __call__(self, projected, targets):
-        teachers = [targets[name] for name in self.tensors]
-        directions = ("forward", "backward") if self.direction == "both" else (self.direction,)
-        losses = []
-        for direction in directions:
-            logits = teachers if direction == "forward" else [backward_logits(teacher) for teacher in teachers]
-            options = self.lgf | {"teacher_weights": self.weights, "direction": direction}
-            losses.append(lgf_kl_loss_from_logits(projected, logits, **options))
-        return sum(losses) / len(losses)
+        options = self.lgf | {
+            "teacher_weights": self.weights,
+            "direction": self.direction,
+            "logits_direction": "forward",
+        }
+        return lgf_kl_loss_from_logits(projected, [targets[name] for name in self.tensors], **options)
 
 
 @dataclass
@@ -98,20 +96,6 @@ class FusedFeatures(Objective):
     def __call__(self, projected, targets):
         teacher = sum(weight * targets[name].float() for name, weight in zip(self.tensors, self.weights, strict=True))
         return lgf_kl_loss(to_grid(projected, teacher), teacher, direction=self.direction, **self.lgf)
-
-
-def backward_logits(forward: Tensor) -> Tensor:
-    """LGF logits (B, P, H, W, K*K) of direction "backward" from those of direction "forward".
-
-    Both hold the same products: that of a query i in frame t+1 with its key j = i + d in frame t is that of the query j
-    with its key i = j - d. Positions outside the frame are 0 in both.
-    """
-    window = round(forward.shape[-1] ** 0.5)
-    reach = window // 2
-    reversed_offsets = forward.flip(-1).unflatten(-1, (window, window))  # [..., dy, dx] is now the offset (-dy, -dx)
-    padded = pad(reversed_offsets, (0, 0, 0, 0, reach, reach, reach, reach))
-    around = padded.unfold(2, window, 1).unfold(3, window, 1)  # (B, P, H, W, dy, dx, y of the key, x of the key)
-    return around.diagonal(dim1=4, dim2=6).diagonal(dim1=4, dim2=5).flatten(-2).contiguous()
 
 
 # --- features -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 pytest.importorskip("yaml")
 
 from lgf_trainer.errors import TrainerError
-from lgf_trainer.objectives import backward_logits, make_objective, to_grid
+from lgf_trainer.objectives import make_objective, to_grid
 from lgf_trainer.projector import Projector
 from lgf_trainer.recipe import Alignment, Lgf, Relation
 from lgf_trainer.recipe import Projector as ProjectorOptions
@@ -68,16 +68,6 @@ def test_lgf_of_cached_logits_is_lgf_of_the_features(student, targets, direction
         temperature=0.3, **shared,
     )  # fmt: skip
     torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("window", [1, 3, 5, 7])
-def test_backward_logits_from_forward_ones(window):
-    features = torch.randn(2, 3, 4, 6, 5, dtype=torch.float64)
-    forward, backward = (
-        local_gram_flow(features, window=window, direction=direction) for direction in ("forward", "backward")
-    )
-    torch.testing.assert_close(backward_logits(forward), backward)
-    assert backward_logits(forward.half()).dtype == torch.float16
 
 
 def test_a_teacher_of_weight_0_is_not_read(student, targets):
