@@ -94,7 +94,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
     tops = {name.partition("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"lgf_kernels", "lgf_cli", "lgf_trainer"}
     for name in (
-        "lgf_kernels/ops/lgf_kl.py",
+        "lgf_kernels/gram_flow/operators.py",
         "python/lgf_demo/report.html",
         "lgf_trainer/__init__.py",
         "lgf_trainer/recipes/sam2videox.yaml",

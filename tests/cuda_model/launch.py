@@ -7,8 +7,7 @@ import pytest
 import torch
 from cuda_model import build
 
-from lgf_kernels import native
-from lgf_kernels.native import lgf_kl, local_gram_flow
+from lgf_kernels.core import native, registry
 
 #: The sanitizer ends the whole process for what a broken kernel may do.
 broken_on_purpose = pytest.mark.skipif(build.SANITIZED, reason="a sanitizer would end the tests")
@@ -24,9 +23,11 @@ def mistakes(of_each_kind: dict[str, tuple], more: dict[str, tuple]):
 def launched_on(module, monkeypatch):
     """The launchers take CPU tensors to a module that believes they are on a GPU."""
     monkeypatch.setattr(native, "load", lambda device_type: (module, None))
-    monkeypatch.setitem(native.OPERATORS, "cpu", native.OPERATORS["cuda"])
-    for place in (native, lgf_kl, local_gram_flow):  # imported before: what one imports from another stays what it was
-        monkeypatch.setattr(place, "takes_streams", lambda tensor: True)
+    for name, operator in registry.OPERATORS.items():
+        (cuda,) = (row for row in operator.backends if row.module == "cuda")
+        others = [row for row in operator.backends if row.name != "native"]
+        rows = (cuda._replace(device_types=("cpu",)), *others)
+        monkeypatch.setitem(registry.OPERATORS, name, operator._replace(backends=rows))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from clips import write_clip
-from lgf_cli import main
-
 from lgf_bench import memory
+from lgf_cli import main
 from lgf_demo import cost
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):

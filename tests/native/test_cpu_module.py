@@ -10,7 +10,7 @@ from helpers import assert_close, double, features, value_and_gradient
 from pairs import every_pair
 
 import lgf_kernels as lgf
-from lgf_kernels import native
+from lgf_kernels.core import native
 
 cpu, reason = native.load("cpu")
 pytestmark = pytest.mark.skipif(cpu is None, reason=f"no native module: {reason}")
@@ -175,7 +175,9 @@ def test_threads_change_no_bit(isa):
 
 
 def test_isa_by_environment():
-    code = "from lgf_kernels import native; print(native.load('cpu')[1] or native.load('cpu')[0].build_info()['isa'])"
+    code = (
+        "from lgf_kernels.core import native; print(native.load('cpu')[1] or native.load('cpu')[0].build_info()['isa'])"
+    )
 
     def chosen(isa):
         command = [sys.executable, "-c", code]

@@ -10,8 +10,8 @@ from helpers import assert_close, features, value_and_gradient
 from pairs import every_pair
 
 import lgf_kernels as lgf
-from lgf_kernels import panels
-from lgf_kernels.native import token_relation
+from lgf_kernels.token_relation import cuda as token_relation
+from lgf_kernels.token_relation import panels
 
 pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
 pytestmark = pytest.mark.skipif(not build.COMPILER, reason="there is no C++ compiler to build the model with")
