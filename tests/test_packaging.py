@@ -92,10 +92,16 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
     tops = {name.partition("/")[0] for name in names}
-    assert {t for t in tops if not t.endswith(".dist-info")} == {"lgf_kernels", "lgf_cli", "lgf_trainer"}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {
+        "lgf_kernels",
+        "lgf_bench",
+        "lgf_cli",
+        "lgf_demo",
+        "lgf_trainer",
+    }
     for name in (
         "lgf_kernels/gram_flow/operators.py",
-        "python/lgf_demo/report.html",
+        "lgf_demo/report.html",
         "lgf_trainer/__init__.py",
         "lgf_trainer/recipes/sam2videox.yaml",
     ):

@@ -11,7 +11,7 @@ import lgf_kernels
 #: The checkout, or the folder of the installed packages.
 ROOT = Path(lgf_kernels.__file__).parents[1]
 #: What the numbers depend on: without git, or beside a commit, a digest of these tells two versions apart.
-CODE = ("lgf_kernels/**/*.py", "csrc/**/*.*")
+CODE = ("lgf_kernels/**/*.py", "benchmarks/lgf_bench/**/*.py", "csrc/**/*.*")
 
 
 def is_checkout() -> bool:
@@ -29,7 +29,7 @@ def commit() -> str:
     head = git("rev-parse", "--short", "HEAD") if is_checkout() else None
     if head is None or head.returncode:
         return f"files-{digest()}"
-    changed = git("status", "--porcelain", "--", ROOT / "lgf_kernels", ROOT / "csrc").stdout
+    changed = git("status", "--porcelain", "--", *(ROOT / pattern.partition("/**")[0] for pattern in CODE)).stdout
     return head.stdout.strip() + (f"-dirty-{digest()}" if changed else "")
 
 

@@ -146,8 +146,7 @@ def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory(dir=place.parent) as out:
         command = [sys.executable, "-P", "-m", "lgf_bench", *arguments.what, "--out", out, "--measure"]
         command += ["--device", arguments.device, "--rounds", str(arguments.rounds), "--window", str(arguments.window)]
-        command += ["--dtypes", *arguments.dtypes]
-        for option in ("shapes", "providers"):
+        for option in ("dtypes", "shapes", "providers"):
             if values := getattr(arguments, option):
                 command += [f"--{option}", *values]
         command += ["--clock", arguments.clock]

@@ -24,7 +24,7 @@ def git(monkeypatch):
 
 @pytest.fixture
 def small_cases():
-    importlib.import_module("lgf_bench.tune")  # which takes its cases from the real ones, when it is imported
+    importlib.import_module("tune")  # which takes its cases from the real ones, when it is imported
     real = dict(cases.CASES)
     replace(SMALL)
     yield

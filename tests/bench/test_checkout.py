@@ -10,7 +10,7 @@ from lgf_bench import checkout
 def copy(tmp_path, monkeypatch):
     """A tree that looks like the project's, without git."""
     place = tmp_path / "copy"
-    for file in ("lgf_kernels/a.py", "lgf_kernels/ops/b.py", "csrc/cuda/c.cu"):
+    for file in ("lgf_kernels/a.py", "lgf_kernels/core/b.py", "csrc/cuda/c.cu"):
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         (place / file).write_text("one")
     monkeypatch.setattr(checkout, "ROOT", place)
@@ -35,7 +35,7 @@ def test_in_a_checkout_it_is_the_commit_and_what_differs_from_it(copy, commit_al
     assert checkout.commit() == clean
     changed = set()
     for text in ("two", "three"):
-        (copy / "lgf_kernels" / "ops" / "b.py").write_text(text)
+        (copy / "lgf_kernels" / "core" / "b.py").write_text(text)
         changed.add(checkout.commit())
     assert len(changed) == 2 and all(re.fullmatch(f"{clean}-dirty-[0-9a-f]{{8}}", name) for name in changed)
 

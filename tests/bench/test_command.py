@@ -270,7 +270,6 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["small-lgf", "--shapes", "1,2,3,4"], "operator"),
         (["--shapes", "1,2,3,4,5", "--window", "4"], "odd"),
         (["sweeps", "step"], "job"),
-        (["tune"], "--device cuda"),
         (["step", "--config", "5b"], "GPU"),
         (["--device", "gpu"], "cpu, cuda"),
         (["--device", "cuda:x"], "cpu, cuda"),
@@ -279,7 +278,7 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["--resume"], "--out"),
         (["--out", "lgf_kl"], "before the options"),
         (["--compare", "no-such-commit", "HEAD"], "no-such-commit"),
-        (["--compare", ".", "HEAD"], "'.' and 'HEAD' are not both files or folders of results"),
+        (["--compare", ".", "HEAD"], "'HEAD' is none. Commits are compared in a checkout"),
         (["--compare", torch.__file__, sys.executable], "no results"),
         (["sweeps", "--compare", ".", "."], "'sweeps'"),
     ],
@@ -295,7 +294,7 @@ def test_events_and_streams_are_those_of_the_device_asked_for(monkeypatch):
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(cli, "why_not_device", lambda device: None)
-    monkeypatch.setattr(cli, "run_cases", lambda *arguments: 0)
+    monkeypatch.setattr(runner, "run_cases", lambda *arguments: 0)
     for device in ("cuda:1", "cuda", "cpu"):
         assert main(["bench", "--device", device]) == 0
     assert current == ["cuda:1"]

@@ -6,10 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import compare_commits as compare
 import pytest
 from bench_helpers import row
-from lgf_bench import checkout, compare
-from lgf_cli import main
+from compare_commits import main
+from lgf_bench import checkout
 
 pytest.importorskip("tqdm")
 
@@ -59,30 +60,30 @@ def worktrees(git, root) -> list[Path]:
 
 
 def test_a_commit_against_another_and_itself(repository, capsys):
-    assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 0
+    assert main(["HEAD~2", "HEAD~1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("10.0 ms      5 ms    2.00x  faster")
-    assert main(["bench", "--compare", "HEAD~1", "HEAD~2"]) == 0
+    assert main(["HEAD~1", "HEAD~2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("5 ms   10.0 ms    0.50x  slower")
-    assert main(["bench", "--compare", "HEAD~1", "HEAD~1"]) == 0
+    assert main(["HEAD~1", "HEAD~1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("1.00x  within the spread")
 
 
 def test_a_commit_that_does_not_build(repository, capsys):
-    assert main(["bench", "--compare", "HEAD~1", "HEAD"]) == 2
+    assert main(["HEAD~1", "HEAD"]) == 2
     assert "HEAD does not build:\nno compiler" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("a", "b", "wrong"), [("HEAD", "no-such-commit", "no-such-commit"), (".", "HEAD", ".")])
 def test_what_is_no_commit(repository, capsys, a, b, wrong):
-    assert main(["bench", "--compare", a, b]) == 2
-    assert f"folders of results, and {wrong!r} is no commit" in capsys.readouterr().err
+    assert main([a, b]) == 2
+    assert f"{wrong!r} is no commit of this repository" in capsys.readouterr().err
 
 
 def test_a_checkout_that_git_does_not_read(repository, monkeypatch, capsys):
     """As of another user: what it says is passed on."""
     with monkeypatch.context() as patch:
         patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-        assert main(["bench", "--compare", "HEAD~1", "HEAD"]) == 2
+        assert main(["HEAD~1", "HEAD"]) == 2
     assert "git says of this checkout: fatal: detected dubious ownership" in capsys.readouterr().err
 
 
@@ -91,23 +92,24 @@ def test_interrupted(repository, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "_measure", interrupted)
-    assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 130
+    assert main(["HEAD~2", "HEAD~1"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 FOREVER = """
 import sys, tempfile, time
 from pathlib import Path
-import lgf_cli
-from lgf_bench import checkout, compare
+sys.path.insert(0, sys.argv[3])
+import compare_commits as compare
+from lgf_bench import checkout
 checkout.ROOT, tempfile.tempdir = Path(sys.argv[1]), sys.argv[2]
 compare._measure = lambda *_: print("measuring", flush=True) or time.sleep(600)
-lgf_cli.main(["bench", "--compare", "HEAD~2", "HEAD~1"])
+compare.main(["HEAD~2", "HEAD~1"])
 """
 
 
 def test_what_a_killed_comparison_left_is_removed_and_a_live_one_is_let_alone(repository, git, tmp_path):
-    command = [sys.executable, "-P", "-c", FOREVER, repository, tmp_path]
+    command = [sys.executable, "-P", "-c", FOREVER, repository, tmp_path, str(Path(compare.__file__).parent)]
     with subprocess.Popen(command, env=checkout.environment(), stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "measuring\n"
@@ -117,4 +119,4 @@ def test_what_a_killed_comparison_left_is_removed_and_a_live_one_is_let_alone(re
             assert all((place / "setup.py").exists() for place in there)
         finally:
             other.kill()
-    assert main(["bench", "--compare", "HEAD~2", "HEAD~1"]) == 0
+    assert main(["HEAD~2", "HEAD~1"]) == 0

@@ -9,8 +9,8 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from lgf_trainer.memory import MODELS, Memory, _kept, count, table
 from lgf_trainer.recipe import read_recipe
+from recipe_memory import MODELS, Memory, _kept, count, table
 
 PROJECTOR = (
     3072 * 768 + 768 + 3 * 768**2 + 768 + 2 * 768 + 768 * 512 + 512 + 2 * 512 + 512 * 256 + 256 + 2 * 256 + 256**2 + 256

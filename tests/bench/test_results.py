@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import compare_commits
 import pytest
 from bench_helpers import row
 from lgf_bench import ceilings, compare, report, results
@@ -108,7 +109,7 @@ def test_commits_are_measured_in_turns_and_the_median_counts():
         median = times(values[name][order.count(name) - 1])
         return [row(forward=median, backward=median, both=median)]
 
-    merged = compare.in_turns(measure)
+    merged = compare_commits.in_turns(measure)
     assert order == ["a", "b"] * 5
     key = ("cogvideox-latent", "float32", "eager")
     assert merged["a"][key]["both"] == {"median_ms": 11.0, "low_ms": 9.0, "high_ms": 15.0}
@@ -128,14 +129,14 @@ def test_turns_that_differ_by_chance_make_no_verdict():
             exact = dict.fromkeys(("median_ms", "low_ms", "high_ms"), next(medians[name]))
             return [row(forward=exact, backward=exact, both=exact)]
 
-        ((a,), (b,)) = (found.values() for found in compare.in_turns(measure).values())
+        ((a,), (b,)) = (found.values() for found in compare_commits.in_turns(measure).values())
         claimed += compare.verdict(a["both"], b["both"]) != compare.WITHIN
     assert claimed / math.comb(10, 5) == 1 / 126
 
 
 def test_one_wrong_answer_of_a_commit_spoils_its_times():
     answers = iter(["right", "right", "wrong", *["right"] * 7])
-    merged = compare.in_turns(lambda name: [row(status=next(answers))])
+    merged = compare_commits.in_turns(lambda name: [row(status=next(answers))])
     key = ("cogvideox-latent", "float32", "eager")
     assert merged["a"][key]["status"] == "wrong" and merged["b"][key]["status"] == "right"
 

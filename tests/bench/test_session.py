@@ -9,10 +9,11 @@ import sys
 import sysconfig
 import time
 
+import gpu_session as session
 import pytest
 import torch
 from bench_helpers import row
-from lgf_bench import checkout, results, session
+from lgf_bench import checkout, results
 
 
 class World:
@@ -112,19 +113,17 @@ def test_the_most_informative_steps_come_first_and_leave_time_for_others():
 
 
 def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
-    import argparse
-
     from lgf_bench import cli
+    from lgf_bench.cases import CASES, OPERATORS
+    from lgf_bench.providers import table
 
     for step in session.STEPS:
         command = step.command(60, tmp_path)
         if "bench" in command:
-            parser = argparse.ArgumentParser()
-            cli.add_arguments(parser)
-            arguments = parser.parse_args(command[command.index("bench") + 1 :])
-            known = (*cli.OPERATORS, *cli.CASES, *cli.JOBS)
+            arguments = cli.parser().parse_args(command[command.index("bench") + 1 :])
+            known = (*OPERATORS, *CASES, *cli.JOBS)
             assert set(arguments.what) <= set(known) and str(arguments.out) == str(tmp_path)
-            assert set(arguments.providers or ()) <= set(cli.providers_table())
+            assert set(arguments.providers or ()) <= set(table())
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +221,8 @@ def test_told_to_end_it_ends_the_step_too_and_knows_what_is_done(tmp_path, sign)
         import signal, sys, torch
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.cuda.is_available = lambda: True
-        from lgf_bench import session
+        sys.path.insert(0, "benchmarks/tools")
+        import gpu_session as session
         def python(code):
             return lambda *_: [sys.executable, "-c", code]
         session.GRACE = 600

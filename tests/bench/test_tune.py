@@ -7,11 +7,13 @@ pytest.importorskip("triton")
 from argparse import Namespace
 from dataclasses import replace
 
+import tune
 from bench_helpers import SMALL
-from lgf_bench import results, tune
+from lgf_bench import results
 
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_configs as configs
+from lgf_kernels.token_relation import triton_configs as relation_configs
 
 
 def test_candidates_are_the_rows_and_their_neighbours():
@@ -24,9 +26,14 @@ def test_candidates_are_the_rows_and_their_neighbours():
 
 
 def test_every_table_of_the_configurations_is_tuned():
-    tables = {name for name, value in vars(configs).items() if isinstance(value, dict) and name.isupper()}
-    assert {table.name for table in tune.TABLES} == {name for name in tables if name != "RELATION_TILES"}
-    assert all(hasattr(configs, table.function) for table in tune.TABLES)
+    tables = {
+        (module, name)
+        for module in (configs, relation_configs)
+        for name, value in vars(module).items()
+        if isinstance(value, dict) and name.isupper() and name != "RELATION_TILES"
+    }
+    assert {(table.configs, table.name) for table in tune.TABLES} == tables
+    assert all(hasattr(table.configs, table.function) for table in tune.TABLES)
 
 
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off where there is a GPU")
@@ -37,7 +44,7 @@ def test_what_is_chosen_reaches_the_kernels_and_wrong_answers_are_not_timed(monk
     monkeypatch.setattr(tune, "candidates", lambda own: few)
     original = configs.forward
     case = replace(SMALL["small-lgf"], shape=(1, 2, 5, 6, 8), window=3)
-    table = tune.Table("FORWARD", "forward", case, "forward")
+    table = tune.Table(configs, "FORWARD", "forward", case, "forward")
     rows = tune.tune(table, case, rounds=2)
     assert configs.forward is original
     forwards = [(c["TILE_H"], c["TILE_W"], c["BLOCK_C"]) for c in chosen if "TEACHERS" in c or "OPERANDS" in c]
@@ -50,7 +57,7 @@ def test_what_is_chosen_reaches_the_kernels_and_wrong_answers_are_not_timed(monk
 
 def test_finished_tables_are_not_tuned_again_and_the_time_is_kept(monkeypatch, tmp_path, capsys):
     tuned = []
-    monkeypatch.setattr(tune.triton_kernels, "why_not", lambda *_: None)
+    monkeypatch.setattr(tune.gpu, "triton_unsupported_reason", lambda *_: None)
     monkeypatch.setattr(tune.results, "provenance", lambda device: {"commit": "abc"})
     monkeypatch.setattr(
         tune,

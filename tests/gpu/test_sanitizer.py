@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from gpu_session import SANITIZER_ERROR, under
 from helpers import backends_of
-from lgf_bench.session import SANITIZER_ERROR, under
 
 PAST_THE_END = """
 import sys, torch
