@@ -186,7 +186,7 @@ def _availability(name: str) -> tuple[bool, str]:
 
 
 def call_of(operator: str, tensor: Tensor, **facts) -> Call:
-    """The call of an operator on tensors like this one."""
+    """The call of an operator on tensors like this one. Facts are no sizes of tensors: those may be symbols."""
     shape = None if torch.compiler.is_compiling() else tuple(tensor.shape)
     return Call(operator, str(tensor.device), tensor.dtype, shape, tuple(facts.items()))
 
