@@ -19,8 +19,9 @@ pytest.importorskip("tyro")
 
 import lgf_cli
 from clips import REAL
+from lgf_demo import playground
 from lgf_demo.clips import make_clip
-from lgf_trainer import export, playground
+from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
@@ -33,9 +34,7 @@ STEPS = 30
 def readme_commands() -> dict[str, list[str]]:
     """Name -> words of the commands in the README's tour."""
     text = (ROOT / "README.md").read_text()
-    playground_line, *block = re.search(r"```\n(python -m lgf_trainer\.playground.*?)```", text, re.DOTALL)[
-        1
-    ].splitlines()
+    playground_line, *block = re.search(r"```\n(python -m lgf_demo\.playground.*?)```", text, re.DOTALL)[1].splitlines()
     assert shlex.split(playground_line, comments=True)[-1] == "tiny"
     commands = [shlex.split(line) for line in block]
     assert {words[0] for words in commands} == {"lgf"}

@@ -11,7 +11,7 @@ OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 
 
 def report(*arguments):
-    return json_lines("benchmarks/kernel_report.py", "--json", *arguments)
+    return json_lines("benchmarks/tools/kernel_report.py", "--json", *arguments)
 
 
 def describe(row):
