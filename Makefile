@@ -44,7 +44,7 @@ test-all: $(READY) ## these and the long ones: every product of options, every m
 
 # The native module once more with the sanitizers, in a copy of the package of its own.
 SANE := build/sanitize
-sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer (ARGS="-m ''": the long tests too)
 	rm -rf $(SANE)/site && mkdir -p $(SANE)/site
 	cp -r lgf_kernels $(SANE)/site/ && rm -f $(SANE)/site/lgf_kernels/*.so
 	$(BIN)/cmake -S . -B $(SANE)/cmake -G Ninja -DLGF_SANITIZE=ON -DLGF_OUTPUT_DIR=$(CURDIR)/$(SANE)/site/lgf_kernels \
@@ -53,7 +53,7 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 		-DLGF_VERSION=$$($(BIN)/python -c 'import lgf_kernels; print(lgf_kernels.__version__)') > /dev/null
 	$(BIN)/cmake --build $(SANE)/cmake
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-		PYTHONPATH=$(SANE)/site $(BIN)/python -P $(PYTEST) tests/native tests/parity -k "native" -p no:cacheprovider $(ARGS)
+		PYTHONPATH=$(SANE)/site $(BIN)/python -P $(PYTEST) tests/native tests/parity -k "native" -m "not slow" -p no:cacheprovider $(ARGS)
 
 bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchmark
 	$(BIN)/python -m pytest benchmarks $(ARGS)
