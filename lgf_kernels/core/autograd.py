@@ -1,14 +1,15 @@
-"""Operators as autograd and torch.compile see them, from one helper: schema, fake, autograd, vmap, the way past the dispatcher."""
+"""Operators as autograd and torch.compile see them, from one helper: schema, fake, autograd, vmap, and eager calls."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, library
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .errors import BackendUnavailableError, OnceDifferentiableError
 
@@ -23,37 +24,148 @@ class Pass(NamedTuple):
 class Differentiable:
     """An operator `lgf::name` with a gradient that can be taken once.
 
+    Compiled code sees the registered operator. Eager calls go through a `torch.autograd.Function` of the same name and
+    formulas instead, which saves what the dispatcher takes for an operator in Python: 0.2 ms of a forward and backward,
+    several times what small inputs take on a GPU.
+
     Args:
         name: of the operator; its backward is `name` + "_backward".
         function: the public function that errors speak for.
-        forward, backward: `compute` and `fake` of each, with the same arguments.
+        forward, backward: `compute` and `fake` of each, with the same arguments. The gradient is that of the forward's
+            first argument; all others are constants. Under `torch.vmap` an argument `needs_grad` is set anew for each call.
         save: (ctx, inputs, output), as in torch.library.
-        gradients: (ctx, backward, *grads) -> one for each input, where `backward(tensors, *arguments)` runs the backward.
-
-    A call is `operator(tensors, *arguments)`: `tensors` are those among the arguments.
+        gradients: (ctx, backward, *grads) -> one for each input, where `backward(*arguments)` runs the backward.
     """
 
     def __init__(self, name: str, function: str, forward: Pass, backward: Pass, save: Callable, gradients: Callable):
-        self.compute, self.compute_backward = forward.compute, backward.compute
-        self.forward = library.custom_op(f"lgf::{name}", forward.compute, mutates_args=())
-        self.backward = library.custom_op(f"lgf::{name}_backward", backward.compute, mutates_args=())
-        self.forward.register_fake(forward.fake)
-        self.backward.register_fake(backward.fake)
-
         def differentiate(ctx, *grads):
-            return gradients(ctx, self.run_backward, *grads)
+            return gradients(ctx, self.backward, *grads)
 
-        self.forward.register_autograd(differentiate, setup_context=save)
-        forbid_double_backward(self.backward, function)
-        map_one_by_one(self.forward)
-        map_one_by_one(self.backward)
-        self.undispatched = undispatched(self.forward, forward.compute, save, differentiate)
+        def mapped(arguments: dict) -> dict:
+            student, *constants = arguments.values()
+            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(constants)):
+                raise ValueError(
+                    f"{function}: a teacher or a weight requires grad, but the loss has no gradient for it: it is a constant "
+                    "of the loss. Detach it before torch.vmap maps over it."
+                )
+            if not arguments.get("needs_grad", True):
+                arguments["needs_grad"] = needs_gradient(student)  # the tensor that was mapped over did not say
+            return arguments
 
-    def __call__(self, tensors: Sequence[Tensor | None], *arguments):
-        return shortest(tensors, self.compute, self.undispatched, self.forward)(*arguments)
+        def save_nothing(ctx, inputs, output):
+            pass
 
-    def run_backward(self, tensors: Sequence[Tensor | None], *arguments):
-        return shortest(tensors, self.compute_backward, self.backward, self.backward)(*arguments)
+        def refuse(ctx, *grads):
+            raise OnceDifferentiableError(
+                f"{function}: the backward of this loss is once differentiable, and a second derivative was asked for "
+                'through it. Call backward without create_graph=True, or use backend="reference", which is plain PyTorch.'
+            )
+
+        self.forward = Operation(name, function, forward, save, differentiate, mapped)
+        self.backward = Operation(f"{name}_backward", function, backward, save_nothing, refuse, dict)
+
+    def __call__(self, *arguments):
+        return self.forward(*arguments)
+
+
+class Operation:
+    """One direction of an operator, called as it is registered in compiled code and past the dispatcher elsewhere.
+
+    `mapped`: of the arguments by name, as `torch.vmap` found them, those of a call for one element.
+    """
+
+    def __init__(
+        self, name: str, function: str, one_way: Pass, save: Callable, differentiate: Callable, mapped: Callable
+    ):
+        self.function, self.compute, self.mapped = function, one_way.compute, mapped
+        self.names = list(inspect.signature(one_way.compute).parameters)
+        self.operator = library.custom_op(f"lgf::{name}", one_way.compute, mutates_args=())
+        self.operator.register_fake(one_way.fake)
+        self.operator.register_autograd(differentiate, setup_context=save)
+        self.operator.register_vmap(partial(self.one_by_one, self.operator))
+        self.eager = self.autograd_function(name, save, differentiate)
+
+    def __call__(self, *arguments):
+        if torch.compiler.is_compiling():
+            return self.operator(*arguments)
+        if not torch.is_grad_enabled() and memory_is_read(arguments):
+            return self.compute(*arguments)
+        return self.eager.apply(*arguments)
+
+    def autograd_function(self, name: str, save: Callable, differentiate: Callable) -> type[torch.autograd.Function]:
+        """Make the function of eager calls. A profiler shows it under the operator's name."""
+
+        def forward(*arguments):
+            return (self.compute if memory_is_read(arguments) else self.operator)(*arguments)
+
+        forward.__signature__ = inspect.signature(forward)  # autograd asks for it at each call: 30 us unless it is there
+
+        def backward(ctx, *grads):
+            # An operator has a gradient for each tensor of a list, a Function one for each argument.
+            return tuple(None if isinstance(grad, list) else grad for grad in differentiate(ctx, *grads))
+
+        def jvp(ctx, *tangents):
+            raise BackendUnavailableError(
+                f"{self.function}: the kernels have no derivative for torch.func.jvp and forward-mode automatic "
+                'differentiation. Use backend="reference", which is plain PyTorch, or a gradient: backward(), '
+                "torch.autograd.grad, torch.func.grad."
+            )
+
+        methods = {"forward": forward, "setup_context": save, "backward": backward, "jvp": jvp}
+        methods["vmap"] = partial(self.one_by_one, self)
+        return type(f"lgf::{name}", (torch.autograd.Function,), {key: staticmethod(it) for key, it in methods.items()})
+
+    def one_by_one(self, call: Callable, info, in_dims, *arguments):
+        """Call once for each element that `torch.vmap` maps over, which is a batch of videos by itself."""
+        results = []
+        for i in range(info.batch_size):
+            element = [selected(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)]
+            results.append(call(*self.mapped(dict(zip(self.names, element, strict=True))).values()))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+
+def selected(argument, dim, i: int):
+    """Element i of what `torch.vmap` maps over: of a tensor, or of each tensor in a list."""
+    if dim is None:
+        return argument
+    if isinstance(argument, list | tuple):
+        return [selected(x, d, i) for x, d in zip(argument, dim, strict=True)]
+    return argument.select(dim, i)
+
+
+def tensors_of(arguments: Iterable) -> Iterator[Tensor]:
+    """The tensors among arguments and in lists of them."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from tensors_of(argument)
+
+
+def memory_is_read(arguments: Iterable) -> bool:
+    """Return whether computing may read the memory of these tensors, with nothing else watching.
+
+    A subclass, a meta tensor, zeros and one of many gradients that autograd makes at once have no memory; a negation may
+    still be to be done; a dual tensor of forward mode has a second one. A dispatch mode (a checkpoint policy, a tracer, a
+    counter of FLOP) must see the operator: torch has no public name for asking whether there is one.
+    """
+    return not is_in_torch_dispatch_mode() and all(map(holds_its_numbers, tensors_of(arguments)))
+
+
+def holds_its_numbers(tensor: Tensor) -> bool:
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg():
+        return False
+    try:
+        return tensor.data_ptr() != 0 and forward_ad.unpack_dual(tensor).tangent is None
+    except RuntimeError:  # a wrapper of a function transform
+        return False
+
+
+def needs_gradient(student: Tensor) -> bool:
+    """Whether a backward may follow. Under `torch.vmap`, `Differentiable` asks the elements."""
+    return torch.is_grad_enabled() and student.requires_grad
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
@@ -63,102 +175,3 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def shortest(tensors: Sequence, compute: Callable, differentiable: Callable, operator: library.CustomOpDef) -> Callable:
-    """The shortest way to run an operator on these tensors that everything which has to see the call still sees.
-
-    The dispatcher takes some 0.3 ms for an operator in Python with a list of tensors, several times what small inputs
-    take on a GPU. It is passed by where nothing but autograd (`differentiable`), or nothing at all (`compute`), looks,
-    and where the memory of every tensor holds its numbers.
-    """
-    if torch.compiler.is_compiling():
-        return operator
-    given = [tensor for tensor in tensors if tensor is not None]
-    refuse_forward_derivatives(operator, given)
-    observed = (
-        torch._C._are_functorch_transforms_active()
-        or _get_current_dispatch_mode() is not None
-        or not all(map(holds_its_numbers, given))
-    )
-    if observed:
-        return operator
-    return differentiable if torch.is_grad_enabled() else compute
-
-
-def holds_its_numbers(tensor: Tensor) -> bool:
-    """Whether the numbers are those in memory.
-
-    A subclass, a meta tensor or one of many gradients that autograd makes at once may have none, and a negation or zeros may
-    still be to be done.
-    """
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
-        return False
-    elsewhere = tensor.is_meta or torch._C._functorch.is_legacy_batchedtensor(tensor)
-    return not (elsewhere or tensor.is_neg() or tensor._is_zerotensor())
-
-
-def refuse_forward_derivatives(operator: library.CustomOpDef, tensors: Sequence[Tensor]) -> None:
-    """The dispatcher drops the tangents silently, and answers `torch.func.grad` with the name of a class nobody wrote."""
-    transformed = torch._C._are_functorch_transforms_active()
-    tracked = transformed and any(torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
-    dual = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-    if tracked or dual:
-        raise BackendUnavailableError(
-            f"{operator._name}: the kernels have no derivative for torch.func.grad, torch.func.jvp and forward-mode automatic "
-            'differentiation. Use backend="reference", which is plain PyTorch, or torch.autograd.grad and backward().'
-        )
-
-
-def needs_gradient(student: Tensor) -> bool:
-    """Whether a backward may follow. A tensor that `torch.vmap` maps over does not say."""
-    return torch.is_grad_enabled() and (student.requires_grad or torch._C._functorch.is_batchedtensor(student))
-
-
-def map_one_by_one(operator: library.CustomOpDef) -> None:
-    """Register what `torch.vmap` does: one call for each element that is mapped over, which is a batch of videos by itself.
-
-    Left alone, torch does the same with a warning that is to be reported to torch, or refuses, if there are lists of tensors.
-    """
-
-    def calls(info, in_dims, *arguments):
-        leaves, structure = tree_flatten(arguments)
-        dims = tree_leaves(in_dims)
-        results = []
-        for i in range(info.batch_size):
-            element = [x if dim is None else x.select(dim, i) for x, dim in zip(leaves, dims, strict=True)]
-            results.append(operator(*tree_unflatten(element, structure)))
-        stacked = tree_map(lambda *tensors: torch.stack(tensors), *results)
-        return stacked, tree_map(lambda _: 0, stacked)
-
-    operator.register_vmap(calls)
-
-
-def undispatched(
-    operator: library.CustomOpDef, compute: Callable, setup_context: Callable, differentiate: Callable
-) -> Callable:
-    """The operator made of these three, seen by autograd, under the operator's name, but not by the dispatcher."""
-
-    def forward(ctx, *arguments):
-        output = compute(*arguments)
-        setup_context(ctx, arguments, output)
-        return output
-
-    def backward(ctx, *grads):
-        # An operator has a gradient for each tensor of a list, a Function one for each argument.
-        return tuple(None if isinstance(grad, list) else grad for grad in differentiate(ctx, *grads))
-
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(operator._name, (torch.autograd.Function,), methods).apply
-
-
-def forbid_double_backward(backward_op, operator: str) -> None:
-    """Register an autograd formula of `backward_op` that explains instead of differentiating."""
-
-    def refuse(ctx, *grads):
-        raise OnceDifferentiableError(
-            f"{operator}: the backward of this loss is once differentiable, and a second derivative was asked for "
-            'through it. Call backward without create_graph=True, or use backend="reference", which is plain PyTorch.'
-        )
-
-    backward_op.register_autograd(refuse)

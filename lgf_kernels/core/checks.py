@@ -40,18 +40,11 @@ def floating(function: str, name: str, value: Tensor) -> None:
 
 
 def detached(function: str, name: str, value: Tensor) -> None:
-    if requires_grad(value) and torch.is_grad_enabled():
+    if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{function}: `{name}` requires grad, but the loss has no gradient for it: it is a constant of the loss. "
             f"Detach it: {name}.detach(), or compute it under torch.no_grad()."
         )
-
-
-def requires_grad(value: Tensor) -> bool:
-    """A tensor that `torch.vmap` maps over says no, whatever is true of the one inside; `torch.compile` cannot look there."""
-    while not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
-    return value.requires_grad
 
 
 def same_device(function: str, name: str, value: Tensor, student_name: str, student: Tensor) -> None:

@@ -37,7 +37,7 @@ def local_gram_flow(features: Tensor, options: LgfOptions, backend: str) -> Tens
     if backend == "reference":
         with without_autocast(features):
             return reference.local_gram_flow(features, options)
-    return _flow((features,), features, options.window, options.similarity, options.direction, backend)
+    return _flow(features, options.window, options.similarity, options.direction, backend)
 
 
 def _flow_forward(features: Tensor, window: int, similarity: str, direction: str, backend: str) -> Tensor:
@@ -69,7 +69,7 @@ def _flow_save(ctx, inputs, output):
 
 def _flow_gradients(ctx, backward, grad_logits):
     (features,) = ctx.saved_tensors
-    return backward((grad_logits, features), grad_logits, features, *ctx.options), None, None, None, None
+    return backward(grad_logits, features, *ctx.options), None, None, None, None
 
 
 _flow = Differentiable(
@@ -94,7 +94,7 @@ def lgf_kl(
         with without_autocast(student):
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
     arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_gradient(student), backend)
-    return _loss((student, *teachers, token_weight), *arguments, *options)[0]
+    return _loss(*arguments, *options)[0]
 
 
 def _loss_forward(
@@ -167,8 +167,7 @@ def _loss_gradients(ctx, backward, grad_loss, grad_residual):
     student, residual, token_weight = ctx.saved_tensors
     grad = None
     if grad_loss is not None:
-        tensors = (grad_loss, student, token_weight)
-        grad = backward(tensors, grad_loss, student, residual, token_weight, *ctx.options)
+        grad = backward(grad_loss, student, residual, token_weight, *ctx.options)
     return grad, ctx.no_teacher_gradients, None, None, None, None, *[None] * len(ctx.options)
 
 

@@ -21,7 +21,7 @@ def token_relation(
         with without_autocast(student):
             return reference.token_relation(student, teacher, pair_weight, margin, reduction)
     arguments = (student, teacher, pair_weight, margin, reduction, needs_gradient(student), backend)
-    return _relation((student, teacher, pair_weight), *arguments)[0]
+    return _relation(*arguments)[0]
 
 
 def _forward(
@@ -69,7 +69,7 @@ def _gradients(ctx, backward, grad_loss, grad_residual):
     (residual,) = ctx.saved_tensors
     grad = None
     if grad_loss is not None:
-        grad = backward((grad_loss, residual), grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
+        grad = backward(grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
     return grad, None, None, None, None, None, None
 
 
