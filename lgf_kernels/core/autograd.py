@@ -98,7 +98,9 @@ class Operation:
         def forward(*arguments):
             return (self.compute if memory_is_read(arguments) else self.operator)(*arguments)
 
-        forward.__signature__ = inspect.signature(forward)  # autograd asks for it at each call: 30 us unless it is there
+        forward.__signature__ = inspect.signature(
+            forward
+        )  # autograd asks for it at each call: 30 us unless it is there
 
         def backward(ctx, *grads):
             # An operator has a gradient for each tensor of a list, a Function one for each argument.

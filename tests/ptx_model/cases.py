@@ -23,7 +23,7 @@ from lgf_kernels.core import registry, triton_norms
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_configs as flow_configs
 from lgf_kernels.token_relation import triton_configs as relation_configs
-from lgf_kernels.token_relation import triton_kernels as token_relation
+from lgf_kernels.token_relation import triton_distances as token_relation
 
 from . import launcher
 from .memory import Fault
