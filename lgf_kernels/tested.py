@@ -4,18 +4,18 @@ import re
 
 #: The oldest (constraints-oldest.txt) and the newest (constraints.txt, or `make test-all LATEST=1` where that was newer).
 TESTED = {
-    "python": ("3.11.7", "3.11.7"),
-    "torch": ("2.11.0", "2.14.1"),
-    "triton": ("3.6.0", "3.8.0"),
-    "numpy": ("2.0.0", "2.4.6"),
+    "python": ("3.11.7", "3.13.0"),
+    "torch": ("2.11.0", "2.15.0"),
+    "triton": ("3.6.0", "3.9.0"),
+    "numpy": ("2.0.0", "2.5.5"),
     "diffusers": ("0.42.0", "0.42.1"),
     "transformers": ("5.2.0", "5.24.0"),
     "peft": ("0.18.0", "0.21.2"),
     "accelerate": ("1.10.0", "1.15.0"),
     "safetensors": ("0.8.0", "0.8.0"),
     "sam2": ("1.1.0", "1.1.0"),
-    "torchvision": ("0.26.0", "0.29.1"),
-    "av": ("18.1.0", "18.1.0"),
+    "torchvision": ("0.26.0", "0.29.2"),
+    "av": ("18.1.0", "19.0.2"),
 }
 
 
