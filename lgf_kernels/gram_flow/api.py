@@ -1,4 +1,4 @@
-"""Local Gram Flow and its loss, as functions and modules: the docstrings are the specification, and every argument is checked."""
+"""Local Gram Flow and its loss, as functions and modules, with the specification and the checks of all arguments."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..core.registry import call_of, known, resolve
+from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 from .options import checked_options, checked_window
 from .window import pairs_shape, reversed_logits, window_mask
@@ -328,7 +328,7 @@ class LocalGramFlowKLLoss(nn.Module):
         )
         checked_options("LocalGramFlowKLLoss", **self.options)
         self.teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, count=None)
-        self.backend = backend and known(backend, "LocalGramFlowKLLoss")
+        self.backend = backend and checked_backend(backend, "LocalGramFlowKLLoss")
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
@@ -397,7 +397,7 @@ class LocalGramFlowKLLossFromLogits(nn.Module):
         checked_options(here, **self.options)
         self.logits_direction = _logits_direction(here, logits_direction, direction)
         self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
-        self.backend = backend and known(backend, here)
+        self.backend = backend and checked_backend(backend, here)
 
     def forward(
         self, student: Tensor, teacher_logits: Tensor | Sequence[Tensor], token_weight: Tensor | None = None

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
-from ..core.gpu import triton
+from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
 from ..core.registry import PORTABLE, REFERENCE, Backend, Call, implementation, register
 from . import reference
@@ -25,9 +25,9 @@ def cuda_unsupported_reason(call: Call) -> str | None:
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
 CUDA = Backend("native", "cuda", cuda_unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
-register("local_gram_flow", __package__, CPU, CUDA, triton("triton_flow"), PORTABLE, REFERENCE)
+register("local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE)
 CUDA_LOSS = CUDA._replace(limits=f"at most {MOST_TEACHERS} teachers")
-register("lgf_kl", __package__, CPU, CUDA_LOSS, triton("triton_loss"), PORTABLE, REFERENCE)
+register("lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE)
 
 
 # ---- local_gram_flow: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K) ------------------------------------

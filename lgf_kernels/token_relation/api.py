@@ -1,11 +1,11 @@
-"""Token relation distances, as functions and a module: the docstrings are the specification, and every argument is checked."""
+"""Token relation distances, as functions and a module, with the specification and the checks of all arguments."""
 
 import torch
 from torch import Tensor, nn
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..core.registry import call_of, known, resolve
+from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 
 
@@ -209,7 +209,7 @@ class TokenRelationLoss(nn.Module):
         self.tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
         self.margin = MARGINS[form] if margin is None else checks.number(here, "margin", margin, minimum=0.0)
         self.reduction = checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
-        self.backend = backend and known(backend, here)
+        self.backend = backend and checked_backend(backend, here)
 
     def pair_weight(self, num_frames: int, device=None) -> Tensor:
         """The form's frame-pair weights, (F, F) float32."""

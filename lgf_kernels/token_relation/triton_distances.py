@@ -86,7 +86,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
     """The sums of each pair of tiles, and their coefficients if asked for."""
     B, frames, N, C = pairs.student.shape
     couples, width = triton.cdiv(panel.end - panel.first, 2), 2 * pairs.tiles - panel.first - panel.end + 1
-    launch.fastest(
+    launch.run_configured(
         lgf_relation_distances,
         lambda config: (triton.cdiv(couples, GROUP.value) * GROUP.value * width, B),
         configs.distances(max(C, pairs.teacher.shape[-1]), pairs.widest, launch.architecture(pairs.student.device)),

@@ -165,7 +165,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
     programs = rows * B * triton.cdiv(C, candidates[0].BLOCK_C)
     side_by_side = launch.multiprocessors(gradient.device)
     parts = panels.room_for_parts(gradient, panel, pairs.tiles, programs, side_by_side)
-    launch.fastest(
+    launch.run_configured(
         lgf_relation_products,
         lambda config: (rows, len(parts) * triton.cdiv(C, config["BLOCK_C"]), B),
         candidates if panel.first == 0 else candidates[:1],  # a sum cannot be timed by repeating it
