@@ -265,7 +265,7 @@ def lgf_kl_loss_from_logits(
 
 
 def _logits_direction(function: str, given: str | None, direction: str) -> str:
-    """The direction of a cache: that of the loss, unless it is said."""
+    """Return the direction of a cache: that given, else that of the loss, "forward" for "both"."""
     if given is None:
         return "backward" if direction == "backward" else "forward"
     return checks.choice(function, "logits_direction", given, ("forward", "backward"))

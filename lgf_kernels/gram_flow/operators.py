@@ -12,21 +12,21 @@ from . import reference
 from .options import LgfOptions
 from .window import pairs_shape
 
-#: As many teachers as fit in what a CUDA C++ kernel is passed (`kMaxTeachers` in csrc/cuda/lgf.h).
-MOST_TEACHERS = 15
+#: Most teachers that the parameters of a CUDA C++ kernel hold (`kMaxTeachers` in csrc/cuda/lgf.h).
+MAX_TEACHERS = 15
 
 
 def cuda_unsupported_reason(call: Call) -> str | None:
     teachers = call.fact("teachers", 0)
-    if teachers > MOST_TEACHERS:
-        return f"its CUDA C++ kernels take at most {MOST_TEACHERS} teachers, and there are {teachers}"
+    if teachers > MAX_TEACHERS:
+        return f"its CUDA C++ kernels take at most {MAX_TEACHERS} teachers, and there are {teachers}"
     return native.unsupported_reason(call)
 
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
 CUDA = Backend("native", "cuda", cuda_unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
 register("local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE)
-CUDA_LOSS = CUDA._replace(limits=f"at most {MOST_TEACHERS} teachers")
+CUDA_LOSS = CUDA._replace(limits=f"at most {MAX_TEACHERS} teachers")
 register("lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE)
 
 
