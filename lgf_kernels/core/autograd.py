@@ -24,9 +24,9 @@ class Pass(NamedTuple):
 class Differentiable:
     """An operator `lgf::name` with a gradient that can be taken once.
 
-    Compiled code calls the registered operator. Eager calls go through a `torch.autograd.Function` of the same name
-    and formulas, which avoids the dispatcher's overhead for operators in Python: 0.2 ms of a forward and backward,
-    several times as long as small inputs take on a GPU.
+    Compiled code calls the registered operator. Eager calls go through a `torch.autograd.Function`
+    of the same name and formulas, which avoids the dispatcher's overhead for operators in Python:
+    0.2 ms of a forward and backward, several times as long as small inputs take on a GPU.
 
     Args:
         name: of the operator; its backward is `name` + "_backward".
@@ -70,7 +70,7 @@ class Differentiable:
 
 
 class Operation:
-    """The forward or the backward of an operator: registered for compiled code, called past the dispatcher in eager code.
+    """The forward or the backward of an operator, which eager code calls past the dispatcher.
 
     `mapped` takes the arguments of one element under `torch.vmap`, by name, and returns those to call with.
     """
@@ -149,10 +149,10 @@ def tensors_of(arguments: Iterable) -> Iterator[Tensor]:
 def memory_is_readable(arguments: Iterable) -> bool:
     """Return whether the operator may be computed from the memory of these tensors, past the dispatcher.
 
-    A subclass, a meta tensor, an efficient zero tensor and a gradient of a batch that autograd computes at once have no
-    memory of their own; a negation may be pending; a dual tensor of forward mode has a tangent. A dispatch mode (a
-    checkpoint policy, a tracer, a counter of FLOP) must see the operator: torch has no public function that tells
-    whether one is active.
+    A subclass, a meta tensor, an efficient zero tensor and a gradient of a batch that autograd
+    computes at once have no memory of their own; a negation may be pending; a dual tensor of
+    forward mode has a tangent. A dispatch mode (a checkpoint policy, a tracer, a counter of FLOP)
+    must see the operator: torch has no public function that tells whether one is active.
     """
     return not is_in_torch_dispatch_mode() and all(map(has_plain_memory, tensors_of(arguments)))
 
@@ -174,8 +174,8 @@ def needs_gradient(student: Tensor) -> bool:
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Return a context that disables autocast on the tensor's device.
 
-    Autocast would round the products inside an operator to half precision. Inputs keep their types, and sums accumulate
-    in the type that the losses document.
+    Autocast would round the products inside an operator to half precision. Inputs keep their types,
+    and sums accumulate in the type that the losses document.
     """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -1,8 +1,8 @@
 """Checks of arguments, made before anything runs.
 
-A message names the function and the argument, what was expected, what was given, and the way out. The checks read
-shapes, types and Python numbers, never values on a device: that would make the host wait. Values of tensors on the CPU
-are checked inside the operators (`nonnegative`).
+A message names the function and the argument, what was expected, what was given, and the way out.
+The checks read shapes, types and Python numbers, never values on a device: that would make the host
+wait. Values of tensors on the CPU are checked inside the operators (`nonnegative`).
 """
 
 import math
@@ -129,7 +129,10 @@ def teacher(function: str, name: str, value: Tensor, student: Tensor, shape: tup
 
 
 def teacher_weights(function: str, weights, count: int | None) -> list[float] | None:
-    """Return the fusion weights as floats, equal with sum 1 if None; `count` is None while the teachers are unknown."""
+    """Return the fusion weights as floats: equal with sum 1 if None.
+
+    `count` is the number of teachers, or None before it is known.
+    """
     if weights is None:
         return None if count is None else [1 / count] * count
     if isinstance(weights, Tensor):

@@ -31,7 +31,10 @@ def triton_backend(module: str) -> Backend:
 
 
 def triton_unsupported_reason(call: Call) -> str | None:
-    """Return why Triton kernels cannot run on the call's device, or None. On the CPU they are interpreted, on request."""
+    """Return why Triton kernels cannot run on the call's device, or None.
+
+    On the CPU they are interpreted, on request.
+    """
     if call.device_type != "cpu":
         return unsupported_reason("Triton kernels", call.device) or triton_import_failure()
     if os.environ.get("TRITON_INTERPRET") != "1":

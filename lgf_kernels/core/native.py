@@ -1,8 +1,8 @@
 """The two C++ modules: loading, the reason if one is missing, and the arguments that launchers pass.
 
-`lgf_kernels._cpu` is for CPU tensors, `lgf_kernels._cuda` for CUDA tensors. They do not depend on torch: the launchers
-pass data pointers, sizes and strides. The reason why a module is missing or fails to load is kept for `lgf doctor` and
-for error messages.
+`lgf_kernels._cpu` is for CPU tensors, `lgf_kernels._cuda` for CUDA tensors. They do not depend on
+torch: the launchers pass data pointers, sizes and strides. The reason why a module is missing or
+fails to load is kept for `lgf doctor` and for error messages.
 """
 
 import functools
@@ -17,7 +17,8 @@ from .registry import Call
 
 #: Module by device type.
 MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
-#: By device type: what building the module needs, and the variable that makes the installation fail without it.
+#: By device type: what building the module needs, and the variable that makes the installation fail
+#: without it.
 BUILD_NEEDS = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
 

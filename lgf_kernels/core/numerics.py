@@ -59,5 +59,8 @@ def video_scale(grad_loss: Tensor, reduction: str, videos: int) -> Tensor:
 
 
 def next_power_of_2(number: int) -> int:
-    """Return the least power of 2 >= a positive number. Not Triton's own, because kernel counts need no Triton."""
+    """Return the least power of 2 >= a positive number.
+
+    Not Triton's own, because kernel counts need no Triton.
+    """
     return 1 << (number - 1).bit_length()

@@ -5,10 +5,11 @@
     portable    PyTorch in little memory, on any device of torch
     reference   the literal formulas, run only on request: slow, and large in memory
 
-A family registers each of its operators with its backends, in order of preference. This table is the only list of
-operators: `backends()`, `lgf doctor`, the benchmark and the tests read it. The first backend without an
-`unsupported_reason` for a `Call` runs it. The argument `backend`, `use_backend` or the environment variable LGF_BACKEND
-names a backend instead; if that one cannot run the call, an error gives the reason, and no other backend is tried.
+A family registers each of its operators with its backends, in order of preference. This table is
+the only list of operators: `backends()`, `lgf doctor`, the benchmark and the tests read it. The
+first backend without an `unsupported_reason` for a `Call` runs it. The argument `backend`,
+`use_backend` or the environment variable LGF_BACKEND names a backend instead; if that one cannot
+run the call, an error gives the reason, and no other backend is tried.
 """
 
 import importlib
@@ -27,8 +28,9 @@ BACKENDS = ("native", "triton", "portable", "reference")
 class Call(NamedTuple):
     """The properties of a call that decide which backends can run it.
 
-    `shape` is that of the first tensor, or None while torch.compile traces, when sizes may be symbols. `facts` are
-    properties that the family adds, as pairs (name, value); a call without facts stands for any call on the device.
+    `shape` is that of the first tensor, or None while torch.compile traces, when sizes may be
+    symbols. `facts` are properties that the family adds, as pairs (name, value); a call without
+    facts stands for any call on the device.
     """
 
     operator: str
@@ -186,7 +188,10 @@ def _availability(name: str) -> tuple[bool, str]:
 
 
 def call_of(operator: str, tensor: Tensor, **facts) -> Call:
-    """Return the call of an operator on tensors like this one. Facts must not be sizes of tensors: those may be symbols."""
+    """Return the call of an operator on tensors like this one.
+
+    Facts must not be sizes of tensors: those may be symbols.
+    """
     shape = None if torch.compiler.is_compiling() else tuple(tensor.shape)
     return Call(operator, str(tensor.device), tensor.dtype, shape, tuple(facts.items()))
 
@@ -215,18 +220,18 @@ def _resolve(operator, device, dtype, shape, facts, backend: str | None, functio
     return named
 
 
-# The effect of `torch.compiler.assume_constant_result`, without its import of torch's compiler and Triton, which takes as
-# long as importing torch itself.
+# The effect of `torch.compiler.assume_constant_result`, without its import of torch's compiler and
+# Triton, which takes as long as importing torch itself.
 _resolve._dynamo_marked_constant = True
 
 
 def able(call: Call) -> Iterator[Backend]:
-    """Yield the backends that can run a call, in order of preference, the reference last."""
+    """Yield the backends that can run a call, in order of preference, with the reference last."""
     return (row for row in OPERATORS[call.operator].backends if _takes(row, call) and not row.unsupported_reason(call))
 
 
 def names_of_able(operator: str, device: str = "cpu") -> list[str]:
-    """Return the names of the backends that run an operator on a device, in order of preference, the reference last."""
+    """Return the names of the backends that run an operator on a device, in order of preference."""
     return [row.name for row in able(Call(operator, device))]
 
 

@@ -5,7 +5,8 @@ import triton.language as tl
 
 from .numerics import EPS
 
-#: Reciprocal norms from here on belong to vectors whose norm was clamped to EPS; a little below 1 / EPS, for rounding.
+#: Reciprocal norms from here on belong to vectors whose norm was clamped to EPS; a little below
+#: 1 / EPS, for rounding.
 SHORT: tl.constexpr = tl.constexpr(0.999999 / EPS)
 
 
@@ -13,8 +14,9 @@ SHORT: tl.constexpr = tl.constexpr(0.999999 / EPS)
 def dot(a, b, acc, OPERAND: tl.constexpr):
     """Return acc + a b with operands of type OPERAND.
 
-    float32 uses the tensor cores by three tf32 products (tf32x3): each factor is split into two parts, and the product of
-    the two small parts is dropped. The error is below 3e-7 of sum |a b|, as that of float32 itself.
+    float32 uses the tensor cores by three tf32 products (tf32x3): each factor is split into two
+    parts, and the product of the two small parts is dropped. The error is below 3e-7 of sum |a b|,
+    as that of float32 itself.
     """
     return tl.dot(a.to(OPERAND), b.to(OPERAND), acc, input_precision="tf32x3", out_dtype=acc.dtype)
 
@@ -33,7 +35,7 @@ def from_odd(number):
 
 @triton.jit
 def load_channels(frame, offsets, mask, c0, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Load channels c0 .. c0 + BLOCK_C of the tokens at these offsets in a frame; 0 where masked and past channel C."""
+    """Load channels c0 .. c0 + BLOCK_C of the tokens at these offsets; 0 where masked and past channel C."""
     c = tl.arange(0, BLOCK_C)
     places = frame + c0 + (offsets[:, None] + c[None, :])
     if C % BLOCK_C == 0:

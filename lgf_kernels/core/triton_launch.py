@@ -21,8 +21,9 @@ TYPES = {
     torch.float16: tl.float16,
 }
 
-#: Arguments that Triton does not specialise on, so that a new resolution costs no compilation. Strides of features are not
-#: among them: whether 16 divides them nearly always follows from the channels, and it allows wide loads.
+#: Arguments that Triton does not specialise on, so that a new resolution costs no compilation.
+#: Strides of features are not among them: whether 16 divides them nearly always follows from the
+#: channels, and it allows wide loads.
 FRAME_SIZES = ("T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits")
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -52,7 +53,10 @@ def exact(number: float) -> tuple[float, float]:
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
-    """Return int32 if every offset within a frame fits, which is usual, else int64. Offsets of frames are always int64."""
+    """Return int32 if every offset within a frame fits, which is usual, else int64.
+
+    Offsets of frames are always int64.
+    """
     widest = max(sum((n - 1) * s for n, s in zip(t.shape[2:], t.stride()[2:], strict=True)) for t in tensors)
     return tl.int32 if widest < 2**31 else tl.int64
 
@@ -69,8 +73,9 @@ def outer_strides(tensor: Tensor) -> tuple[int, ...]:
 def odd_strides(tensor: Tensor) -> tuple[int, ...]:
     """Return the outer strides n of cached logits as 2 n + 3, which `triton_blocks.from_odd` inverts.
 
-    Triton specialises every number in a tuple on being 1 and on divisibility by 16. For n that depends on the resolution,
-    so that a new one could cost a compilation; 2 n + 3 is never 1 and always odd.
+    Triton specialises every number in a tuple on being 1 and on divisibility by 16. For n that
+    depends on the resolution, so that a new one could cost a compilation; 2 n + 3 is never 1 and
+    always odd.
     """
     return tuple(2 * stride + 3 for stride in outer_strides(tensor))
 
@@ -112,7 +117,8 @@ def run_configured(
 ) -> None:
     """Launch with the first of the candidate configurations; `grid` gives the number of programs for one.
 
-    LGF_AUTOTUNE=1 selects the fastest instead, which takes seconds to minutes, once per process and set of constants.
+    LGF_AUTOTUNE=1 selects the fastest instead, which takes seconds to minutes, once per process and
+    set of constants.
     """
     if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED:
         run(tuned(kernel, tuple(candidates), tuple(constants)), grid, *arguments, **constants)
@@ -122,7 +128,7 @@ def run_configured(
 
 
 def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:
-    """Launch a kernel. All launches of this package go through this function, which the kernel report replaces.
+    """Launch a kernel; the kernel report replaces this function, which all launches of this package call.
 
     Fusion of products and sums is set for each kernel: Triton's default differs between its versions.
     """

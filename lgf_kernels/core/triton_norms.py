@@ -1,8 +1,8 @@
 """Reciprocal norms of all tokens, in one launch: r = 1 / max(||f||, EPS).
 
-Cosine similarity multiplies the logits by them. Normalised copies of the features would take as much memory as the
-features and, in half precision, lose the gradient's accuracy: where neighbours are similar, the gradient is a small
-difference of large terms.
+Cosine similarity multiplies the logits by them. Normalised copies of the features would take as
+much memory as the features and, in half precision, lose the gradient's accuracy: where neighbours
+are similar, the gradient is a small difference of large terms.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from .numerics import EPS, accumulate_dtype
 
 LEAST: tl.constexpr = tl.constexpr(EPS)
 
-#: Tokens of a program, and channels it reads at a time: 16 bytes in half precision for each thread of 4 warps.
+#: Tokens of a program, and channels it reads at a time: 16 bytes in half precision for each thread
+#: of 4 warps.
 ROWS, BLOCK_C = 32, 64
 
 
@@ -58,7 +59,8 @@ def lgf_reciprocal_norms(
 def reciprocal_norms(tensors: Sequence[Tensor], similarity: str, out: Tensor | None = None) -> tuple[Tensor, ...]:
     """Return the reciprocal norms (B, T, H, W) of each of several features (B, T, H, W, C); 1 for similarity "dot".
 
-    The features may differ in C and type. The first decides the accumulation type; `out`, if given, receives its norms.
+    The features may differ in C and type. The first decides the accumulation type; `out`, if given,
+    receives its norms.
     """
     B, T, H, W, _ = tensors[0].shape
     accumulate = accumulate_dtype(tensors[0])

@@ -147,7 +147,7 @@ def lgf_kl_loss(
         token_weight: a, (B, T-1, H, W) of any real type, bool masks included, >= 0, without gradient. Indexed by the
             query's position in pair t, in either direction. All zeros give 0/0 = NaN with "mean", as torch's own
             weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
-            values raise on the CPU and are not looked for on other devices, where looking would make the host wait.
+            values raise on the CPU and are not checked on other devices, where reading them would make the host wait.
         reduction: "mean" (default), "sum" (`sum_i a_i KL_i`) or "none" (`a_i KL_i`).
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 

@@ -111,11 +111,12 @@ def features_gradient(
     scale: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
-    """Return the gradient of `factor * scale * sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions.
+    """Return the gradient of `factor * scale * sum scales[i] * grad_logits[direction][i, d] * z[i, d]`.
 
-    `grad_logits[direction]` (B, T-1, H, W, K, row), with `window_row(K)` numbers a row, is contiguous, in the accumulation
-    type or that of a residual. So are `scales` (B, T-1, H, W) and the single number `scale`. `norms` are the features'
-    reciprocal norms, or None where `empty_norms` returns None.
+    The sum is over the directions given. `grad_logits[direction]` (B, T-1, H, W, K, row), with
+    `window_row(K)` numbers a row, is contiguous, in the accumulation type or that of a residual. So
+    are `scales` (B, T-1, H, W) and the single number `scale`. `norms` are the features' reciprocal
+    norms, or None where `empty_norms` returns None.
     """
     features = last_dimension_contiguous(features)
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
@@ -174,8 +175,11 @@ class Residual:
 
     @classmethod
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
-        """Return the bytes of slots and norms. The slots come first: K (K + 1) is even, which aligns the norms."""
-        tokens = len(options.directions) * math.prod(pairs_shape(student))  # math.prod, because sizes may be symbols
+        """Return the bytes of slots and norms.
+
+        The slots come first: K (K + 1) is even, which aligns the norms.
+        """
+        tokens = len(options.directions) * math.prod(pairs_shape(student))  # sizes may be symbols
         slots = tokens * options.window * window_row(options.window) * cls.slots_dtype(student).itemsize
         keeps_norms = options.similarity == "cosine"
         return slots, math.prod(student.shape[:4]) * accumulate_dtype(student).itemsize if keeps_norms else 0

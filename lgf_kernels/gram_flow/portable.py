@@ -2,14 +2,16 @@
 
     z[y, x, dy, dx] = < q[y, x], k[y+dy, x+dx] >
 
-A tile is a row of at most BLOCK queries by the K rows of keys around it, with a halo of r columns on either side: a
-dense product of (BLOCK, C) by (C, K * (BLOCK + 2r)), batched over the rows of the frame. The keys of successive rows
-overlap, so they are strided views of one padded block of the key frame; the logits of the windows are the diagonals of
-the product, also a strided view. The padding makes the products outside the frame 0.
+A tile is a row of at most BLOCK queries by the K rows of keys around it, with a halo of r columns
+on either side: a dense product of (BLOCK, C) by (C, K * (BLOCK + 2r)), batched over the rows of the
+frame. The keys of successive rows overlap, so they are strided views of one padded block of the key
+frame; the logits of the windows are the diagonals of the product, also a strided view. The padding
+makes the products outside the frame 0.
 
-The gradient `sum_d g[i, d] k[i + d]` is a product of the keys with a matrix that holds the gradients g on its diagonals
-and 0 elsewhere. The same function computes the key side, `dk[j] = sum_d g[j - d, d] q[j - d]`, which is a query side
-with `transpose_window(g)` for g. Each gradient is gathered and written once.
+The gradient `sum_d g[i, d] k[i + d]` is a product of the keys with a matrix that holds the
+gradients g on its diagonals and 0 elsewhere. The same function computes the key side,
+`dk[j] = sum_d g[j - d, d] q[j - d]`, which is a query side with `transpose_window(g)` for g. Each
+gradient is gathered and written once.
 
 The loss is computed one pair of frames at a time:
 
@@ -31,8 +33,8 @@ from ..core.registry import Implementation
 from .options import LgfOptions
 from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, window_mask
 
-#: Most queries of a tile. Wider tiles compute more pairs outside the window, narrower ones make the products too small to
-#: be fast.
+#: Most queries of a tile. Wider tiles compute more pairs outside the window, narrower ones make the
+#: products too small to be fast.
 BLOCK = 16
 
 
@@ -68,8 +70,8 @@ def features_gradient(
 ) -> Tensor:
     """Return the gradient of `sum scale[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
-    `grad_logits[direction]` is (B, T-1, H, W, K*K), `scale` (B, T-1, H, W). Logits outside the frame are constants:
-    their gradient is ignored, even NaN.
+    `grad_logits[direction]` is (B, T-1, H, W, K*K), `scale` (B, T-1, H, W). Logits outside the
+    frame are constants: their gradient is ignored, even NaN.
     """
     B, T, H, W, _ = features.shape
     dtype, window = accumulate_dtype(features), options.window
@@ -103,7 +105,7 @@ def features_gradient(
 
 
 def normalised(frame: Tensor, options: LgfOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return the frame (H, W, C), divided by its norms (H, W, 1) for cosine similarity, and those norms or None."""
+    """Return the frame (H, W, C), for cosine similarity normalised, and its norms (H, W, 1) or None."""
     frame = frame.to(dtype)
     if options.similarity == "dot":
         return frame, None
@@ -133,7 +135,7 @@ def window_sums(g: Tensor, keys: Tensor, window: int) -> Tensor:
 
 
 def column_blocks(keys: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks that cover all columns: (columns of queries, their keys (H, K * (width + 2r), C) row by row)."""
+    """Yield (columns of queries, their keys (H, K * (width + 2r), C) row by row) until all columns are covered."""
     H, W, C = keys.shape
     r = window // 2
     blocks = -(-W // BLOCK)
@@ -146,7 +148,7 @@ def column_blocks(keys: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def padded(frame: Tensor, halo: tuple[int, int, int, int]) -> Tensor:
-    """Pad the frame (H, W, ...) with zeros, (left, right, above, below); contiguous, as its strided views require.
+    """Pad the frame (H, W, ...) with zeros, contiguous as its strided views require.
 
     `F.pad` keeps the frame's strides where it adds nothing, as for a window of 1.
     """
@@ -237,7 +239,8 @@ class Divergence:
         p, q = log_p.exp(), log_q.exp()
         # Positions excluded from the softmax have -inf - -inf = NaN; with p = 0 the term is 0.
         difference = (log_p - log_q).masked_fill_(self.bias.isinf(), 0)
-        # Adding Q - P, which sums to 0, cancels the rounding of the log-sums, all that is left of KL near convergence.
+        # Adding Q - P, which sums to 0, cancels the rounding of the log-sums, all that is left of
+        # KL near convergence.
         excess = q.sub_(p)
         value = torch.addcmul(excess, p, difference).sum(-1)
         return value, excess.div_(self.options.temperature) if needs_grad else None

@@ -2,8 +2,8 @@
 
     z[b, t, y, x, d] = < f[b, t, y, x], f[b, t+1, y+dy, x+dx] >       d = (dy, dx) in [-r, r]^2, r = (K-1)/2
 
-with f the L2-normalised features for similarity "cosine" and the features themselves for "dot"; z = 0 outside the
-frame (SAM2VideoX, section 4.2). The loss (sections 4.3 and 4.4):
+with f the L2-normalised features for similarity "cosine" and the features themselves for "dot";
+z = 0 outside the frame (SAM2VideoX, section 4.2). The loss (sections 4.3 and 4.4):
 
     zT[i, d] = sum_m w_m z_m[i, d]                                                the fused teacher
     P = softmax(zT / tau), Q = softmax(zS / tau)                                  over the window

@@ -4,15 +4,16 @@
     df^_i = sum_d g[i, d] f^_{i+d} + sum_d g[i-d, d] f^_{i-d}                     as a query, as a key
     df_i = (df^_i - < df^_i, f^_i > f^_i) / ||f_i||                               similarity "cosine"
 
-Forward: one program for each tile of queries (`triton_tiles`). Backward: one program for each tile of tokens, which adds
-the contributions of its halos in the next and in the previous frame and writes the gradient once: no atomics, and the
-same bits in every run. A token is a query of the pair with one of these frames and a key of the pair with the other; with
-both directions it is both in both pairs. The contribution of a frame is the product of (tile, halo) coefficients g with
-the halo's features. For a query, g is read from the token's own window, at offset d; for a key, from the other token's
-window, at offset -d.
+Forward: one program for each tile of queries (`triton_tiles`). Backward: one program for each tile
+of tokens, which adds the contributions of its halos in the next and in the previous frame and
+writes the gradient once: no atomics, and the same bits in every run. A token is a query of the pair
+with one of these frames and a key of the pair with the other; with both directions it is both in
+both pairs. The contribution of a frame is the product of (tile, halo) coefficients g with the
+halo's features. For a query, g is read from the token's own window, at offset d; for a key, from
+the other token's window, at offset -d.
 
-The part of df^ along f^ must be known before any channel is written. With more channels than fit in registers the
-products are therefore computed twice, first for that part and then for the result.
+The part of df^ along f^ must be known before any channel is written. With more channels than fit in
+registers the products are therefore computed twice, first for that part and then for the result.
 """
 
 import torch
@@ -87,8 +88,8 @@ def _coefficients(
 ):
     """Return g (tile, part of the halo): the factors of the halo's tokens in the gradient of the tile's tokens.
 
-    `as_query` and `as_key` are the gradients by this pair's logits in which the tile's tokens are queries and keys;
-    `scale` are the scales of the pair's queries.
+    `as_query` and `as_key` are the gradients by this pair's logits in which the tile's tokens are
+    queries and keys; `scale` are the scales of the pair's queries.
     """
     own, other = y * W + x, other_y * W + other_x
     own_in_frame = (y < other_H) & (x < W)
@@ -172,7 +173,8 @@ def lgf_backward(
             other_H = tl.where((other_t >= 0) & (other_t < T), H, 0)  # a missing frame has no rows
             other_frame = video + other_t.to(tl.int64) * stride[1]
             pair = (b * (T - 1) + t - side).to(tl.int64) * H * W
-            # In the pair with the next frame a token is a query of direction "forward" and a key of "backward".
+            # In the pair with the next frame a token is a query of direction "forward" and a key of
+            # "backward".
             forward_logits = grad_logits + pair * (WINDOW * SLOT_ROW)
             backward_logits = forward_logits + direction_stride
             for row in range(0, HALO_H, ROWS):
@@ -250,9 +252,10 @@ def features_gradient(
 ) -> Tensor:
     """Return the gradient of `factor * sum scale[i] * grad_logits[direction, i, d] * z[direction, i, d]`.
 
-    `norms` are the features' reciprocal norms. `grad_logits` (directions, B, T-1, H, W, K * row) is contiguous, of any
-    floating type, with a window's rows `row` apart; `scale` is one number, or (B, T-1, H, W) and contiguous. Logits
-    outside the frame are constants: their gradient is ignored, even NaN.
+    `norms` are the features' reciprocal norms. `grad_logits` (directions, B, T-1, H, W, K * row) is
+    contiguous, of any floating type, with a window's rows `row` apart; `scale` is one number, or
+    (B, T-1, H, W) and contiguous. Logits outside the frame are constants: their gradient is
+    ignored, even NaN.
     """
     (features,) = launch.usable([features])
     B, T, H, W, C = features.shape

@@ -5,12 +5,13 @@
     KL_i = sum_d (P u + Q - P)[i, d]          d KL_i / d zS[i, d] = (Q - P)[i, d] / tau, zero outside the frame
     L2_i = mean_d (zS - zT)[i, d]^2           d L2_i / d zS[i, d] = 2 (zS - zT)[i, d] / count_i
 
-The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is small, its series
-avoids the cancellation of the sum.
+The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is
+small, its series avoids the cancellation of the sum.
 
-One program for each tile of queries and direction. The backward reads the student and the gradient by the logits, K*K
-numbers a token, but no teacher. That gradient is kept in bfloat16 for a bfloat16 student, whose own gradient is no finer,
-and otherwise in the accumulation type, because float16 lacks the range.
+One program for each tile of queries and direction. The backward reads the student and the gradient
+by the logits, K*K numbers a token, but no teacher. That gradient is kept in bfloat16 for a bfloat16
+student, whose own gradient is no finer, and otherwise in the accumulation type, because float16
+lacks the range.
 """
 
 import torch
@@ -227,7 +228,10 @@ class Residual:
 
     @classmethod
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
-        """Return the bytes of slots and norms. The slots come first: their number is a multiple of 4, which aligns the norms."""
+        """Return the bytes of slots and norms.
+
+        The slots come first: their number is a multiple of 4, which aligns the norms.
+        """
         B, T, H, W, _ = student.shape
         slots = len(options.directions) * B * (T - 1) * H * W * options.window * configs.slot_row(options.window)
         return slots * cls.slots_dtype(student).itemsize, B * T * H * W * accumulate_dtype(student).itemsize

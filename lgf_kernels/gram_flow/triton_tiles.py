@@ -1,10 +1,11 @@
 """Tiles of the Local Gram Flow kernels, and the products of their tokens with their halo.
 
-A program processes a tile of TILE_H x TILE_W tokens of one frame. The tokens of another frame in the windows of a tile
-are its halo: a box of (TILE_H + K - 1) x (TILE_W + K - 1), padded to powers of two. The dense product of a tile with its
-halo holds every logit of the tile and five times as many products outside the windows. They are cheap on the tensor
-cores, but not in exponentials, masks and registers, so `window_logits` gathers the logits into slots, and all further
-steps work on slots:
+A program processes a tile of TILE_H x TILE_W tokens of one frame. The tokens of another frame in
+the windows of a tile are its halo: a box of (TILE_H + K - 1) x (TILE_W + K - 1), padded to powers
+of two. The dense product of a tile with its halo holds every logit of the tile and five times as
+many products outside the windows. They are cheap on the tensor cores, but not in exponentials,
+masks and registers, so `window_logits` gathers the logits into slots, and all further steps work on
+slots:
 
     dense (tile, halo)   z[q, k] = < query q, key k >                    a matrix product
     slots (tile, SLOTS)  z[q, s] = z[q, key at offset (dy, dx)]          s = dy * SLOT_ROW + dx,  0 <= dy, dx < K
@@ -59,8 +60,9 @@ def gather_slots(z, TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constex
                  SLOT_ROW: tl.constexpr):  # fmt: skip
     """Gather (tile, halo) into (tile, SLOTS): the window's columns first, then its rows.
 
-    Each of the two gathers is along an axis that a few lanes of a warp hold. For one gather along the whole halo Triton
-    shuffles every register of a row for every slot: five times the instructions.
+    Each of the two gathers is along an axis that a few lanes of a warp hold. For one gather along
+    the whole halo Triton shuffles every register of a row for every slot: five times the
+    instructions.
     """
     TILE: tl.constexpr = TILE_H * TILE_W
     d = tl.arange(0, SLOT_ROW)

@@ -11,7 +11,7 @@ from .options import LgfOptions
 
 
 def window_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
-    """Return which offsets d = (dy, dx) of each token (y, x) lie inside the frame, bool (H, W, K*K), d row by row."""
+    """Return which offsets (dy, dx), row by row, of each token lie inside the frame, bool (H, W, K*K)."""
     offset = torch.arange(window, device=device) - window // 2
     y = torch.arange(height, device=device)[:, None] + offset
     x = torch.arange(width, device=device)[:, None] + offset
@@ -29,8 +29,8 @@ def pairs_shape(features: Tensor) -> tuple[int, ...]:
 def reversed_logits(logits: Tensor) -> Tensor:
     """Return logits (B, T-1, H, W, K*K) of direction "backward" from those of direction "forward", or vice versa.
 
-    Both hold the same products: that of query i in frame t+1 with key j = i + d in frame t is that of query j with key
-    i = j - d. Positions outside the frame are 0 in both.
+    Both hold the same products: that of query i in frame t+1 with key j = i + d in frame t is that
+    of query j with key i = j - d. Positions outside the frame are 0 in both.
     """
     window = math.isqrt(logits.shape[-1])
     reach = window // 2

@@ -1,4 +1,7 @@
-"""The operator `lgf::token_relation`, and the backends that run it. Its gradient is made in the forward, scaled in the backward."""
+"""The operator `lgf::token_relation`, and the backends that run it.
+
+The forward computes the gradient, the backward scales it.
+"""
 
 import torch
 from torch import Tensor
