@@ -74,7 +74,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Return the processor's model name from /proc/cpuinfo, else what `platform` knows."""
+    """Return the processor's model name from /proc/cpuinfo, else the name from `platform`."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
