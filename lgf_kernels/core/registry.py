@@ -7,9 +7,9 @@
 
 A family registers each of its operators with its backends, in order of preference. This table is
 the only list of operators: `backends()`, `lgf doctor`, the benchmark and the tests read it. The
-first backend without an `unsupported_reason` for a `Call` runs it. The argument `backend`,
-`use_backend` or the environment variable LGF_BACKEND names a backend instead; if that one cannot
-run the call, an error gives the reason, and no other backend is tried.
+first backend with neither an `unsupported_reason` nor an `unchosen_reason` for a `Call` runs it.
+The argument `backend`, `use_backend` or the environment variable LGF_BACKEND names a backend
+instead; if that one cannot run the call, an error gives the reason, and no other backend is tried.
 """
 
 import importlib
