@@ -308,7 +308,7 @@ def relation(name: str, shape: Relation, gpu: Ceilings, tile: int, chunk: int, d
     )
     across, steps = -(-C // width), B * tiles * tiles * (tile // depth)  # for each block of channels
     programs = B * tiles * across
-    splits = max(1, min(gpu.sms // programs, panels.MOST_SPLITS, tiles))
+    splits = max(1, min(gpu.sms // programs, panels.MAX_SPLITS, tiles))
     parts = 2 * features * splits  # in float32
     products = Work(
         f"{name} products",

@@ -1,4 +1,4 @@
-"""Local Gram Flow and its loss, as functions and modules: the docstrings are the specification, and every argument is checked."""
+"""Local Gram Flow and its loss, as functions and modules, with the specification and the checks of all arguments."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..core.registry import call_of, known, resolve
+from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 from .options import checked_options, checked_window
 from .window import pairs_shape, reversed_logits, window_mask
@@ -147,7 +147,7 @@ def lgf_kl_loss(
         token_weight: a, (B, T-1, H, W) of any real type, bool masks included, >= 0, without gradient. Indexed by the
             query's position in pair t, in either direction. All zeros give 0/0 = NaN with "mean", as torch's own
             weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
-            values raise on the CPU and are not looked for on other devices, where looking would make the host wait.
+            values raise on the CPU and are not checked on other devices, where reading them would make the host wait.
         reduction: "mean" (default), "sum" (`sum_i a_i KL_i`) or "none" (`a_i KL_i`).
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
@@ -265,7 +265,7 @@ def lgf_kl_loss_from_logits(
 
 
 def _logits_direction(function: str, given: str | None, direction: str) -> str:
-    """The direction of a cache: that of the loss, unless it is said."""
+    """Return the direction of a cache: that given, else that of the loss, "forward" for "both"."""
     if given is None:
         return "backward" if direction == "backward" else "forward"
     return checks.choice(function, "logits_direction", given, ("forward", "backward"))
@@ -328,7 +328,7 @@ class LocalGramFlowKLLoss(nn.Module):
         )
         checked_options("LocalGramFlowKLLoss", **self.options)
         self.teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, count=None)
-        self.backend = backend and known(backend, "LocalGramFlowKLLoss")
+        self.backend = backend and checked_backend(backend, "LocalGramFlowKLLoss")
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
@@ -397,7 +397,7 @@ class LocalGramFlowKLLossFromLogits(nn.Module):
         checked_options(here, **self.options)
         self.logits_direction = _logits_direction(here, logits_direction, direction)
         self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
-        self.backend = backend and known(backend, here)
+        self.backend = backend and checked_backend(backend, here)
 
     def forward(
         self, student: Tensor, teacher_logits: Tensor | Sequence[Tensor], token_weight: Tensor | None = None

@@ -178,7 +178,9 @@ BUGS: dict[str, Callable] = {
 def offer_triton() -> None:
     """Every operator's Triton backend runs CPU tensors from now on."""
     for operator in list(registry.OPERATORS.values()):
-        rows = [r._replace(unsupported_reason=registry.always) if r.name == "triton" else r for r in operator.backends]
+        rows = [
+            r._replace(unsupported_reason=registry.no_reason) if r.name == "triton" else r for r in operator.backends
+        ]
         registry.register(operator.name, operator.package, *rows)
 
 
