@@ -27,7 +27,7 @@ def unsupported_reason(kernels: str, device: str) -> str | None:
 
 def triton_backend(module: str) -> Backend:
     """Return the Triton backend with its kernels in this module of the family."""
-    return Backend("triton", module, triton_unsupported_reason, triton_unchosen_reason)
+    return Backend("triton", module, triton_unsupported_reason, triton_unchosen_reason, verified_on=("cuda",))
 
 
 def triton_unsupported_reason(call: Call) -> str | None:

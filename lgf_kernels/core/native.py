@@ -48,11 +48,6 @@ def unsupported_reason(call: Call) -> str | None:
     )
 
 
-def cuda_unchosen_reason(call: Call) -> str:
-    """Return why CUDA kernels run only on request: they have never run on a GPU."""
-    return f"{call.operator} is not chosen by itself for cuda tensors: its CUDA kernel has not been measured yet"
-
-
 def module(tensor: Tensor) -> ModuleType:
     """Return the module for this tensor's device, for calls without an `unsupported_reason`."""
     return load(tensor.device.type)[0]

@@ -15,11 +15,13 @@ instead; if that one cannot run the call, an error gives the reason, and no othe
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import verify
 from .errors import BackendUnavailableError
 
 BACKENDS = ("native", "triton", "portable", "reference")
@@ -71,6 +73,7 @@ class Backend(NamedTuple):
     unchosen_reason: Reason = no_reason
     device_types: tuple[str, ...] = ()
     limits: str = ""
+    verified_on: tuple[str, ...] = ()
 
 
 def never_chosen(call: Call) -> str:
@@ -90,12 +93,24 @@ class Implementation(NamedTuple):
     empty_residual: Callable | None = None
 
 
+class Proof(NamedTuple):
+    """The cases with which a backend proves itself.
+
+    trial      (call, large) -> a case that `verify` compares, or a larger one that it times, with the options of the call
+    variants   facts of calls that between them reach every branch of the kernels, for `lgf verify`
+    """
+
+    trial: Callable[[Call, bool], verify.Case]
+    variants: tuple[dict[str, object], ...] = ({},)
+
+
 class Operator(NamedTuple):
-    """An operator of a family (`package`), and its backends in order of preference."""
+    """An operator of a family (`package`), and its backends in order of preference. Without a proof all are trusted."""
 
     name: str
     package: str
     backends: tuple[Backend, ...]
+    proof: Proof | None = None
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -103,9 +118,9 @@ OPERATORS: dict[str, Operator] = {}
 _forced: str | None = None
 
 
-def register(name: str, package: str, *backends: Backend) -> Operator:
+def register(name: str, package: str, *backends: Backend, proof: Proof | None = None) -> Operator:
     """Add an operator to the table, or replace the one of that name."""
-    OPERATORS[name] = Operator(name, package, backends)
+    OPERATORS[name] = Operator(name, package, backends, proof)
     return OPERATORS[name]
 
 
@@ -181,6 +196,8 @@ def _availability(name: str) -> tuple[bool, str]:
                 runs.append(f"{operator} on {device}" + (f" ({backend.limits})" if backend.limits else ""))
                 if note := backend.unchosen_reason(call):
                     notes.append(note)
+                elif needs_proof(backend, call):
+                    notes.append("chosen where it has answered right: `lgf verify` asks it now")
             refusals += reasons
     if not runs:
         return False, "; ".join(dict.fromkeys(refusals)) or "it has no operator for the devices that are here"
@@ -210,7 +227,7 @@ def _resolve(operator, device, dtype, shape, facts, backend: str | None, functio
     }
     source, named = next(((source, name) for source, name in sources.items() if name), (None, None))
     if named is None:
-        return next(row.name for row in able(call) if row.unchosen_reason(call) is None)
+        return chosen(call)
     if reason := unsupported_reason(checked_backend(named, function, source), call):
         others = ", ".join(dict.fromkeys(repr(row.name) for row in able(call)))
         raise BackendUnavailableError(
@@ -228,6 +245,28 @@ _resolve._dynamo_marked_constant = True
 def able(call: Call) -> Iterator[Backend]:
     """Yield the backends that can run a call, in order of preference, with the reference last."""
     return (row for row in OPERATORS[call.operator].backends if _takes(row, call) and not row.unsupported_reason(call))
+
+
+def chosen(call: Call) -> str:
+    """Return the name of the backend that runs a call when none is named.
+
+    Those that have proven themselves on the device come first, the fastest of them before the others; then those that
+    need no proof, in order of preference.
+    """
+    rows = [row for row in able(call) if row.unchosen_reason(call) is None]
+    proven = {row.name: verdict(row, call) for row in rows if needs_proof(row, call)}
+    right = sorted((name for name, it in proven.items() if it.right), key=lambda name: proven[name].seconds)
+    return next(iter([*right, *(row.name for row in rows if row.name not in proven)]))
+
+
+def needs_proof(row: Backend, call: Call) -> bool:
+    return call.device_type in row.verified_on and OPERATORS[call.operator].proof is not None
+
+
+def verdict(row: Backend, call: Call) -> verify.Verdict:
+    """Return what a check of a backend on the call's device has found or finds now."""
+    trial, _ = OPERATORS[call.operator].proof
+    return verify.verdict(call, row.name, partial(trial, call, False), partial(trial, call, True))
 
 
 def names_of_able(operator: str, device: str = "cpu") -> list[str]:

@@ -7,9 +7,10 @@ from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, Backend, Call, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, Call, Proof, implementation, register
 from . import reference
 from .options import LgfOptions
+from .trial import FLOW_VARIANTS, LOSS_VARIANTS, trial
 from .window import pairs_shape
 
 #: Most teachers that the parameters of a CUDA C++ kernel hold (`kMaxTeachers` in csrc/cuda/lgf.h).
@@ -24,10 +25,12 @@ def cuda_unsupported_reason(call: Call) -> str | None:
 
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
-CUDA = Backend("native", "cuda", cuda_unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
-register("local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE)
+CUDA = Backend("native", "cuda", cuda_unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
 CUDA_LOSS = CUDA._replace(limits=f"at most {MAX_TEACHERS} teachers")
-register("lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE)
+PROOF = Proof(trial, FLOW_VARIANTS)
+register("local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE, proof=PROOF)
+PROOF = Proof(trial, LOSS_VARIANTS)
+register("lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE, proof=PROOF)
 
 
 # ---- local_gram_flow: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K) ------------------------------------

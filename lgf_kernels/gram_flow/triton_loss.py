@@ -81,7 +81,7 @@ def lgf_kl_forward(
     H,
     W,
     CHANNELS: tl.constexpr,
-    OPERANDS: tl.constexpr,
+    HALVES: tl.constexpr,
     WINDOW: tl.constexpr,
     SLOT_ROW: tl.constexpr,
     EXCLUDE: tl.constexpr,
@@ -110,7 +110,8 @@ def lgf_kl_forward(
     for m in tl.static_range(1, len(features)):
         z = window_logits(
             features[m], strides[m], norms[m], b, query_t, key_t, tile,
-            T, H, W, CHANNELS[m], OPERANDS[m], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+            T, H, W, CHANNELS[m], features[m].dtype.element_ty if HALVES[m] else ACC,
+            ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
         )  # fmt: skip
         zT += exact(weights[m - 1], ACC) * z
     for m in tl.static_range(len(caches)):
@@ -123,7 +124,8 @@ def lgf_kl_forward(
         zT += exact(weights[m], ACC) * z.to(ACC)
     zS = window_logits(
         features[0], strides[0], norms[0], b, query_t, key_t, tile,
-        T, H, W, CHANNELS[0], OPERANDS[0], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+        T, H, W, CHANNELS[0], features[0].dtype.element_ty if HALVES[0] else ACC,
+        ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
     )  # fmt: skip
     zS, zT = tl.where(inside, zS, 0.0), tl.where(inside, zT, 0.0)
     value, gradient = _divergence(zS, zT, member, inside, exact(inverse_tau, ACC), KL)
@@ -177,7 +179,8 @@ def forward(
             H,
             W,
             CHANNELS=tuple(channels),
-            OPERANDS=tuple(launch.triton_type(operand) for operand in operands),
+            # Which features are multiplied in their own type. Types themselves are no constants that Triton can write down.
+            HALVES=tuple(launch.triton_type(operand).primitive_bitwidth == 16 for operand in operands),
             WINDOW=options.window,
             SLOT_ROW=configs.slot_row(options.window),
             EXCLUDE=options.boundary == "exclude",

@@ -75,7 +75,7 @@ def token_relation_loss(
     if student.ndim == 5:
         student, teacher = student.flatten(2, 3), teacher.flatten(2, 3)
     pair_weight = pair_weight.to(accumulate_dtype(student))
-    name = resolve(call_of("token_relation", student), backend, here)
+    name = resolve(call_of("token_relation", student, reduction=reduction), backend, here)
     return operators.token_relation(student, teacher, pair_weight, margin, reduction, name)
 
 

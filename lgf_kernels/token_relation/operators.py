@@ -10,11 +10,20 @@ from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, Backend, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
 from . import reference
+from .trial import VARIANTS, trial
 
-CUDA = Backend("native", "cuda", native.unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
-register("token_relation", __package__, CUDA, triton_backend("triton_kernels"), PORTABLE, REFERENCE)
+CUDA = Backend("native", "cuda", native.unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
+register(
+    "token_relation",
+    __package__,
+    CUDA,
+    triton_backend("triton_kernels"),
+    PORTABLE,
+    REFERENCE,
+    proof=Proof(trial, VARIANTS),
+)
 
 
 def token_relation(

@@ -11,7 +11,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from . import doctor
+from . import doctor, verify
 
 BASH = """\
 _lgf() {{
@@ -48,6 +48,7 @@ def words() -> dict[str, list[str]]:
 
     return {name: ["--help"] for name in COMMANDS} | {
         "doctor": _words(doctor.parser()),
+        "verify": _words(verify.parser()),
         "train": ["--help", *recipes()],
         "eval": ["--help", "vbench", "fvd", "motion"],
         "completion": _words(parser()),

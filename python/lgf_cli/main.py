@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "doctor": Command("lgf_cli.doctor", "report what is installed, what runs here, and why the rest does not"),
+    "verify": Command("lgf_cli.verify", "check and time every backend on this machine against plain PyTorch"),
     "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives"),
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),

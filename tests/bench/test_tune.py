@@ -47,7 +47,7 @@ def test_what_is_chosen_reaches_the_kernels_and_wrong_answers_are_not_timed(monk
     table = tune.Table(configs, "FORWARD", "forward", case, "forward")
     rows = tune.tune(table, case, rounds=2)
     assert configs.forward is original
-    forwards = [(c["TILE_H"], c["TILE_W"], c["BLOCK_C"]) for c in chosen if "TEACHERS" in c or "OPERANDS" in c]
+    forwards = [(c["TILE_H"], c["TILE_W"], c["BLOCK_C"]) for c in chosen if "TEACHERS" in c or "HALVES" in c]
     assert {(4, 8, 16), (4, 4, 16)} <= set(forwards)
     by_name = {row["candidate"]: row for row in rows}
     assert by_name[str(few[0])]["status"] == "right" and by_name[str(few[0])]["median_ms"] > 0
