@@ -1,31 +1,26 @@
-"""Measuring one case after the other: shown when it is done, kept on disk, left out when it is there already."""
+"""The runs of `lgf bench`: case after case is measured, shown, kept on disk, and left out where it is there already."""
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
-from . import ceilings, results, sweeps, timing
-from .cases import Case
-from .errors import UserError
-from .measure import BrokenDeviceError, Plan, measure_case
-from .providers import BROKEN, table
-from .providers import broken as broken_providers
+from . import ceilings, families, results, sweeps, timing
+from .families.base import Case
+from .measure import Plan, measure_case
+from .providers import providers as providers_of
 from .table import as_text
 
 
 class Runner:
-    """One run of `lgf bench`: the machine's ceilings, where numbers go, and until when."""
+    """One run of `lgf bench`: the machine's ceilings, where numbers go, until when, and without which providers."""
 
-    def __init__(self, arguments: argparse.Namespace):
-        self.arguments = arguments
+    def __init__(self, arguments: argparse.Namespace, broken: dict[str, str]):
+        self.arguments, self.broken = arguments, broken
         self.deadline = time.monotonic() + 60 * arguments.minutes
         self.ceiling = ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)
         self.about = results.provenance(arguments.device) | {"clock": timing.clock_in_use(arguments.device)}
@@ -40,7 +35,7 @@ class Runner:
         show: Callable,
         more: Callable = lambda name: {},
     ) -> None:
-        """`show(name, case, rows)` what was measured, and add it with `more(name)` to a file of the folder of results."""
+        """Show what was measured by `show(name, case, rows)`, and add it with `more(name)` to a file of the folder of results."""
         arguments = self.arguments
         with empty_compiler_caches() if "first" in arguments.measure else nullcontext():
             for dtype in arguments.dtypes:
@@ -60,11 +55,9 @@ class Runner:
                         results.append(arguments.out / file, rows)
 
     def _rows(self, name: str, case: Case, providers: list[str] | None) -> list[dict]:
-        """Of one case; none, and why, if it cannot be measured."""
+        """Return the rows of one case; none, after the reason, if it cannot be measured."""
         try:
             rows = measure_case(name, case, self._plan(name, providers))
-        except BrokenDeviceError as broken:
-            self._start_anew_without(*broken.args)
         except (RuntimeError, MemoryError) as error:
             self.failed = True
             print(f"\n{name}: FAILED: {error}", flush=True)
@@ -73,29 +66,18 @@ class Runner:
             print(f"\n{name}: none of --providers has to do with {case.operator}")
         return rows
 
-    def _start_anew_without(self, provider: str, why: str) -> NoReturn:
-        """This process in a new one, which has a working GPU, knows the provider that broke it and goes on from here."""
-        if not self.arguments.out:
-            raise UserError(f"{provider} broke the GPU for this process: {why}. Leave it out with --providers.")
-        print(f"{provider} broke the GPU for this process ({why}): starting anew without it", flush=True)
-        os.environ[BROKEN] = json.dumps(broken_providers() | {provider: f"broke the GPU: {why}"})
-        os.execv(sys.executable, [*sys.orig_argv, "--resume"])
-
     def _plan(self, name: str, providers: list[str] | None) -> Plan:
         def bar(items: Iterable, doing: str) -> Iterable:
             return progress(items, f"{name}: {doing}")
 
-        return Plan(providers, self.arguments.rounds, tuple(self.arguments.measure), self.ceiling, bar)
+        metrics = tuple(self.arguments.measure)
+        return Plan(providers, self.arguments.rounds, metrics, self.ceiling, self.broken, bar)
 
     def _has(self, file: str, name: str, case: Case, dtype: str, providers: list[str] | None) -> bool:
-        """Whether to leave a case out, since one run of this code on this machine has measured it with all these providers."""
+        """Return whether one run of this code on this machine has measured a case with all these providers."""
         if not self.arguments.resume:
             return False
-        asked = {
-            provider
-            for provider, it in table().items()
-            if case.operator in it.operators and (not providers or provider in providers)
-        }
+        asked = {provider for provider in providers_of(case.operator) if not providers or provider in providers}
         same = ("commit", "lgf_kernels", "torch", "device", "threads", "clock")
         by_run: dict[str, set[str]] = {}
         for row in results.read(self.arguments.out / file):
@@ -104,22 +86,22 @@ class Runner:
         return any(asked <= measured for measured in by_run.values())
 
 
-def run_cases(arguments: argparse.Namespace, cases: dict[str, Case]) -> int:
-    """The exit code: 0 if every case could be measured."""
+def run_cases(arguments: argparse.Namespace, cases: dict[str, Case], broken: dict[str, str]) -> int:
+    """Measure the cases. The exit code: 0 if every case could be measured."""
 
     def show(name: str, case: Case, rows: list[dict]) -> None:
-        print(as_text(name, case, rows), flush=True)
+        print(as_text(name, case.about, rows), flush=True)
 
-    runner = Runner(arguments)
+    runner = Runner(arguments, broken)
     runner.measure(cases, results.LOSSES, arguments.providers, show)
     return int(runner.failed)
 
 
-def run_sweeps(arguments: argparse.Namespace) -> int:
-    """All sweeps, each printed when its last size is done. The exit code is that of `run_cases`."""
+def run_sweeps(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
+    """Measure all sweeps, each printed when its last size is done. The exit code is that of `run_cases`."""
     arguments.measure = [metric for metric in arguments.measure if metric == "memory"]
-    runner = Runner(arguments)
-    for name, sweep in sweeps.sweeps(arguments.device).items():
+    runner = Runner(arguments, broken)
+    for name, sweep in families.sweeps(gpu=arguments.device != "cpu").items():
         rows, sizes = [], {sweeps.case_name(name, size): size for size in sweep.cases}
 
         def keep(_name: str, _case: Case, new: list[dict], rows: list = rows) -> None:
@@ -139,7 +121,7 @@ def run_sweeps(arguments: argparse.Namespace) -> int:
 
 
 def progress(items: Iterable, doing: str) -> Iterable:
-    """A bar on a terminal, nothing elsewhere."""
+    """Return the items behind a bar on a terminal, and behind nothing elsewhere."""
     from tqdm import tqdm
 
     return tqdm(items, desc=doing, leave=False, disable=None)
@@ -147,7 +129,7 @@ def progress(items: Iterable, doing: str) -> Iterable:
 
 @contextmanager
 def empty_compiler_caches():
-    """Inductor's and Triton's caches in a new folder, so that a first call compiles."""
+    """Put Inductor's and Triton's caches in a new folder, so that a first call compiles."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="lgf-bench-", ignore_cleanup_errors=True) as folder:
         for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):

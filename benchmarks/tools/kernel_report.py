@@ -33,7 +33,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
 
@@ -112,13 +111,13 @@ class Launch(NamedTuple):
 
 @contextmanager
 def recorded(arch: int) -> Iterator[list[Launch]]:
-    """Launches made in this block are listed instead, as they would be made on this architecture."""
+    """List the launches of the block as they would be made on this architecture, instead of making them."""
     launches = []
 
     def record(kernel, grid, *arguments, **constants):
         launches.append(Launch(kernel, arguments, constants))
 
-    with mock.patch.object(launch, "run", record), mock.patch.object(launch, "architecture", lambda device: arch):
+    with launch.overridden(run=record, architecture=arch):
         yield launches
 
 

@@ -1,108 +1,249 @@
-"""The cases that are measured, named after what they are."""
+"""Local Gram Flow: its cases, what one would run instead in plain PyTorch, and its sweeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
+from lgf_cli.errors import UserError
 from torch import Tensor
 
 import lgf_kernels as lgf
 
-OPERATORS = ("lgf_kl", "local_gram_flow", "token_relation")
+from .base import Case, Loss, Provider, Sweep, Tensors, compiled, on_backend
+
 LATENT = (1, 13, 30, 45, 256)
+WINDOW = 7
 
 
 @dataclass(frozen=True)
-class Case:
-    """One operator at one size. `shape` is the student's; teachers have `teacher_channels` each."""
+class GramFlow(Case):
+    """Features (B, T, H, W, C) that are compared within windows of the next frame."""
 
-    operator: str
+    shape_form = "B,T,H,W,C with T at least 2"
+
     shape: tuple[int, ...]
-    teacher_channels: tuple[int, ...]
-    about: str
-    window: int = 7
-    #: Of token relations: a name that `lgf.TokenRelationLoss` knows.
-    form: str = "moalign"
+    window: int = WINDOW
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...], window: int | None = None) -> "GramFlow | None":
+        window = WINDOW if window is None else window
+        if window % 2 == 0 or not 1 <= window <= 15:
+            raise UserError(f"--window must be odd, 1 to 15, got {window}.")
+        return cls(shape, window=window) if len(shape) == 5 and shape[1] >= 2 else None
+
+    def name_suffix(self) -> str:
+        return f"-k{self.window}" if self.window != WINDOW else ""
+
+    def options(self) -> dict[str, object]:
+        return {"window": self.window}
+
+    def smallest(self) -> "GramFlow":
+        return replace(self, shape=(1, 2, *(min(size, 8) for size in self.shape[2:4]), 16))
+
+    def logits(self, dtype: torch.dtype) -> Tensor:
+        """Return the logits of a feature map without their memory."""
+        B, T, H, W, _ = self.shape
+        return self.empty(B, T - 1, H, W, self.window**2, dtype=dtype)
+
+    def flop(self) -> tuple[int, int]:
+        return self._products(self.shape[-1]), 2 * self._products(self.shape[-1])  # by queries, and by keys
+
+    def _products(self, channels: int) -> int:
+        """FLOP of a product for every position inside a window."""
+        B, T, H, W, _ = self.shape
+        return 2 * B * (T - 1) * _inside(H, self.window) * _inside(W, self.window) * channels
+
+
+def _inside(length: int, window: int) -> int:
+    """Return how many pairs (position, offset) on a line stay on it."""
+    r = min(window // 2, length - 1)
+    return length * (2 * r + 1) - r * (r + 1)
+
+
+@dataclass(frozen=True)
+class LgfKl(GramFlow):
+    """The loss of a student against teachers: two with the channels of the student, unless others are given."""
+
+    operator = "lgf_kl"
+    differentiable = ("student",)
+
+    teacher_channels: tuple[int, ...] | None = None
     #: The teachers come as float16 logits, as a training run on precomputed teachers has them.
     cached: bool = False
-    #: Takes minutes on a CPU, where it runs only if it is asked for by its name.
-    large: bool = False
-    dtype: str = "float32"
-    device: str = "cpu"
 
-    def inputs(self) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Student (a leaf that requires grad), teachers, and the upstream gradient of an output that is no scalar: random
-        and the same every time."""
-        generator = torch.Generator(self.device).manual_seed(0)  # a CPU takes a second for each large tensor
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each teacher's features."""
+        return 2 * self.shape[-1:] if self.teacher_channels is None else self.teacher_channels
 
-        def features(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device=self.device).to(getattr(torch, self.dtype))
+    def layout(self) -> Tensors:
+        features = [self.empty(*self.shape[:-1], channels) for channels in self.channels]
+        return {
+            "student": self.empty(*self.shape),
+            "teachers": [self.logits(torch.float16) for _ in features] if self.cached else features,
+        }
 
-        student, teachers = features(*self.shape), [features(*self.shape[:-1], C) for C in self.teacher_channels]
-        if self.cached:
-            teachers = [lgf.local_gram_flow(teacher, window=self.window).half() for teacher in teachers]
-        B, T, *rest = self.shape
-        upstream = features(B, T - 1, *rest[:2], self.window**2).float() if self.operator == "local_gram_flow" else None
-        return student.requires_grad_(), teachers, upstream
+    def tensors(self) -> Tensors:
+        if not self.cached:
+            return super().tensors()
+        tensors = replace(self, cached=False).tensors()
+        logits = [lgf.local_gram_flow(teacher, window=self.window).half() for teacher in tensors["teachers"]]
+        return tensors | {"teachers": logits}
 
-    def call(self) -> Callable[..., Tensor]:
-        """The public function measured, as `call(student, teachers, backend=..., reduction=...)`."""
-        if self.operator == "token_relation":
-            loss = lgf.TokenRelationLoss(self.form)
-            weight = loss.pair_weight(self.shape[1], self.device)
-
-            def relation(student: Tensor, teachers: list[Tensor], **options) -> Tensor:
-                return lgf.token_relation_loss(student, teachers[0], pair_weight=weight, margin=loss.margin, **options)
-
-            return relation
-        if self.operator == "local_gram_flow":
-            return lambda student, teachers, **options: lgf.local_gram_flow(student, window=self.window, **options)
+    def call(self, *, student: Tensor, teachers: list[Tensor], backend: str | None = None, **options) -> Tensor:
         function = lgf.lgf_kl_loss_from_logits if self.cached else lgf.lgf_kl_loss
-        return lambda student, teachers, **options: function(student, teachers, window=self.window, **options)
+        return function(student, teachers, window=self.window, backend=backend, **options)
 
-    def smallest(self) -> "Case":
-        """The same operator on so little that arithmetic takes no time: what is left is the overhead of a call."""
-        shape = (1, 2, *[min(n, 8) for n in self.shape[2:-1]], 16)
-        return replace(self, shape=shape, teacher_channels=tuple(16 for _ in self.teacher_channels))
+    def options(self) -> dict[str, object]:
+        return super().options() | ({"cached": True} if self.cached else {})
+
+    def smallest(self) -> "LgfKl":
+        return replace(super().smallest(), teacher_channels=tuple(16 for _ in self.channels))
+
+    def flop(self) -> tuple[int, int]:
+        forward, backward = super().flop()
+        return forward + (0 if self.cached else self._products(sum(self.channels))), backward
+
+    def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
+        """The loss is a mean over pairs of successive frames: each alone. A cache has one entry for a pair."""
+        B, T, H, W, _ = self.shape
+        student, teachers = tensors["student"], tensors["teachers"]
+        for t in range(T - 1):
+            pair = slice(t, t + 2)
+            entry = slice(t, t + 1) if self.cached else pair
+            total = self.call(
+                student=student[:, pair], teachers=[teacher[:, entry] for teacher in teachers],
+                backend="reference", reduction="sum",
+            )  # fmt: skip
+            yield total / (B * (T - 1) * H * W)
 
 
-def _lgf(shape: tuple[int, ...], about: str, **options) -> Case:
-    return Case("lgf_kl", shape, (shape[-1], shape[-1]), f"LGF-KL, {about}", **options)
+@dataclass(frozen=True)
+class LocalGramFlow(GramFlow):
+    """The logits of one feature map."""
+
+    operator = "local_gram_flow"
+    differentiable = ("features",)
+
+    def layout(self) -> Tensors:
+        return {"features": self.empty(*self.shape)}
+
+    def output(self) -> Tensor:
+        return self.logits(torch.float64 if self.dtype == "float64" else torch.float32)
+
+    def call(self, *, features: Tensor, backend: str | None = None) -> Tensor:
+        return lgf.local_gram_flow(features, window=self.window, backend=backend)
 
 
-def _relation(form: str, tokens: int, channels: int, about: str, **options) -> Case:
-    return Case("token_relation", (1, 24, tokens, channels), (channels,), about, form=form, **options)
-
-
+OPERATORS = (LgfKl, LocalGramFlow)
 CASES = {
-    "cogvideox-latent": _lgf(LATENT, "CogVideoX's latent grid, forward and backward SAM2 teacher"),
-    "cogvideox-latent-cached": _lgf(LATENT, "the same from the teachers' cached logits", cached=True),
-    "cogvideox-latent-logits": Case("local_gram_flow", LATENT, (), "the logits of one feature map and their gradient"),
-    "cogvideox-latent-batch4": _lgf((4, *LATENT[1:]), "CogVideoX's latent grid, 4 videos", large=True),
-    "sam2": _lgf((1, 49, 64, 64, 256), "every frame on the teacher's own grid", large=True),
-    "latent-to-frame": _lgf((1, 49, 30, 45, 256), "latents interpolated to every frame", large=True),
-    "cogvideox1.5": _lgf((1, 21, 48, 85, 256), "CogVideoX 1.5's grid", large=True),
+    "cogvideox-latent": LgfKl(LATENT, about="LGF-KL, CogVideoX's latent grid, forward and backward SAM2 teacher"),
+    "cogvideox-latent-cached": LgfKl(LATENT, cached=True, about="LGF-KL, the same from the teachers' cached logits"),
+    "cogvideox-latent-logits": LocalGramFlow(LATENT, about="the logits of one feature map and their gradient"),
+    "cogvideox-latent-batch4": LgfKl((4, *LATENT[1:]), about="LGF-KL, CogVideoX's latent grid, 4 videos", large=True),
+    "sam2": LgfKl((1, 49, 64, 64, 256), about="LGF-KL, every frame on the teacher's own grid", large=True),
+    "latent-to-frame": LgfKl(
+        (1, 49, 30, 45, 256), about="LGF-KL, latents interpolated to every frame", large=True
+    ),
+    "cogvideox1.5": LgfKl((1, 21, 48, 85, 256), about="LGF-KL, CogVideoX 1.5's grid", large=True),
     **{
-        f"window-{K}": _lgf(LATENT, f"CogVideoX's latent grid, {K} x {K} window", window=K, large=K > 7)
+        f"window-{K}": LgfKl(LATENT, window=K, about=f"LGF-KL, CogVideoX's latent grid, {K} x {K} window", large=K > 7)
         for K in (3, 5, 9, 11, 13, 15)
     },
-    "videorepa-24x150": _relation("videorepa", 150, 768, "VideoREPA on 24 frames of 10 x 15 tokens"),
-    "moalign-24x150": _relation("moalign", 150, 64, "MoAlign on 24 frames of 10 x 15 tokens"),
-    "videorepa-24x1350": _relation("videorepa", 1350, 768, "VideoREPA at full resolution, 30 x 45 tokens", large=True),
-    "moalign-24x1350": _relation("moalign", 1350, 64, "MoAlign at full resolution, 30 x 45 tokens", large=True),
 }
 
 
-def own_case(operator: str, shape: tuple[int, ...], window: int = 7) -> tuple[str, Case]:
-    """Name and case of an operator on a shape that the user gives; its teachers are like the student."""
-    teachers = {"lgf_kl": 2, "local_gram_flow": 0, "token_relation": 1}[operator]
-    size = "x".join(map(str, shape)) + (f"-k{window}" if window != 7 else "")
-    return f"{operator}-{size}", Case(operator, shape, (shape[-1],) * teachers, "a shape of yours", window)
+def sweeps(gpu: bool) -> dict[str, Sweep]:
+    """Return the sweeps over each size of LGF-KL."""
+    T, H, W, C = (13, 30, 45, 256) if gpu else (5, 24, 32, 64)
+    return {
+        "pairs": Sweep("T - 1", "LGF-KL, pairs of frames", {n: LgfKl((1, n + 1, H, W, C)) for n in (2, 4, 8, 16, 32)}),
+        "tokens": Sweep(
+            "H * W", "LGF-KL, tokens of a frame", {H * W * s * s: LgfKl((1, T, H * s, W * s, C)) for s in (1, 2, 3, 4)}
+        ),
+        "channels": Sweep(
+            "C", "LGF-KL, channels", {channels: LgfKl((1, T, H, W, channels)) for channels in (64, 128, 256, 512, 1024)}
+        ),
+        "window": Sweep(
+            "K", "LGF-KL, side of the window", {K: LgfKl((1, T, H, W, C), window=K) for K in range(3, 16, 2)}
+        ),
+    }  # fmt: skip
 
 
-def why_not_shape(operator: str, shape: tuple[int, ...]) -> str | None:
-    """None if the operator takes a student of this shape, else what it takes."""
-    relation = operator == "token_relation"
-    wanted = "B,F,N,C (videos, frames, tokens of a frame, channels)" if relation else "B,T,H,W,C with T at least 2"
-    right = len(shape) == (4 if relation else 5) and min(shape) >= 1 and (relation or shape[1] >= 2)
-    return None if right else f"{operator} takes {wanted}"
+def unfolded_logits(features: Tensor, window: int) -> Tensor:
+    """Unfold all windows: K*K copies of the feature map."""
+    B, T, H, W, C = features.shape
+    keys = features[:, 1:].flatten(0, 1).permute(0, 3, 1, 2)
+    keys = F.unfold(keys, window, padding=window // 2).view(B, T - 1, C, window * window, H, W)
+    return torch.einsum("bthwc,btcdhw->bthwd", features[:, :-1], keys)
+
+
+def blocked_logits(features: Tensor, window: int, tile: int = 8) -> Tensor:
+    """Multiply tiles of queries by their halos of keys in one batched product, from which each query gathers its window."""
+    B, T, H, W = features.shape[:4]
+    r, down, right = window // 2, -H % tile, -W % tile
+    halo = tile + 2 * r
+    queries = F.pad(features[:, :-1], (0, 0, 0, right, 0, down)).flatten(0, 1)
+    keys = F.pad(features[:, 1:], (0, 0, r, r + right, r, r + down)).flatten(0, 1)
+    queries = queries.unfold(1, tile, tile).unfold(2, tile, tile).flatten(-2)
+    keys = keys.unfold(1, halo, tile).unfold(2, halo, tile).flatten(-2)
+    gram = queries.mT @ keys
+    inner, offset = (torch.arange(length, device=features.device) for length in (tile, window))
+    row, column = (inner[:, None, None, None] + offset[:, None]), (inner[:, None, None] + offset)
+    index = (row * halo + column).reshape(tile * tile, window * window)
+    logits = gram.gather(-1, index.expand(*gram.shape[:-2], -1, -1)).unflatten(3, (tile, tile))
+    logits = logits.transpose(2, 3).reshape(B, T - 1, H + down, W + right, window * window)
+    return logits[:, :, :H, :W]
+
+
+def unit(features: Tensor) -> Tensor:
+    """Normalise in float32, and return the features' own type: what a user hands to a matrix product."""
+    return F.normalize(features.float(), dim=-1, eps=1e-6).to(features.dtype)
+
+
+def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, temperature: float = 0.1) -> Loss:
+    """Return the operator of a case by somebody's logits of normalised features, and plain PyTorch for the rest."""
+
+    def outside(features: Tensor) -> Tensor:
+        return ~lgf.local_window_mask(*features.shape[2:4], case.window, device=features.device)
+
+    def gram(features: Tensor) -> Tensor:
+        return logits(unit(features), case.window).float()
+
+    def local_gram_flow(features: Tensor) -> Tensor:
+        return gram(features).masked_fill(outside(features), 0.0)
+
+    def lgf_kl(student: Tensor, teachers: list[Tensor]) -> Tensor:
+        out = outside(student)
+        zT = sum(t.float() if case.cached else gram(t) for t in teachers) / len(teachers)
+        log_q = (gram(student) / temperature).masked_fill(out, -torch.inf).log_softmax(-1)
+        log_p = (zT / temperature).masked_fill(out, -torch.inf).log_softmax(-1)
+        return torch.where(out, 0.0, log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+    return lgf_kl if isinstance(case, LgfKl) else local_gram_flow
+
+
+def maps(number: Callable[[int], int]) -> Callable[[GramFlow], float]:
+    """Return the memory of a number of feature maps in float32, which may depend on the window."""
+    return lambda case: 4.0 * torch.Size(case.shape).numel() * number(case.window)
+
+
+BOTH = tuple(case.operator for case in OPERATORS)
+#: The numbers of maps are measured ones (the table's peak memory), rounded up.
+BASELINES = {
+    "eager-unfold": Provider(
+        "torch.nn.functional.unfold of every feature map", BOTH, partial(from_logits, unfolded_logits),
+        needs=maps(lambda window: 3 * window**2),
+    ),
+    "eager": Provider(
+        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH,
+        partial(on_backend, "reference"), needs=maps(lambda window: window**2 + 7),
+    ),
+    "compile": Provider("torch.compile of eager", BOTH, compiled, needs=maps(lambda window: 8), compiles=True),
+    "bmm": Provider(
+        "batched products of 8 x 8 queries with their halos, then a gather", BOTH, partial(from_logits, blocked_logits),
+        needs=maps(lambda window: 20),
+    ),
+}  # fmt: skip
