@@ -104,4 +104,3 @@ def _gemm(device: str, dtype: str) -> float:
     side = GEMM[_kind(device)]
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     return 2 * side**3 / best(lambda: a @ b, device, RUNS)
-

@@ -60,7 +60,12 @@ def _cells(key: tuple, a: dict, b: dict, judge: Callable[[dict, dict], str]) -> 
         return cells | {"A": a["status"], "B": b["status"], "A / B": "no ratio", "": "an answer is missing or off"}
     a, b = a["both"], b["both"]
     ratio = number(a["median_ms"] / b["median_ms"], ".2f", "x")
-    return cells | {"A": milliseconds(a["median_ms"]), "B": milliseconds(b["median_ms"]), "A / B": ratio, "": judge(a, b)}
+    return cells | {
+        "A": milliseconds(a["median_ms"]),
+        "B": milliseconds(b["median_ms"]),
+        "A / B": ratio,
+        "": judge(a, b),
+    }
 
 
 def verdict(a: dict, b: dict) -> str:

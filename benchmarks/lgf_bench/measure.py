@@ -56,7 +56,9 @@ def measure_case(name: str, case: Case, plan: Plan) -> list[dict]:
         if "first" in plan.metrics:
             rows[p]["first_call_s"] = max(first - rows[p]["both"]["median_ms"] / 1e3, 0.0)
     if "overhead" in plan.metrics:
-        for p in plan.progress([p for p in functions if not providers(case.operator)[p].compiles], "overhead of a call"):
+        for p in plan.progress(
+            [p for p in functions if not providers(case.operator)[p].compiles], "overhead of a call"
+        ):
             rows[p]["overhead_us"] = 1e6 * timing.overhead(provider(p, case.smallest()), case)
     if "memory" in plan.metrics:
         for p in plan.progress(functions, "peak memory"):
@@ -85,9 +87,7 @@ def _floor(case: Case, ceiling: dict) -> dict:
     }
 
 
-def checked(
-    name: str, make: Callable[[], Loss], case: Case, true: correctness.Answer
-) -> tuple[dict, Loss | None]:
+def checked(name: str, make: Callable[[], Loss], case: Case, true: correctness.Answer) -> tuple[dict, Loss | None]:
     """Return status, errors and the seconds of the first call, with the function if its answer is right."""
     try:
         function, inputs = make(), case.inputs()

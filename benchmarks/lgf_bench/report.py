@@ -32,8 +32,9 @@ Written by `lgf bench report` from the files in [benchmarks/results](../benchmar
   difference passes 0 or the margin, and rounding puts a few of the pairs on the other side: there 1e-2 is allowed.
 - Times are medians of interleaved runs, with quartiles. Ratios are with the fastest right answer that is not this library's, in the
   same run of the same process.
-- Memory is the peak beyond inputs, output and gradient. "call" is the cost of forward and backward on inputs so small that only
-  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included.
+- Memory is the peak beyond inputs, output and gradients. "call" is the cost of forward and backward on inputs so small that only
+  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included. "gradient error" is that
+  of the worst gradient.
 - "of floor" compares with `max(FLOP / GEMM ceiling, bytes / copy ceiling)`: FLOP of the products, bytes of the inputs read once
   and the outputs written once per pass, ceilings measured on the same machine. 100 % is as fast as it could do it at all.
 """

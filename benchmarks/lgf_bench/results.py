@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-
 from lgf_cli.errors import UserError
 
 from lgf_kernels import __version__

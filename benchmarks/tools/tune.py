@@ -118,7 +118,13 @@ def tune(table: Table, case: Case, rounds: int) -> list[dict]:
     with choosing(table.rows, case) as (own, function_of):
         for candidate in progress(list(candidates(own)), f"{table.name}: compiling"):
             name = str(candidate)
-            row = {"table": table.name, "dtype": case.dtype, "part": table.part, **candidate._asdict(), "candidate": name}
+            row = {
+                "table": table.name,
+                "dtype": case.dtype,
+                "part": table.part,
+                **candidate._asdict(),
+                "candidate": name,
+            }
             try:
                 found, function = checked(name, lambda c=candidate: function_of(c), case, true)
             except BrokenDeviceError as error:

@@ -247,7 +247,11 @@ def test_a_new_process_goes_on_without_the_provider_that_broke_the_gpu(tmp_path,
     ("job", "out", "says"),
     [
         ("job", None, "natten broke the GPU for this process: illegal access. Leave it out with --providers."),
-        ("dying_job", None, "its process died: it crashed, was killed, or the memory ran out. --providers leaves one out."),
+        (
+            "dying_job",
+            None,
+            "its process died: it crashed, was killed, or the memory ran out. --providers leaves one out.",
+        ),
         ("dying_job", Path("results"), "What was finished is in results; --resume goes on."),
         ("mistaken_job", None, "a mistake of the user"),
     ],

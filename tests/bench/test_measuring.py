@@ -90,7 +90,9 @@ def test_a_family_is_found_by_its_file():
 @pytest.mark.parametrize("name", SMALL)
 def test_every_provider_is_right(name):
     case = SMALL[name]
-    here = [provider for provider in providers.runnable(case) if not providers.providers(case.operator)[provider].compiles]
+    here = [
+        provider for provider in providers.runnable(case) if not providers.providers(case.operator)[provider].compiles
+    ]
     assert {"eager", "portable"} <= set(here)
     true = correctness.truth(case)
     for provider in here:
