@@ -43,57 +43,38 @@ DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
     """Return the parser, without the lists of operators, cases and providers that only --help needs (`with_lists`)."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
+    add, default = parser.add_argument, "(default: %(default)s)"
+    types = f"of {', '.join(DTYPES)}; default: float32 on CPUs, bfloat16 on GPUs"
+    metrics = "".join(f"\n  {name}: {about}" for name, about in METRICS.items())
+    add("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
+    add("--device", default="cpu", help=f"cpu, cuda or cuda:N {default}")
+    add(
         "--shapes",
         nargs="+",
         metavar="SIZES",
-        help="shapes instead of the cases, such as 1,13,30,45,256;\nfor all operators that take one, unless some are named",
+        help="such as 1,13,30,45,256, instead of the cases; of every operator that takes it",
     )
-    parser.add_argument("--window", type=int, help="with --shapes, of operators that have a window (default: 7)")
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        choices=DTYPES,
-        metavar="DTYPE",
-        help=f"of {', '.join(DTYPES)}; default: float32 on CPUs, bfloat16 on GPUs",
-    )
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument(
-        "--measure",
-        nargs="*",
-        choices=METRICS,
-        default=list(METRICS),
-        metavar="WHAT",
-        help="beside answers and times, default all:\n"
-        + "\n".join(f"  {name}: {about}" for name, about in METRICS.items()),
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="timed runs of each provider (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's)")
-    parser.add_argument(
+    add("--window", type=int, help="with --shapes, of operators that have a window (default: 7)")
+    add("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=types)
+    add("--providers", nargs="+", metavar="NAME", help="default: all")
+    add(
+        "--measure", nargs="*", choices=METRICS, default=list(METRICS), metavar="WHAT",
+        help=f"beside answers and times, default all:{metrics}",
+    )  # fmt: skip
+    add("--rounds", type=int, default=9, help=f"timed runs of each provider {default}")
+    add("--threads", type=int, help="threads of the CPU (default: torch's)")
+    add(
         "--clock", choices=CLOCKS, default="wall",
         help="of CPUs. cpu: the time that this process gets, for machines busy with other things, with --threads 1",
     )  # fmt: skip
-    parser.add_argument(
-        "--out",
-        type=Path,
-        nargs="?",
-        const=True,
-        metavar="DIR",
+    add(
+        "--out", type=Path, nargs="?", const=True, metavar="DIR",
         help="add the numbers to DIR; without DIR: benchmarks/results/<device>",
-    )
-    parser.add_argument("--resume", action="store_true", help="leave out cases that --out has already, of this commit")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes"
-    )
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
-    parser.add_argument(
-        "--config",
-        default="tiny",
-        choices=("tiny", "5b"),
-        help="of `step`: the size of the model (default: %(default)s)",
-    )
+    )  # fmt: skip
+    add("--resume", action="store_true", help="leave out cases that --out has already, of this commit")
+    add("--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes")
+    add("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
+    add("--config", default="tiny", choices=("tiny", "5b"), help=f"of `step`: the size of the model {default}")
     return parser
 
 

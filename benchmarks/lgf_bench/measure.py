@@ -32,55 +32,49 @@ class Plan:
 
 def measure_case(name: str, case: Case, plan: Plan) -> list[dict]:
     """Return one row for each provider of the operator, right, wrong, failed or absent."""
-    here = offered(case) | {name: it for name, it in plan.broken.items() if name in providers(case.operator)}
-    chosen = [p for p in here if plan.providers is None or p in plan.providers]
-    shared = _identity(name, case) | _floor(case, plan.ceiling)
-    rows = {p: shared | {"provider": p} for p in chosen}
-    runs = [p for p in chosen if here[p] is None]
-    for p in chosen:
-        if here[p] is not None:
-            rows[p] |= {"status": "absent", "why": here[p]}
 
-    functions = {}
+    def progress(items: Iterable, doing: str) -> Iterable:
+        return plan.progress(items, f"{name}: {doing}")
+
+    known = providers(case.operator)
+    reasons = offered(case) | {p: reason for p, reason in plan.broken.items() if p in known}
+    shared, rows, functions = _shared(name, case, plan.ceiling), {}, {}
+    for p, reason in reasons.items():
+        if plan.providers is None or p in plan.providers:
+            rows[p] = shared | {"provider": p} | ({"status": "absent", "why": reason} if reason else {})
+    runs = [p for p in rows if reasons[p] is None]
     true = correctness.truth(case) if runs else None
-    for p in plan.progress(runs, "checking the answers"):
+    for p in progress(runs, "checking the answers"):
         found, function = checked(p, lambda p=p: provider(p, case), case, true)
         rows[p] |= found
-        if found["status"] == "right":
+        if function:
             functions[p] = function
     del true
-    times = timing.interleaved(functions, case, plan.rounds, lambda items: plan.progress(items, "timing"))
-    for p, seconds in times.items():
+    for p, seconds in timing.interleaved(functions, case, plan.rounds, lambda it: progress(it, "timing")).items():
         rows[p] |= {part: timing.spread(seconds[part]) for part in PASSES}
-        first = rows[p].pop("first_call_s")
+        first = rows[p].pop("first_call_s") - rows[p]["both"]["median_ms"] / 1e3
         if "first" in plan.metrics:
-            rows[p]["first_call_s"] = max(first - rows[p]["both"]["median_ms"] / 1e3, 0.0)
+            rows[p]["first_call_s"] = max(first, 0.0)
     if "overhead" in plan.metrics:
-        for p in plan.progress(
-            [p for p in functions if not providers(case.operator)[p].compiles], "overhead of a call"
-        ):
+        for p in progress([p for p in functions if not known[p].compiles], "overhead of a call"):
             rows[p]["overhead_us"] = 1e6 * timing.overhead(provider(p, case.smallest()), case)
     if "memory" in plan.metrics:
-        for p in plan.progress(functions, "peak memory"):
+        for p in progress(functions, "peak memory"):
             rows[p]["peak_bytes"] = memory.peak_memory(case, p, functions[p])
     functions.clear()
     _forget_compiled_code()
     return list(rows.values())
 
 
-def _identity(name: str, case: Case) -> dict:
+def _shared(name: str, case: Case, ceiling: dict) -> dict:
+    """Return what the rows of a case have in common."""
+    work = case.work()
     return {
         "case": name,
         "operator": case.operator,
         "tensors": {tensor: each(lambda t: list(t.shape), value) for tensor, value in case.layout().items()},
         "options": case.options(),
         "dtype": case.dtype,
-    }
-
-
-def _floor(case: Case, ceiling: dict) -> dict:
-    work = case.work()
-    return {
         "flop": {part: it.flop for part, it in work.items()},
         "bytes": {part: it.bytes for part, it in work.items()},
         "floor_ms": ceilings.floor_ms(work, case.dtype, ceiling),

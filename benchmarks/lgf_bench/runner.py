@@ -4,7 +4,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from . import ceilings, families, results, sweeps, timing
 from .families.base import Case
 from .measure import Plan, measure_case
-from .providers import providers as providers_of
+from .providers import providers
 from .table import as_text
 
 
@@ -20,44 +20,35 @@ class Runner:
     """One run of `lgf bench`: the machine's ceilings, where numbers go, until when, and without which providers."""
 
     def __init__(self, arguments: argparse.Namespace, broken: dict[str, str]):
-        self.arguments, self.broken = arguments, broken
+        self.arguments = arguments
         self.deadline = time.monotonic() + 60 * arguments.minutes
-        self.ceiling = ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)
+        ceiling = ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)
+        metrics = tuple(arguments.measure)
+        self.plan = Plan(arguments.providers, arguments.rounds, metrics, ceiling, broken, progress)
         self.about = results.provenance(arguments.device) | {"clock": timing.clock_in_use(arguments.device)}
         self.failed = False
-        print(ceilings.as_text(self.ceiling), flush=True)
+        print(ceilings.as_text(ceiling), flush=True)
 
-    def measure(
-        self,
-        cases: dict[str, Case],
-        file: str,
-        providers: list[str] | None,
-        show: Callable,
-        more: Callable = lambda name: {},
-    ) -> None:
-        """Show what was measured by `show(name, case, rows)`, and add it with `more(name)` to a file of the folder of results."""
-        arguments = self.arguments
-        with empty_compiler_caches() if "first" in arguments.measure else nullcontext():
-            for dtype in arguments.dtypes:
+    def measured(self, cases: dict[str, Case], file: str, facts: dict[str, dict] | None = None) -> Iterator[tuple]:
+        """Yield name, case and rows of each case, kept in a file of the folder of results with the facts of its name."""
+        with empty_compiler_caches() if "first" in self.arguments.measure else nullcontext():
+            for dtype in self.arguments.dtypes:
                 for name, case in cases.items():
-                    if self._has(file, name, case, dtype, providers):
+                    case = replace(case, dtype=dtype, device=self.arguments.device)
+                    if self._is_kept(file, name, case):
                         continue
                     if time.monotonic() > self.deadline:
                         print(f"{name}, {dtype}: not begun, the time of --minutes is over")
-                        continue
-                    case = replace(case, dtype=dtype, device=arguments.device)
-                    rows = self._rows(name, case, providers)
-                    if not rows:
-                        continue
-                    rows = [row | more(name) | self.about for row in rows]
-                    show(name, case, rows)
-                    if arguments.out:
-                        results.append(arguments.out / file, rows)
+                    elif rows := self._rows(name, case):
+                        rows = [row | (facts or {}).get(name, {}) | self.about for row in rows]
+                        if self.arguments.out:
+                            results.append(self.arguments.out / file, rows)
+                        yield name, case, rows
 
-    def _rows(self, name: str, case: Case, providers: list[str] | None) -> list[dict]:
+    def _rows(self, name: str, case: Case) -> list[dict]:
         """Return the rows of one case; none, after the reason, if it cannot be measured."""
         try:
-            rows = measure_case(name, case, self._plan(name, providers))
+            rows = measure_case(name, case, self.plan)
         except (RuntimeError, MemoryError) as error:
             self.failed = True
             print(f"\n{name}: FAILED: {error}", flush=True)
@@ -66,52 +57,37 @@ class Runner:
             print(f"\n{name}: none of --providers has to do with {case.operator}")
         return rows
 
-    def _plan(self, name: str, providers: list[str] | None) -> Plan:
-        def bar(items: Iterable, doing: str) -> Iterable:
-            return progress(items, f"{name}: {doing}")
-
-        metrics = tuple(self.arguments.measure)
-        return Plan(providers, self.arguments.rounds, metrics, self.ceiling, self.broken, bar)
-
-    def _has(self, file: str, name: str, case: Case, dtype: str, providers: list[str] | None) -> bool:
+    def _is_kept(self, file: str, name: str, case: Case) -> bool:
         """Return whether one run of this code on this machine has measured a case with all these providers."""
         if not self.arguments.resume:
             return False
-        asked = {provider for provider in providers_of(case.operator) if not providers or provider in providers}
-        same = ("commit", "lgf_kernels", "torch", "device", "threads", "clock")
+        asked = {it for it in providers(case.operator) if not self.plan.providers or it in self.plan.providers}
+        wanted = {key: self.about[key] for key in ("commit", "lgf_kernels", "torch", "device", "threads", "clock")}
+        wanted |= {"case": name, "dtype": case.dtype}
         by_run: dict[str, set[str]] = {}
         for row in results.read(self.arguments.out / file):
-            if (row["case"], row["dtype"]) == (name, dtype) and all(row[key] == self.about[key] for key in same):
+            if wanted.items() <= {key: row[key] for key in wanted}.items():
                 by_run.setdefault(row["run"], set()).add(row["provider"])
         return any(asked <= measured for measured in by_run.values())
 
 
 def run_cases(arguments: argparse.Namespace, cases: dict[str, Case], broken: dict[str, str]) -> int:
     """Measure the cases. The exit code: 0 if every case could be measured."""
-
-    def show(name: str, case: Case, rows: list[dict]) -> None:
-        print(as_text(name, case.about, rows), flush=True)
-
     runner = Runner(arguments, broken)
-    runner.measure(cases, results.LOSSES, arguments.providers, show)
+    for name, case, rows in runner.measured(cases, results.LOSSES):
+        print(as_text(name, case.about, rows), flush=True)
     return int(runner.failed)
 
 
 def run_sweeps(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
     """Measure all sweeps, each printed when its last size is done. The exit code is that of `run_cases`."""
     arguments.measure = [metric for metric in arguments.measure if metric == "memory"]
+    arguments.providers = arguments.providers or list(sweeps.PROVIDERS)
     runner = Runner(arguments, broken)
     for name, sweep in families.sweeps(gpu=arguments.device != "cpu").items():
-        rows, sizes = [], {sweeps.case_name(name, size): size for size in sweep.cases}
-
-        def keep(_name: str, _case: Case, new: list[dict], rows: list = rows) -> None:
-            rows.extend(new)
-
-        def more(case_name: str, name: str = name, sizes: dict = sizes) -> dict:
-            return {"sweep": name, "size": sizes[case_name]}
-
-        cases = {case_name: sweep.cases[size] for case_name, size in sizes.items()}
-        runner.measure(cases, results.SWEEPS, arguments.providers or list(sweeps.PROVIDERS), keep, more)
+        cases = {f"sweep-{name}-{size}": case for size, case in sweep.cases.items()}
+        facts = {case: {"sweep": name, "size": size} for case, size in zip(cases, sweep.cases, strict=True)}
+        rows = [row for *_, new in runner.measured(cases, results.SWEEPS, facts) for row in new]
         if arguments.out:
             rows = [row for row in results.latest(results.read(arguments.out / results.SWEEPS)) if row["sweep"] == name]
         for dtype in arguments.dtypes:
@@ -128,7 +104,7 @@ def progress(items: Iterable, doing: str) -> Iterable:
 
 
 @contextmanager
-def empty_compiler_caches():
+def empty_compiler_caches() -> Iterator[None]:
     """Put Inductor's and Triton's caches in a new folder, so that a first call compiles."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="lgf-bench-", ignore_cleanup_errors=True) as folder:

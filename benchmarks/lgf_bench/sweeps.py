@@ -15,10 +15,6 @@ from .table import TERMINAL, number, tabulated
 PROVIDERS = ("eager", "native", "triton", "portable")
 
 
-def case_name(sweep: str, size: int) -> str:
-    return f"sweep-{sweep}-{size}"
-
-
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
     """Return the slope of log cost over log size; None with fewer than two sizes or a cost that is not positive."""
     if len(set(sizes)) < 2 or min(costs) <= 0:

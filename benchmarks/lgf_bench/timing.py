@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from .correctness import clear_gradients, step
-from .families.base import PASSES, Case, Inputs
+from .families.base import PASSES, Case
 
 #: GPU cycles to keep the device busy while the host queues a run: about 10 ms. A host that takes longer shows in the time.
 HEAD_START = 20_000_000
@@ -93,22 +93,16 @@ def interleaved(
     seconds = {name: {part: [] for part in PASSES} for name in functions}
     for _ in progress(range(rounds)):
         for name, function in functions.items():
-            forward, backward = one_run(function, inputs, clock)
+            clear_gradients(inputs)
+            clock.start()
+            output = function(**inputs.tensors)
+            clock.mark()
+            output.backward(inputs.upstream)
+            clock.mark()
+            forward, backward = clock.seconds()
             for part, value in zip(PASSES, (forward, backward, forward + backward), strict=True):
                 seconds[name][part].append(value)
     return seconds
-
-
-def one_run(function: Callable, inputs: Inputs, clock: Clock) -> tuple[float, float]:
-    """Return the seconds of forward and of backward."""
-    clear_gradients(inputs)
-    clock.start()
-    output = function(**inputs.tensors)
-    clock.mark()
-    output.backward(inputs.upstream)
-    clock.mark()
-    forward, backward = clock.seconds()
-    return forward, backward
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

@@ -42,6 +42,11 @@ class GramFlow(Case):
     def smallest(self) -> "GramFlow":
         return replace(self, shape=(1, 2, *(min(size, 8) for size in self.shape[2:4]), 16))
 
+    @property
+    def map_bytes(self) -> float:
+        """Bytes of a feature map in float32."""
+        return 4.0 * torch.Size(self.shape).numel()
+
     def logits(self, dtype: torch.dtype) -> Tensor:
         """Return the logits of a feature map without their memory."""
         B, T, H, W, _ = self.shape
@@ -223,25 +228,20 @@ def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, tempera
     return lgf_kl if isinstance(case, LgfKl) else local_gram_flow
 
 
-def maps(number: Callable[[int], int]) -> Callable[[GramFlow], float]:
-    """Return the memory of a number of feature maps in float32, which may depend on the window."""
-    return lambda case: 4.0 * torch.Size(case.shape).numel() * number(case.window)
-
-
 BOTH = tuple(case.operator for case in OPERATORS)
 #: The numbers of maps are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager-unfold": Provider(
         "torch.nn.functional.unfold of every feature map", BOTH, partial(from_logits, unfolded_logits),
-        needs=maps(lambda window: 3 * window**2),
+        needs=lambda case: 3 * case.window**2 * case.map_bytes,
     ),
     "eager": Provider(
         "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH,
-        partial(on_backend, "reference"), needs=maps(lambda window: window**2 + 7),
+        partial(on_backend, "reference"), needs=lambda case: (case.window**2 + 7) * case.map_bytes,
     ),
-    "compile": Provider("torch.compile of eager", BOTH, compiled, needs=maps(lambda window: 8), compiles=True),
+    "compile": Provider("torch.compile of eager", BOTH, compiled, needs=lambda case: 8 * case.map_bytes, compiles=True),
     "bmm": Provider(
         "batched products of 8 x 8 queries with their halos, then a gather", BOTH, partial(from_logits, blocked_logits),
-        needs=maps(lambda window: 20),
+        needs=lambda case: 20 * case.map_bytes,
     ),
 }  # fmt: skip

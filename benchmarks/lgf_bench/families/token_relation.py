@@ -1,6 +1,6 @@
 """Token relations: their cases, what one would run instead in plain PyTorch, and their sweep."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -46,6 +46,12 @@ class TokenRelation(Case):
     def channels(self) -> int:
         """Channels of student and teacher together."""
         return self.shape[-1] + (self.teacher_channels or self.shape[-1])
+
+    @property
+    def matrix_bytes(self) -> float:
+        """Bytes of the n x n relations in float32."""
+        B, frames, N, _ = self.shape
+        return 4.0 * B * (frames * N) ** 2
 
     def layout(self) -> Tensors:
         frames = self.shape[1]
@@ -129,23 +135,13 @@ def chunked(case: TokenRelation) -> Loss:
     return loss
 
 
-def matrices(number: int) -> Callable[[TokenRelation], float]:
-    """Return the memory of a number of n x n matrices in float32."""
-
-    def needs(case: TokenRelation) -> float:
-        B, frames, N, _ = case.shape
-        return 4.0 * B * (frames * N) ** 2 * number
-
-    return needs
-
-
 _OWN = (TokenRelation.operator,)
 #: The numbers of matrices are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider(
         "plain PyTorch: the n x n matrices (the library's oracle)", _OWN, partial(on_backend, "reference"),
-        needs=matrices(4),
+        needs=lambda case: 4 * case.matrix_bytes,
     ),
-    "compile": Provider("torch.compile of eager", _OWN, compiled, needs=matrices(3), compiles=True),
+    "compile": Provider("torch.compile of eager", _OWN, compiled, needs=lambda case: 3 * case.matrix_bytes, compiles=True),
     "chunked": Provider("eager, a frame's rows at a time, with checkpointing", _OWN, chunked),
 }  # fmt: skip
