@@ -212,7 +212,10 @@ def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
     from .families import CASES, OPERATORS
 
     if arguments.shapes:
-        return dict(_cases_of_shapes(arguments))
+        cases = dict(_cases_of_shapes(arguments))
+        if arguments.window is not None and not any("window" in case.options() for case in cases.values()):
+            raise UserError("--window: none of the operators that take these --shapes has a window.")
+        return cases
     cpu = arguments.device == "cpu"
     asked = arguments.what or OPERATORS
     return {
@@ -234,10 +237,10 @@ def _cases_of_shapes(arguments: argparse.Namespace) -> "Iterator[tuple[str, Case
         shape = tuple(map(int, text.split(",")))
         asked = {name: OPERATORS[name] for name in arguments.what} or OPERATORS
         cases = {name: it.of_shape(shape, arguments.window) if min(shape) else None for name, it in asked.items()}
-        if refused := [name for name, case in cases.items() if case is None]:
-            if arguments.what or len(refused) == len(cases):
-                forms = "; ".join(f"{name} takes {OPERATORS[name].shape_form}" for name in refused)
-                raise UserError(f"--shapes {text}: {forms}.")
+        refused = [name for name, case in cases.items() if case is None]
+        if refused and (arguments.what or len(refused) == len(cases)):
+            forms = "; ".join(f"{name} takes {OPERATORS[name].shape_form}" for name in refused)
+            raise UserError(f"--shapes {text}: {forms}.")
         for name, case in cases.items():
             if case:
-                yield "-".join([name, "x".join(map(str, shape))]) + case.name_suffix(), case
+                yield f"{name}-{'x'.join(map(str, shape))}{case.name_suffix()}", case

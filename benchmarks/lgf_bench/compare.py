@@ -44,7 +44,7 @@ def as_text(a: str, b: str, rows_a: dict, rows_b: dict, note: str, judge: Callab
     """Return what both have, with what `judge` says of the times, and what only one has."""
     lines = [f"B = {b} against A = {a}; {note}"]
     if both := [_cells(key, row, rows_b[key], judge) for key, row in rows_a.items() if key in rows_b]:
-        lines.append(tabulated(both, TERMINAL))
+        lines.append(tabulated(both, TERMINAL, left=3))
     for name, rows, others in (("A", rows_a, rows_b), ("B", rows_b, rows_a)):
         if only := [" ".join(key) for key in rows if key not in others]:
             lines.append(f"only in {name}: {', '.join(only)}")

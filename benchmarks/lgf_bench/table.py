@@ -11,13 +11,13 @@ from .providers import BACKENDS
 TERMINAL, PAGE = "simple", "pipe"
 
 
-def tabulated(rows: list[dict[str, str]], form: str) -> str:
-    """Return rows, whose keys are the columns, as a table: the first column to the left, the others to the right."""
+def tabulated(rows: list[dict[str, str]], form: str, left: int = 1) -> str:
+    """Return rows, whose keys are the columns, as a table: so many columns to the left, the others to the right."""
     try:
         from tabulate import tabulate
     except ModuleNotFoundError:
         raise UserError('tabulate is not installed. Get it with: pip install "lgf-kernels[bench]"') from None
-    align = ["left"] + ["right"] * (len(rows[0]) - 1) if rows else None
+    align = [("left" if column < left else "right") for column in range(len(rows[0]))]
     return tabulate(rows, headers="keys", tablefmt=form, disable_numparse=True, colalign=align)
 
 

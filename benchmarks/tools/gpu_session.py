@@ -220,7 +220,7 @@ def summary(folder: Path, state: dict) -> str:
     for row in ceilings.with_floors(results.latest(results.read(folder / results.LOSSES)), folder):
         by_case.setdefault((row["case"], row["dtype"]), []).append(row)
     if by_case:
-        lines.append(tabulated([_fastest(rows) for rows in by_case.values()], TERMINAL))
+        lines.append(tabulated([_fastest(rows) for rows in by_case.values()], TERMINAL, left=3))
     lines += [
         f"{case}, {dtype}: {row['provider']} is WRONG or failed, see {folder.name}"
         for (case, dtype), rows in by_case.items()

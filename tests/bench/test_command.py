@@ -327,6 +327,7 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["small-lgf", "--shapes", "1,2,3,4"], "operator"),
         (["--shapes", "1,2,3,4,5", "--window", "4"], "odd"),
         (["--window", "5"], "--shapes"),
+        (["--shapes", "1,2,3,4", "--window", "5"], "--window"),
         (["sweeps", "--shapes", "1,2,3,4"], "operator"),
         (["sweeps", "step"], "job"),
         (["step", "--config", "5b"], "GPU"),

@@ -28,10 +28,12 @@ class GramFlow(Case):
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...], window: int | None = None) -> "GramFlow | None":
+        if len(shape) != 5 or shape[1] < 2:
+            return None
         window = WINDOW if window is None else window
         if window % 2 == 0 or not 1 <= window <= 15:
             raise UserError(f"--window must be odd, 1 to 15, got {window}.")
-        return cls(shape, window=window) if len(shape) == 5 and shape[1] >= 2 else None
+        return cls(shape, window, about="a shape of yours")
 
     def name_suffix(self) -> str:
         return f"-k{self.window}" if self.window != WINDOW else ""

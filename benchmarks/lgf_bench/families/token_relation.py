@@ -40,7 +40,7 @@ class TokenRelation(Case):
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...], window: int | None = None) -> "TokenRelation | None":
-        return cls(shape) if len(shape) == 4 else None
+        return cls(shape, about="a shape of yours") if len(shape) == 4 else None
 
     @property
     def channels(self) -> int:
