@@ -25,6 +25,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ def with_lists(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     from .providers import providers
 
     lists = {
-        "operators": {name: f"--shapes {it.shape_form}" for name, it in OPERATORS.items()},
+        "operators": {name: f"--shapes {it.shapes}" for name, it in OPERATORS.items()},
         "cases": {name: case.about + " (not on CPUs unless named)" * case.large for name, case in CASES.items()},
         "jobs": JOBS,
         **{f"providers of {name}": {one: it.about for one, it in providers(name).items()} for name in OPERATORS},
@@ -212,10 +213,7 @@ def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
     from .families import CASES, OPERATORS
 
     if arguments.shapes:
-        cases = dict(_cases_of_shapes(arguments))
-        if arguments.window is not None and not any("window" in case.options() for case in cases.values()):
-            raise UserError("--window: none of the operators that take these --shapes has a window.")
-        return cases
+        return dict(_cases_of_shapes(arguments))
     cpu = arguments.device == "cpu"
     asked = arguments.what or OPERATORS
     return {
@@ -231,16 +229,22 @@ def _cases_of_shapes(arguments: argparse.Namespace) -> "Iterator[tuple[str, Case
 
     if wrong := [what for what in arguments.what if what not in OPERATORS]:
         raise UserError(f"--shapes goes with an operator, not with {wrong[0]!r}; choose from {', '.join(OPERATORS)}.")
+    cases = {}
     for text in arguments.shapes:
         if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
             raise UserError(f"--shapes takes numbers with commas, such as 1,13,30,45,256; got {text!r}.")
         shape = tuple(map(int, text.split(",")))
-        asked = {name: OPERATORS[name] for name in arguments.what} or OPERATORS
-        cases = {name: it.of_shape(shape, arguments.window) if min(shape) else None for name, it in asked.items()}
-        refused = [name for name, case in cases.items() if case is None]
-        if refused and (arguments.what or len(refused) == len(cases)):
-            forms = "; ".join(f"{name} takes {OPERATORS[name].shape_form}" for name in refused)
-            raise UserError(f"--shapes {text}: {forms}.")
-        for name, case in cases.items():
-            if case:
-                yield f"{name}-{'x'.join(map(str, shape))}{case.name_suffix()}", case
+        asked = arguments.what or list(OPERATORS)
+        takers = [name for name in asked if OPERATORS[name].takes(shape)]
+        if not takers or (arguments.what and takers != asked):
+            forms = (f"{name} takes {OPERATORS[name].shapes}" for name in asked if name not in takers)
+            raise UserError(f"--shapes {text}: {'; '.join(forms)}.")
+        cases |= {f"{name}-{'x'.join(map(str, shape))}": OPERATORS[name](shape) for name in takers}
+    windowed = [name for name, case in cases.items() if "window" in case.options()]
+    if arguments.window is not None and not windowed:
+        raise UserError("--window: none of the operators that take these --shapes has a window.")
+    for name, case in cases.items():
+        if arguments.window is None or name not in windowed or case.window == arguments.window:
+            yield name, case
+        else:
+            yield f"{name}-k{arguments.window}", replace(case, window=arguments.window)

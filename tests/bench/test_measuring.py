@@ -43,7 +43,7 @@ class TwoLeaves(Case):
     differentiable = ("a", "others")
 
     def layout(self):
-        return {"a": self.empty(3), "others": [self.empty(3)], "c": self.empty(3)}
+        return {"a": self.empty(*self.shape), "others": [self.empty(*self.shape)], "c": self.empty(*self.shape)}
 
     def call(self, *, a, others, c, backend=None):
         return (a * others[0] * c).sum()
@@ -51,12 +51,9 @@ class TwoLeaves(Case):
     def flop(self):
         return 6, 12
 
-    def smallest(self):
-        return self
-
 
 def test_gradients_are_of_every_tensor_that_requires_one_and_the_worst_counts():
-    case = TwoLeaves()
+    case = TwoLeaves((3,))
     a, (b,), c = case.inputs().tensors.values()
     true = correctness.truth(case)
     assert [gradient.dtype for gradient in true.gradients] == [torch.float64] * 2

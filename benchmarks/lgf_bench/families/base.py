@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from operator import ge
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -66,19 +67,24 @@ def _bytes(tensors: Tensors) -> int:
     return sum(tensor.nbytes for tensor in _flat(tensors))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case(ABC):
-    """One operator at one size. A subclass has the sizes and says all that is the operator's own."""
+    """One operator at one size. A subclass has the sizes and all else that is the operator's own."""
 
     operator: ClassVar[str]
     #: The tensors that gradients are taken by.
     differentiable: ClassVar[tuple[str, ...]]
-    #: What `of_shape` takes, for the error of what it does not take.
-    shape_form: ClassVar[str]
+    #: The shapes that `--shapes` may give: in words, and the least of them.
+    shapes: ClassVar[str]
+    least: ClassVar[tuple[int, ...]]
+    #: A shape at which arithmetic takes no time: what is left is the overhead of a call.
+    small: ClassVar[tuple[int, ...]]
     #: The least tolerance of gradients, whatever the type.
     gradient_tolerance: ClassVar[float] = 0.0
 
-    about: str = ""
+    shape: tuple[int, ...]
+    _: KW_ONLY
+    about: str = "a shape of yours"
     #: Takes minutes on a CPU, where it runs only if it is asked for by its name.
     large: bool = False
     dtype: str = "float32"
@@ -96,14 +102,14 @@ class Case(ABC):
     def flop(self) -> tuple[int, int]:
         """Return the FLOP of forward and backward."""
 
-    @abstractmethod
-    def smallest(self) -> "Case":
-        """Return the case with so little in it that arithmetic takes no time: what is left is the overhead of a call."""
-
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], window: int | None = None) -> "Case | None":
-        """Return the case of a shape that `--shapes` gives, or None if the operator takes no such shape."""
-        return None
+    def takes(cls, shape: tuple[int, ...]) -> bool:
+        """Return whether there are cases of a shape."""
+        return len(shape) == len(cls.least) and all(map(ge, shape, cls.least))
+
+    def smallest(self) -> "Case":
+        """Return the case of the small shape, or of one that is smaller still."""
+        return replace(self, shape=tuple(map(min, self.shape, self.small)))
 
     def output(self) -> Tensor | None:
         """Return the output without its memory, or None for a scalar."""
@@ -144,10 +150,6 @@ class Case(ABC):
             "backward": Work(backward, own + written + own),
             "both": Work(forward + backward, read + 2 * written + own),
         }
-
-    def name_suffix(self) -> str:
-        """Return what the name of a case of a user's shape ends with."""
-        return ""
 
     def _generator(self, seed: int = 0) -> Callable[[Tensor], Tensor]:
         generator = torch.Generator(self.device).manual_seed(seed)  # a CPU takes a second for each large tensor

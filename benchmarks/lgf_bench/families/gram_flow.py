@@ -14,35 +14,22 @@ import lgf_kernels as lgf
 from .base import Case, Loss, Provider, Sweep, Tensors, compiled, on_backend
 
 LATENT = (1, 13, 30, 45, 256)
-WINDOW = 7
 
 
 @dataclass(frozen=True)
 class GramFlow(Case):
     """Features (B, T, H, W, C) that are compared within windows of the next frame."""
 
-    shape_form = "B,T,H,W,C with T at least 2"
+    shapes, least, small = "B,T,H,W,C with T at least 2", (1, 2, 1, 1, 1), (1, 2, 8, 8, 16)
 
-    shape: tuple[int, ...]
-    window: int = WINDOW
+    window: int = 7
 
-    @classmethod
-    def of_shape(cls, shape: tuple[int, ...], window: int | None = None) -> "GramFlow | None":
-        if len(shape) != 5 or shape[1] < 2:
-            return None
-        window = WINDOW if window is None else window
-        if window % 2 == 0 or not 1 <= window <= 15:
-            raise UserError(f"--window must be odd, 1 to 15, got {window}.")
-        return cls(shape, window, about="a shape of yours")
-
-    def name_suffix(self) -> str:
-        return f"-k{self.window}" if self.window != WINDOW else ""
+    def __post_init__(self):
+        if self.window % 2 == 0 or not 1 <= self.window <= 15:
+            raise UserError(f"--window must be odd, 1 to 15, got {self.window}.")
 
     def options(self) -> dict[str, object]:
         return {"window": self.window}
-
-    def smallest(self) -> "GramFlow":
-        return replace(self, shape=(1, 2, *(min(size, 8) for size in self.shape[2:4]), 16))
 
     @property
     def map_bytes(self) -> float:
@@ -105,9 +92,6 @@ class LgfKl(GramFlow):
 
     def options(self) -> dict[str, object]:
         return super().options() | ({"cached": True} if self.cached else {})
-
-    def smallest(self) -> "LgfKl":
-        return replace(super().smallest(), teacher_channels=tuple(16 for _ in self.channels))
 
     def flop(self) -> tuple[int, int]:
         forward, backward = super().flop()

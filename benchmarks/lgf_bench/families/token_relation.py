@@ -1,7 +1,7 @@
 """Token relations: their cases, what one would run instead in plain PyTorch, and their sweep."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -27,20 +27,16 @@ class TokenRelation(Case):
 
     operator = "token_relation"
     differentiable = ("student",)
-    shape_form = "B,F,N,C (videos, frames, tokens of a frame, channels)"
+    shapes = "B,F,N,C (videos, frames, tokens of a frame, channels)"
+    least, small = (1, 1, 1, 1), (1, 2, 8, 16)
     gradient_tolerance = 1e-2
 
-    shape: tuple[int, ...]
     teacher_channels: int | None = None  # those of the student
     form: str = "moalign"
     margin: float = field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "margin", lgf.TokenRelationLoss(self.form).margin)
-
-    @classmethod
-    def of_shape(cls, shape: tuple[int, ...], window: int | None = None) -> "TokenRelation | None":
-        return cls(shape, about="a shape of yours") if len(shape) == 4 else None
 
     @property
     def channels(self) -> int:
@@ -70,9 +66,6 @@ class TokenRelation(Case):
 
     def options(self) -> dict[str, object]:
         return {"form": self.form}
-
-    def smallest(self) -> "TokenRelation":
-        return replace(self, shape=(1, 2, min(self.shape[2], 8), 16), teacher_channels=16)
 
     def flop(self) -> tuple[int, int]:
         """Half of both symmetric Grams, diagonal included, and coefficients by features, for pairs of frames of any weight."""
