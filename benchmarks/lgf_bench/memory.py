@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from .correctness import step
+from .correctness import gradients, step
 from .families.base import Case
-from .processes import DeadProcessError, in_fresh_process
+from .processes import in_fresh_process
 from .providers import provider, providers
 
 
@@ -21,10 +21,12 @@ def peak_memory(case: Case, name: str, function: Callable | None = None) -> int 
     `function`: the provider's, if it is at hand; used on GPUs, where no fresh process is needed.
     """
     if torch.device(case.device).type == "cuda":
-        return _allocator_peak(case, function or provider(name, case))
+        function = function or provider(name, case)
+        step(function, case.inputs())  # what is allocated once and kept
+        return _one_step(case, function)
     try:
         return in_fresh_process(_in_threads, torch.get_num_threads(), case, name)
-    except DeadProcessError as error:
+    except Exception as error:  # whatever ends the process is a case that could not be measured
         raise RuntimeError(f"measuring the memory of {name} failed: {error}") from error
 
 
@@ -55,13 +57,7 @@ def _one_step(case: Case, function: Callable) -> int | None:
     """Return the rise within a step, less what it is for: output and gradients."""
     inputs, outputs = case.inputs(), []
     peak = rise(lambda: outputs.append(step(function, inputs)), case.device)
-    results = (*outputs, *(leaf.grad for leaf in inputs.leaves()))
-    return peak and max(peak - sum(result.nbytes for result in results), 0)
-
-
-def _allocator_peak(case: Case, function: Callable) -> int:
-    step(function, case.inputs())
-    return _one_step(case, function)
+    return peak and max(peak - sum(result.nbytes for result in (*outputs, *gradients(inputs))), 0)
 
 
 def _high_water_rise(case: Case, name: str) -> int | None:

@@ -41,23 +41,19 @@ def main(argv: list[str]) -> int:
     commits.add_argument("b", metavar="B", help="the commit to compare with it")
     chosen, rest = commits.parse_known_args(argv)
     arguments = parser().parse_args(rest)
-    if any(what in JOBS for what in arguments.what):
-        return refused(f"it compares operators and cases, not the job {arguments.what[0]!r}.")
     try:
+        if jobs := [what for what in arguments.what if what in JOBS]:
+            raise UserError(f"it compares operators and cases, not the job {jobs[0]!r}.")
         check(arguments)
         rows_a, rows_b = measured(chosen.a, chosen.b, arguments)
     except UserError as error:
-        return refused(str(error))
+        print(f"compare_commits.py: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ncompare_commits.py: interrupted.", file=sys.stderr)
         return 130
     print(as_text(chosen.a, chosen.b, rows_a, rows_b, f"measured in turns, {TURNS} times each", verdict))
     return 0
-
-
-def refused(why: str) -> int:
-    print(f"compare_commits.py: {why}", file=sys.stderr)
-    return 2
 
 
 def measured(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:

@@ -3,18 +3,14 @@
 import importlib.util
 import json
 import os
-import re
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import bench_helpers
-import bench_jobs
 import pytest
 import torch
 from lgf_bench import ceilings, cli, families, measure, processes, providers, results, runner
 from lgf_cli import main
-from lgf_cli.errors import UserError
 
 pytest.importorskip("tqdm")
 pytestmark = pytest.mark.usefixtures("small_cases", "quick_ceilings")
@@ -228,39 +224,6 @@ def test_on_a_gpu_a_run_has_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(cli, "device_unsupported_reason", lambda device: None)
     monkeypatch.setattr(processes, "without_breakers", lambda job, arguments: asked.append(job) or 0)
     assert main(["bench", "small-lgf", "--device", "cuda"]) == 0 and asked == [cli.run]
-
-
-def test_a_new_process_goes_on_without_the_provider_that_broke_the_gpu(tmp_path, capfd):
-    """In processes that end for real: two providers break it, one after the other, and the third process finishes."""
-    kept = tmp_path / "kept"
-    arguments = Namespace(out=tmp_path, resume=False, breaks=["natten", "liger"], kept=kept)
-    assert processes.without_breakers(bench_jobs.job, arguments) == 3
-    first, second, third = (json.loads(line) for line in kept.read_text().splitlines())
-    assert first["broken"] == {} and not first["resume"]
-    assert second["broken"] == {"natten": "broke the GPU: illegal access"} and second["resume"]
-    assert list(third["broken"]) == ["natten", "liger"] and third["resume"]
-    assert len({os.getpid(), first["pid"], second["pid"], third["pid"]}) == 4
-    assert "natten broke the GPU for this process (illegal access): starting anew without it" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("job", "out", "says"),
-    [
-        ("job", None, "natten broke the GPU for this process: illegal access. Leave it out with --providers."),
-        (
-            "dying_job",
-            None,
-            "its process died: it crashed, was killed, or the memory ran out. --providers leaves one out.",
-        ),
-        ("dying_job", Path("results"), "What was finished is in results; --resume goes on."),
-        ("mistaken_job", None, "a mistake of the user"),
-    ],
-)
-def test_a_process_that_cannot_go_on_is_one_clear_line(job, out, says, tmp_path):
-    arguments = Namespace(out=out, resume=False, breaks=["natten"], kept=tmp_path / "kept")
-    with pytest.raises(UserError, match=re.escape(says)) as error:
-        processes.without_breakers(getattr(bench_jobs, job), arguments)
-    assert "\n" not in str(error.value)
 
 
 def test_the_time_that_is_given_is_kept(capsys):
