@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     check(arguments)
     from . import results
-    from .processes import without_breakers
+    from .processes import run_isolated
 
     kind = arguments.device.partition(":")[0]
     arguments.dtypes = tuple(dict.fromkeys(arguments.dtypes or [DEFAULT_DTYPE[kind]]))
@@ -125,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         compare(*arguments.compare)
         return 0
-    return without_breakers(run, arguments) if kind == "cuda" else run(arguments, {})
+    return run_isolated(run, arguments) if kind == "cuda" else run(arguments, {})
 
 
 def run(arguments: argparse.Namespace, broken: dict[str, str]) -> int:

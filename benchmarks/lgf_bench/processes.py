@@ -26,7 +26,7 @@ def in_fresh_process(function: Callable, *arguments):
         raise DeadProcessError("its process died: it crashed, was killed, or the memory ran out") from error
 
 
-def without_breakers(job: Callable, arguments: argparse.Namespace) -> int:
+def run_isolated(job: Callable, arguments: argparse.Namespace) -> int:
     """Run `job(arguments, broken)` in a process of its own, and anew without each provider that breaks the GPU.
 
     After an illegal access nothing runs on a GPU any more in the process that made it. A new one goes on from the numbers

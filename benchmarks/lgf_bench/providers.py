@@ -1,4 +1,4 @@
-"""Who is measured: what a user would run instead, other people's kernels, and every backend of this library."""
+"""The providers that are measured: what one would run instead, other people's kernels, and the backends of this library."""
 
 from functools import partial
 

@@ -76,7 +76,7 @@ def _ends_in_newline(lines) -> bool:
 
 
 def read(file: Path) -> list[dict]:
-    """Return the rows of a file, none if there is none; what is no row, as a line that a killed run left, is skipped."""
+    """Return the rows of a file, none if there is none; a line that is no row, as a killed run leaves, is skipped."""
     try:
         lines = file.read_text(errors="replace").splitlines()
     except FileNotFoundError:

@@ -222,7 +222,7 @@ def test_a_provider_that_breaks_the_device_ends_the_measurement_and_is_left_out_
 def test_on_a_gpu_a_run_has_a_process_of_its_own(monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "device_unsupported_reason", lambda device: None)
-    monkeypatch.setattr(processes, "without_breakers", lambda job, arguments: asked.append(job) or 0)
+    monkeypatch.setattr(processes, "run_isolated", lambda job, arguments: asked.append(job) or 0)
     assert main(["bench", "small-lgf", "--device", "cuda"]) == 0 and asked == [cli.run]
 
 

@@ -16,7 +16,7 @@ def test_a_new_process_goes_on_without_the_provider_that_broke_the_gpu(tmp_path,
     """In processes that end for real: two providers break it, one after the other, and the third process finishes."""
     kept = tmp_path / "kept"
     arguments = Namespace(out=tmp_path, resume=False, breaks=["natten", "liger"], kept=kept)
-    assert processes.without_breakers(bench_jobs.job, arguments) == 3
+    assert processes.run_isolated(bench_jobs.job, arguments) == 3
     first, second, third = (json.loads(line) for line in kept.read_text().splitlines())
     assert first["broken"] == {} and not first["resume"]
     assert second["broken"] == {"natten": "broke the GPU: illegal access"} and second["resume"]
@@ -41,5 +41,5 @@ def test_a_new_process_goes_on_without_the_provider_that_broke_the_gpu(tmp_path,
 def test_a_process_that_cannot_go_on_is_one_clear_line(job, out, says, tmp_path):
     arguments = Namespace(out=out, resume=False, breaks=["natten"], kept=tmp_path / "kept")
     with pytest.raises(UserError, match=re.escape(says)) as error:
-        processes.without_breakers(getattr(bench_jobs, job), arguments)
+        processes.run_isolated(getattr(bench_jobs, job), arguments)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What every family of operators says of itself: cases with named tensors, providers, work, sweeps."""
+"""Protocol of a family of operators: cases with named tensors, their work, providers, sweeps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

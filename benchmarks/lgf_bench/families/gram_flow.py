@@ -45,7 +45,7 @@ class GramFlow(Case):
         return self._products(self.shape[-1]), 2 * self._products(self.shape[-1])  # by queries, and by keys
 
     def _products(self, channels: int) -> int:
-        """FLOP of a product for every position inside a window."""
+        """Return the FLOP of a product for every position inside a window."""
         B, T, H, W, _ = self.shape
         return 2 * B * (T - 1) * _inside(H, self.window) * _inside(W, self.window) * channels
 
@@ -98,7 +98,7 @@ class LgfKl(GramFlow):
         return forward + (0 if self.cached else self._products(sum(self.channels))), backward
 
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
-        """The loss is a mean over pairs of successive frames: each alone. A cache has one entry for a pair."""
+        """Yield the part of each pair of successive frames, of which a cache has one entry."""
         B, T, H, W, _ = self.shape
         student, teachers = tensors["student"], tensors["teachers"]
         for t in range(T - 1):

@@ -68,7 +68,7 @@ class TokenRelation(Case):
         return {"form": self.form}
 
     def flop(self) -> tuple[int, int]:
-        """Half of both symmetric Grams, diagonal included, and coefficients by features, for pairs of frames of any weight."""
+        """Count half of both symmetric Grams, diagonal included, and coefficients by features, for pairs with a weight."""
         B, frames, N, C = self.shape
         weighted = lgf.TokenRelationLoss(self.form).pair_weight(frames) != 0
         pairs = int(weighted.sum()) * N * N
@@ -76,7 +76,7 @@ class TokenRelation(Case):
         return 2 * B * upper * self.channels, 2 * B * pairs * C
 
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
-        """The loss is a sum over pairs of frames: those of two groups of frames at a time, with all other weights 0."""
+        """Yield the part of the pairs of frames of two groups at a time, with all other weights 0."""
         B, frames, N, _ = self.shape
         student, teacher, weight = (tensors[name] for name in ("student", "teacher", "pair_weight"))
         width = max(1, int((MATRIX / B) ** 0.5 / N / 2))
