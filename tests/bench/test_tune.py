@@ -75,6 +75,13 @@ def test_the_choice_reaches_the_backward_pass_too():
     assert {configs.Forward, configs.Backward} <= set(kinds)
 
 
+def test_overrides_nest_and_end_with_their_block():
+    device = launch.torch.device("cpu")
+    with launch.overridden(architecture=80), launch.overridden(run=print):
+        assert launch.architecture(device) == 80 and launch._override.run is print
+    assert launch.architecture(device) == 90 and launch._override == launch.Override()
+
+
 def test_finished_tables_are_not_tuned_again_and_the_time_is_kept(monkeypatch, tmp_path, capsys):
     tuned = []
     monkeypatch.setattr(tune.gpu, "triton_unsupported_reason", lambda *_: None)
