@@ -1,10 +1,13 @@
 """CONTRIBUTING's steps to a new operator, followed to the letter in a copy of the library."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TRY = """
@@ -32,30 +35,59 @@ except lgf.BackendUnavailableError as error:
 assert "frame_difference on cpu" in lgf.backends()[2].reason
 print("right")
 """
+MEASURE = """
+import sys, lgf_bench, lgf_kernels as lgf
+from lgf_bench import results
+from lgf_cli import main
+assert lgf.__file__.startswith({place!r}) and lgf_bench.__file__.startswith({place!r})
+out = ["--out", "results"]
+options = ["--providers", "eager", "portable", "native", "--rounds", "2", "--measure", "overhead", *out]
+assert main(["bench", "frame_difference", "--shapes", "1,3,4,5,8", *options]) == 0
+rows = {{row["provider"]: row for row in results.read(results.Path("results", results.LOSSES))}}
+assert {{name: row["status"] for name, row in rows.items()}} == {{"eager": "right", "portable": "right", "native": "absent"}}
+for row in (rows["eager"], rows["portable"]):
+    assert row["case"] == "frame_difference-1x3x4x5x8" and row["tensors"] == {{"features": [1, 3, 4, 5, 8]}}
+    assert row["gradient_error"] < 1e-5 and row["both"]["median_ms"] > 0 and row["bytes"]["forward"] == 480 * 4
+try:
+    main(["bench", "frame_difference", "--shapes", "1,1,4,5,8", *options])
+except SystemExit as stopped:
+    assert stopped.code == "lgf bench: --shapes 1,1,4,5,8: frame_difference takes B,T,H,W,C with T at least 2."
+"""
 
 
 def files_of_the_steps() -> dict[str, str]:
-    """Each file that CONTRIBUTING shows: its name stands before the block of code."""
+    """Return each file that CONTRIBUTING shows: its name stands before the block of code."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    return dict(re.findall(r"`(lgf_kernels/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.S))
+    return dict(re.findall(r"`((?:lgf_kernels|benchmarks)/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.S))
 
 
-def test_a_made_up_operator_by_the_steps(tmp_path):
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """Return a copy of the library, the bench and the command, with the operator of the steps added."""
+    place = tmp_path_factory.mktemp("house")
+    for folder in ("lgf_kernels", "benchmarks/lgf_bench", "python/lgf_cli"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     files = files_of_the_steps()
-    library = tmp_path / "lgf_kernels"
-    shutil.copytree(ROOT / "lgf_kernels", library, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    assert len(files) == 5
+    assert len(files) == 6
     for name, content in files.items():
-        path = tmp_path / name
+        path = place / name
         path.parent.mkdir(exist_ok=True)
         added = path.read_text() if path.exists() else ""  # the public name is added to what is there
         path.write_text(added + content)
-    code = TRY.format(place=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-    )
+    return place
+
+
+def run(code: str, house: Path) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(map(str, (house, house / "python", house / "benchmarks")))
+    command = [sys.executable, "-P", "-c", code.format(place=str(house))]
+    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": path}, cwd=house)
+
+
+def test_a_made_up_operator_by_the_steps(house):
+    done = run(TRY, house)
     assert done.returncode == 0 and done.stdout == "right\n", done.stderr
+
+
+def test_the_bench_finds_the_operator_and_measures_it(house):
+    done = run(MEASURE, house)
+    assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr

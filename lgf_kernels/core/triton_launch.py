@@ -3,8 +3,8 @@
 import functools
 import os
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -80,9 +80,43 @@ def odd_strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(2 * stride + 3 for stride in outer_strides(tensor))
 
 
-@functools.cache
+class Override(NamedTuple):
+    """What `overridden` replaces.
+
+    run           (kernel, grid, *arguments, **constants) in place of every launch
+    choose        candidate configurations -> the one to launch with
+    architecture  the compute capability to launch for
+    """
+
+    run: Callable[..., None] | None = None
+    choose: Callable[[Sequence[NamedTuple]], NamedTuple] | None = None
+    architecture: int | None = None
+
+
+_override = Override()
+
+
+@contextmanager
+def overridden(**replaced) -> Iterator[None]:
+    """Launch otherwise within the block, as the tuner and the kernel report do: fields of `Override`.
+
+    It acts on all threads: backward runs in those of autograd.
+    """
+    global _override
+    before, _override = _override, _override._replace(**replaced)
+    try:
+        yield
+    finally:
+        _override = before
+
+
 def architecture(device: torch.device) -> int:
     """Return the compute capability as one number, such as 90 for Hopper; 90 for the interpreter."""
+    return _override.architecture or _architecture(device)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> int:
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -120,19 +154,25 @@ def run_configured(
     LGF_AUTOTUNE=1 selects the fastest instead, which takes seconds to minutes, once per process and
     set of constants.
     """
-    if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED:
+    choose = _override.choose
+    if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED and choose is None:
         run(tuned(kernel, tuple(candidates), tuple(constants)), grid, *arguments, **constants)
     else:
-        config = candidates[0]._asdict()
+        config = (choose(candidates) if choose else candidates[0])._asdict()
         run(kernel, grid(config), *arguments, **constants, **config)
 
 
 def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:
-    """Launch a kernel; the kernel report replaces this function, which all launches of this package call.
+    """Launch a kernel; every launch of this package calls this function.
+
 
     Fusion of products and sums is set for each kernel: Triton's default differs between its versions.
     """
-    kernel[grid](*arguments, enable_fp_fusion=enable_fp_fusion, **constants)
+    (_override.run or _launch)(kernel, grid, *arguments, enable_fp_fusion=enable_fp_fusion, **constants)
+
+
+def _launch(kernel, grid, *arguments, **constants) -> None:
+    kernel[grid](*arguments, **constants)
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def call(T: int, H: int, W: int) -> None:
 
 
 driver.set_active(Hopper())
-# With a hook, as monitors and torch's own shared memory set one, Triton writes a kernel's constants as JSON: all must be names or numbers.
+# With a hook, such as monitors set, Triton writes the constants of a kernel as JSON: all must be names or numbers.
 knobs.runtime.jit_post_compile_hook = lambda **about: None
 launch.run = bind
 for resolution in ((3, 16, 16), (2, 16, 16), (5, 9, 19), (3, 1, 33), (2, 17, 1), (2, 1, 1)):
