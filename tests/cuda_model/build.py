@@ -46,7 +46,7 @@ def pattern() -> list[str]:
 
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
     """Compile a source, unless another process has done so or is about to."""
-    includes = [f"-I{csrc}", f"-I{csrc / 'cuda'}", f"-I{MODEL}"]
+    includes = [f"-I{csrc}", f"-I{MODEL}"]
     with open(f"{output}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not output.exists():
@@ -55,38 +55,47 @@ def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
 
 
 def objects(place: Path) -> dict[str, Path]:
-    """The bindings, the model's scheduler and the kernels, by the names of their sources."""
+    """Compile the bindings, the kernels and the model's scheduler: source, as a path within csrc or the model, -> object."""
     import pybind11
 
     headers = [
         word for path in (pybind11.get_include(), sysconfig.get_paths()["include"]) for word in ("-isystem", path)
     ]
     csrc = ROOT / "csrc"
+    bindings = sorted((csrc / "cuda").rglob("*.cpp"))
     options = {
-        csrc / "bindings_cuda.cpp": (*headers, *NAMES, "-DLGF_MODULE=_cuda_model"),
+        **dict.fromkeys(bindings, (*headers, *NAMES, "-DLGF_MODULE=_cuda_model")),
         MODEL / "model.cpp": ("-O2",),
         # For the compiler's warnings, some of which an optimizer finds: nearly all of the time is the model's own.
         **dict.fromkeys(sources(csrc), ("-O1",)),
     }
     with ThreadPoolExecutor() as pool:  # side by side, as far as there are processors that have nothing else to do
         jobs = {
-            source.name: pool.submit(compiled, source, place / f"{source.stem}.o", csrc, *of_source)
+            name_of(source, csrc): pool.submit(compiled, source, object_of(source, csrc, place), csrc, *of_source)
             for source, of_source in options.items()
         }
     return {name: job.result() for name, job in jobs.items()}
 
 
 def sources(csrc: Path) -> list[Path]:
-    return sorted((csrc / "cuda").glob("*.cu"))
+    return sorted((csrc / "cuda").rglob("*.cu"))
+
+
+def name_of(source: Path, csrc: Path) -> str:
+    return source.relative_to(csrc if csrc in source.parents else MODEL).as_posix()
+
+
+def object_of(source: Path, csrc: Path, place: Path) -> Path:
+    return place / (name_of(source, csrc).replace("/", "-") + ".o")
 
 
 def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
-    """The module with the kernels of `csrc` where these differ, and the model's own functions."""
+    """Link the module, with the kernels of `csrc` where these differ. Return it and the model's own functions."""
     if csrc is not None:
-        changed = [source for source in sources(csrc) if differs(source.name, csrc)]
+        changed = [source for source in sources(csrc) if differs(name_of(source, csrc), csrc)]
         # Not optimized: that takes half as long, and the tests of a mistake no longer.
         objects = objects | {
-            source.name: compiled(source, place / f"{source.stem}.o", csrc, "-O0") for source in changed
+            name_of(source, csrc): compiled(source, object_of(source, csrc, place), csrc, "-O0") for source in changed
         }
     library = place / "_cuda_model.so"
     run(*COMPILER, "-shared", *SANITIZE, *objects.values(), "-o", library)
@@ -100,18 +109,18 @@ def module(place: Path, objects: dict[str, Path], csrc: Path | None = None):
 
 
 @cache
-def read_for(kernels: str) -> list[Path]:
-    """A source of kernels and all that it includes, as paths within csrc."""
+def read_for(source: str) -> list[Path]:
+    """Return a source and all that it includes, as paths within csrc."""
     csrc = ROOT / "csrc"
-    command = [*COMPILER, "-MM", f"-I{csrc}", f"-I{MODEL}", "-x", "c++", csrc / "cuda" / kernels]
+    command = [*COMPILER, "-MM", f"-I{csrc}", f"-I{MODEL}", "-x", "c++", csrc / source]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     paths = [Path(word).resolve() for word in listed.split() if str(csrc) in word]
     return [path.relative_to(csrc.resolve()) for path in paths]
 
 
-def differs(kernels: str, csrc: Path) -> bool:
-    """Whether anything that is read for the kernels is not in this copy as it is in the repository."""
-    return any((csrc / path).read_bytes() != (ROOT / "csrc" / path).read_bytes() for path in read_for(kernels))
+def differs(source: str, csrc: Path) -> bool:
+    """Return whether this copy of csrc differs from the repository's in what is read for a source."""
+    return any((csrc / path).read_bytes() != (ROOT / "csrc" / path).read_bytes() for path in read_for(source))
 
 
 def broken(place: Path, file: str, right: str, wrong: str) -> Path:

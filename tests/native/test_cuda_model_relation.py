@@ -317,29 +317,29 @@ def test_the_work_is_what_the_report_counts(model, processors, channels):
 READ = "  // this chunk is there, and the one before has been multiplied by all"
 #: One of each kind: in what follows from pairs of tiles (distances), in sums over them (products), and on Hopper.
 MISTAKES = {
-    "no barrier around a chunk, distances": ("relation_distances.h", f"sync_block();{READ}", ""),
-    "no barrier around a chunk, products": ("relation_products.h", f"sync_block();{READ}", ""),
-    "a chunk is not waited for, distances": ("relation_distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "no barrier around a chunk, distances": ("token_relation/distances.h", f"sync_block();{READ}", ""),
+    "no barrier around a chunk, products": ("token_relation/products.h", f"sync_block();{READ}", ""),
+    "a chunk is not waited for, distances": ("token_relation/distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
     "loaded into the chunk that is multiplied": (
-        "relation_products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
-    "a block is not transposed": ("relation_products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
+        "token_relation/products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
+    "a block is not transposed": ("token_relation/products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
                                   "load<Summed::along_rows>(moved(g, 0, part), operands)"),
-    "products are not waited for": ("relation_warpgroups.h", "    warpgroup_wait(sums);\n", "    (void)sums;\n"),
-    "products are not committed": ("relation_warpgroups.h", "    warpgroup_commit();\n", ""),
-    "sums are not fenced": ("relation_warpgroups.h", "    warpgroup_fence();\n", ""),
-    "copies are not made known": ("relation_warpgroups.h", "{ fence_async_proxy(); }", "{}"),
-    "pieces are not exchanged": ("relation_warps.h", "((piece ^ row) & 7)", "piece"),
-    "a descriptor with another stride": ("relation_warpgroups.h", "8 * slab::kRowBytes / 16", "4 * slab::kRowBytes / 16"),
-    "the second warpgroup multiplies the first's rows": ("relation_warpgroups.h", "a + warpgroup() *", "a + 0 *"),
-    "a pair counts once, and not from either side": ("relation_distances.h", "? sum : 2 * sum", "? sum : sum"),
+    "products are not waited for": ("token_relation/warpgroups.h", "    warpgroup_wait(sums);\n", "    (void)sums;\n"),
+    "products are not committed": ("token_relation/warpgroups.h", "    warpgroup_commit();\n", ""),
+    "sums are not fenced": ("token_relation/warpgroups.h", "    warpgroup_fence();\n", ""),
+    "copies are not made known": ("token_relation/warpgroups.h", "{ fence_async_proxy(); }", "{}"),
+    "pieces are not exchanged": ("token_relation/warps.h", "((piece ^ row) & 7)", "piece"),
+    "a descriptor with another stride": ("token_relation/warpgroups.h", "8 * slab::kRowBytes / 16", "4 * slab::kRowBytes / 16"),
+    "the second warpgroup multiplies the first's rows": ("token_relation/warpgroups.h", "a + warpgroup() *", "a + 0 *"),
+    "a pair counts once, and not from either side": ("token_relation/distances.h", "? sum : 2 * sum", "? sum : sum"),
 }  # fmt: skip
 MORE_MISTAKES = {
     "no barrier before the sums of warps are read": (
-        "relation_distances.h", "sync_block();  // the sums of all warps are there, and the norms have been read", ""),
-    "a chunk is not waited for, products": ("relation_products.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
-    "pieces are exchanged otherwise": ("relation_warps.h", "((piece ^ row) & 7)", "((piece + row) & 7)"),
-    "a descriptor with another leading offset": ("relation_warpgroups.h", "slab::kHalfBytes / 16 : 1", "slab::kHalfBytes / 32 : 1"),
-    "a descriptor steps along rows and not down": ("relation_warpgroups.h", "(kDown ? k * slab::kRowBytes : k * 2)", "k * 2"),
+        "token_relation/distances.h", "sync_block();  // the sums of all warps are there, and the norms have been read", ""),
+    "a chunk is not waited for, products": ("token_relation/products.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "pieces are exchanged otherwise": ("token_relation/warps.h", "((piece ^ row) & 7)", "((piece + row) & 7)"),
+    "a descriptor with another leading offset": ("token_relation/warpgroups.h", "slab::kHalfBytes / 16 : 1", "slab::kHalfBytes / 32 : 1"),
+    "a descriptor steps along rows and not down": ("token_relation/warpgroups.h", "(kDown ? k * slab::kRowBytes : k * 2)", "k * 2"),
 }  # fmt: skip
 
 
@@ -362,12 +362,12 @@ def test_a_broken_kernel_fails_on_hopper(mistake, objects, tmp_path, monkeypatch
 
 
 MISTAKES_OF_WARPS = {
-    "rows not transposed": ("relation_warps.h", "load_matrices_transposed(r, in_columns(a,", "load_matrices(r, in_columns(a,"),
-    "a chunk is not waited for": ("relation_distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "rows not transposed": ("token_relation/warps.h", "load_matrices_transposed(r, in_columns(a,", "load_matrices(r, in_columns(a,"),
+    "a chunk is not waited for": ("token_relation/distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
 }  # fmt: skip
 MORE_MISTAKES_OF_WARPS = {
-    "columns not transposed": ("relation_warps.h", "load_matrices_transposed(r, in_columns(b,", "load_matrices(r, in_columns(b,"),
-    "rows and halves of the sum exchanged": ("relation_warps.h", "row + lane % 16, k / 8 + lane / 16",
+    "columns not transposed": ("token_relation/warps.h", "load_matrices_transposed(r, in_columns(b,", "load_matrices(r, in_columns(b,"),
+    "rows and halves of the sum exchanged": ("token_relation/warps.h", "row + lane % 16, k / 8 + lane / 16",
                                              "row + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2"),
 }  # fmt: skip
 
@@ -382,7 +382,7 @@ def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
 
 
 def test_pieces_that_are_not_exchanged_meet_their_banks_twice(objects, tmp_path, monkeypatch):
-    csrc = build.broken(tmp_path, "relation_warps.h", "((piece ^ row) & 7)", "piece")
+    csrc = build.broken(tmp_path, "token_relation/warps.h", "((piece ^ row) & 7)", "piece")
     module, functions = build.module(tmp_path, objects, csrc)
     launched_on(module, monkeypatch)
     before = functions.lgf_model_bank_conflicts()

@@ -1,8 +1,8 @@
 // What a forward is asked for, the same for every kernel of it.
 #pragma once
 
+#include "../common/norms.h"
 #include "divergence.h"
-#include "norms.h"
 
 namespace lgf {
 namespace cuda {

@@ -4,8 +4,8 @@
 // lie before the first or after the last of any weight are left out; those between, which do not exist, are taken for 0.
 #pragma once
 
-#include "relation_plain.h"
-#include "relation_tiles.h"
+#include "plain.h"
+#include "tiles.h"
 
 namespace lgf {
 namespace cuda {

@@ -1,4 +1,4 @@
-// Of pairs of tiles: their part of the loss and, for a gradient, the block of coefficients (relation.h).
+// Of pairs of tiles: their part of the loss and, for a gradient, the block of coefficients (calls.h).
 //
 // A block takes one pair after another. The chunks of the teacher's and the student's features of all its pairs follow
 // each other through shared memory, so that those of the next pair are on their way while this one is finished, which
@@ -7,8 +7,8 @@
 // coefficients are not written.
 #pragma once
 
-#include "relation_plain.h"
-#include "relation_tiles.h"
+#include "plain.h"
+#include "tiles.h"
 
 namespace lgf {
 namespace cuda {

@@ -8,8 +8,8 @@
 //     [dy * K + dx][pitch]         tokens along the lanes: softmax and masks need no lane exchange.
 #pragma once
 
-#include "lgf.h"
-#include "simd.h"
+#include "../common/simd.h"
+#include "calls.h"
 
 namespace lgf {
 namespace LGF_ISA {

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../common/dtype.h"
+#include "../../common/dtype.h"
 
 namespace lgf {
 

@@ -2,7 +2,7 @@
 // (layout.h), converted, normalised and scaled on the way. Unpacking is the reverse, without scaling.
 #pragma once
 
-#include "normalise.h"
+#include "../common/normalise.h"
 
 namespace lgf {
 namespace LGF_ISA {

@@ -1,12 +1,12 @@
 // Which kernels the steps of a token relation distance run: the tensor cores' for half precision, or plain ones.
-#include "relation.h"
+#include "calls.h"
 
-#include "relation_distances.h"
-#include "relation_plain.h"
-#include "relation_products.h"
-#include "relation_project.h"
-#include "relation_warpgroups.h"
-#include "relation_warps.h"
+#include "distances.h"
+#include "plain.h"
+#include "products.h"
+#include "project.h"
+#include "warpgroups.h"
+#include "warps.h"
 
 namespace lgf {
 namespace cuda {

@@ -1,8 +1,8 @@
 // The gradient from its parts: their sum, less what of it lies along the features,  dz = (I - z^ z^T) dz^.
 #pragma once
 
-#include "norms.h"
-#include "relation.h"
+#include "../common/norms.h"
+#include "calls.h"
 
 namespace lgf {
 namespace cuda {

@@ -1,11 +1,11 @@
 // Products of tiles of relations by Hopper's tensor cores, four warps at a time (wgmma): operands stay in shared memory,
-// as relation_warps.h lays them out, and are described to the hardware by their address, strides and swizzle.
+// as warps.h lays them out, and are described to the hardware by their address, strides and swizzle.
 //
 // Each of two warpgroups has 64 x 128 numbers of the product. While the tensor cores work the threads ask for what is
 // multiplied next.
 #pragma once
 
-#include "relation_warps.h"
+#include "warps.h"
 
 namespace lgf {
 namespace cuda {

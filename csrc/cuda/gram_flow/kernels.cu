@@ -1,11 +1,10 @@
 // Which kernels a call runs: the one tuned for it, or the norms and then the one that takes all.
-#include "lgf.h"
-
+#include "../common/norms.h"
 #include "backward_any.h"
 #include "backward_band.h"
+#include "calls.h"
 #include "forward_any.h"
 #include "forward_band.h"
-#include "norms.h"
 
 namespace lgf {
 namespace cuda {

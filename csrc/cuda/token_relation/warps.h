@@ -9,7 +9,7 @@
 // all banks. This is what Hopper's matrix descriptors call a swizzle of 128 bytes; it takes slabs that begin at 1024.
 #pragma once
 
-#include "relation_plain.h"
+#include "plain.h"
 
 namespace lgf {
 namespace cuda {

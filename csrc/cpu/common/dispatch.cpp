@@ -2,7 +2,7 @@
 #include <cstring>
 #include <new>
 
-#include "lgf.h"
+#include "../gram_flow/calls.h"
 
 namespace lgf {
 

@@ -11,8 +11,8 @@
 #include <tuple>
 #include <vector>
 
-#include "common/bindings.h"
-#include "cpu/lgf.h"
+#include "../common/bindings.h"
+#include "gram_flow/calls.h"
 
 namespace py = pybind11;
 

@@ -1,6 +1,6 @@
 // Products of two operands of a tile of relations, and the way that takes all types: plain multiply-adds.
 //
-// A tile kernel (relation_distances.h, relation_products.h) says which matrices are multiplied and what becomes of the
+// A tile kernel (distances.h, products.h) says which matrices are multiplied and what becomes of the
 // numbers. How a chunk of an operand is loaded, multiplied, and which numbers of the product a thread holds, is said by a
 // class such as this one, Plain, or Warps and Warpgroups for the tensor cores:
 //
@@ -16,7 +16,7 @@
 //     store          of these coefficients the e-th and the ones after it, kTogether
 #pragma once
 
-#include "tensor.h"
+#include "../common/tensor.h"
 
 namespace lgf {
 namespace cuda {

@@ -9,7 +9,7 @@
 // are stored one after the other, row by row, video by video.
 #pragma once
 
-#include "lgf.h"
+#include "../gram_flow/calls.h"
 
 namespace lgf {
 namespace cuda {

@@ -11,7 +11,7 @@
 // not pass for a number.
 #pragma once
 
-#include "tensor.h"
+#include "../common/tensor.h"
 
 namespace lgf {
 namespace cuda {

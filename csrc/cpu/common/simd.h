@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "../common/dtype.h"
+#include "../../common/dtype.h"
 
 #ifndef LGF_ISA
 #error "define LGF_ISA to the namespace of the instruction set being compiled"

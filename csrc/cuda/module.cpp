@@ -8,9 +8,9 @@
 #include <limits>
 #include <vector>
 
-#include "common/bindings.h"
-#include "cuda/lgf.h"
-#include "cuda/relation.h"
+#include "../common/bindings.h"
+#include "gram_flow/calls.h"
+#include "token_relation/calls.h"
 
 #ifndef LGF_MODULE
 #define LGF_MODULE _cuda
@@ -215,7 +215,7 @@ PYBIND11_MODULE(LGF_MODULE, m) {
         "Gradient of factor * scale * sum scales * g * logits into `grad` (B, T, H, W, C, the features' dtype), every\n"
         "element written once. `forward` and `backward` are (g, dtype of g) for the logits of that direction, or None;\n"
         "`scales` (B, T-1, H, W) and `scale`, one number, are 1 if None.");
-  // Token relations (relation.h): features are (B, 1, 1, n, C), a video (batch, frames, tokens of a frame, address of the
+  // Token relations (token_relation/calls.h): features are (B, 1, 1, n, C), a video (batch, frames, tokens of a frame, address of the
   // symmetric weights of pairs of frames), parts (address, splits, stride); lgf_kernels/token_relation/cuda.py calls.
   m.def("relation_cut", &relation_cut, "student"_a, "teacher"_a, "device"_a,
         "How a call is cut: tokens of a tile, type of the coefficients, blocks side by side, channels of a block.");

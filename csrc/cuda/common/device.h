@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/dtype.h"
+#include "../../common/dtype.h"
 
 #ifndef __CUDACC__
 #include "device_model.h"

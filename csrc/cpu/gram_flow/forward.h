@@ -6,9 +6,9 @@
 #include <omp.h>
 #endif
 
+#include "../common/transpose.h"
 #include "divergence.h"
 #include "gram.h"
-#include "transpose.h"
 
 namespace lgf {
 namespace LGF_ISA {

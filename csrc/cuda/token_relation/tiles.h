@@ -1,8 +1,8 @@
 // Pairs of tiles of a video, in which order they are taken, and what they weigh.
 #pragma once
 
-#include "relation.h"
-#include "tensor.h"
+#include "calls.h"
+#include "../common/tensor.h"
 
 namespace lgf {
 namespace cuda {

@@ -1,8 +1,8 @@
 // Reading and writing tensors of any storage type and stride, and the tiles their frames are cut into.
 #pragma once
 
+#include "../gram_flow/calls.h"
 #include "device.h"
-#include "lgf.h"
 
 namespace lgf {
 namespace cuda {
