@@ -1,38 +1,39 @@
-// Which kernels run: everything compiled in is probed once, the best is the default.
+// Choice of the instruction set: every one with kernels is probed once, the best is the default.
+#include "dispatch.h"
+
 #include <cstring>
 #include <new>
 
-#include "../gram_flow/calls.h"
-
 namespace lgf {
-
-namespace baseline { extern const Kernels kernels; }
-#ifdef LGF_HAVE_AVX2
-namespace avx2 { extern const Kernels kernels; }
-#endif
-#ifdef LGF_HAVE_AVX512
-namespace avx512 { extern const Kernels kernels; }
-#endif
-
 namespace {
 
+#define LGF_NAME(isa) #isa,
+constexpr const char* kCompiled[] = {LGF_EACH_ISA(LGF_NAME)};
+constexpr int kCount = sizeof(kCompiled) / sizeof(kCompiled[0]);
+
+// Whether this CPU runs the code that CMakeLists.txt compiles under a name.
+bool runs(const char* isa) {
+#if defined(LGF_HAVE_AVX2) || defined(LGF_HAVE_AVX512)
+  __builtin_cpu_init();
+  if (std::strcmp(isa, "avx512") == 0)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (std::strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return std::strcmp(isa, "baseline") == 0;
+}
+
 struct Available {
-  const Kernels* list[3];
+  const char* names[kCount];
+  int places[kCount];  // in kCompiled
   int count = 0;
 
   Available() {
-#if defined(LGF_HAVE_AVX2) || defined(LGF_HAVE_AVX512)
-    __builtin_cpu_init();
-#endif
-#ifdef LGF_HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      list[count++] = &avx512::kernels;
-#endif
-#ifdef LGF_HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list[count++] = &avx2::kernels;
-#endif
-    list[count++] = &baseline::kernels;
+    for (int i = 0; i < kCount; ++i) {
+      if (!runs(kCompiled[i])) continue;
+      names[count] = kCompiled[i];
+      places[count++] = i;
+    }
   }
 };
 
@@ -41,33 +42,31 @@ const Available& available() {
   return instance;
 }
 
-const Kernels* find(const char* isa) {
-  const Available& all = available();
-  for (int i = 0; i < all.count; ++i)
-    if (std::strcmp(all.list[i]->isa, isa) == 0) return all.list[i];
-  return nullptr;
-}
-
-const Kernels*& selected() {
-  static const Kernels* choice = available().list[0];
-  return choice;
+int& selected() {
+  static int place = available().places[0];
+  return place;
 }
 
 constexpr std::size_t kCacheLine = 64;
 
 }  // namespace
 
-int available_kernels(const Kernels* const** list) {
-  *list = available().list;
+int available_isas(const char* const** names) {
+  *names = available().names;
   return available().count;
 }
 
-const Kernels& selected_kernels() { return *selected(); }
+int selected_isa() { return selected(); }
 
-bool select_kernels(const char* isa) {
-  const Kernels* found = find(isa);
-  if (found) selected() = found;
-  return found != nullptr;
+const char* selected_isa_name() { return kCompiled[selected()]; }
+
+bool select_isa(const char* name) {
+  for (int i = 0; i < available().count; ++i) {
+    if (std::strcmp(available().names[i], name) != 0) continue;
+    selected() = available().places[i];
+    return true;
+  }
+  return false;
 }
 
 Scratch::Scratch(std::size_t bytes)

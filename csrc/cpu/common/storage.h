@@ -1,7 +1,7 @@
 // Access to a token of a tensor in any storage type and stride, a panel of channels at a time.
 #pragma once
 
-#include "../gram_flow/layout.h"
+#include "panels.h"
 
 namespace lgf {
 namespace LGF_ISA {

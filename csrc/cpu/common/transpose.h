@@ -2,7 +2,7 @@
 // tensors) and planes (tokens contiguous, as the kernels want them).
 #pragma once
 
-#include "../gram_flow/layout.h"
+#include "panels.h"
 
 namespace lgf {
 namespace LGF_ISA {

@@ -1,26 +1,11 @@
-// The boundary between the instruction-set independent code (bindings, dispatch) and the kernels:
-// plain descriptions of the work, and one table of entry points per instruction set.
+// Calls of the kernels of Local Gram Flow: the boundary between the bindings and the code of an instruction set.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
-#include "../../common/dtype.h"
+#include "../common/dispatch.h"
 
 namespace lgf {
-
-// What every feature tensor of one call shares: (batch, frames, rows, cols, ...).
-struct Grid {
-  std::int64_t batch, frames, rows, cols;
-};
-
-// A (B, T, H, W, C) tensor whose last dimension is contiguous; strides in elements.
-struct Tensor {
-  const void* data;
-  DType dtype;
-  std::int64_t channels;
-  std::int64_t stride[4];
-};
 
 constexpr int kMaxWindow = 15;
 
@@ -76,31 +61,11 @@ struct GramBackwardCall {
   int threads;
 };
 
-struct Kernels {
-  const char* isa;
+// Entry points of the kernels of one instruction set.
+struct GramFlowKernels {
   void (*local_gram_flow)(const GramFlowCall&);
   void (*lgf_kl_forward)(const LgfKlCall&);
   void (*gram_backward)(const GramBackwardCall&);
-};
-
-// Kernels this module contains and this CPU can run, best first; the last is always "baseline".
-int available_kernels(const Kernels* const** list);
-
-// The kernels in use, by default the best. `select_kernels` returns false for a name that is not available.
-const Kernels& selected_kernels();
-bool select_kernels(const char* isa);
-
-// Cache-line aligned memory, released on destruction. Throws std::bad_alloc.
-class Scratch {
- public:
-  explicit Scratch(std::size_t bytes);
-  ~Scratch();
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  char* data() const { return data_; }
-
- private:
-  char* data_;
 };
 
 }  // namespace lgf

@@ -2,10 +2,7 @@
 // not depend on where a run starts, so results are the same for any number of threads.
 #pragma once
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "../common/threads.h"
 #include "../common/transpose.h"
 #include "divergence.h"
 #include "gram.h"
@@ -13,38 +10,6 @@
 namespace lgf {
 namespace LGF_ISA {
 namespace {
-
-// A row of a (batch, frames or pairs, rows) grid.
-struct RowIndex {
-  int64_t b, t, y;
-  RowIndex(int64_t row, int64_t frames, int64_t rows)
-      : b(row / (frames * rows)), t(row / rows % frames), y(row % rows) {}
-};
-
-// Calls function(first row, end row, scratch of the thread) on up to `threads` threads.
-template <class Function>
-void for_each_thread(int64_t rows, int threads, std::size_t scratch_bytes, Function&& function) {
-  const int64_t limit = threads < 1 ? 1 : threads;
-  const int64_t wanted = rows < limit ? rows : limit;
-  const Scratch scratch(static_cast<std::size_t>(wanted) * scratch_bytes);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(static_cast<int>(wanted)) if (wanted > 1)
-  {
-    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-    function(me * rows / team, (me + 1) * rows / team, scratch.data() + static_cast<std::size_t>(me) * scratch_bytes);
-  }
-#else
-  function(int64_t(0), rows, scratch.data());
-#endif
-}
-
-// Bytes that Buffers{call, arena} takes from an arena.
-template <class Buffers, class Call>
-std::size_t measure(const Call& call) {
-  Arena arena(nullptr);
-  Buffers buffers(call, arena);
-  return arena.used();
-}
 
 // ---- local_gram_flow --------------------------------------------------------------------------
 

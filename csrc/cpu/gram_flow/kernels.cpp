@@ -1,9 +1,6 @@
-// Compiled once per instruction set: the table of entry points of namespace LGF_ISA.
+// Entry points of namespace LGF_ISA, compiled once per instruction set.
 #include "backward.h"
 #include "forward.h"
-
-#define LGF_STRING_OF(name) #name
-#define LGF_STRING(name) LGF_STRING_OF(name)
 
 namespace lgf {
 namespace LGF_ISA {
@@ -26,8 +23,8 @@ void gram_backward_any(const GramBackwardCall& call) {
 
 }  // namespace
 
-extern const Kernels kernels;  // const objects are local to their file unless declared extern
-const Kernels kernels = {LGF_STRING(LGF_ISA), local_gram_flow_any, lgf_kl_forward_any, gram_backward_any};
+extern const GramFlowKernels gram_flow_kernels;  // const objects are local to their file unless declared extern
+const GramFlowKernels gram_flow_kernels = {local_gram_flow_any, lgf_kl_forward_any, gram_backward_any};
 
 }  // namespace LGF_ISA
 }  // namespace lgf

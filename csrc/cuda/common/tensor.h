@@ -1,7 +1,7 @@
 // Reading and writing tensors of any storage type and stride, and the tiles their frames are cut into.
 #pragma once
 
-#include "../gram_flow/calls.h"
+#include "calls.h"
 #include "device.h"
 
 namespace lgf {

@@ -1,35 +1,13 @@
-// The boundary between the bindings and the kernels: plain descriptions of the work, and where it runs.
+// Calls of the kernels of Local Gram Flow: the boundary between the bindings and CUDA.
 #pragma once
 
-#include <cstdint>
-
-#include "../../common/dtype.h"
+#include "../common/calls.h"
 
 namespace lgf {
 namespace cuda {
 
-using std::int64_t;
-
 constexpr int kMaxWindow = 15;
 constexpr int kMaxTeachers = 15;
-
-// What every feature tensor of one call shares: (batch, frames, rows, cols, ...).
-struct Grid {
-  int batch, frames, rows, cols;
-};
-
-// A (B, T, H, W, C) tensor whose last dimension is contiguous; strides in elements.
-struct Tensor {
-  const void* data;
-  DType dtype;
-  int channels;
-  int64_t stride[4];
-};
-
-struct Stream {
-  int device;
-  std::uintptr_t handle;
-};
 
 // Tensors of a call and their weights. `norms` are the student's reciprocal norms (B, T, H, W) in the accumulation type,
 // an output for the backward; `workspace` has room for as many for each teacher given by features. Both are null for
@@ -73,7 +51,6 @@ struct BackwardCall {
 };
 
 // They return when the work is on the stream.
-void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream);
 void forward(const ForwardCall& call);
 void backward(const BackwardCall& call);
 

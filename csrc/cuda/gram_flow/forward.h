@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/norms.h"
+#include "calls.h"
 #include "divergence.h"
 
 namespace lgf {

@@ -1,5 +1,4 @@
 // Which kernels a call runs: the one tuned for it, or the norms and then the one that takes all.
-#include "../common/norms.h"
 #include "backward_any.h"
 #include "backward_band.h"
 #include "calls.h"
@@ -14,12 +13,6 @@ namespace {
 bool counts_in_pieces(const Tensor& f, const Grid& grid) {
   const int64_t last = (grid.rows - 1) * f.stride[2] + (grid.cols - 1) * f.stride[3];
   return in_pieces(f) && last / 8 < INT32_MAX;
-}
-
-template <class T>
-void launch_norms(const Grid& grid, const Tensor& features, void* norms, const Stream& stream) {
-  launch<Norms<T>>(Norms<T>::blocks(grid), 0, stream.handle,
-                   {grid, features, in_pieces(features), static_cast<T*>(norms)});
 }
 
 ForwardParams forward_params(const ForwardCall& call) {
@@ -112,7 +105,7 @@ void any_forward(const ForwardCall& call) {
   for (int m = p.cached ? p.count - 1 : 0; m < p.count && p.cosine; ++m) {
     const bool student = m == p.count - 1;
     void* norms = student ? call.norms : static_cast<T*>(call.workspace) + m * tokens;
-    launch_norms<T>(call.grid, p.sources[m].tensor, norms, call.stream);
+    reciprocal_norms(call.grid, p.sources[m].tensor, norms, sizeof(T) == sizeof(double), call.stream);
     p.sources[m].norms = norms;
   }
   using Kernel = AnyForward<T>;
@@ -156,11 +149,6 @@ void any_backward(const BackwardCall& call) {
 }
 
 }  // namespace
-
-void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream) {
-  use_device(stream.device);
-  return in_double ? launch_norms<double>(grid, features, norms, stream) : launch_norms<float>(grid, features, norms, stream);
-}
 
 void forward(const ForwardCall& call) {
   use_device(call.stream.device);

@@ -9,7 +9,7 @@
 // are stored one after the other, row by row, video by video.
 #pragma once
 
-#include "../gram_flow/calls.h"
+#include "../common/calls.h"
 
 namespace lgf {
 namespace cuda {
