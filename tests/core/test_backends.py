@@ -1,4 +1,4 @@
-"""The choice of a backend: order, overrides, and what is said of one that cannot."""
+"""Choice of a backend: order, overrides, and the reasons of a backend that cannot run a call."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from lgf_kernels.gram_flow import operators
 
 @pytest.fixture
 def run_by(monkeypatch):
-    """A function that says which backend a call ran on."""
+    """A function that returns the backend that a call ran on."""
     seen = []
     real = registry.implementation
 

@@ -1,4 +1,4 @@
-"""What is built is what works: the sdist and the wheel, with a C++ compiler and without one."""
+"""The sdist and the wheel, with a C++ compiler and without one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which versions of other packages are promised, which are tested, and what `lgf doctor` says of others."""
+"""Versions of other packages: promised, tested, and reported by `lgf doctor`."""
 
 import re
 import tomllib
