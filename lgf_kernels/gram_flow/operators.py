@@ -13,7 +13,7 @@ from .options import LgfOptions
 from .trial import FLOW_VARIANTS, LOSS_VARIANTS, trial
 from .window import pairs_shape
 
-#: Most teachers that the parameters of a CUDA C++ kernel hold (`kMaxTeachers` in csrc/cuda/lgf.h).
+#: Most teachers that the parameters of a CUDA C++ kernel hold (`kMaxTeachers` in csrc/cuda/gram_flow/calls.h).
 MAX_TEACHERS = 15
 
 

@@ -1,8 +1,8 @@
-"""Every backend that takes CUDA tensors, against the oracle in float64 on the same device."""
+"""Every backend for CUDA tensors, against the oracle in float64 on the same device."""
 
 import pytest
 import torch
-from helpers import assert_close, backends_of, double, features, relative_error, value_and_gradient
+from support.numerics import assert_close, backends_of, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
 
