@@ -24,8 +24,8 @@ from lgf_bench.cli import JOBS, check, parser
 from lgf_bench.compare import as_text, key_of, verdict
 from lgf_bench.counting import PASSES
 from lgf_bench.errors import UserError
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.lock import claim
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.files import claim
 
 #: Were both commits the same, all turns of one would be faster than all of the other, which is what `verdict` asks for, in at most
 #: 2 * 5! * 5! / 10! = 1 of 126 rows. With 3 turns it would be 1 of 10.

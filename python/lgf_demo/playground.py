@@ -26,10 +26,10 @@ from typing import Annotated
 
 import torch
 import tyro
-from lgf_trainer.cache import write_atomically
-from lgf_trainer.export import encode_video
+from lgf_trainer.data.export import encode_video
+from lgf_trainer.data.video import Video
+from lgf_trainer.runtime.files import write_atomically
 from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
-from lgf_trainer.video import Video
 from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20

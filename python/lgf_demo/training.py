@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from lgf_trainer import AlignedTransformer
 from lgf_trainer.optimiser import GroupedAdamW
-from lgf_trainer.recipe import Optimiser
+from lgf_trainer.runtime.recipe import Optimiser
 from lgf_trainer.step import Batch, training_steps
 from torch import Tensor
 

@@ -1,7 +1,6 @@
 """Reference trainer: LGF alignment of CogVideoX. It uses only the public names of `lgf_kernels`."""
 
-from .aligned import AlignedTransformer
-from .capture import BlockCapture
 from .projector import Projector
+from .tap import AlignedTransformer, BlockCapture
 
 __all__ = ["AlignedTransformer", "BlockCapture", "Projector"]

@@ -8,15 +8,16 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .aligned import AlignedTransformer
-from .cache import WindowCache, write_atomically
-from .cogvideox import LatentFormat, check_window, conditions, empty_caption, load_transformer, token_grid
-from .dataset import BatchNumbers, TrainingSamples, load_samples, mix
-from .errors import TrainerError
-from .objectives import Objective
+from .data.cache import WindowCache
+from .data.samples import BatchNumbers, TrainingSamples, load_samples, mix
+from .generators.cogvideox import LatentFormat, check_window, conditions, empty_caption, load_transformer, token_grid
+from .objectives.base import Objective
 from .optimiser import GroupedAdamW
-from .recipe import Alignment, Recipe
+from .runtime.errors import TrainerError
+from .runtime.files import write_atomically
+from .runtime.recipe import Alignment, Recipe
 from .step import Batch
+from .tap import AlignedTransformer
 
 
 def make_model(recipe: Recipe, cache: WindowCache, objective: Objective | None) -> AlignedTransformer:

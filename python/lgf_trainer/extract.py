@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from .errors import TrainerError
-from .helptext import with_help
+from .runtime.errors import TrainerError
+from .runtime.text import with_help
 
 if TYPE_CHECKING:
     import torch
 
-    from .encoders import Student
     from .extraction import Models
+    from .generators.encoders import Student
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
 
@@ -106,12 +106,12 @@ def main(arguments: list[str]) -> int:
     import torch
     from accelerate.utils import gather_object
 
-    from .cache import WindowCache
-    from .devices import this_process
-    from .encoders import read_student
+    from .data.cache import WindowCache
+    from .data.report import Report
+    from .data.sources import list_clips
     from .extraction import Extraction
-    from .report import Report
-    from .sources import list_clips
+    from .generators.encoders import read_student
+    from .runtime.distributed import this_process
 
     state = this_process()
     clips = list_clips(options.sources)
@@ -192,11 +192,11 @@ def _settings(options: Options, student: "Student", device: "torch.device") -> d
 def _load(options: Options, settings: dict[str, Any], device: "torch.device") -> "Models":
     import torch
 
-    from .detector import Detector
-    from .encoders import Encoders
+    from .data.subject import Detector
     from .extraction import Models
-    from .teachers_dino import Dino
-    from .teachers_sam2 import TEACHERS
+    from .generators.encoders import Encoders
+    from .teachers.dino import Dino
+    from .teachers.sam2 import TEACHERS
 
     dtype = getattr(torch, settings["dtype"])
     teacher = detector = None

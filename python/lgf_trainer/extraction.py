@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from lgf_kernels import local_gram_flow
 
-from .cache import WindowCache
-from .detector import Detector
-from .encoders import Encoders
-from .errors import TrainerError
-from .report import Report, Skipped
-from .sources import Clip
-from .teachers import LostSubject, Teacher, Track, to_grid
-from .teachers_dino import Dino
-from .video import Fit, Video, VideoError, to_signed
+from .data.cache import WindowCache
+from .data.report import Report, Skipped
+from .data.sources import Clip
+from .data.subject import Detector
+from .data.video import Fit, Video, VideoError, to_signed
+from .generators.encoders import Encoders
+from .runtime.errors import TrainerError
+from .teachers.base import LostSubject, Teacher, Track, to_grid
+from .teachers.dino import Dino
 
 
 class Models(NamedTuple):

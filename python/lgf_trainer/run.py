@@ -13,18 +13,18 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from . import build
-from .cache import WindowCache, write_atomically
-from .checkpoint import Checkpoint, Checkpoints, TrainingState, load_weights, publish, trained_parameters
-from .cogvideox import load_noise_schedule
-from .dataset import BatchNumbers
-from .errors import TrainerError
-from .lock import claim
-from .metrics import Metrics
-from .objectives import make_objective
+from .data.cache import WindowCache
+from .data.samples import BatchNumbers
+from .generators.cogvideox import load_noise_schedule
+from .objectives.base import make_objective
 from .optimiser import MovingAverage
-from .parallel import parallelise, unwrap
-from .recipe import Recipe, check, differences, flatten, to_settings
-from .recipe import build as recipe_of
+from .runtime.checkpoint import Checkpoint, Checkpoints, TrainingState, load_weights, publish, trained_parameters
+from .runtime.distributed import parallelise, unwrap
+from .runtime.errors import TrainerError
+from .runtime.files import claim, write_atomically
+from .runtime.metrics import Metrics
+from .runtime.recipe import Recipe, check, differences, flatten, to_settings
+from .runtime.recipe import build as recipe_of
 from .step import Losses, Watch, training_steps
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from .cache import must_be_writable, write_atomically
-from .errors import TrainerError
-from .helptext import with_help
-from .prompts import Request, read_list
+from .data.prompts import Request, read_list
+from .runtime.errors import TrainerError
+from .runtime.files import must_be_writable, write_atomically
+from .runtime.text import with_help
 
 if TYPE_CHECKING:
-    from .generator import Generator
+    from .generators.sampling import Generator
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def main(arguments: list[str]) -> int:
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from .devices import this_process  # these are slow to import, and --help needs none of them
-    from .export import encode_video
-    from .generator import Generator
+    from .data.export import encode_video
+    from .generators.sampling import Generator
+    from .runtime.distributed import this_process  # these are slow to import, and --help needs none of them
 
     process = this_process()
     mine = requests[process.process_index :: process.num_processes]
@@ -137,7 +137,7 @@ class Video(NamedTuple):
         Raises:
             TrainerError: it has been made otherwise.
         """
-        from .export import made_with
+        from .data.export import made_with
 
         if not self.path.exists():
             return False
@@ -194,7 +194,7 @@ def _requests(options: Options) -> list[Request]:
 
 def _write_pictures(options: Options, name: str, videos: dict[str, Path]) -> None:
     """The grid, and both videos side by side, from the files: a run that was stopped between the two goes on here."""
-    from .export import decode_video, encode_video, frame_grid, side_by_side
+    from .data.export import decode_video, encode_video, frame_grid, side_by_side
 
     newest = max(path.stat().st_mtime_ns for path in videos.values())
     outputs = {"grid": options.output / "grid" / f"{name}.png"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from .optimiser import GroupedAdamW
-from .parallel import accumulating
+from .runtime.distributed import accumulating
 
 
 @dataclass(frozen=True)

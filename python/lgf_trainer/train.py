@@ -9,9 +9,9 @@ A run that is started again goes on from its last checkpoint.
 
 import tyro
 
-from .errors import TrainerError, is_disk_full
-from .helptext import with_help
-from .recipe import Recipe, read_recipe, shipped_recipes
+from .runtime.errors import TrainerError, is_disk_full
+from .runtime.recipe import Recipe, read_recipe, shipped_recipes
+from .runtime.text import with_help
 
 
 def main(arguments: list[str]) -> int:

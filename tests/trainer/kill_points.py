@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 
 import lgf_cli
-from lgf_trainer import cache, checkpoint, optimiser, run  # for the children
+from lgf_trainer import optimiser, run
+from lgf_trainer.data import cache
+from lgf_trainer.runtime import checkpoint, files
 
 
 def after(function, times):
@@ -56,7 +58,7 @@ IN_A_TRAINING = {
 }
 #: The same of an extraction.
 IN_AN_EXTRACTION = {
-    "before the second window has its name": (cache.os, "replace", -3),  # the first is that of the settings
+    "before the second window has its name": (files.os, "replace", -3),  # the first is that of the settings
     "after the first window": (cache.WindowCache, "write", 1),
 }
 POINTS = IN_A_TRAINING | IN_AN_EXTRACTION

@@ -21,9 +21,9 @@ import lgf_cli
 from clips import REAL
 from lgf_demo import playground
 from lgf_demo.clips import make_clip
-from lgf_trainer import export
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.recipe import read_recipe
+from lgf_trainer.data import export
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.runtime.recipe import read_recipe
 from safetensors.torch import load_file
 from trainer.processes import environment, run_and_kill
 
@@ -120,7 +120,7 @@ def test_from_a_clip_to_videos_with_the_lora(commands, clip, capsys):
 @pytest.mark.slow  # three processes; `test_killed.py` kills at many points, in one that forks
 def test_killed_after_seven_steps_the_training_goes_on(commands):
     killed, whole = Path("tiny/run"), Path("tiny/whole")
-    run_and_kill("lgf_trainer.checkpoint", "Checkpoints.save", 7, commands["train"])
+    run_and_kill("lgf_trainer.runtime.checkpoint", "Checkpoints.save", 7, commands["train"])
     assert not (killed / "pytorch_lora_weights.safetensors").exists()
     assert go_on(commands["train"]) == 7
     assert go_on([*commands["train"], "--run.output", str(whole)]) == 0

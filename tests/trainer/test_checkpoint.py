@@ -12,12 +12,20 @@ from torch import nn
 pytest.importorskip("diffusers")
 
 from diffusers import CogVideoXImageToVideoPipeline
-from lgf_trainer import AlignedTransformer, Projector, checkpoint, recipe
-from lgf_trainer.checkpoint import Checkpoints, TrainingState, load_weights, publish, save_weights, trained_parameters
-from lgf_trainer.cogvideox import load_transformer
-from lgf_trainer.errors import TrainerError
+from lgf_trainer import AlignedTransformer, Projector
+from lgf_trainer.generators.cogvideox import load_transformer
 from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
-from lgf_trainer.recipe import Optimiser
+from lgf_trainer.runtime import checkpoint, recipe
+from lgf_trainer.runtime.checkpoint import (
+    Checkpoints,
+    TrainingState,
+    load_weights,
+    publish,
+    save_weights,
+    trained_parameters,
+)
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.recipe import Optimiser
 from safetensors import SafetensorError
 
 

@@ -6,9 +6,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideoXTransformer3DModel
-from lgf_trainer import recipe
-from lgf_trainer.aligned import AlignedTransformer
-from lgf_trainer.cogvideox import (
+from lgf_trainer.generators.cogvideox import (
     LatentFormat,
     check_window,
     conditions,
@@ -18,7 +16,9 @@ from lgf_trainer.cogvideox import (
     rotary_embedding,
     token_grid,
 )
-from lgf_trainer.errors import TrainerError
+from lgf_trainer.runtime import recipe
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.tap import AlignedTransformer
 from lgf_trainer.testing import make_tiny_pipeline
 from trainer.training_data import random_window
 

@@ -9,11 +9,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from lgf_trainer import dataset
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.cogvideox import LatentFormat
-from lgf_trainer.dataset import BatchNumbers, TrainingSamples, load_samples, mix
-from lgf_trainer.errors import TrainerError
+from lgf_trainer.data import samples as dataset
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.samples import BatchNumbers, TrainingSamples, load_samples, mix
+from lgf_trainer.generators.cogvideox import LatentFormat
+from lgf_trainer.runtime.errors import TrainerError
 from trainer.training_data import LATENT_FRAMES, make_cache, random_window
 
 FORMAT = LatentFormat(scale=0.7, image_scale=0.7, patch_frames=1)

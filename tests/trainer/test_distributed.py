@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from clips import write_clip
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
-from lgf_trainer.cache import WindowCache
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.run import TrainingRun
 from lgf_trainer.testing import HEIGHT, WIDTH
 from lgf_trainer.train import parse

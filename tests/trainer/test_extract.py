@@ -22,15 +22,16 @@ from clips import REAL, write_clip
 from diffusers import CogVideoXImageToVideoPipeline
 from helpers import flowing
 from lgf_cli import main as lgf_command
-from lgf_trainer import cache as cache_module
 from lgf_trainer import extract
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.encoders import Encoders, read_student
-from lgf_trainer.errors import TrainerError
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.sources import list_clips
+from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
 from lgf_trainer.extraction import not_black
-from lgf_trainer.sources import list_clips
-from lgf_trainer.teachers_dino import Dino
-from lgf_trainer.teachers_sam2 import TransformersSam2
+from lgf_trainer.generators.encoders import Encoders, read_student
+from lgf_trainer.runtime import files as files_module
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.dino import Dino
+from lgf_trainer.teachers.sam2 import TransformersSam2
 from lgf_trainer.testing import (
     DINO_CHANNELS,
     FRAMES,
@@ -41,7 +42,6 @@ from lgf_trainer.testing import (
     make_tiny_pipeline,
     make_tiny_teacher,
 )
-from lgf_trainer.video import Fit, Video, VideoError, read_window, to_signed
 from PIL import Image
 from torch.nn.functional import interpolate
 from trainer.processes import run_and_kill, run_two
@@ -633,7 +633,7 @@ def test_a_full_disk_keeps_what_is_there(run, made, clip, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(cache_module.os, "fsync", full)
+    monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(TrainerError, match=r"the disk is full\. Make room and run again") as raised:
         run(clip, *BARE)
     assert "\n" not in str(raised.value)
@@ -665,8 +665,11 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
     whole = windows(run(many, *dino(models)))
     cache = tmp_path / "killed"
     words = command(models, many, cache, "--teacher-model", models / "sam2", *dino(models))
-    for function, call, windows_before in (("WindowCache.write", 1, 1), ("os.replace", -4, 4)):
-        run_and_kill("lgf_trainer.cache", function, call, words)
+    for module, function, call, windows_before in (
+        ("lgf_trainer.data.cache", "WindowCache.write", 1, 1),
+        ("os", "replace", -4, 4),
+    ):
+        run_and_kill(module, function, call, words)
         kept = windows(WindowCache(cache))
         assert len(kept) == windows_before and kept.items() <= whole.items()
     after = run(many, *dino(models), out="killed")

@@ -12,7 +12,9 @@ pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
-from lgf_trainer import BlockCapture, Projector, cogvideox, recipe
+from lgf_trainer import BlockCapture, Projector
+from lgf_trainer.generators import cogvideox
+from lgf_trainer.runtime import recipe
 from peft import LoraConfig
 from trainer.training_data import random_window
 

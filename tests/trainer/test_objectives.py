@@ -10,11 +10,11 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 
 pytest.importorskip("yaml")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.objectives import make_objective, to_grid
+from lgf_trainer.objectives.base import make_objective, to_grid
 from lgf_trainer.projector import Projector
-from lgf_trainer.recipe import Alignment, Lgf, Relation
-from lgf_trainer.recipe import Projector as ProjectorOptions
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.recipe import Alignment, Lgf, Relation
+from lgf_trainer.runtime.recipe import Projector as ProjectorOptions
 
 B, T, H, W, C, K = 2, 3, 4, 5, 6, 3
 SETTINGS = {"window": K, "similarity": "cosine", "boundary": "exclude"}

@@ -8,8 +8,8 @@ from helpers import flowing
 
 pytest.importorskip("tyro")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.recipe import (
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.recipe import (
     Optimiser,
     Recipe,
     build,

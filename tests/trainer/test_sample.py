@@ -21,11 +21,13 @@ import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from helpers import flowing
-from lgf_trainer import cache, export, lora
-from lgf_trainer import generator as generator_module
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.generator import Generator
-from lgf_trainer.prompts import Request, read_list
+from lgf_trainer.data import export
+from lgf_trainer.data.prompts import Request, read_list
+from lgf_trainer.generators import lora
+from lgf_trainer.generators import sampling as generator_module
+from lgf_trainer.generators.sampling import Generator
+from lgf_trainer.runtime import files as files_module
+from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.sample import Options, main
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
@@ -278,7 +280,7 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(TrainerError, match="the disk is full"):
         main(arguments(folder, tmp_path, *dog(folder)))
     assert contents(tmp_path) == {}

@@ -13,7 +13,7 @@ from diffusers import CogVideoXDDIMScheduler
 from lgf_trainer import step
 from lgf_trainer.build import weight_schedule
 from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
-from lgf_trainer.recipe import Alignment, Optimiser
+from lgf_trainer.runtime.recipe import Alignment, Optimiser
 from lgf_trainer.step import Batch, Watch, forward_losses, training_steps
 
 SHAPE = (2, 3, 4, 4, 6)  # windows, frames, channels, rows, columns

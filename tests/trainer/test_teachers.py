@@ -9,9 +9,9 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.teachers import DEVIATION, MEAN, LostSubject, Teacher, Track, to_grid
-from lgf_trainer.teachers_sam2 import PackageSam2, TransformersSam2
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.base import DEVIATION, MEAN, LostSubject, Teacher, Track, to_grid
+from lgf_trainer.teachers.sam2 import PackageSam2, TransformersSam2
 from lgf_trainer.testing import TEACHER_CHANNELS, TEACHER_SIZE, make_tiny_teacher
 from torch.nn.functional import cosine_similarity, interpolate
 from transformers import Sam2VideoInferenceSession

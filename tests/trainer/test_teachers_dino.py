@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.teachers_dino import TYPES, Dino
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.dino import TYPES, Dino
 from lgf_trainer.testing import DINO_CHANNELS, make_tiny_dino, make_tiny_teacher
 from torch.nn.functional import interpolate
 from transformers import AutoModel

@@ -15,12 +15,12 @@ pytest.importorskip("tyro")
 from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.lock import claim
-from lgf_trainer.metrics import _WHAT_TO_TRY
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.optimiser import GroupedAdamW
-from lgf_trainer.recipe import shipped_recipes
 from lgf_trainer.run import TrainingRun
+from lgf_trainer.runtime.files import claim
+from lgf_trainer.runtime.metrics import _WHAT_TO_TRY
+from lgf_trainer.runtime.recipe import shipped_recipes
 from lgf_trainer.testing import make_tiny_pipeline
 from lgf_trainer.train import parse
 from trainer.run_outputs import LOSSES, losses, metrics, same, weights
@@ -138,7 +138,7 @@ def test_asked_to_end_it_saves_first(tiny_place, trained, tmp_path, monkeypatch,
         (["train", "sam2videox"], "lgf_trainer.train.parse"),
         (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract._check"),
         (["sample", "--model", "m", "--output", "out"], "lgf_trainer.sample._requests"),
-        (["eval", "vbench", "results"], "lgf_trainer.vbench.read_results"),
+        (["eval", "vbench", "results"], "lgf_trainer.evaluation.vbench.read_results"),
     ],
 )
 def test_stopped_at_any_other_moment_a_command_says_so_in_one_line(words, where, monkeypatch, capsys):
@@ -318,7 +318,7 @@ def test_wandb_must_be_there(tiny_place, tmp_path, monkeypatch):
 
 def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, trained, tmp_path, monkeypatch):
     arguments = command(tiny_place, tmp_path)
-    from lgf_trainer import checkpoint
+    from lgf_trainer.runtime import checkpoint
 
     save, calls = checkpoint.save_file, []
 

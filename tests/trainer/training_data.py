@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from lgf_trainer.cache import WindowCache
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.testing import FRAMES, HEIGHT, LATENT_CHANNELS, TEXT_TOKENS, TEXT_WIDTH, WIDTH
 
 from lgf_kernels import local_gram_flow
