@@ -157,3 +157,12 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     WindowCache(tmp_path, {})
     assert not left.exists() and not in_root.exists()
     assert all(path.exists() for path in (young, *others)) and cache.keys() == ["whole"]
+
+
+def test_modules_are_found_where_the_documentation_had_them():
+    from lgf_trainer.cache import WindowCache as moved
+    from lgf_trainer.lora import find_lora
+    from lgf_trainer.video import read_window
+
+    assert moved is WindowCache and find_lora.__module__ == "lgf_trainer.generators.lora"
+    assert read_window.__module__ == "lgf_trainer.data.video"

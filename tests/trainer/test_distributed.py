@@ -19,9 +19,8 @@ from clips import write_clip
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
 from lgf_trainer.data.cache import WindowCache
-from lgf_trainer.run import TrainingRun
 from lgf_trainer.testing import HEIGHT, WIDTH
-from lgf_trainer.train import parse
+from lgf_trainer.train import TrainingRun, parse
 from PIL import Image
 from safetensors.torch import load_file
 from trainer.processes import run_two

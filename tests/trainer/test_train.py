@@ -17,12 +17,11 @@ from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.optimiser import GroupedAdamW
-from lgf_trainer.run import TrainingRun
 from lgf_trainer.runtime.files import claim
 from lgf_trainer.runtime.metrics import _WHAT_TO_TRY
 from lgf_trainer.runtime.recipe import shipped_recipes
 from lgf_trainer.testing import make_tiny_pipeline
-from lgf_trainer.train import parse
+from lgf_trainer.train import TrainingRun, parse
 from trainer.run_outputs import LOSSES, losses, metrics, same, weights
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
 
@@ -85,7 +84,9 @@ def test_text_to_video(tmp_path):
 
 
 def test_what_is_saved_reproduces_the_trained_model(tiny_place, trained):
-    ours = TrainingRun(parse(command(tiny_place, trained)[1:])).state.model.transformer.eval()
+    run = TrainingRun(parse(command(tiny_place, trained)[1:]))
+    run.load()
+    ours = run.state.model.transformer.eval()
     pipeline = CogVideoXImageToVideoPipeline.from_pretrained(tiny_place / "model")
     pipeline.load_lora_weights(trained)
     inputs = {
@@ -297,7 +298,7 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"model__targets": "to_z"}, "model.targets: Target modules"),
         (
             {"model__path": "/nowhere/at/all"},
-            "CogVideoXTransformer3DModel cannot be loaded from /nowhere/at/all/transformer",
+            "/nowhere/at/all: no such folder. Give a pipeline's folder, or a name on the hub",
         ),
         ({"training__steps": 0}, "training.steps must be at least 1, got 0"),
     ],
@@ -320,16 +321,16 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, trained, tmp_path, 
     arguments = command(tiny_place, tmp_path)
     from lgf_trainer.runtime import checkpoint
 
-    save, calls = checkpoint.save_file, []
+    save, calls = checkpoint.write_tensors, []
 
     def full(*arguments, **options):
         calls.append(1)
-        if len(calls) > 2:  # two files for each checkpoint
+        if len(calls) > 2:  # two files for each checkpoint, beside the LoRA
             raise OSError(28, "No space left on device")
-        save(*arguments, **options)
+        return save(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         refused(arguments, "checkpoint of step 2 cannot be written to .*: the disk is full")
     lgf(arguments)
     assert losses(tmp_path) == losses(trained)
@@ -340,7 +341,7 @@ def test_a_disk_that_is_full_in_the_end(tiny_place, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfile", full)
+        patch.setattr("shutil.copyfileobj", full)
         refused(command(tiny_place, tmp_path), "the disk is full. Make room and run again: it goes on from there")
     lgf(command(tiny_place, tmp_path))
     assert (tmp_path / "pytorch_lora_weights.safetensors").exists()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..generators.cogvideox import LatentFormat
+from ..generators.base import Generator
 from ..runtime.errors import TrainerError
 from .cache import WindowCache
 
@@ -32,30 +32,28 @@ class TrainingSamples(Dataset):
 
     Args:
         cache: of windows.
-        latent_format: of the model.
+        generator: the model that is trained.
         targets: tensors of a window that the objective reads.
-        seed: of order, noise, noise steps and dropout.
-        noise_steps: how many there are.
-        image_dropout: share of samples without their image; None for a model that takes no image.
-        caption_dropout, empty_caption: share of samples with that embedding instead of their own.
+        seed: of order, noise, noise levels and dropout.
+        image_dropout: share of samples whose image is zeros; of no effect on a model that takes no image.
+        caption_dropout, no_caption: share of samples with that embedding, of the empty caption, instead of their own.
     """
 
     def __init__(
         self,
         cache: WindowCache,
-        latent_format: LatentFormat,
+        generator: Generator,
         targets: tuple[str, ...],
         *,
         seed: int,
-        noise_steps: int,
-        image_dropout: float | None,
+        image_dropout: float = 0.0,
         caption_dropout: float = 0.0,
-        empty_caption: Tensor | None = None,
+        no_caption: Tensor | None = None,
     ):
-        self.cache, self.latent_format, self.targets = cache, latent_format, targets
+        self.cache, self.generator, self.targets = cache, generator, targets
         self.keys = cache.keys()
-        self.seed, self.noise_steps, self.image_dropout = seed, noise_steps, image_dropout
-        self.caption_dropout, self.empty_caption = caption_dropout, empty_caption
+        self.seed, self.image_dropout = seed, image_dropout
+        self.caption_dropout, self.no_caption = caption_dropout, no_caption
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def key(self, number: int) -> str:
@@ -70,19 +68,20 @@ class TrainingSamples(Dataset):
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(mix(self.seed, "sample", number))
         window = self.cache.read(self.key(number)).tensors
-        latents = self.latent_format.video(window["latents"], rng)
+        latents = self.generator.latents(window["latents"], rng)
         sample = {
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=rng),
-            "timestep": torch.randint(self.noise_steps, (), generator=rng),
+            "timestep": self.generator.timestep(rng),
             "text": window["text"].float(),
         }
         without_image, without_caption = torch.rand(2, generator=rng).tolist()
-        if self.image_dropout is not None:
-            image = self.latent_format.image(window["image"], rng, len(latents))
-            sample["image"] = torch.zeros_like(image) if without_image < self.image_dropout else image
+        if self.generator.image_to_video:
+            image = self.generator.image(window, rng, latents)
+            without = without_image < self.image_dropout
+            sample |= {name: torch.zeros_like(tensor) if without else tensor for name, tensor in image.items()}
         if without_caption < self.caption_dropout:
-            sample["text"] = self.empty_caption
+            sample["text"] = self.no_caption
         try:
             return sample | {name: window[name] for name in self.targets}
         except KeyError as error:

@@ -1,165 +1,170 @@
-"""What CogVideoX asks for: its weights with a LoRA, and its inputs. All versions: 2B, 5B, 5B-I2V and 1.5."""
+"""CogVideoX: 2B, 5B, 5B-I2V and 1.5."""
 
-from dataclasses import dataclass
+import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers import CogVideoXDDIMScheduler
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
-from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.hub import pretrained
+from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
+
+IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's deviation, as CogVideoX-I2V was trained
 
 
-def load_transformer(model: recipe.Model) -> CogVideoXTransformer3DModel:
-    """The transformer, frozen, with a new LoRA in float32."""
-    transformer = _load(CogVideoXTransformer3DModel, model, "transformer", dtype=getattr(torch, model.dtype))
-    transformer.requires_grad_(False)
-    lora = LoraConfig(
-        r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
+class CogVideoX(Generator):
+    """Latents (B, F, C, h, w), v-prediction, text before the video tokens in a block, and split off behind it."""
+
+    name = "cogvideox"
+    pipelines = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline")
+    transformer = "CogVideoXTransformer3DModel"
+    decoded = (
+        8  # frames for two latents: diffusers decodes by twos, and gives an even number of latents 3 frames too many
     )
-    try:
-        transformer.add_adapter(lora)
-    except ValueError as error:
-        raise TrainerError(f"model.targets: {error}") from error
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    if model.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    return transformer
 
+    def __init__(self, path, revision, index, config, vae):
+        super().__init__(path, revision, index, config, vae)
+        pixels = 2 ** (len(vae["block_out_channels"]) - 1)  # along the side of a latent
+        self.patch = (config["patch_size_t"] or 1, config["patch_size"], config["patch_size"])
+        self.layers = config["num_layers"]
+        self.image_to_video = config["in_channels"] == 2 * config["out_channels"]
+        self.frames = config["sample_frames"]
+        self.height, self.width = config["sample_height"] * pixels, config["sample_width"] * pixels
+        self.temporal = vae["temporal_compression_ratio"] * self.patch[0]
+        self.spatial = pixels * self.patch[1]
+        self.text = (config["max_text_seq_length"], config["text_embed_dim"])
+        self.channels = config["num_attention_heads"] * config["attention_head_dim"]
+        self.scale = vae["scaling_factor"]
+        self.image_scale = 1 / self.scale if vae["invert_scale_latents"] else self.scale  # 1.5 was trained with it
 
-def load_noise_schedule(model: recipe.Model) -> CogVideoXDDIMScheduler:
-    """The noise schedule that the model was trained with."""
-    return _load(CogVideoXDDIMScheduler, model, "scheduler")
+    @cached_property
+    def schedule(self) -> CogVideoXDDIMScheduler:
+        """The noise schedule that the model was trained with."""
+        return pretrained(CogVideoXDDIMScheduler, self.path, subfolder="scheduler", revision=self.revision)
 
+    def grid_of(self, hidden):
+        frames, _, height, width = hidden[1:]
+        return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 
-def _load(kind: type, model: recipe.Model, part: str, **options: Any) -> Any:
-    return pretrained(kind, model.path, subfolder=part, revision=model.revision, **options)
+    def blocks(self, transformer) -> nn.ModuleList:
+        return transformer.transformer_blocks
 
+    def encode(self, encoders: Encoders, video, caption, seed):
+        tensors = super().encode(encoders, video, caption, seed)
+        if self.image_to_video:
+            tensors["image"] = encoders.moments(noisy(video[:1], seed))
+        return tensors
 
-@torch.no_grad()
-def empty_caption(model: recipe.Model, tokens: int) -> Tensor:
-    """The T5 embedding (tokens, width) of the empty caption."""
-    from transformers import AutoTokenizer, T5EncoderModel
+    # --- training ---------------------------------------------------------------------------------------------
 
-    tokenizer = _load(AutoTokenizer, model, "tokenizer")
-    encoder = _load(T5EncoderModel, model, "text_encoder", dtype=getattr(torch, model.dtype))
-    ids = tokenizer("", padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
-    return encoder(ids)[0][0].float()
+    def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
+        config = self.config
+        channels, frames, height, width = shapes["latents"]
 
+        def refuse(what: str, have: Any, need: Any, way_out: str) -> None:
+            raise TrainerError(f"the windows of {cache} have {what} {have}, and the model needs {need}: {way_out}")
 
-@dataclass(frozen=True)
-class LatentFormat:
-    """How moments of the VAE become what the transformer is trained on.
+        if channels != 2 * config["out_channels"]:
+            refuse("latent channels", channels // 2, config["out_channels"], "extract again with this model")
+        if self.image_to_video and "image" not in shapes:
+            refuse(
+                "latents of", "the video only", "those of its first frame too", "extract for an image-to-video model"
+            )
+        if tuple(shapes["text"]) != self.text:
+            refuse("text of shape", tuple(shapes["text"]), self.text, "extract again with this model")
+        if height % self.patch[1] or width % self.patch[2]:
+            refuse("latents of size", f"{height} x {width}", f"multiples of {self.patch[1]}", "extract at another size")
+        most = config["sample_height"], config["sample_width"]
+        if self.patch[0] > 1 and (height > most[0] or width > most[1]):
+            need = f"at most {most[0]} x {most[1]}"
+            refuse(
+                "latents of size", f"{height} x {width}", need, "its rotary embedding ends there. Extract at that size"
+            )
+        if config["use_learned_positional_embeddings"]:
+            ratio, pixels = self.temporal // self.patch[0], self.spatial // self.patch[1]
+            have = (frames * ratio - ratio + 1, height * pixels, width * pixels)
+            need = (self.frames, self.height, self.width)
+            if have != need:
+                size = "{} frames of {} x {} pixels".format
+                refuse(
+                    "size", size(*have), size(*need), "it learned positions for that size only. Extract at that size"
+                )
 
-    Attributes:
-        scale: of the video's latents.
-        image_scale: of the image's; 1.5 was trained with its inverse.
-        patch_frames: latent frames in one token; the first frame is repeated until there are whole tokens.
-    """
-
-    scale: float
-    image_scale: float
-    patch_frames: int
-
-    @classmethod
-    def of(cls, model: recipe.Model, transformer: CogVideoXTransformer3DModel) -> "LatentFormat":
-        try:
-            vae = AutoencoderKLCogVideoX.load_config(model.path, subfolder="vae", revision=model.revision)
-        except OSError as error:
-            raise TrainerError(f"{model.path} has no vae/config.json. Set model.path to a whole pipeline") from error
-        scale = vae["scaling_factor"]
-        return cls(scale, 1 / scale if vae.get("invert_scale_latents") else scale, transformer.config.patch_size_t or 1)
-
-    def video(self, moments: Tensor, rng: torch.Generator) -> Tensor:
-        """A sample (F, C, h, w) of the posterior with moments (2C, F, h, w), scaled and padded."""
-        latents = self.scale * sample(moments, rng)
-        missing = -len(latents) % self.patch_frames
+    def latents(self, moments, rng):
+        """(F, C, h, w), scaled; the first frame is repeated until there are whole tokens."""
+        latents = self.scale * posterior_sample(moments, rng).transpose(0, 1)
+        missing = -len(latents) % self.patch[0]
         return torch.cat([latents[:1].expand(missing, -1, -1, -1), latents])
 
-    def image(self, moments: Tensor, rng: torch.Generator, frames: int) -> Tensor:
-        """A sample of the image's posterior in the first of `frames` frames, zeros in the others."""
-        latents = self.image_scale * sample(moments, rng)
-        return torch.cat([latents, latents.new_zeros(frames - 1, *latents.shape[1:])])
+    def timestep(self, rng):
+        return torch.randint(self.schedule.config.num_train_timesteps, (), generator=rng)
+
+    def image(self, window, rng, latents):
+        """A sample of the image's posterior in the first frame, zeros in the others."""
+        image = self.image_scale * posterior_sample(window["image"], rng).transpose(0, 1)
+        return {"image": torch.cat([image, image.new_zeros(len(latents) - 1, *image.shape[1:])])}
+
+    def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
+        latents, timestep = sample["latents"], sample["timestep"]
+        hidden, target = v_prediction(self.schedule, latents, sample["noise"], timestep)
+        if "image" in sample:
+            hidden = torch.cat([hidden, sample["image"]], dim=2)
+        conditions = {"timestep": timestep, "encoder_hidden_states": sample["text"].to(dtype)}
+        if self.config["use_rotary_positional_embeddings"]:
+            frames, _, height, width = latents.shape[1:]
+            conditions["image_rotary_emb"] = self.rotary_embedding(frames, height, width, latents.device)
+        if self.config["ofs_embed_dim"] is not None:
+            conditions["ofs"] = latents.new_full((1,), 2.0)  # the only value that 1.5 was trained with
+        return Inputs(hidden, target, conditions)
+
+    def rotary_embedding(self, frames: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rotary position embedding for latents of `frames` x `height` x `width`, as the pipelines make it."""
+        config, patch = self.config, self.patch[1]
+        grid = (height // patch, width // patch)
+        base = (config["sample_height"] // patch, config["sample_width"] // patch)
+        if config["patch_size_t"] is None:
+            crop = get_resize_crop_region_for_grid(grid, base[1], base[0])
+            return get_3d_rotary_pos_embed(config["attention_head_dim"], crop, grid, frames, device=device)
+        return get_3d_rotary_pos_embed(
+            config["attention_head_dim"], None, grid, -(-frames // self.patch[0]),
+            grid_type="slice", max_size=base, device=device,
+        )  # fmt: skip
+
+    # --- sampling ---------------------------------------------------------------------------------------------
+
+    def sampled_size(self, frames, height, width):
+        if self.patch[0] > 1 and None in (height, width):
+            raise TrainerError(f"{self.path} has no size of its own: give --height and --width, such as 768 and 1360")
+        size, own = super().sampled_size(frames, height, width), (self.frames, self.height, self.width)
+        if self.config["use_learned_positional_embeddings"] and size != own:
+            raise TrainerError(
+                f"{self.path} has learned positions and makes {own[0]} frames of {own[2]} x {own[1]} only, "
+                f"not {size[0]} of {size[2]} x {size[1]}. Leave --frames, --height and --width out"
+            )
+        return size
 
 
-def sample(moments: Tensor, rng: torch.Generator) -> Tensor:
-    """A sample (F, C, h, w), float32, of the VAE's posterior with moments (2C, F, h, w): mean, then log variance."""
-    posterior = DiagonalGaussianDistribution(moments.float()[None])
-    return posterior.sample(rng)[0].transpose(0, 1)
-
-
-def conditions(transformer: CogVideoXTransformer3DModel, latents: Tensor, text: Tensor) -> dict[str, Any]:
-    """The transformer's inputs besides (noisy) latents (B, F, C, h, w) and noise step."""
-    inputs: dict[str, Any] = {"encoder_hidden_states": text}
-    if transformer.config.use_rotary_positional_embeddings:
-        frames, _, height, width = latents.shape[1:]
-        inputs["image_rotary_emb"] = rotary_embedding(transformer, frames, height, width, latents.device)
-    if transformer.config.ofs_embed_dim is not None:
-        inputs["ofs"] = latents.new_full((1,), 2.0)  # the only value that 1.5 was trained with
-    return inputs
-
-
-def rotary_embedding(
-    transformer: CogVideoXTransformer3DModel, frames: int, height: int, width: int, device: torch.device
+def v_prediction(
+    schedule: CogVideoXDDIMScheduler, latents: Tensor, noise: Tensor, timestep: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding for latents of `frames` x `height` x `width`, as the pipelines make it."""
-    config = transformer.config
-    patch, patch_frames = config.patch_size, config.patch_size_t
-    grid, base = (height // patch, width // patch), (config.sample_height // patch, config.sample_width // patch)
-    if patch_frames is None:
-        crop = get_resize_crop_region_for_grid(grid, base[1], base[0])
-        return get_3d_rotary_pos_embed(config.attention_head_dim, crop, grid, frames, device=device)
-    return get_3d_rotary_pos_embed(
-        config.attention_head_dim, None, grid, -(-frames // patch_frames),
-        grid_type="slice", max_size=base, device=device,
-    )  # fmt: skip
+    """(noisy latents, velocity sqrt(a) noise - sqrt(1 - a) latents), in float32.
 
-
-def check_window(transformer: CogVideoXTransformer3DModel, shapes: dict[str, torch.Size], cache: Path) -> None:
-    """Refuse windows that the transformer cannot be trained on.
-
-    Raises:
-        TrainerError: which says what the windows have, what the model needs, and the way out.
+    In bfloat16 diffusers' schedulers round the cumulative alphas, and the target of the first noise steps is then wrong by
+    as much as itself.
     """
-    config = transformer.config
-    channels, frames, height, width = shapes["latents"]
-    image = config.in_channels != config.out_channels
-
-    def refuse(what: str, have: Any, need: Any, way_out: str) -> None:
-        raise TrainerError(f"the windows of {cache} have {what} {have}, and the model needs {need}: {way_out}")
-
-    if channels != 2 * config.out_channels:
-        refuse("latent channels", channels // 2, config.out_channels, "extract again with this model")
-    if image and "image" not in shapes:
-        refuse("latents of", "the video only", "those of its first frame too", "extract for an image-to-video model")
-    if tuple(shapes["text"]) != (config.max_text_seq_length, config.text_embed_dim):
-        need = (config.max_text_seq_length, config.text_embed_dim)
-        refuse("text of shape", tuple(shapes["text"]), need, "extract again with this model")
-    if height % config.patch_size or width % config.patch_size:
-        refuse("latents of size", f"{height} x {width}", f"multiples of {config.patch_size}", "extract at another size")
-    if config.patch_size_t and (height > config.sample_height or width > config.sample_width):
-        need = f"at most {config.sample_height} x {config.sample_width}"
-        refuse("latents of size", f"{height} x {width}", need, "its rotary embedding ends there. Extract at that size")
-    if config.use_learned_positional_embeddings:
-        ratio = config.temporal_compression_ratio
-        have = (frames * ratio - ratio + 1, height * 8, width * 8)
-        need = (config.sample_frames, config.sample_height * 8, config.sample_width * 8)
-        if have != need:
-            size = "{} frames of {} x {} pixels".format
-            refuse("size", size(*have), size(*need), "it learned positions for that size only. Extract at that size")
+    latents, noise = latents.float(), noise.float()
+    return schedule.add_noise(latents, noise, timestep), schedule.get_velocity(latents, noise, timestep)
 
 
-def token_grid(transformer: CogVideoXTransformer3DModel, latents: torch.Size) -> tuple[int, int, int]:
-    """(frames, rows, columns) of tokens for moments of the shape (2C, F, h, w)."""
-    config = transformer.config
-    frames, height, width = latents[1:]
-    return -(-frames // (config.patch_size_t or 1)), height // config.patch_size, width // config.patch_size
+def noisy(frames: Tensor, seed: str) -> Tensor:
+    """Frames with noise of deviation exp(N(-3, 0.5)), both drawn from the seed."""
+    rng = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16))
+    mean, deviation = IMAGE_NOISE
+    sigma = (mean + deviation * torch.randn((), generator=rng)).exp()
+    return frames.float() + sigma * torch.randn(frames.shape[1:], generator=rng)

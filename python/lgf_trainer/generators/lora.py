@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..runtime.errors import TrainerError, in_short
+from .base import LORA
 
-FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' own
 ADAPTER = "lora"
 
 
@@ -19,7 +19,7 @@ def find_lora(path: Path) -> Path:
     Raises:
         TrainerError: no such file, not safetensors, or no metadata: diffusers would scale it by 1, not alpha / rank.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / LORA if path.is_dir() else path
     if not file.is_file():
         raise TrainerError(f"{file}: no such file. Give the LoRA that lgf train wrote, or its folder")
     try:
@@ -39,10 +39,10 @@ def find_lora(path: Path) -> Path:
 
 
 def load_lora(pipeline: Any, file: Path, weight: float = 1.0) -> None:
-    """Load a LoRA that `find_lora` found into the transformer of a CogVideoX pipeline.
+    """Load a LoRA that `find_lora` found into the transformer of a pipeline.
 
     Args:
-        pipeline: `CogVideoXPipeline` or `CogVideoXImageToVideoPipeline`.
+        pipeline: of diffusers, such as `CogVideoXPipeline` or `WanPipeline`.
         file: what `find_lora` returned.
         weight: factor on top of alpha / rank; 1 is what was trained.
 

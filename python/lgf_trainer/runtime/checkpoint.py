@@ -1,37 +1,47 @@
-"""What a run leaves on disk: the LoRA as diffusers loads it, the projector beside it, and checkpoints to go on from.
+"""What a run leaves on disk: trained weights as diffusers loads them, the projector beside them, and checkpoints to go on from.
 
     FOLDER/step-00000100/pytorch_lora_weights.safetensors    for `pipeline.load_lora_weights(FOLDER/step-00000100)`
+                         transformer/                        instead of that, where all weights are trained
                          projector.safetensors
                          optimizer.safetensors               moments of AdamW, and the moving average if there is one
                          checkpoint.json                     step, recipe, what was trained on, hashes of the files
 
-A checkpoint is written into a hidden folder that is renamed when all of it is on the disk. Random states need not be
-kept: the seed and the number of the step decide them.
+A checkpoint is written into a hidden folder that is renamed when all of it is on the disk. Files are hashed while they are
+written, and verified when a run goes on. Random states need not be kept: the seed and the number of the step decide them.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import CogVideoXPipeline
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from ..optimiser import GroupedAdamW, MovingAverage
 from ..tap import AlignedTransformer
 from .distributed import like, whole
 from .errors import TrainerError, in_short, is_disk_full
+from .files import file_hash, whole_file, write_tensors
+
+if TYPE_CHECKING:
+    from ..generators.base import Generator
 
 PROJECTOR, OPTIMISER, FACTS = "projector.safetensors", "optimizer.safetensors", "checkpoint.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 Tensors = dict[str, Tensor]
+Hashes = dict[str, str]  # path below the folder -> SHA-256
 
 
 # --- weights --------------------------------------------------------------------------------------------------
@@ -42,34 +52,30 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_weights(folder: Path, model: AlignedTransformer, weights: Tensors) -> None:
-    """Write trained weights (whole, by the model's names): the LoRA with its metadata, and the projector.
+def save_weights(folder: Path, generator: "Generator", model: AlignedTransformer, weights: Tensors) -> Hashes:
+    """Write trained weights (whole, by the model's names): the transformer's as diffusers loads them, and the projector."""
+    hashes = generator.save(folder, model.transformer, _below("transformer", weights))
+    if projector := _below("projector", weights):
+        hashes[PROJECTOR] = write_tensors(folder / PROJECTOR, projector)
+    return hashes
 
-    Without the metadata, alpha would be lost, and a LoRA with alpha != rank would be loaded with the wrong strength.
+
+def load_weights(folder: Path, generator: "Generator", model: AlignedTransformer) -> None:
+    """Put what `save_weights` wrote into a model that is not yet parallelised.
+
+    Raises:
+        TrainerError: it belongs to another model.
     """
-    transformer = {
-        name.removeprefix("transformer."): w for name, w in weights.items() if name.startswith("transformer.")
-    }
-    CogVideoXPipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=get_peft_model_state_dict(model.transformer, state_dict=transformer),
-        transformer_lora_adapter_metadata=model.transformer.peft_config["default"].to_dict(),
-    )
-    projector = {name.removeprefix("projector."): w for name, w in weights.items() if name.startswith("projector.")}
-    if projector:
-        save_file(projector, folder / PROJECTOR)
+    try:
+        generator.load(folder, model.transformer)
+        if model.projector is not None and (projector := folder / PROJECTOR).exists():
+            model.projector.load_state_dict(load_file(projector))
+    except (FileNotFoundError, RuntimeError) as error:  # other sizes, or a run that trained something else
+        raise TrainerError(f"{folder} holds weights of another model: {in_short(error)}") from error
 
 
-def load_weights(folder: Path, model: AlignedTransformer) -> None:
-    """Put what `save_weights` wrote into a model that is not yet parallelised."""
-    lora = load_file(folder / "pytorch_lora_weights.safetensors")
-    found = set_peft_model_state_dict(
-        model.transformer, {name.removeprefix("transformer."): weight for name, weight in lora.items()}
-    )
-    if found.unexpected_keys:
-        raise TrainerError(f"{folder} holds a LoRA for another model: it has {found.unexpected_keys[0]}")
-    if model.projector is not None:
-        model.projector.load_state_dict(load_file(folder / PROJECTOR))
+def _below(part: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 # --- the state of a run ---------------------------------------------------------------------------------------
@@ -79,50 +85,41 @@ def load_weights(folder: Path, model: AlignedTransformer) -> None:
 class TrainingState:
     """All that a run changes. `model` is the module inside any wrapper of `parallelise`."""
 
+    generator: "Generator"
     model: AlignedTransformer
     optimiser: GroupedAdamW
     average: MovingAverage | None = None
 
-    def write(self, main: bool) -> Callable[[Path], None]:
+    def write(self, main: bool) -> Callable[[Path], Hashes]:
         """Gather everything, which all processes must do; returns what writes it, for the `main` one to call."""
-        parameters = trained_parameters(self.model)
-        weights = _gather(parameters, main)
-        moments = _gather(self._moments(), main)
-        average = _gather(self.average.average, main) if self.average else {}
+        trained = trained_parameters(self.model)
+        weights = get_model_state_dict(self.model, options=WHOLE)
+        moments = get_optimizer_state_dict(self.model, self.optimiser.adamw, options=WHOLE)
+        average = {name: whole(tensor) for name, tensor in self.average.average.items()} if self.average else {}
 
-        def write(folder: Path) -> None:
-            save_weights(folder, self.model, weights)
-            save_file(moments | {f"average/{name}": tensor for name, tensor in average.items()}, folder / OPTIMISER)
+        def write(folder: Path) -> Hashes:
+            state = {f"{key}/{name}": value for name, own in moments["state"].items() for key, value in own.items()}
+            state |= {f"average/{name}": tensor for name, tensor in average.items()}
+            mine = {name: weights[name] for name in trained}
+            hashes = save_weights(folder, self.generator, self.model, mine)
+            hashes[OPTIMISER] = write_tensors(folder / OPTIMISER, state)
             if average:
-                save_weights(folder / "ema", self.model, average)
+                found = save_weights(folder / "ema", self.generator, self.model, average)
+                hashes |= {f"ema/{name}": sha for name, sha in found.items()}
+            return hashes
 
         return write
 
     def read(self, folder: Path) -> None:
         """Put optimiser and average back. The weights are loaded before the model is parallelised (`load_weights`)."""
-        tensors = load_file(folder / OPTIMISER)
-        for name, parameter in trained_parameters(self.model).items():
-            state = {key: tensors.pop(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimiser.adamw.state[parameter] = {
-                key: value if key == "step" else like(value, parameter) for key, value in state.items()
-            }
-            if self.average:
-                self.average.average[name] = like(tensors.pop(f"average/{name}"), parameter)
-
-    def _moments(self) -> Tensors:
-        state = self.optimiser.adamw.state
-        parameters = trained_parameters(self.model)
-        return {f"{key}/{name}": value for name, p in parameters.items() for key, value in state[p].items()}
-
-
-@torch.no_grad()
-def _gather(tensors: Tensors, keep: bool) -> Tensors:
-    gathered = {}
-    for name, tensor in tensors.items():
-        complete = whole(tensor.detach())
-        if keep:
-            gathered[name] = complete.cpu().contiguous()
-    return gathered
+        tensors, trained = load_file(folder / OPTIMISER), trained_parameters(self.model)
+        state = get_optimizer_state_dict(self.model, self.optimiser.adamw)
+        state["state"] = {name: {key: tensors[f"{key}/{name}"] for key in MOMENTS} for name in trained}
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimiser.adamw, state, options=options)
+        if self.average:
+            for name, parameter in trained.items():
+                self.average.average[name] = like(tensors[f"average/{name}"], parameter)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -152,7 +149,7 @@ class Checkpoints:
         """Where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path:
+    def save(self, step: int, write: Callable[[Path], Hashes], facts: dict[str, Any]) -> Path:
         """A checkpoint with what `write` writes into the folder it is given. Older ones than `keep` go.
 
         Raises:
@@ -162,10 +159,9 @@ class Checkpoints:
         partial = place.with_name(f".partial-{place.name}")
         try:
             partial.mkdir(parents=True)
-            write(partial)
-            hashes = {path.relative_to(partial).as_posix(): _sync_and_hash(path) for path in _files(partial)}
-            (partial / FACTS).write_text(json.dumps({"step": step, "sha256": hashes, **facts}, indent=1))
-            _sync_and_hash(partial / FACTS)
+            hashes = write(partial)
+            with whole_file(partial / FACTS) as file:
+                file.write(json.dumps({"step": step, "sha256": hashes, **facts}, indent=1).encode())
             if place.exists():
                 self._remove(place)
             partial.rename(place)
@@ -190,16 +186,8 @@ class Checkpoints:
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for place in reversed(self._places()):
-            try:
-                facts = json.loads((place / FACTS).read_text())
-                if all(_sync_and_hash(place / name) == sha for name, sha in facts["sha256"].items()):
-                    return Checkpoint(place, facts["step"], facts)
-            except (FileNotFoundError, ValueError, KeyError):
-                pass
-            except OSError as error:
-                raise TrainerError(
-                    f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
-                ) from error
+            if found := read_checkpoint(place):
+                return found
             print(f"{place} is damaged; going back to the checkpoint before it")
             self._remove(place)
         return None
@@ -213,27 +201,32 @@ class Checkpoints:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def read_checkpoint(place: Path) -> Checkpoint | None:
+    """The checkpoint in a folder, verified; None if it is damaged.
+
+    Raises:
+        TrainerError: it cannot be read.
+    """
+    try:
+        facts = json.loads((place / FACTS).read_text())
+        if all(file_hash(place / name) == sha for name, sha in facts["sha256"].items()):
+            return Checkpoint(place, facts["step"], facts)
+    except (FileNotFoundError, ValueError, KeyError):
+        pass
+    except OSError as error:
+        raise TrainerError(
+            f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
+        ) from error
+    return None
+
+
 def publish(checkpoint: Path, output: Path) -> None:
     """Copy the weights of a checkpoint to where the user looks for them, each file whole or not at all."""
-    for source in _files(checkpoint):
+    for source in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if source.name in (OPTIMISER, FACTS):
             continue
-        target = output / source.relative_to(checkpoint)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}")
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sync_and_hash(path: Path) -> str:
-    """Wait until a file is on the disk; the hash of what is there."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        with open(source, "rb") as content, whole_file(output / source.relative_to(checkpoint)) as file:
+            shutil.copyfileobj(content, file, 1 << 20)
 
 
 def _sync(folder: Path) -> None:

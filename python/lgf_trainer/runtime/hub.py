@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from .errors import TrainerError, in_short
 
@@ -23,6 +22,8 @@ def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **option
         TrainerError: there is no such model, or no network and no copy of it in the cache of the hub, or it is of another type,
             or the files of its tokenizer are missing.
     """
+    from transformers import AutoConfig
+
     try:
         if not types or (found := AutoConfig.from_pretrained(name).model_type) in types:
             return _with_words(kind.from_pretrained(name, **options))

@@ -1,40 +1,71 @@
 """What a training run is: a tree of documented settings, read from YAML and changed on the command line.
 
-Where SAM2VideoX states a value, it is the default here; "our reading" marks a choice that the paper leaves open.
+Where SAM2VideoX states a value, it is the default here; "our reading" marks a choice that the paper leaves open. Limits
+stand beside the fields; pydantic checks them, and the types.
 """
 
-import dataclasses
-import difflib
 import math
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-import yaml
+import tyro
+from pydantic import BeforeValidator, Field
 
 from .errors import TrainerError
+from .settings import flatten, from_settings, merge, parse_yaml, read_yaml, to_settings
 
 SHIPPED = resources.files("lgf_trainer").joinpath("recipes")
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _word(value: Any) -> Any:
+    """Without quotes, YAML reads no as false and null as nothing."""
+    return "no" if value is False else "none" if value is None else value
+
+
+Word = BeforeValidator(_word)
+
+#: On the command line, `{margin: 0.2}`.
+Mapping = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{KEY: VALUE}",
+        instance_from_str=lambda words: parse_yaml(words[0], words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Model:
-    """The video model and its LoRA."""
+    """The video model and what is trained of it."""
 
     path: str = "THUDM/CogVideoX-5b-I2V"
-    """A CogVideoX pipeline in Hugging Face format: a folder, or a name on the hub (which is then downloaded)."""
+    """A CogVideoX or Wan2.1 pipeline in Hugging Face format: a folder, or a name on the hub (which is then downloaded)."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the frozen weights. What is trained is always kept in float32: bfloat16 swallows small steps."""
-    rank: int = 256
+    train: Literal["lora", "full"] = "lora"
+    """lora: a LoRA on frozen weights; full: all weights, which takes 16 bytes of memory for each of them."""
+    shift: Annotated[float, Field(gt=0)] | None = None
+    """Of the noise levels of models with flow matching, towards noise: s u / (1 + (s - 1) u). None: the family's own, 3 for
+    Wan2.1 (our reading)."""
+    rank: Count = 256
     """Rank of the LoRA."""
-    alpha: float = 128
+    alpha: Annotated[float, Field(gt=0)] = 128
     """The LoRA's output is scaled by alpha / rank."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout in front of the LoRA."""
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """The linear layers that get a LoRA: all of attention."""
@@ -48,9 +79,9 @@ class Data:
 
     cache: Path = Path("cache")
     """A folder written by `lgf extract`."""
-    image_dropout: float = 0.05
+    image_dropout: Share = 0.05
     """Share of samples whose image is replaced by zeros (image-to-video models)."""
-    caption_dropout: float = 0.0
+    caption_dropout: Share = 0.0
     """Share of samples whose caption is replaced by the empty one. Above 0 the text encoder is loaded once."""
 
 
@@ -85,21 +116,27 @@ class Relation:
 class Alignment:
     """The term added to the diffusion loss."""
 
-    loss: Literal["lgf", "none", "features", "repa", "relation", "mask"] = "lgf"
+    loss: Annotated[str, Word] = "lgf"
     """lgf: Local Gram Flow; none: LoRA only; features: mean squared error to the teacher's features; repa: cosine
     distance to given features, token by token; relation: token relation distances to given features; mask: cross
-    entropy of the subject's mask, predicted by a linear layer on the projector."""
-    weight: float = 0.5
+    entropy of the subject's mask, predicted by a linear layer on the projector; or one of yours (docs/trainer.md)."""
+    weight: Amount = 0.5
     """lambda: the weight of the term."""
-    schedule: tuple[tuple[int, float], ...] = ()
+    schedule: tuple[tuple[Index, Amount], ...] = ()
     """Points (step, factor): the weight is multiplied by the factor, linear between the points and constant outside
     them. `0 0 500 1` warms it up over 500 steps. Empty: constant."""
-    block: int = 24
+    block: Index = 24
     """0-based index of the aligned block. The paper's "25th block" (our reading: counted from 1)."""
-    k: float = 0.5
+    k: Share = 0.5
     """Weight of the forward teacher; the backward one has 1 - k (our reading). At 1 the backward one is not read."""
     features: tuple[str, ...] = ("sam2_forward", "sam2_backward")
-    """Which features of the cache the losses on features use: one name, or two weighted by k and 1 - k."""
+    """Which features of the cache the losses on features use: one name, two weighted by k and 1 - k, or more."""
+    weights: tuple[Amount, ...] = ()
+    """Of those features, instead of k: one number each."""
+    combine: Literal["sum", "concat"] = "sum"
+    """Several features: the weighted sum of their losses, or one target, their channels side by side, each of length 1."""
+    options: Mapping = field(default_factory=dict)
+    """Of a loss that has no group here, as `options: {margin: 0.2}`; its file says which there are."""
     backend: str | None = None
     """Of lgf_kernels; None: the first that can (see lgf doctor)."""
     lgf: Lgf = field(default_factory=Lgf)
@@ -110,12 +147,12 @@ class Alignment:
 class Projector:
     """The head between the aligned block and the teacher's space."""
 
-    hidden: int = 768
+    hidden: Count = 768
     """Channels of the temporal part."""
-    widths: tuple[int, ...] = (512, 256, 256)
+    widths: tuple[Count, ...] = (512, 256, 256)
     """Output channels of the pointwise layers. Losses that compare channel by channel replace the last by the
     teacher's number of channels."""
-    groups: int = 32
+    groups: Count = 32
     """Groups of every GroupNorm."""
 
 
@@ -123,15 +160,15 @@ class Projector:
 class Optimiser:
     """AdamW for one group of parameters."""
 
-    rate: float
+    rate: Amount
     """Learning rate after the warm-up."""
-    warmup: int
+    warmup: Index
     """Steps of linear warm-up."""
-    final_rate: float | None = None
+    final_rate: Amount | None = None
     """Reached in the last step, along a cosine that begins after the warm-up. None: the rate stays."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the moments."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Decoupled weight decay (our reading: torch's default)."""
 
     def rate_at(self, step: int, steps: int) -> float:
@@ -150,23 +187,24 @@ class Optimisers:
 
     lora: Optimiser = field(default_factory=lambda: Optimiser(rate=1e-4, warmup=200))
     projector: Optimiser = field(default_factory=lambda: Optimiser(rate=5e-4, warmup=150, final_rate=1e-5))
+    full: Optimiser = field(default_factory=lambda: Optimiser(rate=2e-6, warmup=200))
 
 
 @dataclass(frozen=True)
 class Training:
     """How long and how exactly."""
 
-    steps: int = 3000
+    steps: Count = 3000
     """Optimiser steps."""
-    batch: int = 32
+    batch: Count = 32
     """Windows in one step, over all processes and accumulation."""
-    clip: float = 1.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient of all trained parameters together; inf does not clip."""
-    ema: float | None = None
+    ema: Decay | None = None
     """Decay of a moving average of the trained weights, saved beside them; None: none. 0.999 is usual."""
-    precision: Literal["bf16", "no"] = "bf16"
+    precision: Annotated[Literal["bf16", "no"], Word] = "bf16"
     """Of the forward and backward pass; losses, targets, trained weights and their steps are in float32."""
-    seed: int = 42
+    seed: Index = 42
     """Of initial weights, order of the windows, noise, noise steps and dropout."""
 
 
@@ -176,19 +214,19 @@ class Run:
 
     output: Path = Path("run")
     """Folder of the LoRA, the projector, checkpoints and logs. Started again, a run goes on from its last checkpoint."""
-    per_process: int = 1
+    per_process: Count = 1
     """Windows in one forward pass. The rest of the batch is other processes and accumulation."""
     shard: bool = False
     """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
-    save_every: int = 1
+    save_every: Count = 1
     """Steps between checkpoints: what a killed run can lose."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints to keep."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between looks at the losses; each look makes the host wait for the GPU, the steps between do not."""
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    tracker: Annotated[Literal["tensorboard", "wandb", "none"], Word] = "tensorboard"
     """Where curves go besides metrics.jsonl. wandb must be installed by you."""
-    workers: int = 2
+    workers: Index = 2
     """Processes that read ahead."""
 
 
@@ -196,6 +234,8 @@ class Run:
 class Recipe:
     """A training run."""
 
+    start_from: str | None = None
+    """Folder of another run, whose weights this one begins with: a stage after a stage. Its optimiser starts anew."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     alignment: Alignment = field(default_factory=Alignment)
@@ -205,58 +245,34 @@ class Recipe:
     run: Run = field(default_factory=Run)
 
 
-_GROUPS = tuple(f"optimisers.{entry.name}." for entry in dataclasses.fields(Optimisers))
-
-#: What a number must be -> whether it is, and the keys that this holds for.
-_LIMITS: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
-    "at least 1": (lambda value: value >= 1, (
-        "model.rank", "projector.hidden", "projector.widths", "projector.groups", "training.steps", "training.batch",
-        "run.per_process", "run.save_every", "run.keep", "run.log_every",
-    )),
-    "at least 0": (lambda value: 0 <= value < math.inf, (
-        "alignment.weight", "alignment.schedule", "alignment.block", "training.seed", "run.workers",
-        *(group + key for group in _GROUPS for key in ("rate", "warmup", "final_rate", "weight_decay")),
-    )),
-    "above 0": (lambda value: value > 0, ("model.alpha", "training.clip")),
-    "in [0, 1]": (lambda value: 0 <= value <= 1, ("data.image_dropout", "data.caption_dropout", "alignment.k")),
-    "at least 0 and below 1": (lambda value: 0 <= value < 1, (
-        "model.dropout", "training.ema", *(group + "betas" for group in _GROUPS),
-    )),
-}  # fmt: skip
-
-
 def check(recipe: Recipe) -> None:
-    """Refuse values that no run could have, or that would train nothing.
+    """Refuse values that no run could have, that do not go together, or that would train nothing.
 
     Raises:
-        TrainerError: it names the first such key.
+        TrainerError: it names the keys.
     """
-    values = flatten(recipe)
-    for words, (holds, keys) in _LIMITS.items():
-        for key in keys:
-            for number in _numbers(values[key]):
-                if not holds(number):
-                    raise TrainerError(f"{key} must be {words}, got {number}")
-    if len(recipe.alignment.features) not in (1, 2):
-        raise TrainerError(f"alignment.features must be one or two names, got {len(recipe.alignment.features)}")
-    head = recipe.projector
+    build(to_settings(recipe))
+    alignment, head = recipe.alignment, recipe.projector
+    names, weights = len(alignment.features), len(alignment.weights)
+    if not names:
+        raise TrainerError("alignment.features must be one name at least, got 0")
+    if weights and weights != names:
+        raise TrainerError(f"alignment.weights must have a number for each of {names} features, got {weights}")
+    if names > 2 and not weights and alignment.combine == "sum":
+        raise TrainerError(
+            f"alignment.k weighs one or two names, got {names} alignment.features. Set alignment.weights to {names} "
+            "numbers, or alignment.combine to concat"
+        )
     for width in (head.hidden, *head.widths[:-1]):
         if width % head.groups:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
     if not head.widths:
         raise TrainerError("projector.widths must have one width at least")
-    if recipe.training.precision == "no" and recipe.model.dtype != "float32":
+    if recipe.training.precision == "no" and recipe.model.dtype != "float32" and recipe.model.train == "lora":
         raise TrainerError(f"model.dtype {recipe.model.dtype} needs training.precision bf16; without it, set float32")
-    steps = [step for step, _ in recipe.alignment.schedule]
+    steps = [step for step, _ in alignment.schedule]
     if steps != sorted(steps):
         raise TrainerError("alignment.schedule must have its points in the order of their steps")
-
-
-def _numbers(value: Any) -> list[float]:
-    """The numbers of a value: itself, those of a list of lists, none of None."""
-    if isinstance(value, tuple):
-        return [number for item in value for number in _numbers(item)]
-    return [] if value is None else [value]
 
 
 def shipped_recipes() -> list[str]:
@@ -271,27 +287,14 @@ def read_recipe(name: str) -> Recipe:
     that comes with the package.
 
     Raises:
-        TrainerError: no such recipe, not YAML, an unknown key or a value of the wrong type.
+        TrainerError: no such recipe, not YAML, an unknown key or a value of the wrong type or size.
     """
-    return build(Recipe, _settings(name), name)
+    return build(_settings(name), name)
 
 
-def flatten(recipe: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of a recipe or of a part of one."""
-    flat = {}
-    for entry in dataclasses.fields(recipe):
-        value = getattr(recipe, entry.name)
-        flat |= flatten(value, f"{prefix}{entry.name}.") if _is_group(value) else {prefix + entry.name: value}
-    return flat
-
-
-def to_settings(recipe: Any) -> Any:
-    """A recipe as what YAML and JSON can hold; `build` makes it a recipe again."""
-    if _is_group(recipe):
-        return {entry.name: to_settings(getattr(recipe, entry.name)) for entry in dataclasses.fields(recipe)}
-    if isinstance(recipe, tuple):
-        return [to_settings(value) for value in recipe]
-    return str(recipe) if isinstance(recipe, Path) else recipe
+def build(settings: Any, source: str = "") -> Recipe:
+    """A recipe from nested mappings; what they do not say keeps its default."""
+    return from_settings(Recipe, settings, source, base=Recipe())
 
 
 def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -301,90 +304,14 @@ def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         path = SHIPPED.joinpath(f"{name}.yaml")
         if not path.is_file():
             raise TrainerError(f"there is no recipe {name}: give a YAML file, or one of {', '.join(shipped_recipes())}")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainerError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise TrainerError(f"{path} must hold keys and values, such as `training: {{steps: 3000}}`")
+    settings = read_yaml(path)
     base = settings.pop("base", None)
     if base is None:
         return settings
     if not isinstance(base, str) or path in above:
         raise TrainerError(f"{path}: base must be the name of another recipe, got {base!r}")
     beside = path.parent / base
-    return _merge(_settings(str(beside) if beside.is_file() else base, (*above, path)), settings)
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def build(kind: type, settings: Any, source: str, prefix: str = "") -> Any:
-    """An instance of the dataclass `kind` from nested mappings; what they do not say keeps its default."""
-    if not isinstance(settings, dict):
-        raise TrainerError(f"{source}: {prefix.rstrip('.')} must hold keys and values, got {settings!r}")
-    hints, default = get_type_hints(kind), _default(prefix)
-    for key in settings:
-        if key not in hints:
-            known = [*flatten(Recipe()), *(prefix + name for name in hints)]
-            near = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0)[0]
-            raise TrainerError(f"{source}: there is no key {prefix}{key}. The nearest one is {near}")
-    return dataclasses.replace(
-        default, **{key: _convert(value, hints[key], source, f"{prefix}{key}") for key, value in settings.items()}
-    )
-
-
-def _default(prefix: str) -> Any:
-    """The part of the default recipe that a prefix such as "optimisers.lora." names."""
-    part = Recipe()
-    for name in prefix.split(".")[:-1]:
-        part = getattr(part, name)
-    return part
-
-
-def _convert(value: Any, kind: Any, source: str, key: str) -> Any:
-    """A YAML value as the type that the key is documented with."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, source, f"{key}.")
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, arguments[0], source, key)
-    if origin is tuple and isinstance(value, list):
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) == len(value):
-            return tuple(_convert(v, k, source, key) for v, k in zip(value, kinds, strict=True))
-    elif origin is Literal:
-        value = "no" if value is False else "none" if value is None else value  # as YAML reads them without quotes
-        if value in arguments:
-            return value
-        raise TrainerError(f"{source}: {key} must be one of {', '.join(arguments)}, got {value}")
-    elif kind is bool and isinstance(value, bool):
-        return value
-    elif kind in (str, Path) and isinstance(value, str):
-        return kind(value)
-    elif kind in (int, float) and not isinstance(value, bool | list | dict | None):
-        try:  # YAML reads 1e-4 as text
-            if kind is float or float(value) == int(float(value)):
-                return kind(float(value))
-        except (ValueError, OverflowError):
-            pass
-    raise TrainerError(f"{source}: {key} must be {_words(kind)}, got {value!r}")
-
-
-def _words(kind: Any) -> str:
-    names = {bool: "true or false", str: "text", Path: "a path", int: "a whole number", float: "a number"}
-    if get_origin(kind) is tuple:
-        return "a list" if get_args(kind)[-1] is Ellipsis else f"a list of {len(get_args(kind))}"
-    return names[kind]
-
-
-def _is_group(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return merge(_settings(str(beside) if beside.is_file() else base, (*above, path)), settings)
 
 
 def differences(one: Recipe, other: Recipe, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:

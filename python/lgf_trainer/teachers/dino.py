@@ -5,35 +5,45 @@ so that the patches of the encoder are the student's tokens, and the last layer'
 the class token and the registers.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..runtime.hub import frozen, pretrained
-from .base import normalised
+from .base import Teacher, normalised
 
 TYPES = ("dinov3_vit", "dinov2", "dinov2_with_registers")  # of models, as transformers calls them
 
 
-class Dino:
-    """DINOv2, with registers or without, or DINOv3, by transformers. The weights are frozen, and computed with in float32.
+@dataclass(frozen=True)
+class Options:
+    """Of DINO."""
 
-    Args:
-        model: a name on the Hugging Face hub, such as facebook/dinov2-large, or a folder.
-        device: where to compute.
-    """
+    model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 
-    def __init__(self, model: str, device: torch.device):
+
+class Dino(Teacher):
+    """DINOv2, with registers or without, or DINOv3, by transformers. In the cache: `features_dino`."""
+
+    name = "dino"
+    Options = Options
+
+    def __init__(self, options, device):
         from transformers import AutoModel
 
-        self.model = frozen(pretrained(AutoModel, model, TYPES, dtype=torch.float32), device)
-        self._device = device
+        self.model = frozen(pretrained(AutoModel, options.model, TYPES, dtype=torch.float32), device)
+        self.device = device
+
+    def __call__(self, video, subject, student):
+        return {"features_dino": self.features(video[list(student.frames)], student.grid).half()}
 
     @torch.no_grad()
-    def __call__(self, video: Tensor, grid: tuple[int, int]) -> Tensor:
+    def features(self, video: Tensor, grid: tuple[int, int]) -> Tensor:
         """Features (N, rows, columns, C) of a video (N, 3, H, W) in [-1, 1], on a grid of rows and columns."""
         rows, columns = grid
         patch = self.model.config.patch_size
-        frames = normalised(video, (rows * patch, columns * patch), self._device)
+        frames = normalised(video, (rows * patch, columns * patch), self.device)
         # The patches come last, row by row; the class token and the registers, of which there may be none, come before.
         tokens = [self.model(frame).last_hidden_state[0, -rows * columns :] for frame in frames]
         return torch.stack(tokens).unflatten(1, grid)
