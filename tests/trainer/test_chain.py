@@ -41,7 +41,17 @@ def readme_commands() -> dict[str, list[str]]:
     return {words[1]: words[1:] for words in commands}
 
 
-@pytest.fixture(params=["generated", "01_dog.mp4"])
+#: What is said to each command beside the README's words: nothing in a Wan2.1 says for which size and rate it is made.
+SIZE = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
+FAMILIES = {"cogvideox": {}, "wan": {"extract": SIZE, "sample": SIZE}}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=["generated", "01_dog.mp4", "05_default_juggle.mp4"])
 def clip(request, tmp_path):
     if request.param != "generated":
         if not (REAL / request.param).exists():
@@ -78,11 +88,12 @@ def network(path: Path) -> Path:
 
 
 @pytest.fixture
-def commands(clip, tmp_path, monkeypatch):
+def commands(clip, family, tmp_path, monkeypatch):
     """Those of the README, in a folder with a playground of the clip, when the first of them, `extract`, has been run."""
     monkeypatch.chdir(tmp_path)
-    assert lgf_cli.run("playground", "lgf_demo.playground", ["tiny", "--video", str(clip)], "") == 0
-    commands = readme_commands()
+    words = ["tiny", "--video", str(clip), "--family", family]
+    assert lgf_cli.run("playground", "lgf_demo.playground", words, "") == 0
+    commands = {name: [*words, *FAMILIES[family].get(name, [])] for name, words in readme_commands().items()}
     assert lgf_cli.main(commands["extract"]) == 0
     return commands
 

@@ -53,6 +53,12 @@ SHIPPED = {
         "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.block": 17,
         "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64), "training.steps": 4000,
     },
+    "wan2.1-sam2videox": {"alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
+    "wan2.1-moalign": {
+        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
+        "alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "projector.widths": (256, 256, 64),
+        "training.steps": 4000,
+    },
 }  # fmt: skip
 
 
