@@ -66,7 +66,8 @@ class AlignedTransformer(nn.Module):
         transformer: plain or with PEFT adapters.
         projector: maps (B, T, H, W, C) to what is compared with the teacher. None: there is nothing to compare.
         block: the aligned block, or its 0-based index in `transformer.transformer_blocks`. The paper's "25th block" is 24.
-        grid_of: shape of the hidden states -> (T, H, W) tokens; default: that of CogVideoX, for latents (B, F, C, h, w).
+        grid_of: (shape of the hidden states, other inputs) -> (T, H, W) tokens; default: that of CogVideoX, for latents
+            (B, F, C, h, w).
         tokens: what a block puts out -> its video tokens.
     """
 
@@ -75,7 +76,7 @@ class AlignedTransformer(nn.Module):
         transformer: nn.Module,
         projector: nn.Module | None,
         block: nn.Module | int,
-        grid_of: Callable[[torch.Size], Grid] | None = None,
+        grid_of: Callable[[torch.Size, dict[str, Any]], Grid] | None = None,
         tokens: Callable[[Any], Tensor] = video_tokens,
     ):
         super().__init__()
@@ -94,9 +95,9 @@ class AlignedTransformer(nn.Module):
         self._capture.arm()
         prediction = self.transformer(hidden_states, return_dict=False, **inputs)[0]
         features = self._capture.take()
-        return prediction, features.unflatten(1, self._grid_of(hidden_states.shape))
+        return prediction, features.unflatten(1, self._grid_of(hidden_states.shape, inputs))
 
-    def _cogvideox_grid(self, shape: torch.Size) -> Grid:
+    def _cogvideox_grid(self, shape: torch.Size, _inputs: dict[str, Any]) -> Grid:
         frames, _, height, width = shape[1:]
         config = self.transformer.config
         return frames // (config.patch_size_t or 1), height // config.patch_size, width // config.patch_size

@@ -9,7 +9,6 @@ A run that is started again goes on from its last checkpoint.
 
 import hashlib
 import importlib.util
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,7 +20,6 @@ import tyro
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
@@ -30,7 +28,7 @@ from lgf_kernels import BackendUnavailableError
 
 from .data.cache import WindowCache
 from .data.samples import BatchNumbers, TrainingSamples, load_samples, mix
-from .generators.base import LORA, WEIGHTS, Encoders, Generator
+from .generators.base import Encoders, Generator
 from .objectives.base import make_objective
 from .optimiser import GroupedAdamW, MovingAverage
 from .runtime.checkpoint import (
@@ -39,9 +37,10 @@ from .runtime.checkpoint import (
     TrainingState,
     load_weights,
     publish,
+    starting_weights,
     trained_parameters,
 )  # fmt: skip
-from .runtime.distributed import parallelise
+from .runtime.distributed import must_fit, parallelise
 from .runtime.errors import TrainerError, is_disk_full
 from .runtime.files import claim, remove_leftovers, write_atomically
 from .runtime.metrics import Metrics
@@ -50,8 +49,6 @@ from .runtime.settings import flatten, to_settings
 from .runtime.text import with_help
 from .step import AlignedDiffusion, Batch, training_steps
 from .tap import AlignedTransformer
-
-BYTES = 16  # for each trained weight in float32: itself, its gradient, both moments of AdamW
 
 
 def main(arguments: list[str]) -> int:
@@ -105,7 +102,7 @@ class TrainingRun:
         self.cache = WindowCache(recipe.data.cache)
         self.objective = make_objective(recipe.alignment, self.cache.settings)
         self.generator = make_generator(recipe)
-        shapes = window_shapes(self.cache)
+        self.shapes = shapes = window_shapes(self.cache)
         self.generator.check_window(shapes, self.cache.folder)
         if recipe.alignment.block >= self.generator.layers:
             last = self.generator.layers - 1
@@ -113,11 +110,11 @@ class TrainingRun:
         if self.objective:
             self.objective.check(shapes, self.generator.grid_of_moments(shapes["latents"]), self.cache.folder)
         if recipe.model.train == "full":
-            must_fit(self.generator, self.accelerator.device, shards=processes if recipe.run.shard else 1)
-        self.start = starting_weights(recipe, self.generator) if recipe.start_from else None
+            weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
+            must_fit(weights, self.accelerator.device, shards=processes if recipe.run.shard else 1)
+        self.start = self._start() if recipe.start_from else None
         self.facts = {"recipe": to_settings(recipe), "windows": _fingerprint(self.cache)}
         self.checkpoints = Checkpoints(recipe.run.output / "checkpoints", recipe.run.keep)
-        self.shapes = shapes
 
     def train(self) -> Path:
         """Make the steps that are left; returns the folder with what was trained.
@@ -207,6 +204,16 @@ class TrainingRun:
                         self._save()
                     if stopping:
                         break
+
+    def _start(self) -> Path:
+        """The folder of the weights to begin with, once it is clear that they fit."""
+        recipe, heads = self.recipe, {}
+        if self.objective:
+            with torch.device("meta"):
+                head = self.objective.make_projector(recipe.projector, self.generator.channels, self.shapes)
+            heads = {name: tuple(parameter.shape) for name, parameter in head.named_parameters()}
+        weights = self.generator.trained_shapes(recipe.model)
+        return starting_weights(Path(recipe.start_from), self.generator.file(recipe.model.train), weights, heads)
 
     def _last_checkpoint(self) -> Checkpoint | None:
         """What all processes go on from: one of them looks, and tells the others."""
@@ -316,54 +323,6 @@ def window_shapes(cache: WindowCache) -> dict[str, torch.Size]:
     if not keys:
         raise TrainerError(f"{cache.folder} has no windows yet. Fill it with lgf extract")
     return {name: tensor.shape for name, tensor in cache.read(keys[0]).tensors.items()}
-
-
-def must_fit(generator: Generator, device: torch.device, shards: int) -> None:
-    """Refuse to train all weights where not even they fit, counted from the configuration.
-
-    Raises:
-        TrainerError: with what is needed, what is there, and the way out.
-    """
-    count = sum(parameter.numel() for parameter in generator.empty_transformer().parameters())
-    needed = BYTES * count / shards
-    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory()
-    if needed > there:
-        raise TrainerError(
-            f"model.train full needs {needed / 2**30:.1f} GiB on every process for {count / 1e9:.2f} billion weights, their "
-            f"gradients and AdamW's moments, and {device} has {there / 2**30:.1f}. Shard it over more processes "
-            "(run.shard), or set model.train to lora"
-        )
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def starting_weights(recipe: Recipe, generator: Generator) -> Path:
-    """The folder with the weights of the run that this one starts from: its result, or else its last checkpoint.
-
-    Raises:
-        TrainerError: there is none, or its transformer has other names or shapes than what this recipe trains.
-    """
-    run = Path(recipe.start_from)
-    folders = [run, *sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True)]
-    name = LORA if recipe.model.train == "lora" else f"transformer/{WEIGHTS}"
-    folder = next((folder for folder in folders if (folder / name).is_file()), None)
-    if folder is None:
-        raise TrainerError(
-            f"start_from {run}: there is no {name} and no checkpoint with it. Name a run with model.train "
-            f"{recipe.model.train}"
-        )
-    shapes = generator.trained_shapes(recipe.model)
-    with safe_open(folder / name, "pt") as file:
-        there = {key.removeprefix("transformer."): tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    for key, shape in shapes.items():
-        if there.get(key) != shape:
-            raise TrainerError(
-                f"start_from {run}: {key} has the shape {there.get(key, 'of nothing')} there, and this recipe's has {shape}. "
-                "Set model.rank, model.targets and model.path as that run did, or start from another"
-            )
-    return folder
 
 
 def weight_schedule(alignment: Alignment) -> Callable[[int], float]:

@@ -86,7 +86,7 @@ def test_version_1_5_runs_on_padded_frames():
     prediction, features = model(hidden, **conditions)
     assert prediction.shape == target.shape == (1, 4, 4, 8, 12)
     assert features.shape == (1, *generator.grid_of_moments(random_window(0)["latents"].shape), 32)
-    assert generator.grid_of(hidden.shape) == (2, 4, 6) == model._cogvideox_grid(hidden.shape)
+    assert generator.grid_of(hidden.shape, {}) == (2, 4, 6) == model._cogvideox_grid(hidden.shape, {})
     assert generator.frames_of_token(2) == range(9, 17), "a token is two latent frames"
 
 

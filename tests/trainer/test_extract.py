@@ -280,6 +280,16 @@ def test_dino_alone_needs_no_subject_and_changes_nothing_beside_itself(run, made
         assert all(torch.equal(tensors[name], without.read(three).tensors[name]) for name in names - {"image"})
 
 
+def test_teachers_by_names_are_those_of_the_older_options(made, models):
+    """The same windows under the same names, so that a cache of before goes on."""
+    chosen = ("--dino-model", models / "dino")
+    assert windows(made("--teachers", "dino", "sam2", *chosen)) == windows(made(*dino(models)))
+    assert windows(made("--teachers", "sam2")) == windows(made())
+    assert windows(made("--teachers", "dino", *chosen)) == windows(made("--teacher", "none", *dino(models)))
+    options = ("--teachers", "dino", "--teacher-options", f"dino.model={models / 'dino'}")
+    assert made(*options).settings == made("--teachers", "dino", *chosen).settings
+
+
 def test_windows_with_other_dino_features_have_other_keys(run, clip, models):
     keys = {
         out: frozenset(run(clip, "--teacher", "none", "--max-frames", FRAMES, *options, out=out).keys())
@@ -436,8 +446,12 @@ def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
     torch.testing.assert_close(torch.tensor(boxes[0]), FITTED)
     assert all(0 <= b[0] < b[2] <= WIDTH and 0 <= b[1] < b[3] <= HEIGHT for b in boxes.values())
 
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog"}))
+    with pytest.raises(
+        TrainerError, match="no window was made: teachers such as sam2 need a subject: give boxes or masks"
+    ):
+        run(tmp_path / "list.jsonl", out="without")
     with pytest.raises(TrainerError, match="no window was made"):
-        (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog"}))
         run(tmp_path / "list.jsonl", *detect[:-1], "1", out="nothing")
     skipped = json.loads((tmp_path / "nothing" / "report.json").read_text())["skipped"]
     assert [reason for _, reason, _ in skipped] == ["nothing detected"] * 3

@@ -147,8 +147,8 @@ class Generator(ByName, ABC, kind="generators"):
         return tuple(-(-size // patch) for size, patch in zip(moments[1:], self.patch, strict=True))
 
     @abstractmethod
-    def grid_of(self, hidden: torch.Size) -> tuple[int, int, int]:
-        """Tokens (frames, rows, columns) of the transformer's input of a shape, the batch first."""
+    def grid_of(self, hidden: torch.Size, conditions: dict[str, Any]) -> tuple[int, int, int]:
+        """Tokens (frames, rows, columns) of the transformer's input of a shape, the batch first, and its conditions."""
 
     # --- extraction -------------------------------------------------------------------------------------------
 
@@ -184,6 +184,10 @@ class Generator(ByName, ABC, kind="generators"):
         """The transformer without its weights: names and shapes."""
         with torch.device("meta"):
             return diffusers(self.transformer).from_config(self.config)
+
+    def file(self, train: str) -> str:
+        """The file of `save` that holds the transformer's weights, for a `model.train`."""
+        return LORA if train == "lora" else f"transformer/{WEIGHTS}"
 
     def trained_shapes(self, model: recipe.Model) -> dict[str, tuple[int, ...]]:
         """The names, as `save` writes them, and shapes of what is trained of the transformer."""

@@ -48,7 +48,7 @@ class CogVideoX(Generator):
         """The noise schedule that the model was trained with."""
         return pretrained(CogVideoXDDIMScheduler, self.path, subfolder="scheduler", revision=self.revision)
 
-    def grid_of(self, hidden):
+    def grid_of(self, hidden, conditions):
         frames, _, height, width = hidden[1:]
         return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 

@@ -40,7 +40,7 @@ class Wan(Generator):
         self.channels = config["num_attention_heads"] * config["attention_head_dim"]
         self.layers = config["num_layers"]
 
-    def grid_of(self, hidden):
+    def grid_of(self, hidden, conditions):
         return tuple(size // patch for size, patch in zip(hidden[2:], self.patch, strict=True))
 
     def blocks(self, transformer) -> nn.ModuleList:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -41,6 +41,7 @@ PROJECTOR, OPTIMISER, FACTS = "projector.safetensors", "optimizer.safetensors", 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 Tensors = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 Hashes = dict[str, str]  # path below the folder -> SHA-256
 
 
@@ -218,6 +219,43 @@ def read_checkpoint(place: Path) -> Checkpoint | None:
             f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
         ) from error
     return None
+
+
+def starting_weights(run: Path, file: str, transformer: Shapes, projector: Shapes) -> Path:
+    """The folder with the weights of a run that another begins with: its result, or else its newest checkpoint.
+
+    Args:
+        run: its folder.
+        file: that holds the transformer's weights.
+        transformer, projector: names and shapes of what they must have. A run without a projector has none to give.
+
+    Raises:
+        TrainerError: there is none, or something in it has another name or shape.
+    """
+    places = [run, *sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True)]
+    folder = next((place for place in places if (place / file).is_file()), None)
+    if folder is None:
+        raise TrainerError(
+            f"start_from {run}: it has no {file}, nor a checkpoint with one. Name a run of this model.train"
+        )
+    for path, shapes, group in ((folder / file, transformer, "model"), (folder / PROJECTOR, projector, "projector")):
+        if not path.exists():
+            continue
+        there = {name.removeprefix("transformer."): shape for name, shape in tensor_shapes(path).items()}
+        for name, shape in shapes.items():
+            if there.get(name) != shape:
+                has = f"has the shape {there[name]}" if name in there else "is not"
+                raise TrainerError(
+                    f"start_from {run}: {name} {has} in {path.name}, and this recipe's has {shape}. Set the group {group} as "
+                    "that run had it, or start from another"
+                )
+    return folder
+
+
+def tensor_shapes(path: Path) -> Shapes:
+    """The names and shapes of the tensors in a file."""
+    with safe_open(path, "pt") as content:
+        return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
 
 
 def publish(checkpoint: Path, output: Path) -> None:

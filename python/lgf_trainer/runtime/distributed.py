@@ -1,5 +1,6 @@
 """Devices, and several processes: copies of the model (DDP) or shards of it (FSDP2), and tensors whole again."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,8 @@ from .errors import TrainerError, in_short
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+TRAINED = 16  # bytes for a weight that is trained in float32: itself, its gradient, both moments of AdamW
 
 
 def parallelise(model: nn.Module, blocks: nn.ModuleList, *, processes: int, shard: bool) -> nn.Module:
@@ -98,3 +101,20 @@ def choose_device(name: str, default: torch.device | None = None) -> torch.devic
         raise TrainerError(
             f"--device {name} cannot be used here ({in_short(error)}). Leave it out to take what there is"
         ) from error
+
+
+def must_fit(weights: int, device: torch.device, shards: int) -> None:
+    """Refuse to train all weights of a model where not even they fit.
+
+    Raises:
+        TrainerError: with what is needed, what is there, and the way out.
+    """
+    needed = TRAINED * weights / shards
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else host
+    if needed > there:
+        raise TrainerError(
+            f"model.train full needs {needed / 2**30:.1f} GiB in every process, for {weights / 1e9:.2f} billion weights, their "
+            f"gradients and AdamW's moments, and {device} has {there / 2**30:.1f}. Shard it over more processes "
+            "(run.shard), or set model.train to lora"
+        )

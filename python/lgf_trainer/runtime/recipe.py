@@ -218,8 +218,9 @@ class Run:
     """Windows in one forward pass. The rest of the batch is other processes and accumulation."""
     shard: bool = False
     """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
-    save_every: Count = 1
-    """Steps between checkpoints: what a killed run can lose."""
+    save_every: Count = 20
+    """Steps between checkpoints, which is what a run that is killed outright makes again; one that is asked to end (SIGTERM,
+    Ctrl-C) saves first. Of CogVideoX-5B's LoRA a checkpoint is 3 GB, of all its weights 67 GB."""
     keep: Count = 2
     """Checkpoints to keep."""
     log_every: Count = 10
