@@ -222,6 +222,28 @@ def test_two_runs_in_one_folder(tiny_place, tmp_path):
     assert lgf(command(tiny_place, tmp_path)) == 0
 
 
+def test_a_worker_that_outlives_its_run_does_not_keep_the_folder(tmp_path):
+    """Before filelock 3.32 a forked process kept the lock of the one that had been killed."""
+    reader, writer = os.pipe()
+    run = os.fork()
+    if not run:
+        try:
+            _held = claim(tmp_path)
+            worker = os.fork()
+            if worker:
+                os.write(writer, worker.to_bytes(4, "little"))
+            signal.pause()
+        finally:
+            os._exit(1)
+    worker = int.from_bytes(os.read(reader, 4), "little")
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    try:
+        assert claim(tmp_path).is_locked
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_an_output_that_is_a_file(tiny_place, tmp_path):
     (tmp_path / "file").write_text("")
     refused(command(tiny_place, tmp_path / "file"), "file cannot be written to .* Name a folder that can")
