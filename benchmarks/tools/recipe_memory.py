@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 import tyro
 from diffusers import CogVideoXTransformer3DModel
-from lgf_trainer.objectives import make_objective
-from lgf_trainer.recipe import Recipe, read_recipe
+from lgf_trainer.objectives.base import make_objective
+from lgf_trainer.runtime.recipe import Recipe, read_recipe
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks

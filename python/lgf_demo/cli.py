@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output.exists() and not arguments.output.is_dir():
         return _refuse(f"--output {arguments.output} is a file. Name a directory")
 
-    from lgf_trainer.video import VideoError
+    from lgf_trainer.data.video import VideoError
 
     from lgf_kernels import BackendUnavailableError
 

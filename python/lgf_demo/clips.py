@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from lgf_trainer.motion import TOKEN
+from lgf_trainer.evaluation.motion import TOKEN
 from torch import Tensor
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from lgf_trainer import AlignedTransformer
-from lgf_trainer.motion import motion_of
+from lgf_trainer.evaluation.motion import motion_of
 from torch import Tensor
 
 from .model import make_student

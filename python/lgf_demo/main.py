@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from lgf_trainer.tables import format_table
+from lgf_trainer.runtime.text import format_table
 from tqdm import tqdm
 
 from . import cost, model, pictures

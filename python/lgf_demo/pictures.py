@@ -2,7 +2,7 @@
 
 import matplotlib
 import torch
-from lgf_trainer.pictures import draw_arrows, faded, png
+from lgf_trainer.evaluation.pictures import draw_arrows, faded, png
 from matplotlib.figure import Figure
 from torch import Tensor
 

@@ -2,8 +2,9 @@
 
     python -m lgf_demo.playground tiny                     with a generated clip
     python -m lgf_demo.playground tiny --video dog.mp4     with one of yours
+    python -m lgf_demo.playground tiny --family wan        with a Wan2.1, to be asked for 9 frames of 64 x 96 pixels
 
-    tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it
+    tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it, or one of Wan2.1
     tiny/teacher         a SAM2
     tiny/dino            a DINOv2
     tiny/clip.mp4        the clip
@@ -21,22 +22,23 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
     sys.exit(lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"'))
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
-from lgf_trainer.cache import write_atomically
-from lgf_trainer.export import encode_video
-from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher
-from lgf_trainer.video import Video
+from lgf_trainer.data.export import encode_video
+from lgf_trainer.data.video import Video
+from lgf_trainer.runtime.files import write_atomically
+from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher, make_tiny_wan
 from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20
 CAPTION = "A subject moves."
 
 RECIPE = """\
-base: sam2videox
+base: {base}
 model: {{path: {model}, dtype: float32, rank: 8, alpha: 4}}
 data: {{cache: {cache}}}
 alignment: {{block: 1}}
@@ -47,7 +49,14 @@ run: {{output: {run}, save_every: 1}}
 """
 
 
-def make_playground(folder: Path, video: Path | None = None) -> None:
+#: Family -> the recipe that is cut down, and what writes its model.
+FAMILIES = {
+    "cogvideox": ("sam2videox", make_tiny_pipeline),
+    "wan": ("wan2.1-sam2videox", partial(make_tiny_wan, image_to_video=True)),
+}
+
+
+def make_playground(folder: Path, video: Path | None = None, family: str = "cogvideox") -> None:
     """Write the models, the clip or a copy of `video`, and the recipe into a folder.
 
     Raises:
@@ -62,12 +71,13 @@ def make_playground(folder: Path, video: Path | None = None) -> None:
     middle = [width // 4, height // 4, width - width // 4, height - height // 4]
     boxes = {start: middle for start in range(0, clip.frames, STRIDE)}
     line = {"video": "clip.mp4", "caption": CAPTION, "box": boxes}
-    make_tiny_pipeline(folder / "model")
+    base, make_model = FAMILIES[family]
+    make_model(folder / "model")
     make_tiny_teacher(folder / "teacher")
     make_tiny_dino(folder / "dino")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
     paths = {name: json.dumps(str(folder / name)) for name in ("model", "cache", "run")}  # which YAML understands too
-    write_atomically(folder / "recipe.yaml", RECIPE.format(**paths).encode())
+    write_atomically(folder / "recipe.yaml", RECIPE.format(base=base, **paths).encode())
 
 
 def moving_square(frames: int) -> torch.Tensor:
@@ -96,12 +106,14 @@ def _write(
     folder: tyro.conf.Positional[Path],
     /,
     video: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    family: Literal["cogvideox", "wan"] = "cogvideox",
 ) -> None:
     """Write tiny models, a clip and a recipe into a folder.
 
     Args:
         folder: Where to.
         video: A clip of yours instead of a generated one; the subject is taken to be in its middle.
+        family: Of the video model.
     """
-    make_playground(folder, video)
+    make_playground(folder, video, family)
     print(f"{folder}: model, teacher, dino, videos.jsonl, recipe.yaml")

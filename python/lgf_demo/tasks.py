@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from lgf_trainer.motion import TOKEN, end_point_error, expected_motion, motion_of, patch_descriptors
-from lgf_trainer.video import VideoError, read_video
+from lgf_trainer.data.video import VideoError, read_video
+from lgf_trainer.evaluation.motion import TOKEN, end_point_error, expected_motion, motion_of, patch_descriptors
 from torch import Tensor
 
 from lgf_kernels import lgf_kl_loss, local_gram_flow

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from diffusers import CogVideoXDDIMScheduler
 from lgf_trainer import AlignedTransformer
+from lgf_trainer.generators.cogvideox import v_prediction
 from lgf_trainer.optimiser import GroupedAdamW
-from lgf_trainer.recipe import Optimiser
-from lgf_trainer.step import Batch, training_steps
+from lgf_trainer.runtime.recipe import Optimiser
+from lgf_trainer.step import AlignedDiffusion, Batch, training_steps
 from torch import Tensor
 
 from lgf_kernels import lgf_kl_loss
@@ -62,17 +64,15 @@ def train(
     """
     scheduler = make_scheduler()
     warmup = round(recipe.warmup * recipe.steps)
-    lora = [p for p in student.transformer.parameters() if p.requires_grad]
-    groups = {
-        "lora": (lora, Optimiser(recipe.lora_rate, warmup, final_rate=0.0)),
-        "projector": (student.projector.parameters(), Optimiser(recipe.projector_rate, warmup, final_rate=0.0)),
-    }
+    rates = {"lora": recipe.lora_rate, "projector": recipe.projector_rate}
+    task = AlignedDiffusion(
+        student, lambda projected, teachers: lgf_kl_loss(projected, list(teachers.values()), backend=recipe.backend)
+    )
+    groups = {name: (own, Optimiser(rates[name], warmup, final_rate=0.0)) for name, own in task.groups().items()}
     history = []
     for losses in training_steps(
-        student,
-        scheduler,
-        _batches(split, recipe, scheduler.config.num_train_timesteps),
-        lambda projected, teachers: lgf_kl_loss(projected, list(teachers.values()), backend=recipe.backend),
+        task,
+        _batches(split, recipe, scheduler),
         GroupedAdamW(groups, steps=recipe.steps, clip=recipe.clip_norm),
         range(recipe.steps),
         weight=lambda _: lgf_weight or None,  # at weight 0 the term is measured, and the projector left alone
@@ -82,16 +82,17 @@ def train(
     return torch.tensor(history)
 
 
-def _batches(split: Split, recipe: Recipe, noise_steps: int) -> Iterator[list[Batch]]:
+def _batches(split: Split, recipe: Recipe, scheduler: CogVideoXDDIMScheduler) -> Iterator[list[Batch]]:
     """One clip at a time, at random, without end."""
     rng = torch.Generator().manual_seed(recipe.seed)
     while True:
         clip = torch.randint(len(split), (1,), generator=rng)
         latents = split.latents[clip]
         noise = torch.randn(latents.shape, generator=rng)
-        timestep = torch.randint(noise_steps, (1,), generator=rng)
+        timestep = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=rng)
         teachers = {f"teacher {i}": teacher[clip] for i, teacher in enumerate(split.teachers)}
-        yield [Batch(latents, noise, timestep, empty_prompt(1), targets=teachers)]
+        noisy, velocity = v_prediction(scheduler, latents, noise, timestep)
+        yield [Batch(noisy, velocity, {"timestep": timestep, **empty_prompt(1)}, teachers)]
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """A real video: its liveliest part, and what its motion is worth for prediction."""
 
 import torch
-from lgf_trainer.motion import TOKEN
+from lgf_trainer.evaluation.motion import TOKEN
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .cache import WindowCache, write_atomically
-from .errors import TrainerError
+from .data.cache import WindowCache
+from .runtime.errors import TrainerError
+from .runtime.files import write_atomically
 
 Paths = tyro.conf.Positional[tuple[Path, ...]]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -36,7 +37,7 @@ def vbench(results: Paths, /, output: File = None) -> None:
         results: Result files, or folders of *_eval_results.json, one for each model; the base model first.
         output: Also write the numbers there, as JSON.
     """
-    from . import vbench as scores
+    from .evaluation import vbench as scores
 
     if not results:
         raise TrainerError("eval vbench: name result files of VBench-I2V, or folders of them")
@@ -82,10 +83,10 @@ def fvd(
         cache: Keep features there by the content of the video: a run that was stopped goes on, a second one is quick.
         output: Also write the numbers there, as JSON.
     """
-    from .devices import choose_device
-    from .folders import find_videos
-    from .fvd import Clips, Network, features_of, frechet_distance
-    from .hashing import content_hash
+    from .data.sources import find_videos
+    from .evaluation.fvd import Clips, Network, features_of, frechet_distance
+    from .runtime.distributed import choose_device
+    from .runtime.files import content_hash
 
     folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
     for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
@@ -142,8 +143,8 @@ def motion(
         frames: Frames of a video to look at, at 8 per second.
         windows: Windows of a cache to draw, over their frames if the videos are still where lgf extract read them.
     """
-    from . import motion_pictures
-    from .folders import find_videos
+    from .data.sources import find_videos
+    from .evaluation import pictures as motion_pictures
 
     if not inputs:
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")

@@ -14,22 +14,32 @@ Stop it whenever you like: what is there is kept, and the same command goes on f
 short, or have no caption or box are left out and listed at the end.
 """
 
+import hashlib
+import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 import tyro
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
 
-from .errors import TrainerError
-from .helptext import with_help
-
-if TYPE_CHECKING:
-    import torch
-
-    from .encoders import Student
-    from .extraction import Models
+from .data.cache import WindowCache
+from .data.report import Report, Skipped
+from .data.sources import Clip, list_clips
+from .data.subject import Detector, prompt_id, subject_of
+from .data.video import Fit, Video, VideoError, to_signed
+from .generators.base import Encoders, Generator
+from .runtime.distributed import this_process
+from .runtime.errors import TrainerError
+from .runtime.settings import from_settings, parse_yaml, to_settings
+from .runtime.text import with_help
+from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
 
@@ -45,15 +55,16 @@ class Options:
     output: Path
     """Folder of the cache. If there is one made with the same options, what it lacks is added."""
     model: str = "THUDM/CogVideoX-5b-I2V"
-    """CogVideoX pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and T5, once)."""
+    """CogVideoX or Wan2.1 pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and text
+    encoder, once)."""
     frames: int | None = None
-    """Frames of a window (default: what the model was made for, 49 for CogVideoX)."""
+    """Frames of a window (default: what the model was made for, 49 for CogVideoX, 81 for Wan2.1)."""
     height: int | None = None
     """Height in pixels (default: the model's, 480)."""
     width: int | None = None
     """Width in pixels (default: the model's, 720)."""
-    fps: float = 8.0
-    """Frames a second, as the model makes them."""
+    fps: float | None = None
+    """Frames a second (default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1)."""
     stride: int = 20
     """Frames from one window's beginning to the next."""
     max_frames: int = 100
@@ -65,6 +76,10 @@ class Options:
     vae_tiling: bool = False
     """Encode videos in tiles: takes less memory, and changes latents a little."""
 
+    teachers: tuple[str, ...] = ()
+    """Teachers by name: sam2, dino, or one of yours (docs/trainer.md). Default: what --teacher and --dino say."""
+    teacher_options: tuple[str, ...] = ()
+    """Settings of teachers, each as NAME.FIELD=VALUE, such as dino.model=facebook/dinov2-large."""
     teacher: Literal["transformers", "sam2", "none"] = "transformers"
     """Implementation of SAM2: that of transformers, or the sam2 package (pip install "lgf-kernels[sam2]"). none: without
     SAM2, so that no subject is needed."""
@@ -103,23 +118,17 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     _check(options)
 
-    import torch
-    from accelerate.utils import gather_object
-
-    from .cache import WindowCache
-    from .devices import this_process
-    from .encoders import read_student
-    from .extraction import Extraction
-    from .report import Report
-    from .sources import list_clips
-
     state = this_process()
     clips = list_clips(options.sources)
-    student = read_student(options.model)
-    settings = _settings(options, student, state.device)
+    generator, teachers = Generator.read(options.model), _teachers(options)
+    settings = _settings(options, generator, teachers, state.device)
+    frames, *grid = settings["grid"]
+    step = (settings["frames"] - 1) // (frames - 1)
     extraction = Extraction(
         WindowCache(options.output, settings),
         lambda: _load(options, settings, state.device),
+        Student(range(0, settings["frames"], step), tuple(grid)),
+        needs_subject=any(Teacher.find(name).needs_subject for name in teachers),
         max_frames=options.max_frames,
         allow_empty_captions=options.allow_empty_captions,
         quiet=not state.is_main_process,
@@ -137,7 +146,13 @@ def main(arguments: list[str]) -> int:
         report.save(options.output / "report.json")
     state.destroy_process_group()
     if not report.written and not report.present:
-        raise TrainerError("no window was made: what the videos lack is said above")
+        lacking = {reason for _, reason, _ in report.skipped} == {"no box"}
+        why = (
+            f"teachers such as {', '.join(teachers)} need a subject: give boxes or masks, or --detect"
+            if lacking
+            else ("what the videos lack is said above")
+        )
+        raise TrainerError(f"no window was made: {why}")
     return 0
 
 
@@ -145,7 +160,7 @@ def _check(options: Options) -> None:
     """Refuse what cannot work before anything is loaded."""
     if not options.sources:
         raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if not 0 < options.fps < math.inf:
+    if options.fps is not None and not 0 < options.fps < math.inf:
         raise TrainerError(f"--fps must be above 0 and finite, and is {options.fps}")
     if options.stride < 1:
         raise TrainerError(f"--stride must be at least 1 frame, and is {options.stride}")
@@ -155,54 +170,234 @@ def _check(options: Options) -> None:
         raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
 
 
-def _settings(options: Options, student: "Student", device: "torch.device") -> dict[str, Any]:
+def _teachers(options: Options) -> dict[str, Any]:
+    """Teacher -> its options, checked, in the order of names."""
+    names = options.teachers or (
+        *(("sam2",) if options.teacher != "none" else ()), *(("dino",) if options.dino else ())
+    )  # fmt: skip
+    given: dict[str, dict[str, Any]] = {name: {} for name in sorted(names)}
+    if "sam2" in given:
+        fields = ("window", "similarity", "boundary", "save_features", "save_masks")
+        given["sam2"] = {name: getattr(options, name) for name in fields} | {"model": options.teacher_model}
+        if options.teacher != "none":
+            given["sam2"]["implementation"] = options.teacher
+    if "dino" in given:
+        given["dino"] = {"model": options.dino_model}
+    for text in options.teacher_options:
+        key, equals, value = text.partition("=")
+        name, dot, field = key.partition(".")
+        if not (equals and dot and name in given):
+            raise TrainerError(
+                f"--teacher-options {text}: expected NAME.FIELD=VALUE with one of {', '.join(given) or 'no teachers'}"
+            )
+        given[name] |= parse_yaml(f"{field}: {value}", text)
+    return {name: from_settings(Teacher.find(name).Options, own, f"--teachers {name}") for name, own in given.items()}
+
+
+def _settings(options: Options, generator: Generator, teachers: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What the windows of a cache have in common, for WindowCache."""
-    own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (student, options))
+    own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
     if options.max_frames < frames:
         raise TrainerError(f"--max-frames is {options.max_frames}, and a window alone has {frames} frames")
-    tokens, *grid = student.grid(frames, height, width)
+    tokens, *grid = generator.token_grid(frames, height, width)
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     settings = {
         "format": FORMAT,
         "model": str(Path(options.model)),  # a/ and ./a are one folder
-        "image_to_video": student.image_to_video,
+        "image_to_video": generator.image_to_video,
         "frames": frames,
         "height": height,
         "width": width,
-        "fps": options.fps,
+        "fps": generator.fps if options.fps is None else options.fps,
         "stride": options.stride,
         "dtype": dtype,
         "vae_tiling": options.vae_tiling,
         "grid": [frames if options.time == "frames" else tokens, *grid],
-        "teacher": options.teacher,
+        "teacher": "none",
     }
-    if options.dino:
-        settings["dino_model"] = options.dino_model
-    if options.teacher != "none":
-        names = ("teacher_model", "time", "window", "similarity", "boundary", "save_features", "save_masks", "detect")
-        settings |= {name: getattr(options, name) for name in names}
-        if options.detect:
-            settings |= {name: getattr(options, name) for name in ("detector", "detect_threshold")}
+    # The first two teachers have keys of their own, and windows have their names from all keys: caches of before go on.
+    rows = {name: to_settings(chosen) for name, chosen in teachers.items()}
+    if sam2 := rows.pop("sam2", None):
+        settings |= {"teacher": sam2.pop("implementation"), "teacher_model": sam2.pop("model"), **sam2}
+        settings |= {"time": options.time, "detect": options.detect}
+    if dino := rows.pop("dino", None):
+        settings["dino_model"] = dino["model"]
+    if rows:
+        settings |= {"teachers": rows, "time": options.time, "detect": options.detect}
+    if settings.get("detect"):
+        settings |= {name: getattr(options, name) for name in ("detector", "detect_threshold")}
     return settings
 
 
-def _load(options: Options, settings: dict[str, Any], device: "torch.device") -> "Models":
-    import torch
+class Models(NamedTuple):
+    """What the windows are made with."""
 
-    from .detector import Detector
-    from .encoders import Encoders
-    from .extraction import Models
-    from .teachers_dino import Dino
-    from .teachers_sam2 import TEACHERS
+    encoders: Encoders
+    teachers: list[Teacher]
+    detector: Detector | None
 
-    dtype = getattr(torch, settings["dtype"])
-    teacher = detector = None
-    if options.teacher != "none":
-        teacher = TEACHERS[options.teacher](options.teacher_model, device)
-        if options.detect:
-            detector = Detector(options.detect, options.detector, options.detect_threshold, device)
-    dino = Dino(options.dino_model, device) if options.dino else None
-    return Models(Encoders(options.model, device, dtype, options.vae_tiling), teacher, detector, dino)
+
+def _load(options: Options, settings: dict[str, Any], device: torch.device) -> Models:
+    teachers = [Teacher.find(name)(chosen, device) for name, chosen in _teachers(options).items()]
+    detector = None
+    if settings.get("detect") and any(teacher.needs_subject for teacher in teachers):
+        detector = Detector(options.detect, options.detector, options.detect_threshold, device)
+    encoders = Encoders(Generator.read(options.model), device, getattr(torch, settings["dtype"]), options.vae_tiling)
+    return Models(encoders, teachers, detector)
+
+
+class Job(NamedTuple):
+    """A video and the windows of it that are still to be made, as {first frame: key}."""
+
+    clip: Clip
+    video: Video
+    windows: dict[int, str]
+
+
+class Extraction:
+    """Makes the windows of videos that a cache does not hold yet.
+
+    Args:
+        cache: where they go. Its settings say what they are made of.
+        load_models: called once, when the first window is to be made.
+        student: whom teachers teach.
+        needs_subject: a teacher does.
+        max_frames: no window goes beyond this frame of its video.
+        allow_empty_captions: a video without a caption gets an empty one, instead of being skipped.
+        quiet: show no progress.
+    """
+
+    def __init__(
+        self,
+        cache: WindowCache,
+        load_models: Callable[[], Models],
+        student: Student,
+        needs_subject: bool,
+        *,
+        max_frames: int,
+        allow_empty_captions: bool = False,
+        quiet: bool = False,
+    ):
+        self.cache, self.settings, self.report = cache, cache.settings, Report()
+        self._load_models, self._max_frames, self._quiet = load_models, max_frames, quiet
+        self._student, self._needs_subject = student, needs_subject
+        self._allow_empty_captions = allow_empty_captions
+
+    def run(self, clips: Sequence[Clip]) -> Report:
+        """Make what is missing; nothing that a video does ends it."""
+        jobs = []
+        for clip in tqdm(clips, "looking at videos", unit="video", disable=self._quiet):
+            self.report.videos += 1
+            try:
+                jobs.append(self._plan(clip))
+            except Skipped as skipped:
+                self.report.skip(clip.name, skipped)
+        missing = sum(len(job.windows) for job in jobs)
+        if missing:
+            models = self._load_models()
+            with tqdm(total=missing, desc="extracting", unit="window", disable=self._quiet) as progress:
+                for job in jobs:
+                    self._extract(job, models, progress)
+        for job in jobs:
+            if job.video.cut_off:
+                self.report.skip(job.clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
+        return self.report
+
+    def _plan(self, clip: Clip) -> Job:
+        """Read what can be known of a video without decoding it.
+
+        Raises:
+            Skipped: none of its windows can be made.
+        """
+        caption = (clip.caption or "").strip()
+        if not caption and not self._allow_empty_captions:
+            raise Skipped("no caption", "give one in the manifest or in a .txt file beside the video")
+        try:
+            with clip.open() as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            video = Video(clip.name, self.settings["fps"], clip.open)
+        except VideoError as error:
+            raise Skipped("cannot be decoded", str(error)) from error
+        except OSError as error:
+            raise Skipped("cannot be read", error.strerror) from error
+        frames, length = min(video.frames, self._max_frames), self.settings["frames"]
+        if frames < length:
+            raise Skipped(
+                "too short", f"{frames} frames at {self.settings['fps']:g} per second, and {length} are needed"
+            )
+        windows = {}
+        for start in range(0, frames - length + 1, self.settings["stride"]):
+            try:
+                key = self._key(content, start, caption, clip)
+            except Skipped as skipped:
+                self.report.skip(f"{clip.name}, frame {start}", skipped)
+                continue
+            if self._is_there(key):
+                self.report.present.append(key)
+            else:
+                windows[start] = key
+        return Job(clip._replace(caption=caption), video, windows)
+
+    def _is_there(self, key: str) -> bool:
+        if key not in self.cache:
+            return False
+        try:
+            self.cache.read(key)
+        except TrainerError:
+            self.report.damaged += 1
+            return False
+        return True
+
+    def _key(self, content: str, start: int, caption: str, clip: Clip) -> str:
+        """Content of the video, first frame, caption, prompt and settings, hashed: what makes a window what it is.
+
+        The windows of a video stand next to each other in the order of keys.
+        """
+        prompt = prompt_id(clip, start, self.settings.get("detect", "")) if self._needs_subject else None
+        made_of = [content, start, caption, prompt, self.settings]
+        return f"{content[:16]}-{start:05d}-{_hash(made_of)[:16]}"
+
+    def _extract(self, job: Job, models: Models, progress: tqdm) -> None:
+        """Make the windows of a video, from one pass over it."""
+        clip, video = job.clip, job.video
+        fit = Fit.cover(video.size, (self.settings["height"], self.settings["width"]))
+        left = len(job.windows)
+        try:
+            for start, pixels in video.windows(list(job.windows), self.settings["frames"], fit):
+                try:
+                    self._make(job, start, pixels, fit, models)
+                except Skipped as skipped:
+                    self.report.skip(f"{clip.name}, frame {start}", skipped)
+                left -= 1
+                progress.update()
+        except VideoError as error:
+            self.report.skip(clip.name, Skipped("damaged", str(error)))
+            progress.update(left)
+
+    def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
+        clip, key = job.clip, job.windows[start]
+        about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
+        video = to_signed(pixels)
+        tensors = models.encoders(video, clip.caption, seed=key)
+        subject = None
+        if self._needs_subject:
+            subject = subject_of(clip, start, pixels[0], fit, models.detector)
+            about["box"] = subject.tolist() if subject.shape == (4,) else None
+        for teacher in models.teachers:
+            try:
+                tensors |= teacher(video, subject, self._student)
+            except LostSubject as lost:
+                raise Skipped("subject lost", str(lost)) from lost
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise Skipped("not finite", f"{name} has values that are not finite or too large for {tensor.dtype}")
+        self.cache.write(key, tensors, about)
+        self.report.written.append(key)
+        self.report.bytes += self.cache.path(key).stat().st_size
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from . import recipe
+from .runtime import recipe
 
 
 class GroupedAdamW:

@@ -1,19 +1,27 @@
-"""`lgf sample`: videos of a CogVideoX model without and with a LoRA, from the same noise."""
+"""`lgf sample`: videos of a model without and with a LoRA, from the same noise."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 import tyro
+from accelerate.utils import gather_object
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
-from .cache import must_be_writable, write_atomically
-from .errors import TrainerError
-from .helptext import with_help
-from .prompts import Request, read_list
-
-if TYPE_CHECKING:
-    from .generator import Generator
+from .data.export import Frames, decode_video, encode_video, frame_grid, made_with, side_by_side
+from .data.prompts import Request, read_list
+from .data.video import Fit, VideoError
+from .data.video import Video as VideoFile
+from .generators.base import Generator
+from .generators.lora import find_lora, load_lora
+from .runtime.distributed import choose_device, this_process
+from .runtime.errors import TrainerError
+from .runtime.files import content_hash, must_be_writable, write_atomically
+from .runtime.text import with_help
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Options:
     """
 
     model: str
-    """A CogVideoX pipeline: a folder as save_pretrained writes it, or a name on the hub such as
+    """A CogVideoX or Wan2.1 pipeline: a folder as save_pretrained writes it, or a name on the hub such as
     THUDM/CogVideoX-5b-I2V, which is downloaded."""
     output: Path
     """Folder for the results."""
@@ -56,20 +64,20 @@ class Options:
     """Seed of the noise."""
     steps: int = 50
     """Denoising steps. The paper's 50."""
-    guidance: float = 6.0
-    """Classifier-free guidance scale; 1 is none. The paper's 6."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 is none. Default: the paper's 6, and 5 for Wan2.1."""
     negative_prompt: str = ""
     """What the video shall not show."""
     frames: int | None = None
-    """Frames of the video, 1 more than a multiple of 8. Default: the model's (49)."""
+    """Frames of the video, 1 more than a multiple of 8 (Wan2.1: of 4). Default: the model's (49; 81)."""
     height: int | None = None
     """Height in pixels. Default: the model's (480)."""
     width: int | None = None
-    """Width in pixels. Default: the model's (720)."""
+    """Width in pixels. Default: the model's (720; 832)."""
     fit: Literal["refuse", "crop", "stretch"] = "refuse"
     """An image of other proportions than the video: say so and stop, take the largest part from its middle, or distort."""
-    fps: float = 8.0
-    """Frames per second of the mp4; CogVideoX makes 8."""
+    fps: float | None = None
+    """Frames per second of the mp4. Default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1."""
     grid_frames: int = 8
     """Columns of the grid."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -87,17 +95,10 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(with_help(Options), args=arguments, prog="lgf sample")
     requests = _requests(options)
 
-    from accelerate.utils import gather_object
-    from tqdm import tqdm
-
-    from .devices import this_process  # these are slow to import, and --help needs none of them
-    from .export import encode_video
-    from .generator import Generator
-
     process = this_process()
     mine = requests[process.process_index :: process.num_processes]
-    generator = Generator(options, process.device, mine)
-    plan = {request: [_video(options, generator, request, arm) for arm in _arms(options)] for request in mine}
+    sampler = Sampler(options, process.device, mine)
+    plan = {request: [_video(options, sampler, request, arm) for arm in _arms(options)] for request in mine}
     missing = {video.path for videos in plan.values() for video in videos if not video.is_there()}
     # One account for all processes: lines of several would run into each other.
     counts = gather_object([(len(missing), sum(map(len, plan.values())))])
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
         print(f"{to_generate} videos to generate, {total - to_generate} are there", flush=True)
     if missing:
         must_be_writable(options.output)
-        generator.load()
+        sampler.load()
     with tqdm(
         total=len(missing) * options.steps, unit="step", disable=not (missing and process.is_local_main_process)
     ) as bar:
@@ -114,9 +115,9 @@ def main(arguments: list[str]) -> int:
             for video in videos:
                 if video.path in missing:
                     bar.set_description(f"{request.name} {video.arm}")
-                    frames = generator.generate(request, video.arm == "with", on_step=bar.update)
-                    write_atomically(video.path, encode_video(frames, options.fps, video.settings))
-            _write_pictures(options, request.name, {video.arm: video.path for video in videos})
+                    frames = sampler.generate(request, video.arm == "with", on_step=bar.update)
+                    write_atomically(video.path, encode_video(frames, sampler.fps, video.settings))
+            _write_pictures(options, sampler.fps, request.name, {video.arm: video.path for video in videos})
     process.wait_for_everyone()
     if process.is_main_process:
         print(f"{total} videos are in {options.output}, and their grids in {options.output / 'grid'}", flush=True)
@@ -137,8 +138,6 @@ class Video(NamedTuple):
         Raises:
             TrainerError: it has been made otherwise.
         """
-        from .export import made_with
-
         if not self.path.exists():
             return False
         found = made_with(self.path)
@@ -158,9 +157,9 @@ def _arms(options: Options) -> list[str]:
     return ["without", "with"] if options.compare else ["with"]
 
 
-def _video(options: Options, generator: "Generator", request: Request, arm: str) -> Video:
+def _video(options: Options, sampler: "Sampler", request: Request, arm: str) -> Video:
     path = options.output / arm / f"{request.name}.mp4"
-    return Video(path, arm, generator.settings(request, arm == "with"))
+    return Video(path, arm, sampler.settings(request, arm == "with"))
 
 
 def _requests(options: Options) -> list[Request]:
@@ -168,10 +167,11 @@ def _requests(options: Options) -> list[Request]:
     if options.prompts and (options.prompt is not None or options.image):
         raise TrainerError("give either --prompts, or --prompt and --image")
     for name in ("samples", "steps", "grid_frames", "fps"):
-        if not 0 < getattr(options, name) < math.inf:
-            raise TrainerError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise TrainerError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
     for name in ("guidance", "lora_weight"):
-        if not math.isfinite(getattr(options, name)):
+        if not math.isfinite(getattr(options, name) or 0):
             raise TrainerError(f"--{name.replace('_', '-')} must be a number, not {getattr(options, name)}")
     if options.prompts:
         requests = read_list(options.prompts, options.seed)
@@ -192,10 +192,8 @@ def _requests(options: Options) -> list[Request]:
     return requests
 
 
-def _write_pictures(options: Options, name: str, videos: dict[str, Path]) -> None:
+def _write_pictures(options: Options, fps: float, name: str, videos: dict[str, Path]) -> None:
     """The grid, and both videos side by side, from the files: a run that was stopped between the two goes on here."""
-    from .export import decode_video, encode_video, frame_grid, side_by_side
-
     newest = max(path.stat().st_mtime_ns for path in videos.values())
     outputs = {"grid": options.output / "grid" / f"{name}.png"}
     if options.side_by_side and len(videos) == 2:
@@ -205,4 +203,152 @@ def _write_pictures(options: Options, name: str, videos: dict[str, Path]) -> Non
     frames = {arm: decode_video(path) for arm, path in videos.items()}
     write_atomically(outputs["grid"], frame_grid(frames, options.grid_frames))
     if "both" in outputs:
-        write_atomically(outputs["both"], encode_video(side_by_side(list(frames.values())), options.fps, {}))
+        write_atomically(outputs["both"], encode_video(side_by_side(list(frames.values())), fps, {}))
+
+
+class Sampler:
+    """What `lgf sample` generates with.
+
+    It reads settings at first and weights with `load()`, so that mistakes show before minutes pass.
+
+    Args:
+        options: of the command.
+        device: used when the options leave it open.
+        requests: all that will be asked for.
+
+    Raises:
+        TrainerError: no such model, one of a family that is not here, a size that it cannot make, an image that is missing
+            or has other proportions, a LoRA without metadata.
+    """
+
+    def __init__(self, options: Options, device: torch.device, requests: Sequence[Request]):
+        self.options = options
+        self.device = choose_device(options.device, device)
+        accelerated = self.device.type != "cpu"
+        self.dtype = ("bfloat16" if accelerated else "float32") if options.dtype == "auto" else options.dtype
+        if options.offload != "none" and not accelerated:
+            raise TrainerError(f"--offload {options.offload} is for accelerators, and this runs on the CPU")
+        if not Path(options.model).exists():
+            print(f"{options.model} is no folder here: asking the Hugging Face hub for it", flush=True)
+        self.generator = Generator.read(options.model)
+        self.frames, self.height, self.width = self.generator.sampled_size(
+            options.frames, options.height, options.width
+        )
+        self.fps = self.generator.fps if options.fps is None else options.fps
+        self.guidance = self.generator.guidance if options.guidance is None else options.guidance
+        self.lora = find_lora(options.lora) if options.lora else None
+        for request in tqdm(requests, desc="checking images", disable=len(requests) < 20):
+            self._check(request)
+
+    def load(self) -> None:
+        """Read the weights.
+
+        Raises:
+            TrainerError: they are not there, or the LoRA was made for another model.
+        """
+        self.pipeline = self.generator.pipeline(getattr(torch, self.dtype))
+        self.pipeline.set_progress_bar_config(disable=True)
+        if self.options.steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
+            raise TrainerError(
+                f"--steps must be at most {most}, the noise steps of the model, not {self.options.steps}"
+            )
+        if self.options.tile_vae:
+            self.pipeline.vae.enable_tiling()
+        if self.lora:
+            load_lora(self.pipeline, self.lora, self.options.lora_weight)
+        match self.options.offload:
+            case "model":
+                self.pipeline.enable_model_cpu_offload(device=self.device)
+            case "sequential":
+                self.pipeline.enable_sequential_cpu_offload(device=self.device)
+            case _:
+                self.pipeline.to(self.device)
+
+    @torch.no_grad()
+    def generate(self, request: Request, with_lora: bool, on_step: Callable[[], object] = lambda: None) -> Frames:
+        """The video of a request: the same noise with and without the LoRA, on any device."""
+        if self.lora:
+            self.pipeline.enable_lora() if with_lora else self.pipeline.disable_lora()
+
+        def step_done(*_: object) -> dict:
+            on_step()
+            return {}
+
+        video = self.pipeline(
+            **({"image": self._first_frame(request.image)} if self.generator.image_to_video else {}),
+            **self.generator.prompts(self.pipeline, request.prompt, self.options.negative_prompt),
+            height=self.height,
+            width=self.width,
+            num_frames=self.frames,
+            num_inference_steps=self.options.steps,
+            guidance_scale=self.guidance,
+            max_sequence_length=self.generator.text[0],
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            callback_on_step_end=step_done,
+            output_type="pt",
+        ).frames[0]
+        if not video.isfinite().all():
+            raise TrainerError(
+                f"{request.name}: the model's output is NaN in {self.dtype}. Try --dtype bfloat16 or float32"
+            )
+        return (video.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def settings(self, request: Request, with_lora: bool) -> dict[str, Any]:
+        """All that decides what the video looks like."""
+        options = self.options
+        return {
+            "model": str(Path(options.model)),  # a/ and ./a are one folder
+            "lora": content_hash(self.lora) if with_lora else None,
+            "lora_weight": options.lora_weight if with_lora else None,
+            "prompt": request.prompt,
+            "negative_prompt": options.negative_prompt,
+            "image": content_hash(request.image) if request.image else None,
+            "fit": options.fit if request.image else None,
+            "seed": request.seed,
+            "steps": options.steps,
+            "guidance": self.guidance,
+            "frames": self.frames,
+            "height": self.height,
+            "width": self.width,
+            "fps": self.fps,
+            "dtype": self.dtype,
+            "tile_vae": options.tile_vae,
+        }
+
+    def _check(self, request: Request) -> None:
+        if self.generator.image_to_video and request.image is None:
+            raise TrainerError(f"{self.options.model} makes videos from images: {request.name} needs one (--image)")
+        if not self.generator.image_to_video and request.image is not None:
+            raise TrainerError(f"{self.options.model} makes videos from text only: {request.name} must have no image")
+        if request.image is None:
+            return
+        image = _open_image(request.image)
+        height = image.height * self.width / image.width  # when it is as wide as the video
+        if self.options.fit == "refuse" and abs(height - self.height) > 1:
+            raise TrainerError(
+                f"{request.image} is {image.width} x {image.height}, and the video {self.width} x {self.height}: other "
+                "proportions. Cut it yourself, or choose --fit crop or --fit stretch"
+            )
+
+    def _first_frame(self, path: Path) -> Image.Image:
+        image, size = _open_image(path), (self.width, self.height)
+        if self.options.fit == "crop":
+            return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+        return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _open_image(path: Path) -> Image.Image:
+    """A picture, upright, or the first frame of a video."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:
+        pass
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be read ({error.strerror or error}). Give a picture or a video") from error
+    try:
+        video = VideoFile(path, rate=1)
+        ((_, frames),) = video.windows([0], 1, Fit.stretch(video.size, video.size))
+    except VideoError as error:
+        raise TrainerError(f"{path} is neither a picture nor a video. Give one, such as a .png or an .mp4") from error
+    return Image.fromarray(frames[0].permute(1, 2, 0).numpy())

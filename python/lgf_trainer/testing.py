@@ -6,16 +6,24 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (
     AutoConfig,
     AutoModel,
     BertConfig,
     BertTokenizer,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessor,
@@ -27,6 +35,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
@@ -34,6 +44,7 @@ LATENT_CHANNELS = 4
 TEXT_TOKENS, TEXT_WIDTH = 16, 16
 TEACHER_SIZE, TEACHER_CHANNELS = 128, 128  # a side of 128 pixels: memory features of 8 x 8 tokens
 DINO_CHANNELS = 32
+CLIP_WIDTH = 16
 
 
 def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
@@ -80,6 +91,58 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
         scheduler=CogVideoXDDIMScheduler(
             prediction_type="v_prediction", snr_shift_scale=1.0 if image_to_video else 3.0, rescale_betas_zero_snr=True
         ),
+    ).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_wan(folder: str | PathLike, *, image_to_video: bool = False, seed: int = 0) -> Path:
+    """Write a Wan2.1 pipeline of some hundred thousand random weights, as `save_pretrained` would.
+
+    It has all parts of the real one (tokenizer, UMT5, VAE, transformer, scheduler) and its proportions; for image-to-video
+    also CLIP, and the mask and the image's latents as further input channels. Nothing in such a pipeline says for which size
+    it is made: extract and sample with 9 frames of 64 x 96 pixels.
+
+    Args:
+        folder: where to write; load it with `WanPipeline.from_pretrained(folder)`.
+        image_to_video: like Wan2.1-I2V-14B, else like Wan2.1-T2V-1.3B.
+        seed: of the weights. The global random state is left alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lgf_trainer.testing import make_tiny_wan
+        >>> sorted(p.name for p in make_tiny_wan(tempfile.mkdtemp()).iterdir())[:3]
+        ['model_index.json', 'scheduler', 'text_encoder']
+    """
+    channels, heads, width = LATENT_CHANNELS, 2, 12
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKLWan(
+            base_dim=8, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.0, 2.0],
+        )  # fmt: skip
+        transformer = WanTransformer3DModel(
+            num_attention_heads=heads, attention_head_dim=width, num_layers=3, freq_dim=32, ffn_dim=32,
+            in_channels=2 * channels + 4 if image_to_video else channels, out_channels=channels, text_dim=TEXT_WIDTH,
+            image_dim=CLIP_WIDTH if image_to_video else None, added_kv_proj_dim=heads * width if image_to_video else None,
+        )  # fmt: skip
+        torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+        text_encoder = UMT5EncoderModel(
+            UMT5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        )
+        clip = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=CLIP_WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                image_size=32, patch_size=8,
+            )
+        )  # fmt: skip
+    parts = {"image_encoder": clip.eval(), "image_processor": CLIPImageProcessor(size=32, crop_size=32)}
+    (WanImageToVideoPipeline if image_to_video else WanPipeline)(
+        tokenizer=_tokenizer(512),
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        transformer=transformer,
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        **(parts if image_to_video else {}),
     ).save_pretrained(str(folder))
     return Path(folder)
 
@@ -204,8 +267,8 @@ def _wake(transformer: CogVideoXTransformer3DModel) -> None:
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
 
 
-def _tokenizer() -> T5Tokenizer:
+def _tokenizer(tokens: int = TEXT_TOKENS) -> T5Tokenizer:
     """A word of one letter for every printable character, with T5's special tokens."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(letter, -3.0) for letter in letters]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_TOKENS)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=tokens)

@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from lgf_trainer.recipe import read_recipe
+from lgf_trainer.runtime.recipe import read_recipe
 from recipe_memory import MODELS, Memory, _kept, count, table
 
 PROJECTOR = (

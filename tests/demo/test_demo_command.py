@@ -21,7 +21,7 @@ training = pytest.importorskip("lgf_demo.training")
 model = pytest.importorskip("lgf_demo.model")
 report = pytest.importorskip("lgf_demo.report")
 
-from lgf_trainer.tables import format_table  # noqa: E402
+from lgf_trainer.runtime.text import format_table  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 GRID = (3, 8, 8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lgf_demo.clips import TOKEN, grid_points, make_clip
 from lgf_demo.oracle import oracle_features
-from lgf_trainer.motion import end_point_error, expected_motion, motion_of, window_offsets
+from lgf_trainer.evaluation.motion import end_point_error, expected_motion, motion_of, window_offsets
 
 from lgf_kernels import local_gram_flow, local_window_mask
 

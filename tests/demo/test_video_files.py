@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lgf_demo.video import liveliest_part, warp_back, warping_psnr
-from lgf_trainer.motion import motion_of, patch_descriptors
+from lgf_trainer.evaluation.motion import motion_of, patch_descriptors
 from support.clips import REAL
 
 
@@ -54,7 +54,7 @@ def test_the_teacher_predicts_a_real_video_better_than_no_motion(name):
     if not (REAL / name).exists():
         pytest.skip(f"{name} is not here; LGF_TEST_VIDEOS names its directory")
     pytest.importorskip("av")
-    from lgf_trainer.video import read_video
+    from lgf_trainer.data.video import read_video
 
     video = liveliest_part(read_video(REAL / name, (144, 256)), (72, 128))
     motion = motion_of(patch_descriptors(video)[None])

@@ -17,6 +17,19 @@ def tiny_place(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="session")
+def wan_place(tmp_path_factory):
+    """The same with a text-to-video Wan2.1."""
+    pytest.importorskip("diffusers")
+    from lgf_trainer.testing import make_tiny_wan
+    from trainer.training_data import make_cache, wan_window
+
+    place = tmp_path_factory.mktemp("wan")
+    make_tiny_wan(place / "model")
+    make_cache(place / "cache", window=wan_window)
+    return place
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()

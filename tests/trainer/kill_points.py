@@ -15,7 +15,10 @@ import sys
 from pathlib import Path
 
 import lgf_cli
-from lgf_trainer import cache, checkpoint, optimiser, run  # for the children
+from lgf_trainer import optimiser, train
+from lgf_trainer.data import cache
+from lgf_trainer.generators import base as generators
+from lgf_trainer.runtime import checkpoint, files
 
 
 def after(function, times):
@@ -42,21 +45,21 @@ IN_A_TRAINING = {
     "after the third step": (optimiser.GroupedAdamW, "step", 3),
     "writing metrics": (json, "dumps", 2),
     "before the first checkpoint": (checkpoint.Checkpoints, "save", -1),
-    "a file of the first checkpoint": (checkpoint, "save_file", 1),
-    "a file of the second checkpoint": (checkpoint, "save_file", 4),
-    "facts of the third checkpoint": (checkpoint, "_sync_and_hash", -13),
+    "a file of the first checkpoint": (checkpoint, "write_tensors", 1),
+    "a file of the second checkpoint": (generators, "write_tensors", 3),
+    "facts of the third checkpoint": (checkpoint, "whole_file", -3),
     "before the second is renamed": (Path, "rename", -2),
     "after the second is renamed": (Path, "rename", 2),
     "removing an old one": (shutil, "rmtree", -1),
     "after removing an old one": (shutil, "rmtree", 1),
     "after the second checkpoint": (checkpoint.Checkpoints, "save", 2),
     "after the last checkpoint": (checkpoint.Checkpoints, "save", 4),
-    "publishing": (shutil, "copyfile", 2),
-    "after publishing": (run, "publish", 1),
+    "publishing": (shutil, "copyfileobj", 2),
+    "after publishing": (train, "publish", 1),
 }
 #: The same of an extraction.
 IN_AN_EXTRACTION = {
-    "before the second window has its name": (cache.os, "replace", -3),  # the first is that of the settings
+    "before the second window has its name": (files.os, "replace", -3),  # the first is that of the settings
     "after the first window": (cache.WindowCache, "write", 1),
 }
 POINTS = IN_A_TRAINING | IN_AN_EXTRACTION

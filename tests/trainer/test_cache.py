@@ -11,9 +11,10 @@ import torch
 
 pytest.importorskip("safetensors")
 
-from lgf_trainer import cache as cache_module
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.errors import TrainerError
+from lgf_trainer.data import cache as cache_module
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.runtime import files
+from lgf_trainer.runtime.errors import TrainerError
 
 TENSORS = {
     "a": torch.randn(2, 3).half(),
@@ -115,7 +116,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(TrainerError, match="the disk is full"):
         cache.write("k", TENSORS, {})
     assert not list((tmp_path / "windows").iterdir())
@@ -127,7 +128,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch):
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache_module.os, "fsync", stop)
+    monkeypatch.setattr(files.os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
         cache.write("k", TENSORS, {})
     assert not list((tmp_path / "windows").iterdir())
@@ -138,8 +139,8 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     cache.write("whole", TENSORS, {})
     child = os.fork()
     if not child:
-        cache_module.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-        cache_module.write_atomically(cache.path("half"), b"half")
+        files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        files.write_atomically(cache.path("half"), b"half")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (left,) = (tmp_path / "windows").glob(".*")
     in_root, young = tmp_path / f".report.json.{uuid4().hex}", tmp_path / "windows" / f".k.safetensors.{uuid4().hex}"
@@ -156,3 +157,12 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     WindowCache(tmp_path, {})
     assert not left.exists() and not in_root.exists()
     assert all(path.exists() for path in (young, *others)) and cache.keys() == ["whole"]
+
+
+def test_modules_are_found_where_the_documentation_had_them():
+    from lgf_trainer.cache import WindowCache as moved
+    from lgf_trainer.lora import find_lora
+    from lgf_trainer.video import read_window
+
+    assert moved is WindowCache and find_lora.__module__ == "lgf_trainer.generators.lora"
+    assert read_window.__module__ == "lgf_trainer.data.video"

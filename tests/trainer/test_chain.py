@@ -20,9 +20,9 @@ pytest.importorskip("tyro")
 import lgf_cli
 from lgf_demo import playground
 from lgf_demo.clips import make_clip
-from lgf_trainer import export
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.recipe import read_recipe
+from lgf_trainer.data import export
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.runtime.recipe import read_recipe
 from safetensors.torch import load_file
 from support.clips import REAL
 from trainer.processes import environment, run_and_kill
@@ -41,7 +41,17 @@ def readme_commands() -> dict[str, list[str]]:
     return {words[1]: words[1:] for words in commands}
 
 
-@pytest.fixture(params=["generated", "01_dog.mp4"])
+#: What is said to each command beside the README's words: nothing in a Wan2.1 says for which size and rate it is made.
+SIZE = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
+FAMILIES = {"cogvideox": {}, "wan": {"extract": SIZE, "sample": SIZE}}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=["generated", "01_dog.mp4", "05_default_juggle.mp4"])
 def clip(request, tmp_path):
     if request.param != "generated":
         if not (REAL / request.param).exists():
@@ -78,11 +88,12 @@ def network(path: Path) -> Path:
 
 
 @pytest.fixture
-def commands(clip, tmp_path, monkeypatch):
+def commands(clip, family, tmp_path, monkeypatch):
     """Those of the README, in a folder with a playground of the clip, when the first of them, `extract`, has been run."""
     monkeypatch.chdir(tmp_path)
-    assert lgf_cli.run("playground", "lgf_demo.playground", ["tiny", "--video", str(clip)], "") == 0
-    commands = readme_commands()
+    words = ["tiny", "--video", str(clip), "--family", family]
+    assert lgf_cli.run("playground", "lgf_demo.playground", words, "") == 0
+    commands = {name: [*words, *FAMILIES[family].get(name, [])] for name, words in readme_commands().items()}
     assert lgf_cli.main(commands["extract"]) == 0
     return commands
 
@@ -120,7 +131,7 @@ def test_from_a_clip_to_videos_with_the_lora(commands, clip, capsys):
 @pytest.mark.slow  # three processes; `test_killed.py` kills at many points, in one that forks
 def test_killed_after_seven_steps_the_training_goes_on(commands):
     killed, whole = Path("tiny/run"), Path("tiny/whole")
-    run_and_kill("lgf_trainer.checkpoint", "Checkpoints.save", 7, commands["train"])
+    run_and_kill("lgf_trainer.runtime.checkpoint", "Checkpoints.save", 7, commands["train"])
     assert not (killed / "pytorch_lora_weights.safetensors").exists()
     assert go_on(commands["train"]) == 7
     assert go_on([*commands["train"], "--run.output", str(whole)]) == 0

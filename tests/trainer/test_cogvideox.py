@@ -1,33 +1,43 @@
 """The inputs of CogVideoX against diffusers' own pipelines, and what is refused."""
 
+import json
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
-from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideoXTransformer3DModel
-from lgf_trainer import recipe
-from lgf_trainer.aligned import AlignedTransformer
-from lgf_trainer.cogvideox import (
-    LatentFormat,
-    check_window,
-    conditions,
-    empty_caption,
-    load_noise_schedule,
-    load_transformer,
-    rotary_embedding,
-    token_grid,
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
 )
-from lgf_trainer.errors import TrainerError
+from lgf_trainer.generators.base import Encoders, Generator
+from lgf_trainer.generators.cogvideox import CogVideoX, v_prediction
+from lgf_trainer.runtime import recipe
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.tap import AlignedTransformer
 from lgf_trainer.testing import make_tiny_pipeline
 from trainer.training_data import random_window
 
 
-def small(**options):
+def transformer_of(**options):
     shape = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, time_embed_dim=8, text_embed_dim=16,
                  max_text_seq_length=16, sample_frames=9, sample_height=8, sample_width=12, in_channels=8,
                  out_channels=4)  # fmt: skip
     return CogVideoXTransformer3DModel(**(shape | options))
+
+
+def small(transformer=None, vae=(), **options):
+    """The model of a transformer's configuration, and of a VAE with 8 x 8 pixels for a latent."""
+    config = (transformer or transformer_of(**options)).config
+    autoencoder = AutoencoderKLCogVideoX(block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2)
+    vae = dict(autoencoder.config) | {"scaling_factor": 0.7} | dict(vae)
+    generator = CogVideoX("small", None, {"_class_name": "CogVideoXPipeline"}, dict(config), vae)
+    generator.schedule = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    return generator
 
 
 LATER = {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "ofs_embed_dim": 8, "patch_bias": False,
@@ -44,7 +54,7 @@ LATER = {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "ofs_embed
     + [({"use_rotary_positional_embeddings": True}, (3, 12, 8))],  # the embedding of 1.5 ends at the model's own size
 )
 def test_rotary_embedding_is_the_pipelines(version, size):
-    transformer = small(**version)
+    transformer = transformer_of(**version)
 
     class Pipeline:
         vae_scale_factor_spatial = 8
@@ -55,40 +65,99 @@ def test_rotary_embedding_is_the_pipelines(version, size):
         expected = kind._prepare_rotary_positional_embeddings(
             Pipeline, 8 * height, 8 * width, frames, torch.device("cpu")
         )
-        actual = rotary_embedding(transformer, frames, height, width, torch.device("cpu"))
+        actual = small(transformer).rotary_embedding(frames, height, width, torch.device("cpu"))
         assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+def sample_of(generator, seed=0):
+    window, rng = random_window(seed), torch.Generator()
+    latents = generator.latents(window["latents"], rng)[None]
+    noise = torch.randn(latents.shape, generator=rng)
+    return {"latents": latents, "noise": noise, "timestep": torch.tensor([3]), "text": torch.randn(1, 16, 16)}
+
+
 def test_version_1_5_runs_on_padded_frames():
-    transformer = small(**LATER)
+    transformer = transformer_of(**LATER)
+    generator = small(transformer)
     model = AlignedTransformer(transformer, torch.nn.Identity(), 1)
-    moments = random_window(0)["latents"]
-    latents = LatentFormat(0.7, 1 / 0.7, 2).video(moments, torch.Generator())[None]
-    inputs = conditions(transformer, latents, torch.randn(1, 16, 16))
-    assert inputs["ofs"] == 2.0
-    prediction, features = model(torch.cat([latents, latents], 2), timestep=torch.tensor([3]), **inputs)
-    assert prediction.shape == latents.shape == (1, 4, 4, 8, 12)
-    assert features.shape == (1, *token_grid(transformer, moments.shape), 32)
+    sample = sample_of(generator)
+    hidden, target, conditions = generator.inputs(sample | {"image": sample["latents"]}, torch.float32)
+    assert conditions["ofs"] == 2.0
+    prediction, features = model(hidden, **conditions)
+    assert prediction.shape == target.shape == (1, 4, 4, 8, 12)
+    assert features.shape == (1, *generator.grid_of_moments(random_window(0)["latents"].shape), 32)
+    assert generator.grid_of(hidden.shape, {}) == (2, 4, 6) == model._cogvideox_grid(hidden.shape, {})
+    assert generator.frames_of_token(2) == range(9, 17), "a token is two latent frames"
 
 
 def test_the_older_versions_get_no_more_than_they_know():
-    assert conditions(small(), torch.zeros(1, 3, 4, 8, 12), torch.zeros(1, 16, 16)).keys() == {"encoder_hidden_states"}
+    _, _, conditions = small().inputs(sample_of(small()), torch.float32)
+    assert conditions.keys() == {"encoder_hidden_states", "timestep"}
+
+
+@pytest.mark.parametrize("step", [0, 1, 10, 50])
+def test_the_target_is_exact_where_bfloat16_rounds_it_away(step):
+    """In bfloat16 the schedulers' own target is wrong by its whole size at noise steps 0 and 1."""
+    schedule = small().schedule
+    latents, noise = (x.bfloat16() for x in torch.randn(2, 2, 3, 4, 8, 12))
+    timestep = torch.full((2,), step)
+    alpha = schedule.alphas_cumprod.double()[step]
+    x, n = latents.double(), noise.double()
+    noisy, velocity = v_prediction(schedule, latents, noise, timestep)
+    assert noisy.dtype == velocity.dtype == torch.float32
+    torch.testing.assert_close(noisy.double(), alpha.sqrt() * x + (1 - alpha).sqrt() * n, rtol=0, atol=1e-6)
+    exact = alpha.sqrt() * n - (1 - alpha).sqrt() * x
+    assert (velocity - exact).square().mean() < 1e-10
+    naive = schedule.get_velocity(latents, noise, timestep).double()
+    assert step > 1 or (naive - exact).square().mean() > 1e-6  # the trap is there
+
+
+def test_the_image_is_on_the_channels_behind_the_noisy_latents():
+    generator = small()
+    sample = sample_of(generator) | {"image": torch.randn(1, 3, 4, 8, 12)}
+    hidden, target, conditions = generator.inputs(sample, torch.bfloat16)
+    noisy, velocity = v_prediction(generator.schedule, sample["latents"], sample["noise"], sample["timestep"])
+    assert torch.equal(hidden, torch.cat([noisy, sample["image"]], 2)) and torch.equal(target, velocity)
+    assert conditions["encoder_hidden_states"].dtype == torch.bfloat16 and conditions["timestep"] == 3
 
 
 @pytest.mark.parametrize("image_to_video", [True, False])
-def test_latent_format_of_a_pipeline(tmp_path, image_to_video):
+def test_scales_of_a_pipeline(tmp_path, image_to_video):
     make_tiny_pipeline(tmp_path, image_to_video=image_to_video)
-    model = recipe.Model(path=str(tmp_path), rank=2)
     scale = 0.7 if image_to_video else 1.15258426
-    assert LatentFormat.of(model, load_transformer(model)) == LatentFormat(scale, scale, 1)
+    generator = Generator.read(str(tmp_path))
+    assert (generator.scale, generator.image_scale, generator.patch) == (scale, scale, (1, 2, 2))
+    assert generator.schedule.config.snr_shift_scale == (1.0 if image_to_video else 3.0)
+    assert generator.image_to_video == image_to_video
     config = tmp_path / "vae" / "config.json"
     config.write_text(config.read_text().replace('"invert_scale_latents": false', '"invert_scale_latents": true'))
-    assert LatentFormat.of(model, small(**LATER)) == LatentFormat(scale, 1 / scale, 2)
-    assert load_noise_schedule(model).config.snr_shift_scale == (1.0 if image_to_video else 3.0)
+    later = Generator.read(str(tmp_path))
+    assert (later.scale, later.image_scale) == (scale, 1 / scale) and small(**LATER).patch == (2, 2, 2)
+
+
+def test_the_image_has_its_own_scale():
+    moments = {"image": random_window(0)["image"]}
+    made = []
+    for scale in (1.0, 0.5):
+        generator = small()
+        generator.image_scale = scale
+        made.append(generator.image(moments, torch.Generator().manual_seed(0), torch.zeros(2, 4, 8, 12))["image"])
+    torch.testing.assert_close(made[0], 2 * made[1])
+    assert not made[0][1:].any()
+
+
+def test_what_a_file_does_not_say_is_diffusers_default(tmp_path):
+    """The older models on the hub do not know what came after them."""
+    make_tiny_pipeline(tmp_path)
+    path = tmp_path / "transformer" / "config.json"
+    later = ("patch_size_t", "ofs_embed_dim", "patch_bias")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in later}))
+    assert Generator.read(str(tmp_path)).patch == (1, 2, 2)
 
 
 def test_what_is_trained_is_float32_whatever_the_rest_is(tiny_place):
-    transformer = load_transformer(recipe.Model(path=str(tiny_place / "model"), dtype="bfloat16", rank=4))
+    model = recipe.Model(path=str(tiny_place / "model"), dtype="bfloat16", rank=4)
+    transformer = Generator.read(model.path).load_transformer(model)
     trained = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     assert all("lora" in name and p.dtype == torch.float32 for name, p in trained.items())
     assert len(trained) == 3 * 4 * 2  # blocks, targets, A and B
@@ -100,16 +169,19 @@ def test_what_is_trained_is_float32_whatever_the_rest_is(tiny_place):
 def test_the_empty_caption(tiny_place):
     pipeline = CogVideoXPipeline.from_pretrained(tiny_place / "model")
     expected = pipeline._get_t5_prompt_embeds("", max_sequence_length=16)[0]
-    actual = empty_caption(recipe.Model(path=str(tiny_place / "model"), dtype="float32"), 16)
+    generator = Generator.read(str(tiny_place / "model"))
+    actual = Encoders(generator, torch.device("cpu"), torch.float32, text_only=True).text("")
     torch.testing.assert_close(actual, expected)
 
 
 def test_no_model(tmp_path):
-    with pytest.raises(
-        TrainerError, match=r"CogVideoXTransformer3DModel cannot be loaded from .*/transformer"
-    ) as error:
-        load_transformer(recipe.Model(path=str(tmp_path)))
-    assert "\n" not in str(error.value)
+    for path, message in (
+        (tmp_path, "is no pipeline: it has no model_index.json"),
+        ("/nowhere/at/all", "no such folder"),
+    ):
+        with pytest.raises(TrainerError, match=message) as error:
+            Generator.read(str(path))
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +200,12 @@ def test_no_model(tmp_path):
 )  # fmt: skip
 def test_windows_that_do_not_fit(change, options, message, tmp_path):
     shapes = {name: torch.Size(tensor.shape) for name, tensor in random_window(0).items()}
-    check_window(small(**options), shapes, tmp_path)
+    small(**options).check_window(shapes, tmp_path)
     changed = {name: torch.Size(shape) for name, shape in (shapes | change).items() if shape is not None}
     with pytest.raises(TrainerError, match=message):
-        check_window(small(**options), changed, tmp_path)
+        small(**options).check_window(changed, tmp_path)
 
 
 def test_other_resolutions_are_fine_without_learned_positions(tmp_path):
     shapes = {name: torch.Size(tensor.shape) for name, tensor in random_window(0).items()}
-    check_window(small(), shapes | {"latents": torch.Size((8, 2, 10, 14))}, tmp_path)
+    small().check_window(shapes | {"latents": torch.Size((8, 2, 10, 14))}, tmp_path)

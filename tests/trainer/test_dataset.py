@@ -9,14 +9,13 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from lgf_trainer import dataset
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.cogvideox import LatentFormat
-from lgf_trainer.dataset import BatchNumbers, TrainingSamples, load_samples, mix
-from lgf_trainer.errors import TrainerError
+from diffusers import CogVideoXDDIMScheduler
+from lgf_trainer.data import samples as dataset
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.samples import BatchNumbers, TrainingSamples, load_samples, mix
+from lgf_trainer.runtime.errors import TrainerError
+from trainer.test_cogvideox import small
 from trainer.training_data import LATENT_FRAMES, make_cache, random_window
-
-FORMAT = LatentFormat(scale=0.7, image_scale=0.7, patch_frames=1)
 
 
 @pytest.fixture
@@ -24,9 +23,8 @@ def cache(tmp_path):
     return make_cache(tmp_path / "cache", windows=4)
 
 
-def samples(cache, **options):
-    defaults = {"seed": 1, "noise_steps": 1000, "image_dropout": 0.0, "targets": ("masks",), "latent_format": FORMAT}
-    return TrainingSamples(cache, **(defaults | options))
+def samples(cache, generator=None, **options):
+    return TrainingSamples(cache, generator or small(), **({"seed": 1, "targets": ("masks",)} | options))
 
 
 def equal(one, other):
@@ -68,31 +66,28 @@ def test_the_image_is_in_the_first_frame_alone(cache):
 
 def test_dropout_of_images_and_captions(cache):
     empty = torch.zeros(16, 16)
-    some = samples(cache, image_dropout=0.3, caption_dropout=0.6, empty_caption=empty)
+    some = samples(cache, image_dropout=0.3, caption_dropout=0.6, no_caption=empty)
     drawn = [some[number] for number in range(300)]
     assert abs(sum(not s["image"].any() for s in drawn) / 300 - 0.3) < 0.08
     assert abs(sum(not s["text"].any() for s in drawn) / 300 - 0.6) < 0.08
     assert equal({"noise": drawn[3]["noise"]}, {"noise": samples(cache)[3]["noise"]})  # dropout moves nothing else
-    assert "image" not in samples(cache, image_dropout=None)[0]
+    assert "image" not in samples(cache, small(in_channels=4))[0]
 
 
 def test_noise_steps_are_uniform(cache):
-    drawn = torch.stack([samples(cache, noise_steps=10)[number]["timestep"] for number in range(500)])
+    generator = small()
+    generator.schedule = CogVideoXDDIMScheduler(num_train_timesteps=10)
+    drawn = torch.stack([samples(cache, generator)[number]["timestep"] for number in range(500)])
     counts = drawn.bincount(minlength=10)
     assert len(counts) == 10 and counts.min() > 25 and drawn.dtype == torch.int64
 
 
 def test_frames_are_padded_in_front_for_temporal_patches(cache):
-    padded = samples(cache, latent_format=LatentFormat(1.0, 2.0, patch_frames=2))[0]
-    plain = samples(cache, latent_format=LatentFormat(1.0, 1.0, patch_frames=1))[0]
+    plain, padded = small(), small(patch_size_t=2)
+    padded.scale = plain.scale = 1.0
+    padded, plain = samples(cache, padded)[0], samples(cache, plain)[0]
     assert torch.equal(padded["latents"], torch.cat([plain["latents"][:1], plain["latents"]]))
     assert len(padded["noise"]) == len(padded["image"]) == LATENT_FRAMES + 1 and not padded["image"][1:].any()
-
-
-def test_the_image_has_its_own_scale():
-    moments = random_window(0)["image"]
-    one, half = (LatentFormat(1.0, s, 1).image(moments, torch.Generator().manual_seed(0), 2) for s in (1.0, 0.5))
-    torch.testing.assert_close(one, 2 * half)
 
 
 def numbers(processes, per_process, steps=range(3), batch=8):

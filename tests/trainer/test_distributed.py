@@ -17,10 +17,9 @@ pytest.importorskip("tyro")
 from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.run import TrainingRun
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.testing import HEIGHT, WIDTH
-from lgf_trainer.train import parse
+from lgf_trainer.train import TrainingRun, parse
 from PIL import Image
 from safetensors.torch import load_file
 from support.clips import write_clip
@@ -30,13 +29,14 @@ from trainer.training_data import tiny
 ROOT = Path(__file__).parents[2]
 GLOO = torch.distributed.is_available() and torch.distributed.is_gloo_available()
 KINDS = {"copied": "False", "sharded": "True"}
+FULL = {"model__train": "full", "training__steps": 2, "optimisers__full__rate": 1e-4}
 
 
 pytestmark = pytest.mark.skipif(not GLOO, reason="this torch has no gloo")
 
 
 @pytest.fixture(scope="module")
-def place(tiny_place, tmp_path_factory):
+def place(tiny_place, wan_place, tmp_path_factory):
     """Four steps of one process and of two, copied and sharded; and the latter going on from the second step. Then windows of
     clips, extracted by one process and by two, and videos with a trained LoRA.
 
@@ -44,7 +44,7 @@ def place(tiny_place, tmp_path_factory):
     """
     place = tmp_path_factory.mktemp("distributed")
 
-    def run(name, **changes):
+    def run(name, model=tiny_place, **changes):
         options = {
             "training__steps": 4,
             "training__batch": 4,
@@ -52,20 +52,23 @@ def place(tiny_place, tmp_path_factory):
             "training__ema": 0.5,
             "run__keep": 9,
         }
-        return ["train", "sam2videox", *tiny(tiny_place, run__output=place / name, **(options | changes))]
+        return ["train", "sam2videox", *tiny(model, run__output=place / name, **(options | changes))]
 
     jobs = {}
     for kind, shard in KINDS.items():
         jobs[kind] = run(kind, run__shard=shard)
         jobs[f"{kind}-copy"] = {"copy": [str(place / kind), str(place / f"{kind}-again")], "after": 2}
         jobs[f"{kind}-again"] = run(f"{kind}-again", run__shard=shard)
+        jobs[f"wan-{kind}"] = run(f"wan-{kind}", wan_place, run__shard=shard, training__steps=2)
+        jobs[f"full-{kind}"] = run(f"full-{kind}", run__shard=shard, **FULL)
     half = {"model__dtype": "bfloat16", "training__precision": "bf16", "model__dropout": 0.1, "training__steps": 2}
     jobs["half"] = run("half", run__shard="True", **half)
     jobs["extract-two"] = extracting(place, tiny_place / "model", "extract-two")
     jobs["sample"] = sampling(place, tiny_place / "model")
     (place / "jobs.json").write_text(json.dumps(jobs))
     run_two(Path(__file__).with_name("distributed_runs.py"), place / "jobs.json")
-    for words in run("one"), extracting(place, tiny_place / "model", "extract-one"):
+    wan, full = run("wan-one", wan_place, training__steps=2), run("full-one", **FULL)
+    for words in run("one"), wan, full, extracting(place, tiny_place / "model", "extract-one"):
         assert lgf(words) == 0
         AcceleratorState._reset_state(reset_partial_state=True)
     return place
@@ -99,16 +102,18 @@ def files(output):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_one_process_on_the_same_batch(place, kind):
+@pytest.mark.parametrize("what", ["", "wan-", "full-"], ids=["cogvideox", "wan", "all weights"])
+def test_gradients_are_those_of_one_process_on_the_same_batch(place, what, kind):
     def first_moments(name):
         moments = load_file(place / name / "checkpoints" / "step-00000001" / "optimizer.safetensors")
         return {
             key: value / 0.1 for key, value in moments.items() if key.startswith("exp_avg/")
         }  # after a step: (1 - 0.9) g
 
-    one, two = first_moments("one"), first_moments(kind)
+    one, two = first_moments(f"{what}one"), first_moments(what + kind)
     assert one.keys() == two.keys() and len(one) > 30
     assert all(gradient.abs().max() > 0 for key, gradient in one.items() if "lora_B" in key or "projector" in key)
+    assert (what == "full-") == (not any("lora" in key for key in one))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
 
 

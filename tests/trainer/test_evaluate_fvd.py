@@ -11,12 +11,12 @@ pytest.importorskip("av")
 pytest.importorskip("tyro")
 
 import lgf_cli
-from lgf_trainer import export
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.errors import TrainerError
+from lgf_trainer.data import export
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.sources import find_videos
 from lgf_trainer.evaluate import main
-from lgf_trainer.folders import find_videos
-from lgf_trainer.fvd import Clips, Gaussian, Network, features_of, frechet_distance
+from lgf_trainer.evaluation.fvd import Clips, Gaussian, Network, features_of, frechet_distance
+from lgf_trainer.runtime.errors import TrainerError
 
 
 def gaussian(vectors: torch.Tensor) -> Gaussian:

@@ -13,12 +13,17 @@ pytest.importorskip("tyro")
 import lgf_cli
 from lgf_demo.clips import make_clip
 from lgf_demo.oracle import oracle_features
-from lgf_trainer import export
-from lgf_trainer.cache import WindowCache
+from lgf_trainer.data import export
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.evaluate import main
-from lgf_trainer.motion import certainty, end_point_error, expected_motion, patch_descriptors, strongest_motion
-from lgf_trainer.motion_pictures import Motion, draw, of_cache, of_video, speed
-from lgf_trainer.pictures import flow_colours
+from lgf_trainer.evaluation.motion import (
+    certainty,
+    end_point_error,
+    expected_motion,
+    patch_descriptors,
+    strongest_motion,
+)
+from lgf_trainer.evaluation.pictures import Motion, draw, flow_colours, of_cache, of_video, speed
 from PIL import Image
 
 from lgf_kernels import local_gram_flow

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("tyro")
 
 import lgf_cli
-from lgf_trainer.errors import TrainerError
 from lgf_trainer.evaluate import main
-from lgf_trainer.vbench import NORMALISATION, extended_motion_score, motion_score, read_results, score_row
+from lgf_trainer.evaluation.vbench import NORMALISATION, extended_motion_score, motion_score, read_results, score_row
+from lgf_trainer.runtime.errors import TrainerError
 
 # Background and subject consistency, motion smoothness and Motion Score, from SAM2VideoX, tables 1 and 3.
 TABLES = {
@@ -38,9 +38,9 @@ def scores(**more: float) -> dict[str, float]:
     return dict(zip(STRUCTURE, (0.9730, 0.9443, 0.9817), strict=True)) | more
 
 
-@pytest.mark.parametrize("module", ["vbench", "tables", "fvd"])
+@pytest.mark.parametrize("module", ["evaluation.vbench", "runtime.text", "evaluation.fvd"])
 def test_docstring_examples(module):
-    if module == "fvd":
+    if module == "evaluation.fvd":
         pytest.importorskip("av")
     results = doctest.testmod(importlib.import_module(f"lgf_trainer.{module}"))
     assert results.attempted > 0 and results.failed == 0
@@ -97,7 +97,7 @@ def test_the_command_prints_and_writes_a_table(tmp_path, capsys):
 
 
 def test_rows_without_a_dynamic_degree_or_with_the_same_are_not_marked():
-    from lgf_trainer.vbench import report
+    from lgf_trainer.evaluation.vbench import report
 
     without, slow, alike = (score_row("a", scores()), *(score_row(n, scores(dynamic_degree=0.1)) for n in "bc"))
     for rows in ([without, slow], [slow, without], [slow, alike]):

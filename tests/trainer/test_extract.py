@@ -20,15 +20,17 @@ pytest.importorskip("tyro")
 
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf_command
-from lgf_trainer import cache as cache_module
 from lgf_trainer import extract
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.encoders import Encoders, read_student
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.extraction import not_black
-from lgf_trainer.sources import list_clips
-from lgf_trainer.teachers_dino import Dino
-from lgf_trainer.teachers_sam2 import TransformersSam2
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.sources import list_clips
+from lgf_trainer.data.subject import not_black
+from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
+from lgf_trainer.generators import cogvideox
+from lgf_trainer.generators.base import Encoders, Generator
+from lgf_trainer.runtime import files as files_module
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.dino import Dino
+from lgf_trainer.teachers.sam2 import TransformersSam2
 from lgf_trainer.testing import (
     DINO_CHANNELS,
     FRAMES,
@@ -39,7 +41,6 @@ from lgf_trainer.testing import (
     make_tiny_pipeline,
     make_tiny_teacher,
 )
-from lgf_trainer.video import Fit, Video, VideoError, read_window, to_signed
 from PIL import Image
 from support.clips import REAL, write_clip
 from support.programs import flowing
@@ -173,25 +174,21 @@ def test_latents_and_text_are_the_pipelines_own(made, clip, pipeline):
         torch.testing.assert_close(tensors["text"], text[0])
 
 
-def test_images_are_noisy_first_frames_and_their_noise_depends_on_the_window_alone(made, clip, models, pipeline):
+def test_images_are_noisy_first_frames_and_their_noise_depends_on_the_window_alone(made, clip, pipeline):
     cache = made()
-    encoders = Encoders(str(models / "pipeline"), CPU, torch.float32)
-    seen = []
-    encoders.video = lambda pixels: (seen.append(pixels), pixels)[1]
+    noise = lambda frame, key: cogvideox.noisy(frame[None], key)  # noqa: E731
     for key in cache.keys():
         frame = frames_of(clip / "dog.mp4", cache.read(key).about["start"])[0]
-        encoders.image(frame, key), encoders.image(frame, key)
-        assert torch.equal(seen[-1], seen[-2]) and seen[-1].shape == (1, 3, HEIGHT, WIDTH)
+        seen = noise(frame, key)
+        assert torch.equal(seen, noise(frame, key)) and seen.shape == (1, 3, HEIGHT, WIDTH)
         with torch.no_grad():
-            expected = pipeline.vae.encode(seen[-1].transpose(0, 1)[None]).latent_dist.parameters[0]
+            expected = pipeline.vae.encode(seen.transpose(0, 1)[None]).latent_dist.parameters[0]
         torch.testing.assert_close(cache.read(key).tensors["image"], expected)
     assert expected.shape == (8, 1, 8, 12)
 
 
-def test_the_noise_of_images_is_that_of_the_paper(models):
-    encoders = Encoders(str(models / "pipeline"), CPU, torch.float32)
-    encoders.video = lambda pixels: pixels
-    noise = torch.stack([encoders.image(torch.zeros(3, HEIGHT, WIDTH), str(i)) for i in range(400)]).flatten(1)
+def test_the_noise_of_images_is_that_of_the_paper():
+    noise = torch.cat([cogvideox.noisy(torch.zeros(1, 3, HEIGHT, WIDTH), str(i)) for i in range(400)]).flatten(1)
     sigmas = noise.std(1).log()
     assert sigmas.mean().item() == pytest.approx(-3.0, abs=0.1) and sigmas.std().item() == pytest.approx(0.5, abs=0.06)
     assert (noise.mean(1).abs() / noise.std(1)).max() < 0.05
@@ -245,10 +242,10 @@ def test_teacher_logits_are_the_flow_of_its_features(lesson, options, clip, sam2
 
 def test_dino_features_are_those_of_the_same_frames(lesson, options, clip, models):
     cache, step = lesson
-    teacher = Dino(str(models / "dino"), CPU)
+    teacher = Dino(Dino.Options(model=str(models / "dino")), CPU)
     for key in cache.keys():
         tensors, about = cache.read(key)
-        expected = teacher(frames_of(clip / "dog.mp4", about["start"])[::step], (4, 6))
+        expected = teacher.features(frames_of(clip / "dog.mp4", about["start"])[::step], (4, 6))
         stored = tensors["features_dino"]
         assert stored.shape == (8 // step + 1, 4, 6, DINO_CHANNELS) and stored.dtype == torch.float16
         torch.testing.assert_close(stored.float(), expected, rtol=1e-3, atol=1e-3)
@@ -281,6 +278,16 @@ def test_dino_alone_needs_no_subject_and_changes_nothing_beside_itself(run, made
         assert tensors.keys() == names | {"features_dino", "features_sam2_forward", "features_sam2_backward"}
         assert without.read(three).tensors.keys() == names
         assert all(torch.equal(tensors[name], without.read(three).tensors[name]) for name in names - {"image"})
+
+
+def test_teachers_by_names_are_those_of_the_older_options(made, models):
+    """The same windows under the same names, so that a cache of before goes on."""
+    chosen = ("--dino-model", models / "dino")
+    assert windows(made("--teachers", "dino", "sam2", *chosen)) == windows(made(*dino(models)))
+    assert windows(made("--teachers", "sam2")) == windows(made())
+    assert windows(made("--teachers", "dino", *chosen)) == windows(made("--teacher", "none", *dino(models)))
+    options = ("--teachers", "dino", "--teacher-options", f"dino.model={models / 'dino'}")
+    assert made(*options).settings == made("--teachers", "dino", *chosen).settings
 
 
 def test_windows_with_other_dino_features_have_other_keys(run, clip, models):
@@ -439,8 +446,12 @@ def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
     torch.testing.assert_close(torch.tensor(boxes[0]), FITTED)
     assert all(0 <= b[0] < b[2] <= WIDTH and 0 <= b[1] < b[3] <= HEIGHT for b in boxes.values())
 
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog"}))
+    with pytest.raises(
+        TrainerError, match="no window was made: teachers such as sam2 need a subject: give boxes or masks"
+    ):
+        run(tmp_path / "list.jsonl", out="without")
     with pytest.raises(TrainerError, match="no window was made"):
-        (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog"}))
         run(tmp_path / "list.jsonl", *detect[:-1], "1", out="nothing")
     skipped = json.loads((tmp_path / "nothing" / "report.json").read_text())["skipped"]
     assert [reason for _, reason, _ in skipped] == ["nothing detected"] * 3
@@ -633,7 +644,7 @@ def test_a_full_disk_keeps_what_is_there(run, made, clip, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(cache_module.os, "fsync", full)
+    monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(TrainerError, match=r"the disk is full\. Make room and run again") as raised:
         run(clip, *BARE)
     assert "\n" not in str(raised.value)
@@ -665,8 +676,11 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
     whole = windows(run(many, *dino(models)))
     cache = tmp_path / "killed"
     words = command(models, many, cache, "--teacher-model", models / "sam2", *dino(models))
-    for function, call, windows_before in (("WindowCache.write", 1, 1), ("os.replace", -4, 4)):
-        run_and_kill("lgf_trainer.cache", function, call, words)
+    for module, function, call, windows_before in (
+        ("lgf_trainer.data.cache", "WindowCache.write", 1, 1),
+        ("os", "replace", -4, 4),
+    ):
+        run_and_kill(module, function, call, words)
         kept = windows(WindowCache(cache))
         assert len(kept) == windows_before and kept.items() <= whole.items()
     after = run(many, *dino(models), out="killed")
@@ -688,7 +702,7 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
         (["--frames", "10"], "frames is 10, and the model takes a multiple of 4 plus 1, such as 9"),
         (["--height", "60"], "height is 60, and the model takes a multiple of 16, such as 48"),
         (["--width", "10"], "width is 10, and the model takes a multiple of 16, such as 16"),
-        (["--model", "/nothing/here"], "/nothing/here is no CogVideoX pipeline"),
+        (["--model", "/nothing/here"], "/nothing/here: no such folder"),
         (["--teacher-model", "/nothing/here"], "Sam2VideoModel cannot be loaded from /nothing/here"),
         (
             ["--teacher-model", "{models}/dino"],
@@ -765,11 +779,13 @@ def test_a_missing_video_of_a_manifest_is_left_out(run, clip, tmp_path):
 
 
 def test_sizes_come_from_the_model(models):
-    student = read_student(str(models / "pipeline"))
-    assert student == (True, FRAMES, HEIGHT, WIDTH, 4, 16, 16)
-    assert student.grid(49, 480, 720) == (13, 30, 45)
-    doubled = student._replace(temporal=8)  # CogVideoX1.5: a token is two latent frames
-    assert doubled.grid(81, 768, 1360) == (11, 48, 85)
+    student = Generator.read(str(models / "pipeline"))
+    assert (student.image_to_video, student.frames, student.height, student.width) == (True, FRAMES, HEIGHT, WIDTH)
+    assert (student.temporal, student.spatial, student.text[0]) == (4, 16, 16)
+    assert student.token_grid(49, 480, 720) == (13, 30, 45)
+    assert [student.frames_of_token(k) for k in (0, 1, 12)] == [range(1), range(1, 5), range(45, 49)]
+    student.temporal = 8  # CogVideoX1.5: a token is two latent frames
+    assert student.token_grid(81, 768, 1360) == (11, 48, 85)
 
 
 def test_help_teaches(terminal, capsys):

@@ -11,8 +11,9 @@ pytest.importorskip("accelerate")
 
 import tyro
 from lgf_cli import main as lgf
-from lgf_trainer import extract, recipe, sample
-from lgf_trainer.helptext import with_help
+from lgf_trainer import extract, sample
+from lgf_trainer.runtime import recipe
+from lgf_trainer.runtime.text import with_help
 
 
 @dataclass(frozen=True)

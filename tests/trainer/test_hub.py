@@ -8,8 +8,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("tyro")
 
 from diffusers import DiffusionPipeline
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.hub import pretrained
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.hub import pretrained
 from lgf_trainer.testing import make_tiny_detector, make_tiny_pipeline
 from transformers import AutoProcessor
 

@@ -12,7 +12,8 @@ pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
-from lgf_trainer import BlockCapture, Projector, cogvideox, recipe
+from diffusers import CogVideoXTransformer3DModel
+from lgf_trainer import BlockCapture, Projector
 from peft import LoraConfig
 from trainer.training_data import random_window
 
@@ -30,9 +31,7 @@ def block(heading):
 
 
 def parts(tiny_place):
-    transformer = cogvideox._load(
-        cogvideox.CogVideoXTransformer3DModel, recipe.Model(path=str(tiny_place / "model")), "transformer"
-    )
+    transformer = CogVideoXTransformer3DModel.from_pretrained(tiny_place / "model", subfolder="transformer")
     transformer.requires_grad_(False)
     window = {name: tensor[None] for name, tensor in random_window(0).items()}
     return transformer, window

@@ -14,7 +14,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
-from lgf_trainer.cache import WindowCache
+from lgf_trainer.data.cache import WindowCache
 from support.clips import write_clip
 from trainer.kill_points import IN_A_TRAINING, IN_AN_EXTRACTION
 from trainer.processes import environment

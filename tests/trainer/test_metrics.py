@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("safetensors")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.metrics import Metrics, Stopwatch
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.metrics import Metrics, Stopwatch
 from lgf_trainer.step import Losses
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 
 pytest.importorskip("yaml")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.objectives import make_objective, to_grid
+from lgf_trainer.objectives.base import make_objective, to_grid
 from lgf_trainer.projector import Projector
-from lgf_trainer.recipe import Alignment, Lgf, Relation
-from lgf_trainer.recipe import Projector as ProjectorOptions
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.recipe import Alignment, Lgf, Relation
+from lgf_trainer.runtime.recipe import Projector as ProjectorOptions
 
 B, T, H, W, C, K = 2, 3, 4, 5, 6, 3
 SETTINGS = {"window": K, "similarity": "cosine", "boundary": "exclude"}
@@ -197,3 +197,29 @@ def test_losses_are_in_float32(targets, options):
     student = torch.randn(B, T, H, W, channels).bfloat16()
     half = {name: targets[name].half() for name in objective.tensors}
     assert objective(student, half).dtype == torch.float32
+
+
+def test_teachers_side_by_side(targets):
+    """Their channels, each of length 1, are one target."""
+    student = torch.randn(B, T, H, W, 7 + C)
+    joined = torch.cat([normalize(targets[f"features_{name}"], dim=-1) for name in ("sam2_forward", "dino")], -1)
+    options = {"loss": "repa", "features": ("sam2_forward", "dino"), "combine": "concat"}
+    cosine = (normalize(student, dim=-1) * normalize(joined, dim=-1)).sum(-1)
+    torch.testing.assert_close(loss(student, targets, **options), 1 - cosine.mean())
+    squared = loss(student, targets, **(options | {"loss": "features"}))
+    torch.testing.assert_close(squared, (student - joined).square().mean())
+
+
+def test_three_teachers_with_weights_of_their_own(student, targets):
+    names, weights = ("dino", "dino", "dino"), (0.5, 0.0, 2.0)
+    one = loss(student, targets, loss="repa", features=("dino",))
+    torch.testing.assert_close(loss(student, targets, loss="repa", features=names, weights=weights), 2.5 * one)
+
+
+def test_options_of_a_kind_are_checked_and_stand_over_its_group():
+    objective = make_objective(Alignment(options={"temperature": 0.3}, lgf=Lgf(direction="both")), SETTINGS)
+    assert (objective.options.temperature, objective.options.direction) == (0.3, "both")
+    with pytest.raises(TrainerError, match=r"alignment\.options: there is no key tau\. The nearest one is"):
+        make_objective(Alignment(options={"tau": 1}), SETTINGS)
+    with pytest.raises(TrainerError, match=r"alignment\.options: there is no key tau, and none is known here"):
+        make_objective(Alignment(loss="repa", features=("dino",), options={"tau": 1}), SETTINGS)

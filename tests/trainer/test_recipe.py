@@ -8,8 +8,8 @@ from support.programs import flowing
 
 pytest.importorskip("tyro")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.recipe import (
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.runtime.recipe import (
     Optimiser,
     Recipe,
     build,
@@ -52,6 +52,12 @@ SHIPPED = {
     "videorepa": {
         "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.block": 17,
         "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64), "training.steps": 4000,
+    },
+    "wan2.1-sam2videox": {"alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
+    "wan2.1-moalign": {
+        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
+        "alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "projector.widths": (256, 256, 64),
+        "training.steps": 4000,
     },
 }  # fmt: skip
 
@@ -145,7 +151,7 @@ def test_no_clipping(tmp_path):
 def test_a_recipe_survives_being_written(name, tmp_path):
     recipe = read_recipe(name)
     path = write(tmp_path / "r.yaml", yaml.safe_dump(to_settings(recipe)))
-    assert read_recipe(path) == recipe == build(Recipe, to_settings(recipe), "")
+    assert read_recipe(path) == recipe == build(to_settings(recipe))
 
 
 @pytest.mark.parametrize(
@@ -160,21 +166,20 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("training: {steps: 0}", "training.steps must be at least 1, got 0"),
         ("training: {clip: .inf, steps: .inf}", "training.steps must be a whole number, got inf"),
         ("training: 5", "training must hold keys and values, got 5"),
-        ("alignment: {k: 1.5}", r"alignment.k must be in \[0, 1\], got 1.5"),
-        ("alignment: {loss: lfg}", "alignment.loss must be one of lgf, none"),
-        ("alignment: {loss: [lgf]}", "alignment.loss must be one of lgf, none"),
-        ("alignment: {features: [a, b, c]}", "one or two names, got 3"),
+        ("alignment: {k: 1.5}", "alignment.k must be at most 1, got 1.5"),
+        ("alignment: {loss: [lgf]}", "alignment.loss must be text, got"),
+        ("alignment: {features: [a, b, c]}", "one or two names, got 3 alignment.features. Set alignment.weights to 3"),
         ("alignment: {features: a}", "alignment.features must be a list, got 'a'"),
-        ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a list of 2, got \[1\]"),
-        ("optimisers: {lora: {betas: [0.9]}}", r"optimisers.lora.betas must be a list of 2, got \[0.9\]"),
+        ("alignment: {schedule: [[0, 1], [1]]}", r"alignment.schedule must be a longer list, got \[1\]"),
+        ("optimisers: {lora: {betas: [0.9]}}", r"optimisers.lora.betas must be a longer list, got \[0.9\]"),
         ("trainig: {steps: 1}", "no key trainig. The nearest one is training$"),
-        ("optimisers: {lora: {rate: .nan}}", "optimisers.lora.rate must be at least 0, got nan"),
-        ("optimisers: {lora: {rate: .inf}}", "optimisers.lora.rate must be at least 0, got inf"),
-        ("optimisers: {projector: {betas: [0.9, 1.5]}}", "optimisers.projector.betas must be at least 0 and below 1"),
+        ("optimisers: {lora: {rate: .nan}}", "optimisers.lora.rate must be a finite number, got nan"),
+        ("optimisers: {lora: {rate: .inf}}", "optimisers.lora.rate must be a finite number, got inf"),
+        ("optimisers: {projector: {betas: [0.9, 1.5]}}", "optimisers.projector.betas must be below 1, got 1.5"),
         ("alignment: {weight: -1}", "alignment.weight must be at least 0, got -1"),
-        ("alignment: {schedule: [[0, .nan]]}", "alignment.schedule must be at least 0, got nan"),
+        ("alignment: {schedule: [[0, .nan]]}", "alignment.schedule must be a finite number, got nan"),
         ("training: {clip: 0}", "training.clip must be above 0, got 0"),
-        ("training: {ema: 1}", "training.ema must be at least 0 and below 1, got 1"),
+        ("training: {ema: 1}", "training.ema must be below 1, got 1"),
         ("model: {alpha: 0}", "model.alpha must be above 0, got 0"),
         ("projector: {widths: [512, 0]}", "projector.widths must be at least 1, got 0"),
         ("base: 5", "base must be the name of another recipe, got 5"),
@@ -185,7 +190,7 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("optimisers: {projector: {final_rate: -1}}", "optimisers.projector.final_rate must be at least 0, got -1"),
         ("run: {shard: 1}", "run.shard must be true or false, got 1"),
         ("model: {path: 5}", "model.path must be text, got 5"),
-        ("run: {output: null}", "run.output must be a path, got None"),
+        ("run: {output: null}", "run.output must be text, got None"),
         ("base: nothing", "there is no recipe nothing: give a YAML file, or one of bidirectional-lgf,"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [1", "is no YAML"),

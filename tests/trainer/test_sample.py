@@ -18,14 +18,15 @@ pytest.importorskip("tyro")
 import av
 import lgf_cli
 import numpy as np
-from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
+from diffusers import CogVideoXImageToVideoPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from lgf_trainer import cache, export, lora
-from lgf_trainer import generator as generator_module
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.generator import Generator
-from lgf_trainer.prompts import Request, read_list
-from lgf_trainer.sample import Options, main
+from lgf_trainer import sample as sample_module
+from lgf_trainer.data import export
+from lgf_trainer.data.prompts import Request, read_list
+from lgf_trainer.generators import lora
+from lgf_trainer.runtime import files as files_module
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.sample import Options, Sampler, main
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
@@ -71,7 +72,7 @@ def options(folder, **changed) -> Options:
 
 def generate(folder, with_lora: bool, name: str = "dog.png", seed: int = 0, **changed):
     request = Request("dog", "a dog", folder / name if name else None, seed)
-    generator = Generator(options(folder, **changed), torch.device("cpu"), [request])
+    generator = Sampler(options(folder, **changed), torch.device("cpu"), [request])
     generator.load()
     return generator.generate(request, with_lora)
 
@@ -155,7 +156,7 @@ def test_a_cut_takes_the_middle(folder):
     tall[20:-20] = 200
     Image.fromarray(tall).save(folder / "tall.png")
     request = Request("tall", "", folder / "tall.png", 0)
-    maker = Generator(options(folder, fit="crop"), torch.device("cpu"), [request])
+    maker = Sampler(options(folder, fit="crop"), torch.device("cpu"), [request])
     assert np.array_equal(np.array(maker._first_frame(request.image)), np.full((HEIGHT, WIDTH, 3), 200))
 
 
@@ -163,7 +164,7 @@ def test_the_first_frame_of_a_video_may_be_the_image(folder):
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (200, 20)])
     (folder / "grey.mp4").write_bytes(export.encode_video(frames, 8, {}))
     Image.fromarray(frames[0]).save(folder / "grey.png")
-    pixels = np.array(generator_module._open_image(folder / "grey.mp4")).astype(int)
+    pixels = np.array(sample_module._open_image(folder / "grey.mp4")).astype(int)
     assert np.abs(pixels - frames[0]).max() <= 2
 
 
@@ -172,7 +173,7 @@ def test_a_picture_is_turned_as_its_camera_says(folder):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(folder / "turned.jpg", exif=exif)
-    assert generator_module._open_image(folder / "turned.jpg").size == (WIDTH, HEIGHT)
+    assert sample_module._open_image(folder / "turned.jpg").size == (WIDTH, HEIGHT)
 
 
 def test_nan_is_reported(folder, monkeypatch):
@@ -221,7 +222,7 @@ def test_without_a_lora_there_is_one_row_and_a_lora_without_comparison_another(f
 def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     words = [*small(folder), "--samples", 2]
     main(arguments(folder, tmp_path / "whole", *words))
-    generate_one, made = Generator.generate, []
+    generate_one, made = Sampler.generate, []
 
     def stop_at_the_third(self, request, with_lora, on_step):
         if len(made) == 2:
@@ -229,7 +230,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, monkeypatch):
         made.append(request.name)
         return generate_one(self, request, with_lora, on_step)
 
-    monkeypatch.setattr(Generator, "generate", stop_at_the_third)
+    monkeypatch.setattr(Sampler, "generate", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         main(arguments(folder, tmp_path / "parts", *words))
     before = contents(tmp_path / "parts")
@@ -244,7 +245,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path, monkeypatch):
 
 def test_a_grid_that_is_missing_or_old_is_made_without_the_model(folder, tmp_path, monkeypatch):
     main(arguments(folder, tmp_path, *dog(folder)))
-    monkeypatch.setattr(Generator, "load", lambda self: pytest.fail("nothing is to be generated"))
+    monkeypatch.setattr(Sampler, "load", lambda self: pytest.fail("nothing is to be generated"))
     grid = tmp_path / "grid" / "dog.png"
     expected = grid.read_bytes()
     grid.unlink()
@@ -278,7 +279,7 @@ def test_a_full_disk_leaves_no_half_video(folder, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(TrainerError, match="the disk is full"):
         main(arguments(folder, tmp_path, *dog(folder)))
     assert contents(tmp_path) == {}
@@ -422,7 +423,7 @@ def test_a_mistake_ends_in_one_line(folder, tmp_path, words, reason):
 
 
 def test_a_folder_that_cannot_be_written_to_is_noticed_first(folder, monkeypatch):
-    monkeypatch.setattr(Generator, "load", lambda self: pytest.fail("hours would have been lost"))
+    monkeypatch.setattr(Sampler, "load", lambda self: pytest.fail("hours would have been lost"))
     with pytest.raises(TrainerError, match=r"dog\.png/\.probe.* cannot be written .* may write to"):
         main(arguments(folder, folder / "dog.png", *dog(folder)))
 
@@ -444,12 +445,12 @@ def test_an_image_or_a_prompt_is_missing(folder, tmp_path):
 def test_proportions_may_be_off_by_a_pixel(folder, tmp_path, width, fits):
     Image.new("RGB", (width, HEIGHT)).save(tmp_path / "dog.png")
     with nullcontext() if fits else pytest.raises(TrainerError, match="other proportions"):
-        Generator(options(folder), torch.device("cpu"), [Request("dog", "a dog", tmp_path / "dog.png", 0)])
+        Sampler(options(folder), torch.device("cpu"), [Request("dog", "a dog", tmp_path / "dog.png", 0)])
 
 
 def test_another_kind_of_pipeline_and_a_broken_one(folder, tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(TrainerError, match="is a FluxPipeline: lgf sample runs CogVideoXPipeline and"):
+    with pytest.raises(TrainerError, match="is a FluxPipeline, and the families that are here are cogvideox"):
         generate(folder, False, model=str(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
     with pytest.raises(TrainerError, match="cannot be read"):
@@ -545,4 +546,6 @@ def test_help_teaches_and_bad_words_are_refused(terminal, capsys):
 
 
 def test_t2v_class_is_recognised(folder):
-    assert Generator(options(folder, model=str(folder / "t2v")), torch.device("cpu"), []).kind is CogVideoXPipeline
+    assert (
+        Sampler(options(folder, model=str(folder / "t2v")), torch.device("cpu"), []).generator.image_to_video is False
+    )

@@ -9,12 +9,11 @@ from torch import nn
 
 pytest.importorskip("diffusers")
 
-from diffusers import CogVideoXDDIMScheduler
 from lgf_trainer import step
-from lgf_trainer.build import weight_schedule
 from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
-from lgf_trainer.recipe import Alignment, Optimiser
-from lgf_trainer.step import Batch, Watch, forward_losses, training_steps
+from lgf_trainer.runtime.recipe import Alignment, Optimiser
+from lgf_trainer.step import AlignedDiffusion, Batch, Watch, training_steps
+from lgf_trainer.train import weight_schedule
 
 SHAPE = (2, 3, 4, 4, 6)  # windows, frames, channels, rows, columns
 
@@ -26,20 +25,18 @@ class Linear(nn.Module):
         super().__init__()
         self.a, self.b = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(0.2))
 
-    def forward(self, hidden, timestep, shift=0.0):
-        self.seen, self.at = hidden, timestep
+    def forward(self, hidden, shift=0.0):
         return self.a * hidden[:, :, :4] + shift, self.b * self.a * hidden
-
-
-def schedule():
-    return CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 
 
 def batch(seed=0, **changes):
     rng = torch.Generator().manual_seed(seed)
-    latents, noise = torch.randn(2, *SHAPE, generator=rng)
-    timestep = torch.randint(1000, SHAPE[:1], generator=rng)
-    return Batch(**({"latents": latents, "noise": noise, "timestep": timestep, "conditions": {}} | changes))
+    hidden, target = torch.randn(2, *SHAPE, generator=rng)
+    return Batch(**({"hidden": hidden, "target": target, "conditions": {}} | changes))
+
+
+def losses_of(model, one, objective=None, **options):
+    return AlignedDiffusion(model, objective, **options).losses(one)
 
 
 def objective(projected, _):
@@ -54,46 +51,24 @@ def optimiser(model, rate=0.0, clip=1e9, **settings):
 def run(model, batches, steps=1, weight=0.5, **options):
     chosen = options.pop("optimiser", None) or optimiser(model)
     return list(
-        training_steps(model, schedule(), batches, objective, chosen, range(steps), weight=lambda _: weight, **options)
+        training_steps(
+            AlignedDiffusion(model, objective, **options), batches, chosen, range(steps), weight=lambda _: weight
+        )
     )
 
 
 def test_the_losses_are_the_formulas():
-    model, one = Linear(), batch(conditions={"shift": 0.1}, image=torch.randn(SHAPE))
-    diffusion, alignment = forward_losses(model, schedule(), one, objective)
-    alpha = schedule().alphas_cumprod.double()[one.timestep].view(-1, 1, 1, 1, 1)
-    x, noise = one.latents.double(), one.noise.double()
-    noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
-    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
-    assert torch.equal(model.seen[:, :, 4:], one.image) and torch.equal(model.at, one.timestep)
-    torch.testing.assert_close(diffusion.double(), (0.3 * noisy + 0.1 - velocity).square().mean())
-    hidden = torch.cat([noisy, one.image.double()], 2)
-    torch.testing.assert_close(alignment.double(), (0.06 * hidden).square().mean())
-
-
-@pytest.mark.parametrize("step", [0, 1, 10, 50])
-def test_the_target_is_exact_where_bfloat16_rounds_it_away(step):
-    """In bfloat16 the schedulers' own target is wrong by its whole size at noise steps 0 and 1."""
-    latents, noise = (x.bfloat16() for x in torch.randn(2, *SHAPE))
-    timestep = torch.full(SHAPE[:1], step)
-    alpha = schedule().alphas_cumprod.double()[step]
-    velocity = alpha.sqrt() * noise.double() - (1 - alpha).sqrt() * latents.double()
-
-    class Right(nn.Module):
-        def forward(self, hidden, timestep):
-            return velocity, None
-
-    one = Batch(latents, noise, timestep, {})
-    assert forward_losses(Right(), schedule(), one, None)[0] < 1e-10
-    naive = schedule().get_velocity(latents, noise, timestep).double()
-    assert step > 1 or (naive - velocity).square().mean() > 1e-6  # the trap is there
+    model, one = Linear(), batch(conditions={"shift": 0.1})
+    diffusion, alignment = losses_of(model, one, objective)
+    torch.testing.assert_close(diffusion, (0.3 * one.hidden + 0.1 - one.target).square().mean())
+    torch.testing.assert_close(alignment, (0.06 * one.hidden).square().mean())
 
 
 def test_the_model_runs_in_autocast_and_the_losses_do_not():
     where = []
 
     class Noting(nn.Module):
-        def forward(self, hidden, timestep):
+        def forward(self, hidden):
             where.append(torch.is_autocast_enabled("cpu"))
             return hidden, hidden
 
@@ -101,27 +76,27 @@ def test_the_model_runs_in_autocast_and_the_losses_do_not():
         where.append(torch.is_autocast_enabled("cpu"))
         return projected.mean()
 
-    forward_losses(Noting(), schedule(), batch(), noting, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    losses_of(Noting(), batch(), noting, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
     assert where == [True, False]
 
 
 def test_half_precision_predictions_are_compared_in_float32():
     class Half(Linear):
-        def forward(self, hidden, timestep):
-            return super().forward(hidden, timestep)[0].bfloat16(), None
+        def forward(self, hidden):
+            return super().forward(hidden)[0].bfloat16(), None
 
     model = Half()
-    diffusion, _ = forward_losses(model, schedule(), batch(), None)
+    diffusion, _ = losses_of(model, batch())
     assert diffusion.dtype == torch.float32
     diffusion.backward()
     exact = Linear()
-    forward_losses(exact, schedule(), batch(), None)[0].backward()
+    losses_of(exact, batch())[0].backward()
     torch.testing.assert_close(model.a.grad, exact.a.grad, rtol=1e-2, atol=0)
 
 
 def test_accumulation_is_the_mean_over_one_large_batch():
     parts = [batch(0), batch(1)]
-    large = Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timestep")), {})
+    large = Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("hidden", "target")), {})
     accumulated, at_once = Linear(), Linear()
     a = run(accumulated, [parts], optimiser=optimiser(accumulated, rate=0.1))
     b = run(at_once, [[large]], optimiser=optimiser(at_once, rate=0.1))
@@ -140,7 +115,7 @@ def test_gradients_are_exchanged_with_the_last_batch_only(monkeypatch):
 def gradients(weight):
     model = Linear()
     one = batch()
-    diffusion, alignment = forward_losses(model, schedule(), one, objective)
+    diffusion, alignment = losses_of(model, one, objective)
     total = diffusion + weight * alignment
     return torch.stack(torch.autograd.grad(total, list(model.parameters()), allow_unused=True)).norm()
 
@@ -160,14 +135,13 @@ def test_without_a_weight_the_alignment_is_measured_only():
 def test_without_gradients_nothing_is_recorded():
     model = Linear()
     with torch.no_grad():
-        losses = forward_losses(model, schedule(), batch(), lambda projected, _: model.a * projected.mean())
+        losses = losses_of(model, batch(), lambda projected, _: model.a * projected.mean())
     assert not any(loss.requires_grad for loss in losses)
 
 
 def test_without_an_objective_the_alignment_is_0():
-    (losses,) = training_steps(
-        Linear(), schedule(), [[batch()]], None, optimiser(Linear()), range(1), weight=lambda _: 0.5
-    )
+    task = AlignedDiffusion(Linear(), None)
+    (losses,) = training_steps(task, [[batch()]], optimiser(Linear()), range(1), weight=lambda _: 0.5)
     assert losses.alignment == 0 and losses.diffusion > 0
 
 
@@ -175,7 +149,7 @@ def test_every_step_has_its_number():
     model, asked, batches = Linear(), [], itertools.repeat([batch()], 4)
     adamw = GroupedAdamW({"all": (model.parameters(), Optimiser(rate=1.0, warmup=4))}, steps=10, clip=1.0)
     for _ in training_steps(
-        model, schedule(), batches, objective, adamw, range(2, 5),
+        AlignedDiffusion(model, objective), batches, adamw, range(2, 5),
         weight=lambda step: asked.append(step) or 1.0,
     ):  # fmt: skip
         asked.append(adamw.adamw.param_groups[0]["lr"])
@@ -241,6 +215,6 @@ def test_the_watch_sees_the_alignment_forward_and_backward():
         return projected.square().mean()
 
     model = Linear()
-    watched = dict(weight=lambda _: 1.0, watch=Listening())
-    list(training_steps(model, schedule(), [[batch()]], noted, optimiser(model), range(1), **watched))
+    task = AlignedDiffusion(model, noted, watch=Listening())
+    list(training_steps(task, [[batch()]], optimiser(model), range(1), weight=lambda _: 1.0))
     assert events == ["begin", "forward", "end", "begin", "gradient", "end"]

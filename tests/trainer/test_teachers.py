@@ -9,9 +9,9 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.teachers import DEVIATION, MEAN, LostSubject, Teacher, Track, to_grid
-from lgf_trainer.teachers_sam2 import PackageSam2, TransformersSam2
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.base import DEVIATION, MEAN, LostSubject, to_grid
+from lgf_trainer.teachers.sam2 import PackageSam2, Track, Tracker, TransformersSam2
 from lgf_trainer.testing import TEACHER_CHANNELS, TEACHER_SIZE, make_tiny_teacher
 from torch.nn.functional import cosine_similarity, interpolate
 from transformers import Sam2VideoInferenceSession
@@ -205,7 +205,7 @@ def test_the_sam2_package_gives_the_same_features(teacher, video, mask, prompt):
     assert other.model.memory_attention._forward_hooks == {}
 
 
-def package_teacher(model) -> Teacher:
+def package_teacher(model) -> Tracker:
     import sam2.build_sam
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -13,16 +14,17 @@ pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
 from accelerate.state import AcceleratorState
-from diffusers import CogVideoXImageToVideoPipeline
+from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from lgf_cli import main as lgf
-from lgf_trainer.cache import WindowCache
-from lgf_trainer.lock import claim
-from lgf_trainer.metrics import _WHAT_TO_TRY
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.optimiser import GroupedAdamW
-from lgf_trainer.recipe import shipped_recipes
-from lgf_trainer.run import TrainingRun
+from lgf_trainer.runtime.checkpoint import trained_parameters
+from lgf_trainer.runtime.files import claim
+from lgf_trainer.runtime.metrics import _WHAT_TO_TRY
+from lgf_trainer.runtime.recipe import shipped_recipes
 from lgf_trainer.testing import make_tiny_pipeline
-from lgf_trainer.train import parse
+from lgf_trainer.train import TrainingRun, parse
+from safetensors.torch import load_file
 from trainer.run_outputs import LOSSES, losses, metrics, same, weights
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
 
@@ -85,7 +87,9 @@ def test_text_to_video(tmp_path):
 
 
 def test_what_is_saved_reproduces_the_trained_model(tiny_place, trained):
-    ours = TrainingRun(parse(command(tiny_place, trained)[1:])).state.model.transformer.eval()
+    run = TrainingRun(parse(command(tiny_place, trained)[1:]))
+    run.load()
+    ours = run.state.model.transformer.eval()
     pipeline = CogVideoXImageToVideoPipeline.from_pretrained(tiny_place / "model")
     pipeline.load_lora_weights(trained)
     inputs = {
@@ -138,7 +142,7 @@ def test_asked_to_end_it_saves_first(tiny_place, trained, tmp_path, monkeypatch,
         (["train", "sam2videox"], "lgf_trainer.train.parse"),
         (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract._check"),
         (["sample", "--model", "m", "--output", "out"], "lgf_trainer.sample._requests"),
-        (["eval", "vbench", "results"], "lgf_trainer.vbench.read_results"),
+        (["eval", "vbench", "results"], "lgf_trainer.evaluation.vbench.read_results"),
     ],
 )
 def test_stopped_at_any_other_moment_a_command_says_so_in_one_line(words, where, monkeypatch, capsys):
@@ -216,6 +220,28 @@ def test_two_runs_in_one_folder(tiny_place, tmp_path):
     os.kill(other, signal.SIGKILL)
     os.waitpid(other, 0)
     assert lgf(command(tiny_place, tmp_path)) == 0
+
+
+def test_a_worker_that_outlives_its_run_does_not_keep_the_folder(tmp_path):
+    """Before filelock 3.32 a forked process kept the lock of the one that had been killed."""
+    reader, writer = os.pipe()
+    run = os.fork()
+    if not run:
+        try:
+            _held = claim(tmp_path)
+            worker = os.fork()
+            if worker:
+                os.write(writer, worker.to_bytes(4, "little"))
+            signal.pause()
+        finally:
+            os._exit(1)
+    worker = int.from_bytes(os.read(reader, 4), "little")
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    try:
+        assert claim(tmp_path).is_locked
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_an_output_that_is_a_file(tiny_place, tmp_path):
@@ -297,7 +323,7 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"model__targets": "to_z"}, "model.targets: Target modules"),
         (
             {"model__path": "/nowhere/at/all"},
-            "CogVideoXTransformer3DModel cannot be loaded from /nowhere/at/all/transformer",
+            "/nowhere/at/all: no such folder. Give a pipeline's folder, or a name on the hub",
         ),
         ({"training__steps": 0}, "training.steps must be at least 1, got 0"),
     ],
@@ -318,18 +344,18 @@ def test_wandb_must_be_there(tiny_place, tmp_path, monkeypatch):
 
 def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, trained, tmp_path, monkeypatch):
     arguments = command(tiny_place, tmp_path)
-    from lgf_trainer import checkpoint
+    from lgf_trainer.runtime import checkpoint
 
-    save, calls = checkpoint.save_file, []
+    save, calls = checkpoint.write_tensors, []
 
     def full(*arguments, **options):
         calls.append(1)
-        if len(calls) > 2:  # two files for each checkpoint
+        if len(calls) > 2:  # two files for each checkpoint, beside the LoRA
             raise OSError(28, "No space left on device")
-        save(*arguments, **options)
+        return save(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         refused(arguments, "checkpoint of step 2 cannot be written to .*: the disk is full")
     lgf(arguments)
     assert losses(tmp_path) == losses(trained)
@@ -340,7 +366,7 @@ def test_a_disk_that_is_full_in_the_end(tiny_place, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfile", full)
+        patch.setattr("shutil.copyfileobj", full)
         refused(command(tiny_place, tmp_path), "the disk is full. Make room and run again: it goes on from there")
     lgf(command(tiny_place, tmp_path))
     assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
@@ -373,3 +399,116 @@ def test_a_damaged_window(tiny_place, tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     arguments = command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache", run__workers=1)
     refused(arguments, f"{re.escape(str(path))} cannot be read .* Remove it and run lgf extract again")
+
+
+# --- all weights, and one run after another -------------------------------------------------------------------
+
+
+def test_all_weights_are_trained_saved_and_gone_on_with(tiny_place, trained, tmp_path):
+    changes = {
+        "model__train": "full",
+        "optimisers__full__rate": 1e-3,
+        "optimisers__full__warmup": 1,
+        "training__ema": 0.5,
+    }
+    assert lgf(command(tiny_place, tmp_path / "run", **changes)) == 0
+    base = load_file(tiny_place / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    result = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "run" / "transformer").state_dict()
+    assert base.keys() == result.keys() and not all(torch.equal(base[name], result[name]) for name in base)
+    assert {"rate/full", "rate/projector"} < metrics(tmp_path / "run")[0].keys()
+    assert not (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
+    again = command(tiny_place, tmp_path / "again", run__save_every=100, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        step = GroupedAdamW.step
+        patch.setattr(
+            GroupedAdamW, "step", lambda *a: (a[1] == 1 and os.kill(os.getpid(), signal.SIGTERM), step(*a))[1]
+        )
+        assert lgf(again) == 0
+    assert lgf(again) == 0 and losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
+def test_full_training_that_cannot_fit_is_refused_before_anything_is_loaded(tiny_place, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 256)  # 64 KiB of memory
+    monkeypatch.setattr("lgf_trainer.generators.base.Generator.load_transformer", None)
+    message = r"model\.train full needs 0\.0 GiB in every process, for 0\.00 billion weights, .* has 0\.0\. Shard it"
+    refused(command(tiny_place, tmp_path, model__train="full"), message)
+
+
+def test_a_stage_after_a_stage(tiny_place, trained, tmp_path, monkeypatch):
+    """The second begins with the weights of the first, its result or its last checkpoint, and goes on from its own."""
+    seen, update = [], TrainingRun._make_steps
+
+    def noted(self):
+        seen.append({name: p.detach().clone() for name, p in trained_parameters(self.state.model).items()})
+        update(self)
+
+    monkeypatch.setattr(TrainingRun, "_make_steps", noted)
+    changes = {"alignment__weight": 0.1, "start_from": trained}
+    lgf(command(tiny_place, tmp_path / "next", **changes))
+    lgf(command(tiny_place, tmp_path / "next", training__steps=3, **changes))
+    shutil.copytree(trained / "checkpoints", tmp_path / "stopped" / "checkpoints")
+    lgf(command(tiny_place, tmp_path / "other", start_from=tmp_path / "stopped"))
+    before = load_file(trained / "projector.safetensors")
+    for first in (seen[0], seen[2]):
+        assert all(torch.equal(first[f"projector.{name}"], value) for name, value in before.items())
+        assert any(value.any() for name, value in first.items() if "lora_B" in name)
+    assert not same(weights(tmp_path / "next"), weights(trained))
+    assert not same({k: v for k, v in seen[1].items()}, seen[0]), "what goes on does not start again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model__rank": 2},
+            r"lora_A\.weight has the shape \(4, 32\) in pytorch_lora.*, and this recipe's has \(2, 32\)",
+        ),
+        ({"model__targets": "to_k ff.net.0.proj"}, r"net\.0\.proj\.lora_A\.weight is not in pytorch_lora_weights"),
+        (
+            {"projector__widths": "16 8 4"},
+            r"mlp\.6\.weight has the shape .* in projector\.safetensors.* Set the group projector",
+        ),
+        (
+            {"model__train": "full"},
+            r"it has no transformer/diffusion_pytorch_model\.safetensors, nor a checkpoint with one",
+        ),
+        ({"start_from": "gone"}, "it has no pytorch_lora_weights.safetensors, nor a checkpoint with one"),
+    ],
+)
+def test_starting_from_a_run_of_another_shape(tiny_place, trained, tmp_path, changes, message, monkeypatch):
+    monkeypatch.setattr("lgf_trainer.generators.base.Generator.load_transformer", None)  # nothing is loaded
+    refused(command(tiny_place, tmp_path / "run", **({"start_from": trained} | changes)), message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"alignment__features": "dino videomae", "alignment__loss": "repa"},
+            r"holds {.*'features_videomae': \(9, 2, 3\)}, and .*concat joins features on one grid",
+        ),
+        ({"alignment__loss": "lgf"}, "combine is concat, and logits cannot be concatenated"),
+    ],
+)
+def test_concatenation_of_what_lies_on_different_grids(tiny_place, tmp_path, changes, message):
+    cache = WindowCache(tmp_path / "cache", SETTINGS)
+    cache.write("k", random_window(0) | {"features_videomae": torch.randn(9, 2, 3, 10)}, {})
+    changes = {"alignment__combine": "concat", "data__cache": tmp_path / "cache"} | changes
+    refused(command(tiny_place, tmp_path / "run", **changes), message)
+
+
+def test_several_teachers_weighted_and_concatenated(tiny_place, tmp_path):
+    names = {"alignment__loss": "repa", "alignment__features": "sam2_forward sam2_backward dino"}
+    refused(command(tiny_place, tmp_path, **names), r"weighs one or two names, got 3 .* alignment\.combine to concat")
+    refused(command(tiny_place, tmp_path, alignment__weights="1 2", **names), "a number for each of 3 features, got 2")
+    lgf(command(tiny_place, tmp_path / "joined", alignment__combine="concat", **names))
+    last = load_file(tmp_path / "joined" / "projector.safetensors")
+    assert [tensor.shape[0] for name, tensor in last.items() if name == "mlp.6.weight"] == [8 + 8 + 12]
+
+
+def test_a_loss_that_is_not_there(tiny_place, tmp_path):
+    refused(
+        command(tiny_place, tmp_path, alignment__loss="lfg"),
+        "there is no objective 'lfg'. There are: features, lgf, mask",
+    )

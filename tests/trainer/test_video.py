@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("av")
 
 import av
-from lgf_trainer.video import Fit, Video, VideoError, read_video, to_signed
+from lgf_trainer.data.video import Fit, Video, VideoError, read_video, to_signed
 from support.clips import REAL, write_clip, write_frames
 
 SIZE = (16, 24)
@@ -88,7 +88,7 @@ def test_no_more_than_a_window_is_held(tmp_path, monkeypatch):
     """Frames are counted while they are alive: those of one window, one more, and nothing of earlier ones."""
     import weakref
 
-    from lgf_trainer import video as module
+    from lgf_trainer.data import video as module
 
     alive, most, real = weakref.WeakSet(), 0, module._pixels
 
@@ -311,7 +311,7 @@ class Corrupt:
 
 @pytest.mark.parametrize("damage", ["dropped", "corrupt"])
 def test_a_frame_lost_in_the_middle_ends_the_video_there(tmp_path, monkeypatch, damage):
-    from lgf_trainer import video as module
+    from lgf_trainer.data import video as module
 
     video = Video(write_clip(tmp_path / "a.mp4", frames=24), 8)
     decoded = module._decoded

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from lgf_trainer.cache import WindowCache
+from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.testing import FRAMES, HEIGHT, LATENT_CHANNELS, TEXT_TOKENS, TEXT_WIDTH, WIDTH
 
 from lgf_kernels import local_gram_flow
@@ -43,10 +43,17 @@ def random_window(seed: int, frames: int = FRAMES) -> dict[str, torch.Tensor]:
     }
 
 
-def make_cache(folder: Path, windows: int = 6, frames: int = FRAMES) -> WindowCache:
+def wan_window(seed: int, frames: int = FRAMES) -> dict[str, torch.Tensor]:
+    """A window for a text-to-video Wan2.1: other text, and no image."""
+    window = random_window(seed, frames)
+    del window["image"]
+    return window | {"text": torch.randn(512, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed))}
+
+
+def make_cache(folder: Path, windows: int = 6, frames: int = FRAMES, window=random_window) -> WindowCache:
     cache = WindowCache(folder, SETTINGS)
     for number in range(windows):
-        cache.write(f"window-{number}", random_window(number, frames), {"video": f"{number}.mp4", "start": 0})
+        cache.write(f"window-{number}", window(number, frames), {"video": f"{number}.mp4", "start": 0})
     return cache
 
 

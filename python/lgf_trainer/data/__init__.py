@@ -1,0 +1,1 @@
+"""Videos, windows and samples."""

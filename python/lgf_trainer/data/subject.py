@@ -1,0 +1,105 @@
+"""The subject of a window: a box or a mask that is given, or what GroundingDINO finds by words."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..runtime.hub import frozen, pretrained
+from .report import Skipped
+from .sources import Clip
+from .video import Fit
+
+
+class Detector:
+    """The box that fits a text best.
+
+    Args:
+        text: what to look for, alternatives separated by dots: "a person . an animal".
+        model: GroundingDINO, a name on the Hugging Face hub or a folder.
+        threshold: how sure it must be, between 0 and 1.
+        device: where to compute.
+    """
+
+    def __init__(self, text: str, model: str, threshold: float, device: torch.device):
+        from transformers import AutoProcessor, GroundingDinoForObjectDetection
+
+        self.text, self.threshold, self._device = text, threshold, device
+        weights = pretrained(GroundingDinoForObjectDetection, model, ("grounding-dino",), dtype=torch.float32)
+        self._model = frozen(weights, device)
+        self._processor = pretrained(AutoProcessor, model)
+
+    @torch.no_grad()
+    def __call__(self, frame: Tensor) -> Tensor | None:
+        """The box x0, y0, x1, y1 in pixels of a frame (3, H, W) of uint8, or None if nothing there fits the text."""
+        picture = frame.permute(1, 2, 0).cpu().numpy()
+        inputs = self._processor(images=picture, text=self.text, return_tensors="pt").to(self._device)
+        found = self._processor.post_process_grounded_object_detection(
+            self._model(**inputs), inputs["input_ids"], threshold=self.threshold, target_sizes=[picture.shape[:2]]
+        )[0]
+        if not len(found["scores"]):
+            return None
+        height, width = picture.shape[:2]
+        edge = torch.tensor([width, height, width, height], dtype=torch.float32)
+        return found["boxes"][found["scores"].argmax()].cpu().clamp(torch.zeros(4), edge)
+
+
+def prompt_id(clip: Clip, start: int, detect: str) -> Any:
+    """What the subject of a window is known by: enough to tell windows apart, and known before it is decoded.
+
+    Raises:
+        Skipped: nothing is known of it.
+    """
+    if start in clip.masks:
+        try:
+            with clip.masks[start]() as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise Skipped("mask cannot be read", error.strerror) from error
+    if start in clip.boxes:
+        return clip.boxes[start]
+    if detect:
+        return "detected"
+    raise Skipped("no box", f'give one in the manifest ("box": {{"{start}": [x0, y0, x1, y1]}}), a mask, or --detect')
+
+
+def subject_of(clip: Clip, start: int, frame: Tensor, fit: Fit, detector: Detector | None) -> Tensor:
+    """Where the subject is in the first frame of a window: a box (4,), or a mask (H, W) of bool.
+
+    Raises:
+        Skipped: it is nowhere in what the model sees.
+    """
+    if start in clip.masks:
+        return _read_mask(clip, start, fit)
+    if start in clip.boxes:
+        box = fit.box(*clip.boxes[start])
+        if box is None:
+            raise Skipped("no box", "it lies outside of the middle of the picture, which is all that the model sees")
+        return torch.tensor(box)
+    box = detector(frame)
+    if box is None:
+        raise Skipped("nothing detected", f'nothing in the first frame fits "{detector.text}"')
+    return box
+
+
+def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
+    try:
+        with clip.masks[start]() as file, Image.open(file) as image:
+            mask = torch.from_numpy(not_black(image))[None, None].float()
+    except OSError as error:
+        raise Skipped("mask cannot be read", f"it is no picture: {error}") from error
+    mask = fit.cut(interpolate(mask, fit.resized, mode="bilinear", antialias=True)[0, 0] >= 0.5)
+    if not mask.any():
+        raise Skipped("no box", "the mask is empty in the middle of the picture, which is all that the model sees")
+    return mask
+
+
+def not_black(image: Image.Image) -> np.ndarray:
+    """(H, W) of bool. What is transparent is black, and so is a palette's black, whatever its number."""
+    if image.mode != "P" and len(image.getbands()) == 1:
+        return np.array(image) != 0
+    return np.array(image.convert("RGBA").convert("RGBa"))[..., :3].any(-1)

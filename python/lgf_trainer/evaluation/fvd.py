@@ -1,0 +1,182 @@
+"""Fréchet Video Distance with a network of the user's."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.cache import WindowCache
+from ..data.video import Fit, Video, VideoError, to_signed
+from ..runtime.errors import TrainerError
+from ..runtime.files import content_hash
+
+#: Arguments that the usual TorchScript I3D takes besides the video; given where a network has them.
+ARGUMENTS = {"rescale": False, "resize": False, "return_features": True}
+
+
+class Gaussian:
+    """Mean and covariance of vectors that come a few at a time, in float64, without keeping them.
+
+    Example:
+        >>> gaussian = Gaussian()
+        >>> gaussian.add(torch.tensor([[0.0], [2.0]]))
+        >>> gaussian.add(torch.tensor([[4.0]]))
+        >>> gaussian.mean.item(), gaussian.covariance.item()
+        (2.0, 4.0)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self._scatter = torch.zeros(())
+
+    def add(self, vectors: Tensor) -> None:
+        """Vectors (n, D). Sums of squares about the mean are merged, which loses nothing to cancellation."""
+        vectors = vectors.detach().double().cpu()
+        mean, count = vectors.mean(0), len(vectors)
+        centred, shift = vectors - mean, mean - self.mean
+        total = self.count + count
+        self._scatter = self._scatter + centred.T @ centred + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, (D, D)."""
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """|mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), the squared Fréchet distance of two Gaussians.
+
+    The trace of the root is the sum of the singular values of S_1^(1/2) S_2^(1/2): symmetric eigenproblems and no root of
+    a general matrix, so that covariances without full rank, of few videos, do no harm.
+
+    Source: Dowson and Landau 1982; FVD: Unterthiner et al. 2018.
+    """
+    first, second = one.covariance, other.covariance
+    cross = torch.linalg.svdvals(_root(first) @ _root(second)).sum()
+    distance = (one.mean - other.mean).square().sum() + first.trace() + second.trace() - 2 * cross
+    return distance.clamp(min=0).item()
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """The positive square root of a symmetric, positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+class Clips(NamedTuple):
+    """What the network sees of a video: its first `frames` frames at `fps`, each resized to `size` whatever its shape."""
+
+    frames: int
+    fps: float
+    size: tuple[int, int]  # height, width
+
+    def read(self, path: Path) -> Tensor:
+        """(3, frames, height, width) in [-1, 1]."""
+        video = Video(path, self.fps)
+        if video.frames < self.frames:
+            raise VideoError(
+                f"{path} has {video.frames} frames at {self.fps:g} per second, and {self.frames} are needed"
+            )
+        ((_, frames),) = video.windows([0], self.frames, Fit.stretch(video.size, self.size))
+        return to_signed(frames).transpose(0, 1)
+
+
+class Network:
+    """A TorchScript network (B, 3, T, H, W) in [-1, 1] -> (B, D) features.
+
+    Raises:
+        TrainerError: no such file, or no TorchScript.
+    """
+
+    def __init__(self, path: Path, device: torch.device):
+        if not path.is_file():
+            raise TrainerError(f"{path}: no such file. Give a TorchScript network")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of torch: the usual networks come in no other format
+                self._module = torch.jit.load(str(path), map_location=device).eval()
+        except (RuntimeError, ValueError) as error:
+            raise TrainerError(
+                f"{path} is no TorchScript network. Make one with torch.jit.script(...).save(path)"
+            ) from error
+        known = {argument.name for argument in self._module.forward.schema.arguments}
+        self._arguments = {name: value for name, value in ARGUMENTS.items() if name in known}
+        self._path, self._device = path, device
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor) -> Tensor:
+        try:
+            features = self._module(clips.to(self._device), **self._arguments)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]  # above it stands a traceback
+            raise TrainerError(
+                f"{self._path} cannot take {tuple(clips.shape)} ({reason}). Give it other --size, --frames or --batch"
+            ) from error
+        made = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        if made[:1] != clips.shape[:1] or len(made) != 2:
+            raise TrainerError(f"{self._path} makes {made} of {tuple(clips.shape)}: expected (batch, features)")
+        return features.float().cpu()
+
+
+class Features(NamedTuple):
+    """Of a folder's videos, and what is left out."""
+
+    gaussian: Gaussian
+    skipped: list[str]
+
+
+def features_of(
+    videos: Sequence[Path],
+    network: Callable[[Tensor], Tensor],
+    clips: Clips,
+    batch: int,
+    cache: WindowCache | None = None,
+) -> Features:
+    """Run the network over videos, `batch` at a time; those whose features are in the cache are not read again.
+
+    Videos that are damaged or too short are skipped and named.
+
+    Raises:
+        TrainerError: features are NaN, or less than two videos are left.
+    """
+    gaussian, skipped, waiting = Gaussian(), [], []
+    for path in tqdm(videos, unit="video", desc=videos[0].parent.name):
+        key = content_hash(path) if cache is not None else ""
+        if cache is not None and key in cache:
+            gaussian.add(cache.read(key).tensors["features"][None])
+            continue
+        try:
+            waiting.append((path, key, clips.read(path)))
+        except VideoError as error:
+            skipped.append(str(error))
+            continue
+        if len(waiting) == batch:
+            _run(waiting, network, gaussian, cache)
+    if waiting:
+        _run(waiting, network, gaussian, cache)
+    if gaussian.count < 2:
+        raise TrainerError(f"no two videos of {videos[0].parent} can be used: {skipped[0] if skipped else ''}")
+    return Features(gaussian, skipped)
+
+
+def _run(
+    waiting: list[tuple[Path, str, Tensor]],
+    network: Callable[[Tensor], Tensor],
+    gaussian: Gaussian,
+    cache: WindowCache | None,
+) -> None:
+    """Features of the clips that wait; the list is empty afterwards."""
+    features = network(torch.stack([clip for _, _, clip in waiting]))
+    for (path, key, _), vector in zip(waiting, features, strict=True):
+        if not vector.isfinite().all():
+            raise TrainerError(f"the network's features of {path} are not finite")
+        if cache is not None:
+            cache.write(key, {"features": vector}, {"video": str(path)})
+    gaussian.add(features)
+    waiting.clear()

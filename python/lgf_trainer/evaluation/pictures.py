@@ -1,0 +1,157 @@
+"""Pictures of the motion that Local Gram Flow shows: of a video's own pixels, or of a teacher in a cache."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from lgf_kernels import local_gram_flow
+
+from ..data.cache import WindowCache
+from ..data.video import read_video, read_window
+from ..runtime.errors import TrainerError
+from .motion import TOKEN, certainty, expected_motion, patch_descriptors, strongest_motion
+
+PIXEL_WINDOW = 7
+MOVING = 0.5  # tokens: shorter displacements are not drawn as arrows, nor counted as motion
+READINGS: dict[str, Callable[[Tensor, int], Tensor]] = {"expected": expected_motion, "strongest": strongest_motion}
+
+
+class Motion(NamedTuple):
+    """What is drawn of one clip."""
+
+    name: str
+    fields: dict[str, Tensor]  # title -> (pairs, H, W, 2) displacements (dy, dx) in tokens; arrows show the first
+    frames: Tensor | None  # (pairs, 3, 8H, 8W) in [-1, 1]: the earlier frame of each pair, if it is to be had
+    reach: int  # the largest displacement that the window can show, in tokens
+    certainty: float  # of the first field, from 0 to 1
+
+
+def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Motion:
+    """The motion of the pixels: the Local Gram Flow of `patch_descriptors`, on `grid` tokens of 8 x 8 pixels.
+
+    Raises:
+        VideoError: it cannot be read, or has fewer than 2 frames.
+    """
+    video = read_video(path, (grid[0] * TOKEN, grid[1] * TOKEN), at_least=2, at_most=frames)
+    logits = local_gram_flow(patch_descriptors(video)[None], window=PIXEL_WINDOW)[0]
+    motion = READINGS[reading](logits, PIXEL_WINDOW)
+    return Motion(path.stem, {"pixels": motion}, video[:-1], PIXEL_WINDOW // 2, certainty(logits, PIXEL_WINDOW))
+
+
+def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
+    """The motion that the teacher of the first `count` windows of a cache saw: both directions together, and each.
+
+    Raises:
+        TrainerError: no cache, an empty one, one without a teacher, or a damaged one.
+    """
+    cache = WindowCache(folder)
+    window = cache.settings.get("window")
+    if not cache.keys():
+        raise TrainerError(f"{folder} holds no windows. Run lgf extract")
+    for key in cache.keys()[:count]:
+        tensors, about = cache.read(key)
+        if window is None or not {"teacher_forward", "teacher_backward"} <= tensors.keys():
+            raise TrainerError(f"{folder} holds no teacher. Give a video, or a cache that lgf extract made with one")
+        forward, backward = (tensors[f"teacher_{direction}"].float() for direction in ("forward", "backward"))
+        logits = {"both directions": (forward + backward) / 2, "forward": forward, "backward": backward}
+        fields = {title: READINGS[reading](values, window) for title, values in logits.items()}
+        frames = _frames_of(cache.settings, about, forward)
+        yield Motion(key, fields, frames, window // 2, certainty(logits["both directions"], window))
+
+
+def draw(motion: Motion, pairs: int) -> bytes:
+    """A PNG: a row for each of a few pairs of frames, the first field as arrows over the frame, every field in colours."""
+    count, height, width = next(iter(motion.fields.values())).shape[:3]
+    times = torch.linspace(0, count - 1, min(pairs, count)).round().int().tolist()
+    columns = 1 + len(motion.fields)
+    size = (3.1 * columns, 3.1 * height / width * len(times) + 0.7)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    first = next(iter(motion.fields.values()))
+    for row, t in zip(figure.subplots(len(times), columns, squeeze=False), times, strict=True):
+        for axes, (title, field) in zip(row[1:], motion.fields.items(), strict=True):
+            axes.imshow(flow_colours(field[t], motion.reach), extent=_extent(height, width))
+            axes.set_title(title if t == times[0] else "", fontsize=12)
+        if motion.frames is not None:
+            row[0].imshow(faded(motion.frames[t]), extent=_extent(height, width))
+        row[0].set(xlim=(0, width * TOKEN), ylim=(height * TOKEN, 0), aspect="equal")
+        draw_arrows(row[0], first[t], first[t].norm(dim=-1) > MOVING, TOKEN)
+        row[0].set_ylabel(f"pair {t}", fontsize=11)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    figure.supxlabel(
+        f"arrows: displacement to the next frame, to scale, above {MOVING:g} tokens\n"
+        f"colours: its direction, white at 0, full at {motion.reach} tokens",
+        fontsize=10,
+    )
+    return png(figure)
+
+
+def speed(motion: Motion) -> tuple[float, float]:
+    """Mean length of the first field's displacements in tokens, and the share of tokens that move by more than half one."""
+    lengths = next(iter(motion.fields.values())).norm(dim=-1)
+    return lengths.mean().item(), (lengths > MOVING).float().mean().item()
+
+
+def _extent(height: int, width: int) -> tuple[int, int, int, int]:
+    return 0, width * TOKEN, height * TOKEN, 0
+
+
+def _frames_of(settings: dict[str, Any], about: dict[str, Any], logits: Tensor) -> Tensor | None:
+    """The frames that the pairs of a window begin with, if its video is still a file where it was."""
+    if not Path(about["video"]).is_file():
+        return None
+    pairs, height, width = logits.shape[:3]
+    first = read_window(settings, about)[:: (settings["frames"] - 1) // pairs][:pairs]
+    return torch.nn.functional.interpolate(first, size=(height * TOKEN, width * TOKEN), mode="area")
+
+
+def draw_arrows(axes, motion: Tensor, drawn: Tensor, token: int = 8) -> None:
+    """Displacements (H, W, 2) as arrows from the centres of the tokens where `drawn`; black with a white rim.
+
+    Args:
+        axes: of matplotlib, in pixels.
+        motion: (dy, dx) in tokens.
+        drawn: (H, W) bool.
+        token: pixels along one side of a token.
+    """
+    y, x = (drawn.nonzero().T + 0.5) * token
+    dy, dx = (motion[drawn] * token).T
+    width = 0.11 / motion.shape[1]  # of the axes
+    arrows = axes.quiver(
+        *(values.numpy() for values in (x, y, dx, dy)),
+        color="black",
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=width,
+        headwidth=3.4,
+    )
+    arrows.set_path_effects([withStroke(linewidth=32 / motion.shape[1], foreground="white")])
+
+
+def faded(frame: Tensor) -> np.ndarray:
+    """A frame (3, h, w) in [-1, 1] as an image (h, w, 3), lightened so that arrows stand out."""
+    return (0.35 + 0.65 * (frame + 1) / 2).permute(1, 2, 0).numpy()
+
+
+def flow_colours(motion: Tensor, reach: float) -> np.ndarray:
+    """Displacements (..., 2) as colours (..., 3) in [0, 1]: the hue is the direction, white is none, pure is `reach`."""
+    dy, dx = motion.unbind(-1)
+    hue = (torch.atan2(dy, dx) / (2 * torch.pi)) % 1
+    strength = (motion.norm(dim=-1) / reach).clamp(max=1)
+    return hsv_to_rgb(torch.stack([hue, strength, torch.ones_like(hue)], -1).numpy())
+
+
+def png(figure: Figure, transparent: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, transparent=transparent)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Video models, one file a family."""

@@ -1,0 +1,390 @@
+"""What the trainer asks of a family of video models, and what all families answer alike.
+
+diffusers and peft are imported where they are used: they take seconds, and --help needs neither.
+"""
+
+import importlib
+import inspect
+import json
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..runtime import recipe
+from ..runtime.errors import TrainerError, in_short
+from ..runtime.files import file_hash, write_tensors
+from ..runtime.hub import frozen, pretrained
+from ..runtime.registry import ByName
+from ..tap import video_tokens
+
+Tensors = dict[str, Tensor]
+LORA = "pytorch_lora_weights.safetensors"  # diffusers' own names; the second is below transformer/
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Inputs(NamedTuple):
+    """What a training step asks the transformer, and what it is to answer.
+
+    Attributes:
+        hidden: noisy latents, and whatever else goes on the transformer's channels; float32.
+        target: of the prediction; float32.
+        conditions: the transformer's other inputs, the noise level among them.
+    """
+
+    hidden: Tensor
+    target: Tensor
+    conditions: dict[str, Any]
+
+
+class Generator(ByName, ABC, kind="generators"):
+    """One video model: its sizes are read from its configs when it is made, its weights when they are asked for.
+
+    A family is a subclass in a file of its own. It says the class attributes below, sets the sizes in `__init__`, and
+    implements the abstract methods; the rest has an implementation that most families share.
+
+    Args:
+        path: a pipeline in Hugging Face format: a folder, or a name on the hub.
+        revision: branch, tag or commit on the hub.
+        index: the content of model_index.json.
+        config, vae: the configurations of the transformer and of the VAE.
+
+    Attributes:
+        frames, height, width: pixels that the model was made for.
+        temporal: pixel frames from one frame of tokens to the next.
+        spatial: pixels along the side of a token.
+        text: (tokens, channels) of a caption's embedding.
+        patch: latents along the sides of a token: frames, rows, columns.
+        channels: of the features that a block puts out.
+        layers: how many blocks there are.
+        image_to_video: the transformer takes a first frame.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]  # diffusers' classes, as model_index.json names them
+    transformer: ClassVar[str]  # diffusers' class
+    fps: ClassVar[float] = 8.0
+    guidance: ClassVar[float] = 6.0
+    decoded: ClassVar[int] = 4  # pixel frames by which a sampled video may grow
+    shift: float | None = None  # of the noise levels of flow matching; None: there is none to set
+
+    frames: int
+    height: int
+    width: int
+    temporal: int
+    spatial: int
+    text: tuple[int, int]
+    patch: tuple[int, int, int]
+    channels: int
+    layers: int
+    image_to_video: bool
+
+    def __init__(
+        self, path: str, revision: str | None, index: dict[str, Any], config: dict[str, Any], vae: dict[str, Any]
+    ):
+        self.path, self.revision = path, revision
+        self.index, self.config, self.vae = index, config, vae
+
+    @staticmethod
+    def read(path: str, revision: str | None = None) -> "Generator":
+        """The model of a pipeline, by the class that its model_index.json names.
+
+        Raises:
+            TrainerError: there is no such pipeline, it cannot be read, or its family is not among those that are there.
+        """
+        if Path(path).exists():
+            if not (Path(path) / "model_index.json").is_file():
+                raise TrainerError(
+                    f"{path} is no pipeline: it has no model_index.json. Give the folder of save_pretrained"
+                )
+        elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+            raise TrainerError(f"{path}: no such folder. Give a pipeline's folder, or a name on the hub (owner/name)")
+        try:
+            index = diffusers("DiffusionPipeline").load_config(path, revision=revision)
+            families = Generator.all().values()
+            found = next((family for family in families if index["_class_name"] in family.pipelines), None)
+            if found is None:
+                known = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in families)
+                raise TrainerError(f"{path} is a {index['_class_name']}, and the families that are here are {known}")
+            parts = {"transformer": found.transformer, "vae": index["vae"][1]}
+            configs = [_config(diffusers(kind), path, part, revision) for part, kind in parts.items()]
+            return found(path, revision, index, *configs)
+        except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, TrainerError):
+                raise
+            raise TrainerError(f"{path} cannot be read ({in_short(error)})") from error
+
+    # --- tokens -----------------------------------------------------------------------------------------------
+
+    def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens of a video over time, height and width, from its pixels.
+
+        Raises:
+            TrainerError: the video cannot be cut into tokens.
+        """
+        if frames < 1 + self.temporal or (frames - 1) % self.temporal:
+            fits = 1 + self.temporal * max(1, (frames - 1) // self.temporal)
+            raise TrainerError(
+                f"frames is {frames}, and the model takes a multiple of {self.temporal} plus 1, such as {fits}"
+            )
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < self.spatial or pixels % self.spatial:
+                fits = self.spatial * max(1, pixels // self.spatial)
+                raise TrainerError(
+                    f"{name} is {pixels}, and the model takes a multiple of {self.spatial}, such as {fits}"
+                )
+        return 1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial
+
+    def frames_of_token(self, index: int) -> range:
+        """The pixel frames that a token in frame `index` of the grid stands for: the first one, then `temporal` each."""
+        return range(self.temporal * (index - 1) + 1, self.temporal * index + 1) if index else range(1)
+
+    def grid_of_moments(self, moments: torch.Size) -> tuple[int, int, int]:
+        """Tokens (frames, rows, columns) of a window whose moments have the shape (2C, F, h, w)."""
+        return tuple(-(-size // patch) for size, patch in zip(moments[1:], self.patch, strict=True))
+
+    @abstractmethod
+    def grid_of(self, hidden: torch.Size, conditions: dict[str, Any]) -> tuple[int, int, int]:
+        """Tokens (frames, rows, columns) of the transformer's input of a shape, the batch first, and its conditions."""
+
+    # --- extraction -------------------------------------------------------------------------------------------
+
+    def encode(self, encoders: "Encoders", video: Tensor, caption: str, seed: str) -> Tensors:
+        """What the cache holds of a window: video (N, 3, H, W) in [-1, 1], its caption, and a seed of its own."""
+        return {"latents": encoders.moments(video), "text": encoders.text(caption)}
+
+    def embed(self, pipeline: Any, caption: str, device: torch.device) -> Tensor:
+        """The embedding (tokens, channels) of a caption, padded or cut to the model's length."""
+        tokens = self.text[0]
+        made = pipeline.encode_prompt(
+            caption, do_classifier_free_guidance=False, max_sequence_length=tokens, device=device
+        )
+        return made[0][0]
+
+    # --- weights ----------------------------------------------------------------------------------------------
+
+    def load_transformer(self, model: recipe.Model) -> nn.Module:
+        """The transformer: frozen with a new LoRA, or all of it to be trained. What is trained is in float32."""
+        full = model.train == "full"
+        transformer = pretrained(
+            diffusers(self.transformer), self.path, subfolder="transformer", revision=self.revision,
+            dtype=torch.float32 if full else getattr(torch, model.dtype),
+        )  # fmt: skip
+        transformer.requires_grad_(full)
+        if not full:
+            add_lora(transformer, model)
+        if model.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        return transformer
+
+    def empty_transformer(self) -> nn.Module:
+        """The transformer without its weights: names and shapes."""
+        with torch.device("meta"):
+            return diffusers(self.transformer).from_config(self.config)
+
+    def file(self, train: str) -> str:
+        """The file of `save` that holds the transformer's weights, for a `model.train`."""
+        return LORA if train == "lora" else f"transformer/{WEIGHTS}"
+
+    def trained_shapes(self, model: recipe.Model) -> dict[str, tuple[int, ...]]:
+        """The names, as `save` writes them, and shapes of what is trained of the transformer."""
+        transformer = self.empty_transformer()
+        if model.train == "lora":
+            from peft import get_peft_model_state_dict
+
+            transformer.requires_grad_(False)
+            add_lora(transformer, model)
+            return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(transformer).items()}
+        return {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
+
+    @abstractmethod
+    def blocks(self, transformer: nn.Module) -> nn.ModuleList:
+        """The transformer's blocks in order of depth."""
+
+    #: The video tokens (B, tokens, channels) in what a block puts out.
+    video_tokens = staticmethod(video_tokens)
+
+    def save(self, folder: Path, transformer: nn.Module, weights: Tensors) -> dict[str, str]:
+        """Write trained weights, whole and by the transformer's names, as diffusers loads them; file -> SHA-256.
+
+        A LoRA carries its metadata: without them alpha would be lost, and it would be loaded with the wrong strength.
+        """
+        if hasattr(transformer, "peft_config"):
+            from peft import get_peft_model_state_dict
+
+            layers = get_peft_model_state_dict(transformer, state_dict=weights)
+            settings = transformer.peft_config["default"].to_dict()
+            metadata = {f"transformer.{k}": sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+            named = {f"transformer.{name}": tensor for name, tensor in layers.items()}
+            return {LORA: write_tensors(folder / LORA, named, {"lora_adapter_metadata": json.dumps(metadata)})}
+        place = folder / "transformer"
+        transformer.save_config(place)
+        found = {WEIGHTS: write_tensors(place / WEIGHTS, weights | persistent_buffers(transformer))}
+        return {
+            f"transformer/{n}": sha for n, sha in (found | {"config.json": file_hash(place / "config.json")}).items()
+        }
+
+    def load(self, folder: Path, transformer: nn.Module) -> None:
+        """Put what `save` wrote into a transformer that `load_transformer` made.
+
+        Raises:
+            TrainerError: it is a LoRA with other layers.
+            RuntimeError, FileNotFoundError: it has other sizes, or is no such thing.
+        """
+        if not hasattr(transformer, "peft_config"):
+            transformer.load_state_dict(load_file(folder / "transformer" / WEIGHTS))
+            return
+        from peft import set_peft_model_state_dict
+
+        lora = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / LORA).items()}
+        found = set_peft_model_state_dict(transformer, lora)
+        if found.unexpected_keys:
+            raise TrainerError(f"{folder} holds a LoRA for another model: it has {found.unexpected_keys[0]}")
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
+        """Refuse windows that the transformer cannot be trained on, before its weights are loaded.
+
+        Raises:
+            TrainerError: what the windows have, what the model needs, and the way out.
+        """
+
+    @abstractmethod
+    def latents(self, moments: Tensor, rng: torch.Generator) -> Tensor:
+        """A sample of the VAE's posterior as the transformer is trained on it: float32, normalised, in its layout."""
+
+    @abstractmethod
+    def timestep(self, rng: torch.Generator) -> Tensor:
+        """A noise level, as the transformer is told it: a scalar."""
+
+    def image(self, window: Tensors, rng: torch.Generator, latents: Tensor) -> Tensors:
+        """What a sample holds of its first frame, for image-to-video models."""
+        raise NotImplementedError(f"{self.name} has no image-to-video models")
+
+    @abstractmethod
+    def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
+        """Noisy input, target and conditions of a batch of samples, computed in float32; `dtype` is that of the weights.
+
+        A sample has `latents`, `noise`, `timestep`, `text` and what `image` returned.
+        """
+
+    # --- sampling ---------------------------------------------------------------------------------------------
+
+    def sampled_size(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """(frames, height, width) of a video to generate; None is the model's own. diffusers would round some quietly.
+
+        Raises:
+            TrainerError: the model does not make such videos.
+        """
+        own, asked = (self.frames, self.height, self.width), (frames, height, width)
+        frames, height, width = (o if a is None else a for a, o in zip(asked, own, strict=True))
+        step = self.spatial
+        if height % step or width % step or frames % self.decoded != 1 or min(height, width, frames) < 1:
+            raise TrainerError(
+                f"a video of {frames} frames of {width} x {height}: width and height must be multiples of {step}, "
+                f"and frames 1 more than a multiple of {self.decoded}"
+            )
+        return frames, height, width
+
+    def prompts(self, pipeline: Any, prompt: str, negative: str) -> dict[str, Any]:
+        """The pipeline's arguments that hold what is asked for."""
+        return {"prompt": prompt, "negative_prompt": negative}
+
+    def pipeline(self, dtype: torch.dtype) -> Any:
+        """The pipeline to generate with."""
+        return pretrained(diffusers(self.index["_class_name"]), self.path, dtype=dtype)
+
+
+class Encoders:
+    """VAE and text encoder of a model, frozen, without its transformer, by far the largest part.
+
+    Args:
+        generator: the model.
+        device: where to compute.
+        dtype: of the weights and of what is put out.
+        tiling: encode the video in overlapping tiles: less memory, and slightly other latents.
+        text_only: without the VAE.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        device: torch.device,
+        dtype: torch.dtype,
+        tiling: bool = False,
+        text_only: bool = False,
+    ):
+        self.generator, self.device, self.dtype = generator, device, dtype
+        without = dict.fromkeys(["transformer", "scheduler", *(["vae"] if text_only else [])])
+        self.pipeline = pretrained(
+            diffusers("DiffusionPipeline"), generator.path, revision=generator.revision, dtype=dtype, **without
+        )
+        for name in ("text_encoder", "vae", "image_encoder"):
+            if getattr(self.pipeline, name, None) is not None:
+                frozen(getattr(self.pipeline, name), device)
+        if tiling:
+            self.pipeline.vae.enable_tiling()
+        self._caption: str | None = None
+
+    def __call__(self, video: Tensor, caption: str, seed: str) -> Tensors:
+        return self.generator.encode(self, video, caption, seed)
+
+    @torch.no_grad()
+    def moments(self, video: Tensor) -> Tensor:
+        """Moments (2C, F, h, w), mean then logarithm of the variance, of a video (N, 3, H, W) in [-1, 1]; unscaled."""
+        pixels = video.transpose(0, 1)[None].to(self.device, self.dtype)
+        return self.pipeline.vae.encode(pixels).latent_dist.parameters[0]
+
+    @torch.no_grad()
+    def text(self, caption: str) -> Tensor:
+        """Embedding (tokens, channels) of a caption, padded or cut to the model's length."""
+        if caption != self._caption:  # the windows of a video come one after the other and share it
+            self._caption = caption
+            self._embedding = self.generator.embed(self.pipeline, caption, self.device)
+        return self._embedding
+
+
+def diffusers(name: str) -> type:
+    """A class of diffusers."""
+    return getattr(importlib.import_module("diffusers"), name)
+
+
+def _config(kind: type, path: str, part: str, revision: str | None) -> dict[str, Any]:
+    """The configuration of a part of a pipeline, with diffusers' defaults for what the file does not say."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | kind.load_config(path, subfolder=part, revision=revision)
+
+
+def add_lora(transformer: nn.Module, model: recipe.Model) -> None:
+    """A new LoRA in float32."""
+    from peft import LoraConfig
+
+    lora = LoraConfig(
+        r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
+    )
+    try:
+        transformer.add_adapter(lora)
+    except ValueError as error:
+        raise TrainerError(f"model.targets: {error}") from error
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def persistent_buffers(transformer: nn.Module) -> Tensors:
+    """The buffers that belong to the weights on disk, such as positions."""
+    parameters = {name for name, _ in transformer.named_parameters()}
+    return {n: b.detach().cpu().contiguous() for n, b in transformer.state_dict().items() if n not in parameters}
+
+
+def posterior_sample(moments: Tensor, rng: torch.Generator) -> Tensor:
+    """A sample (C, F, h, w), float32, of the posterior with moments (2C, F, h, w): mean, then log variance."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    return DiagonalGaussianDistribution(moments.float()[None]).sample(rng)[0]

@@ -1,0 +1,150 @@
+"""Wan2.1: text-to-video of 1.3B and 14B, image-to-video of 14B."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.errors import TrainerError
+from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
+
+TEXT_TOKENS = 512  # not in any configuration
+STEPS = 1000.0  # the transformer is told the noise level in thousandths
+
+
+class Wan(Generator):
+    """Latents (B, C, F, h, w), flow matching, text by cross attention: a block returns the video tokens alone."""
+
+    name = "wan"
+    pipelines = ("WanPipeline", "WanImageToVideoPipeline")
+    transformer = "WanTransformer3DModel"
+    frames, height, width = 81, 480, 832  # not in any configuration either
+    fps = 16.0
+    guidance = 5.0
+    shift = 3.0
+
+    def __init__(self, path, revision, index, config, vae):
+        super().__init__(path, revision, index, config, vae)
+        second = index.get("transformer_2") or [None]
+        if second[0] is not None or index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+            raise TrainerError(
+                f"{path} is Wan2.2, which has two transformers or a noise level for each token; Wan2.1 is what can be trained"
+            )
+        self.patch = tuple(config["patch_size"])
+        self.image_to_video = config["in_channels"] != config["out_channels"]
+        self.stride = vae["scale_factor_temporal"]  # pixel frames for a frame of latents
+        self.temporal = self.stride * self.patch[0]
+        self.spatial = vae["scale_factor_spatial"] * self.patch[1]
+        self.text = (TEXT_TOKENS, config["text_dim"])
+        self.channels = config["num_attention_heads"] * config["attention_head_dim"]
+        self.layers = config["num_layers"]
+
+    def grid_of(self, hidden, conditions):
+        return tuple(size // patch for size, patch in zip(hidden[2:], self.patch, strict=True))
+
+    def blocks(self, transformer) -> nn.ModuleList:
+        return transformer.blocks
+
+    def load_transformer(self, model):
+        """With the time embedding in float32, as diffusers keeps and computes it, whatever autocast would make of it."""
+        transformer = super().load_transformer(model)
+        embedder = transformer.condition_embedder.time_embedder
+        forward = embedder.forward
+
+        def in_float32(sample: Tensor) -> Tensor:
+            with torch.autocast(sample.device.type, enabled=False):
+                return forward(sample)
+
+        embedder.forward = in_float32
+        return transformer
+
+    # --- extraction -------------------------------------------------------------------------------------------
+
+    def encode(self, encoders: Encoders, video, caption, seed):
+        tensors = super().encode(encoders, video, caption, seed)
+        if self.image_to_video:
+            grey = torch.cat([video[:1], torch.zeros_like(video[1:])])
+            tensors["image"] = encoders.moments(grey).chunk(2)[0]  # the mean, which is the mode that the pipeline takes
+        if self.config["image_dim"]:
+            pixels = ((video[0] + 1) * 127.5).round().byte()
+            with torch.no_grad():
+                embedded = encoders.pipeline.encode_image(pixels, encoders.device)[0]
+            tensors["image_embedding"] = embedded.to(encoders.dtype)
+        return tensors
+
+    def embed(self, pipeline, caption, device):
+        """UMT5's embedding, zeros behind the caption: no mask tells the transformer where it ends."""
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # that of image-to-video needs ftfy
+
+        words = pipeline.tokenizer(
+            [prompt_clean(caption)], padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
+        ).to(device)
+        embedding = pipeline.text_encoder(words.input_ids, words.attention_mask).last_hidden_state[0]
+        return embedding.masked_fill(words.attention_mask[0, :, None] == 0, 0)
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
+        channels, frames, height, width = shapes["latents"]
+        needed: dict[str, tuple[Any, Any]] = {
+            "latent channels": (channels // 2, self.config["out_channels"]),
+            "text of shape": (tuple(shapes["text"]), self.text),
+        }
+        if self.image_to_video:
+            needed["an image of shape"] = (tuple(shapes.get("image", ())), (channels // 2, frames, height, width))
+        if self.config["image_dim"]:
+            needed["an image embedding of width"] = (shapes.get("image_embedding", [0])[-1], self.config["image_dim"])
+        for what, (have, need) in needed.items():
+            if have != need:
+                raise TrainerError(
+                    f"the windows of {cache} have {what} {have}, and the model needs {need}: extract again with this model"
+                )
+        if height % self.patch[1] or width % self.patch[2]:
+            raise TrainerError(
+                f"the windows of {cache} have latents of size {height} x {width}, and the model needs multiples of "
+                f"{self.patch[1]}: extract at another size"
+            )
+
+    def latents(self, moments, rng):
+        """(C, F, h, w), of mean 0 and deviation 1."""
+        return self._normalised(posterior_sample(moments, rng))
+
+    def timestep(self, rng):
+        """A noise level whose logit is normal, shifted towards noise, in thousandths; no rounding (our reading)."""
+        u = torch.randn((), generator=rng).sigmoid()
+        return STEPS * self.shift * u / (1 + (self.shift - 1) * u)
+
+    def image(self, window: Tensors, rng, latents):
+        """The mask of the given frame on a channel for each of its pixel frames, and the grey-padded clip's latents."""
+        condition = self._normalised(window["image"].float())
+        mask = condition.new_zeros(self.stride, *condition.shape[1:])
+        mask[:, 0] = 1
+        image = {"image": torch.cat([mask, condition])}
+        if self.config["image_dim"]:
+            image["image_embedding"] = window["image_embedding"].float()
+        return image
+
+    def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
+        """By hand: diffusers' schedulers look noise levels up in lists of their own."""
+        latents, noise, timestep = (sample[name].float() for name in ("latents", "noise", "timestep"))
+        sigma = (timestep / STEPS).view(-1, 1, 1, 1, 1)
+        hidden = (1 - sigma) * latents + sigma * noise
+        conditions = {"timestep": timestep, "encoder_hidden_states": sample["text"].to(dtype)}
+        if "image" in sample:
+            hidden = torch.cat([hidden, sample["image"]], dim=1)
+        if "image_embedding" in sample:
+            conditions["encoder_hidden_states_image"] = sample["image_embedding"].to(dtype)
+        return Inputs(hidden, noise - latents, conditions)
+
+    def _normalised(self, latents: Tensor) -> Tensor:
+        mean, deviation = (torch.tensor(self.vae[f"latents_{name}"]).view(-1, 1, 1, 1) for name in ("mean", "std"))
+        return (latents - mean) / deviation
+
+    # --- sampling ---------------------------------------------------------------------------------------------
+
+    def prompts(self, pipeline, prompt, negative):
+        """Embedded as in extraction."""
+        with torch.no_grad():
+            one, other = (self.embed(pipeline, text, pipeline._execution_device)[None] for text in (prompt, negative))
+        return {"prompt_embeds": one, "negative_prompt_embeds": other}

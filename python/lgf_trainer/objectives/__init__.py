@@ -1,0 +1,1 @@
+"""Alignment terms, one file a kind."""

@@ -1,0 +1,151 @@
+"""Base of the alignment terms: what the projected features are asked to look like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+
+from ..projector import Projector
+from ..runtime import recipe
+from ..runtime.errors import TrainerError
+from ..runtime.registry import ByName
+from ..runtime.settings import from_settings, is_group
+
+Tensors = dict[str, Tensor]
+Shapes = dict[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of an objective that has none."""
+
+
+class Objective(ByName, kind="objectives"):
+    """An alignment term: a function of what the projector puts out and of tensors of the window.
+
+    A kind is a subclass in a file of its own, with a `name` that `alignment.loss` may have, and a dataclass `Options` that
+    `alignment.options` is checked against. By default it reads features of the cache, `alignment.features`.
+
+    Args:
+        alignment: of the recipe.
+        settings: of the cache.
+        options: of the kind.
+
+    Attributes:
+        tensors: names of the tensors of a window that it reads.
+        weights: of those, one each.
+    """
+
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, alignment: recipe.Alignment, settings: dict[str, Any], options: Any):
+        self.alignment, self.settings, self.options = alignment, settings, options
+        self.concat = alignment.combine == "concat"
+        self.tensors, self.weights = self.read_tensors()
+
+    def read_tensors(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """The names of the tensors of a window that it reads, and their weights."""
+        names = [f"features_{name}" for name in self.alignment.features]
+        return (tuple(names), (1.0,) * len(names)) if self.concat else weighted(names, self.alignment)
+
+    def frames(self, shapes: Shapes) -> int:
+        """Frames that the projector must put out, from the shapes of the tensors of a window."""
+        return shapes[self.tensors[0]][0]
+
+    def channels(self, shapes: Shapes) -> int | None:
+        """Channels that the projector must put out; None: those of the recipe."""
+        return None
+
+    def make_projector(self, options: recipe.Projector, in_channels: int, shapes: Shapes) -> nn.Module:
+        """A projector for features of `in_channels` channels."""
+        widths = (*options.widths[:-1], self.channels(shapes) or options.widths[-1])
+        return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
+
+    def check(self, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
+        """Refuse windows that it cannot be computed on.
+
+        Raises:
+            TrainerError: what is missing or does not fit, and the way out.
+        """
+        for name in self.tensors:
+            if name not in shapes:
+                raise TrainerError(
+                    f"the windows of {cache} have no {name}, which this recipe's alignment reads; they have "
+                    f"{', '.join(sorted(shapes))}. Extract again with it (lgf extract --help), or choose another alignment"
+                )
+            shape, given = tuple(shapes[name]), name.startswith("features_")
+            if given and len(shape) != 4:
+                raise TrainerError(
+                    f"{name} of {cache} has the shape {shape}: features are (frames, rows, columns, channels)"
+                )
+            if not all(has <= own if given else has == own for has, own in zip(shape[1:3], grid[1:], strict=True)):
+                way_out = "average them down to at most that" if given else "extract again with this model"
+                raise TrainerError(
+                    f"{name} of {cache} is on a grid of {shape[1]} x {shape[2]} tokens, and this model's is "
+                    f"{grid[1]} x {grid[2]}: {way_out}"
+                )
+        compared = {name: shapes[name][0] for name in self.tensors}
+        if len(set(compared.values())) > 1:
+            raise TrainerError(f"{cache} holds {compared} frames, and one projector puts out one number of them")
+        grids = {name: tuple(shapes[name][:3]) for name in self.tensors}
+        if self.concat and len(set(grids.values())) > 1:
+            raise TrainerError(
+                f"{cache} holds {grids}, and alignment.combine concat joins features on one grid. Bring them to one, "
+                "or set alignment.combine to sum"
+            )
+
+    def teachers(self, targets: Tensors) -> list[tuple[Tensor, float]]:
+        """(features, weight) of each teacher; of all of them together where they are to be concatenated.
+
+        Concatenated, every teacher's vectors have length 1, so that none outweighs another (our reading).
+        """
+        features = [targets[name] for name in self.tensors]
+        if self.concat:
+            return [(torch.cat([normalize(tensor.float(), dim=-1) for tensor in features], dim=-1), 1.0)]
+        return list(zip(features, self.weights, strict=True))
+
+    def __call__(self, projected: Any, targets: Tensors) -> Tensor:
+        raise NotImplementedError
+
+
+def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Objective | None:
+    """The objective of a recipe, for a cache made with `settings`; None for no alignment.
+
+    Raises:
+        TrainerError: there is no such loss, or it cannot have these options.
+    """
+    if alignment.loss == "none":
+        return None
+    kind = Objective.find(alignment.loss)
+    # The first kinds have groups of their own in recipes, from before there were `options`.
+    group = getattr(alignment, alignment.loss, None)
+    base = group if is_group(group) else None
+    options = from_settings(kind.Options, alignment.options, "alignment.options", base=base)
+    try:
+        return kind(alignment, settings, options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TrainerError):
+            raise
+        raise TrainerError(f"alignment: {error}") from error
+
+
+def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Teachers and their weights, without those of weight 0: `alignment.weights`, or k and 1 - k for two."""
+    if len(names) == 1:
+        return tuple(names), (1.0,)
+    weights = alignment.weights or (alignment.k, 1 - alignment.k)
+    kept = [(name, weight) for name, weight in zip(names, weights, strict=True) if weight > 0]
+    return tuple(name for name, _ in kept), tuple(weight for _, weight in kept)
+
+
+def to_grid(features: Tensor, teacher: Tensor) -> Tensor:
+    """Features (B, T, H, W, C) averaged over the cells of the teacher's rows and columns (our reading)."""
+    size = teacher.shape[2:4]
+    if features.shape[2:4] == size:
+        return features
+    planes = features.permute(0, 1, 4, 2, 3).flatten(0, 1)
+    pooled = adaptive_avg_pool2d(planes, size).unflatten(0, features.shape[:2])
+    return pooled.permute(0, 1, 3, 4, 2).contiguous()

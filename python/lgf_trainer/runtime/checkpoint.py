@@ -1,0 +1,276 @@
+"""What a run leaves on disk: trained weights as diffusers loads them, the projector beside them, and checkpoints to go on from.
+
+    FOLDER/step-00000100/pytorch_lora_weights.safetensors    for `pipeline.load_lora_weights(FOLDER/step-00000100)`
+                         transformer/                        instead of that, where all weights are trained
+                         projector.safetensors
+                         optimizer.safetensors               moments of AdamW, and the moving average if there is one
+                         checkpoint.json                     step, recipe, what was trained on, hashes of the files
+
+A checkpoint is written into a hidden folder that is renamed when all of it is on the disk. Files are hashed while they are
+written, and verified when a run goes on. Random states need not be kept: the seed and the number of the step decide them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..optimiser import GroupedAdamW, MovingAverage
+from ..tap import AlignedTransformer
+from .distributed import like, whole
+from .errors import TrainerError, in_short, is_disk_full
+from .files import file_hash, whole_file, write_tensors
+
+if TYPE_CHECKING:
+    from ..generators.base import Generator
+
+PROJECTOR, OPTIMISER, FACTS = "projector.safetensors", "optimizer.safetensors", "checkpoint.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+Tensors = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+Hashes = dict[str, str]  # path below the folder -> SHA-256
+
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a run changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_weights(folder: Path, generator: "Generator", model: AlignedTransformer, weights: Tensors) -> Hashes:
+    """Write trained weights (whole, by the model's names): the transformer's as diffusers loads them, and the projector."""
+    hashes = generator.save(folder, model.transformer, _below("transformer", weights))
+    if projector := _below("projector", weights):
+        hashes[PROJECTOR] = write_tensors(folder / PROJECTOR, projector)
+    return hashes
+
+
+def load_weights(folder: Path, generator: "Generator", model: AlignedTransformer) -> None:
+    """Put what `save_weights` wrote into a model that is not yet parallelised.
+
+    Raises:
+        TrainerError: it belongs to another model.
+    """
+    try:
+        generator.load(folder, model.transformer)
+        if model.projector is not None and (projector := folder / PROJECTOR).exists():
+            model.projector.load_state_dict(load_file(projector))
+    except (FileNotFoundError, RuntimeError) as error:  # other sizes, or a run that trained something else
+        raise TrainerError(f"{folder} holds weights of another model: {in_short(error)}") from error
+
+
+def _below(part: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+
+
+# --- the state of a run ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a run changes. `model` is the module inside any wrapper of `parallelise`."""
+
+    generator: "Generator"
+    model: AlignedTransformer
+    optimiser: GroupedAdamW
+    average: MovingAverage | None = None
+
+    def write(self, main: bool) -> Callable[[Path], Hashes]:
+        """Gather everything, which all processes must do; returns what writes it, for the `main` one to call."""
+        trained = trained_parameters(self.model)
+        weights = get_model_state_dict(self.model, options=WHOLE)
+        moments = get_optimizer_state_dict(self.model, self.optimiser.adamw, options=WHOLE)
+        average = {name: whole(tensor) for name, tensor in self.average.average.items()} if self.average else {}
+
+        def write(folder: Path) -> Hashes:
+            state = {f"{key}/{name}": value for name, own in moments["state"].items() for key, value in own.items()}
+            state |= {f"average/{name}": tensor for name, tensor in average.items()}
+            mine = {name: weights[name] for name in trained}
+            hashes = save_weights(folder, self.generator, self.model, mine)
+            hashes[OPTIMISER] = write_tensors(folder / OPTIMISER, state)
+            if average:
+                found = save_weights(folder / "ema", self.generator, self.model, average)
+                hashes |= {f"ema/{name}": sha for name, sha in found.items()}
+            return hashes
+
+        return write
+
+    def read(self, folder: Path) -> None:
+        """Put optimiser and average back. The weights are loaded before the model is parallelised (`load_weights`)."""
+        tensors, trained = load_file(folder / OPTIMISER), trained_parameters(self.model)
+        state = get_optimizer_state_dict(self.model, self.optimiser.adamw)
+        state["state"] = {name: {key: tensors[f"{key}/{name}"] for key in MOMENTS} for name in trained}
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimiser.adamw, state, options=options)
+        if self.average:
+            for name, parameter in trained.items():
+                self.average.average[name] = like(tensors[f"average/{name}"], parameter)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: where it is, after how many steps, and what is said about it."""
+
+    folder: Path
+    step: int
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run. Only one process may use this.
+
+    Args:
+        folder: where they are.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def place(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, write: Callable[[Path], Hashes], facts: dict[str, Any]) -> Path:
+        """A checkpoint with what `write` writes into the folder it is given. Older ones than `keep` go.
+
+        Raises:
+            TrainerError: it cannot be written. Those before it are untouched.
+        """
+        place = self.place(step)
+        partial = place.with_name(f".partial-{place.name}")
+        try:
+            partial.mkdir(parents=True)
+            hashes = write(partial)
+            with whole_file(partial / FACTS) as file:
+                file.write(json.dumps({"step": step, "sha256": hashes, **facts}, indent=1).encode())
+            if place.exists():
+                self._remove(place)
+            partial.rename(place)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = "the disk is full" if is_disk_full(error) else in_short(error)
+            raise TrainerError(
+                f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}. "
+                "Mend that and run again: it goes on from the checkpoint before"
+            ) from error
+        for old in self._places()[: -self.keep]:
+            self._remove(old)
+        return place
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole. What a killed run has left half-written, and what is damaged, goes.
+
+        Raises:
+            TrainerError: a checkpoint cannot be read, which does not make it a damaged one.
+        """
+        for leftover in self.folder.glob(".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for place in reversed(self._places()):
+            if found := read_checkpoint(place):
+                return found
+            print(f"{place} is damaged; going back to the checkpoint before it")
+            self._remove(place)
+        return None
+
+    def _places(self) -> list[Path]:
+        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
+
+    def _remove(self, place: Path) -> None:
+        """Out of sight in one move, then away: a checkpoint is whole or not there."""
+        hidden = place.rename(place.with_name(f".partial-old-{place.name}"))
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def read_checkpoint(place: Path) -> Checkpoint | None:
+    """The checkpoint in a folder, verified; None if it is damaged.
+
+    Raises:
+        TrainerError: it cannot be read.
+    """
+    try:
+        facts = json.loads((place / FACTS).read_text())
+        if all(file_hash(place / name) == sha for name, sha in facts["sha256"].items()):
+            return Checkpoint(place, facts["step"], facts)
+    except (FileNotFoundError, ValueError, KeyError):
+        pass
+    except OSError as error:
+        raise TrainerError(
+            f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
+        ) from error
+    return None
+
+
+def starting_weights(run: Path, file: str, transformer: Shapes, projector: Shapes) -> Path:
+    """The folder with the weights of a run that another begins with: its result, or else its newest checkpoint.
+
+    Args:
+        run: its folder.
+        file: that holds the transformer's weights.
+        transformer, projector: names and shapes of what they must have. A run without a projector has none to give.
+
+    Raises:
+        TrainerError: there is none, or something in it has another name or shape.
+    """
+    places = [run, *sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True)]
+    folder = next((place for place in places if (place / file).is_file()), None)
+    if folder is None:
+        raise TrainerError(
+            f"start_from {run}: it has no {file}, nor a checkpoint with one. Name a run of this model.train"
+        )
+    for path, shapes, group in ((folder / file, transformer, "model"), (folder / PROJECTOR, projector, "projector")):
+        if not path.exists():
+            continue
+        there = {name.removeprefix("transformer."): shape for name, shape in tensor_shapes(path).items()}
+        for name, shape in shapes.items():
+            if there.get(name) != shape:
+                has = f"has the shape {there[name]}" if name in there else "is not"
+                raise TrainerError(
+                    f"start_from {run}: {name} {has} in {path.name}, and this recipe's has {shape}. Set the group {group} as "
+                    "that run had it, or start from another"
+                )
+    return folder
+
+
+def tensor_shapes(path: Path) -> Shapes:
+    """The names and shapes of the tensors in a file."""
+    with safe_open(path, "pt") as content:
+        return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
+
+
+def publish(checkpoint: Path, output: Path) -> None:
+    """Copy the weights of a checkpoint to where the user looks for them, each file whole or not at all."""
+    for source in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        if source.name in (OPTIMISER, FACTS):
+            continue
+        with open(source, "rb") as content, whole_file(output / source.relative_to(checkpoint)) as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder's names are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""Files that are whole or not there, their hashes, and one run for one folder."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from .errors import TrainerError, is_disk_full
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are being written
+ABANDONED = 3600.0  # seconds: no file takes so long to be written, and no clocks of nodes differ by so much
+
+#: safetensors' names of types.
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def claim(folder: Path) -> FileLock:
+    """Keep other processes out of a folder for as long as what is returned is kept: at most until this one ends.
+
+    The lock is the kernel's, so that a killed process leaves none behind.
+
+    Raises:
+        TrainerError: another process has the folder, or it cannot be written to.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TrainerError(
+            f"another run is writing to {folder}. Wait until it has ended, or name another folder"
+        ) from error
+    except OSError as error:
+        raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can be") from error
+    return lock
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is there under its name when all of it is on the disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # no other process, on any node, has this name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, whatever happens meanwhile.
+
+    Raises:
+        TrainerError: the disk is full, or the folder may not be written to.
+    """
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        if is_disk_full(error):
+            raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
+        raise TrainerError(
+            f"{path} cannot be written ({error.strerror}). Name a folder that you may write to"
+        ) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file, whole or not at all; the SHA-256 of it, so that nobody has to read it for that.
+
+    safetensors' own writer does not say what it writes, and would hold all of it a second time.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"} | (metadata or {})}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with whole_file(path) as file:
+        for part in (len(text).to_bytes(8, "little"), text, *(_bytes(tensor) for tensor in tensors.values())):
+            digest.update(part)
+            file.write(part)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def remove_leftovers(folder: Path, age: float = ABANDONED) -> None:
+    """Remove what `whole_file` left in a folder when its process was killed.
+
+    Whether a process still runs cannot be known across nodes that share the folder: their process numbers mean nothing here, and
+    not all shared file systems have locks. So a file is taken for left behind when it has not grown for an hour. `age` is 0 where
+    a lock says that nobody writes.
+    """
+    for path in folder.glob(".*"):
+        with suppress(OSError):  # another process may be removing it too
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= age:
+                path.unlink()
+
+
+def must_be_writable(folder: Path) -> None:
+    """Find out before hours of work whether their result can be kept.
+
+    Raises:
+        TrainerError: the disk is full, or the folder may not be written to.
+    """
+    probe = folder / f".probe-{uuid4().hex}"
+    write_atomically(probe, b"a")
+    probe.unlink()
+
+
+@functools.lru_cache(maxsize=1024)
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's content, read once in a process."""
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,79 @@
+"""What extraction asks of a teacher, and the pictures that teachers look at."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..runtime.errors import TrainerError
+from ..runtime.registry import ByName
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as SAM2 and DINO were trained
+
+
+class LostSubject(TrainerError):
+    """The subject could not be followed through the window, so that there is nothing to learn from it."""
+
+
+class Student(NamedTuple):
+    """Whom a teacher teaches: the frames that are compared, and the rows and columns of the student's tokens."""
+
+    frames: range
+    grid: tuple[int, int]
+
+
+class Teacher(ByName, ABC, kind="teachers"):
+    """Something that looks at videos and says what the student's features should look like.
+
+    A kind is a subclass in a file of its own, with a `name` for `lgf extract --teachers` and a frozen dataclass `Options`,
+    which may have any fields with defaults: `--teacher-options NAME.FIELD=VALUE` sets them, and the cache's settings hold them.
+
+    Args:
+        options: of the kind.
+        device: where to compute, with frozen weights in float32.
+    """
+
+    Options: ClassVar[type]
+    needs_subject: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, options, device: torch.device): ...
+
+    @abstractmethod
+    def __call__(self, video: Tensor, subject: Tensor | None, student: Student) -> dict[str, Tensor]:
+        """What the cache gets of a window.
+
+        Args:
+            video: (N, 3, H, W) in [-1, 1].
+            subject: where the subject is in the first frame, if the teacher needs one: a box (4,) of x0, y0, x1, y1 in
+                pixels of the video, or a mask (H, W) of bool.
+            student: the frames and the grid.
+
+        Returns:
+            Tensors by their names in the cache. Features are called `features_TEACHER_PART` and have the shape (frames, rows,
+            columns, channels): of the student's frames, or of any number at equal distances from the first to the last, on
+            a grid that is not finer than the student's.
+
+        Raises:
+            LostSubject: there is nothing to learn from this window.
+        """
+
+
+def normalised(video: Tensor, size: tuple[int, int], device: torch.device) -> Iterator[Tensor]:
+    """The frames of a video (N, 3, H, W) in [-1, 1] as teachers want them, (1, 3, *size), in float32 on a device.
+
+    One at a time: all of them, as large as SAM2 wants them, would fill a gigabyte.
+    """
+    mean, deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, DEVIATION))
+    for frame in video:
+        frame = interpolate(frame[None].to(device, torch.float32), size, mode="bilinear", antialias=True)
+        yield (frame / 2 + 0.5 - mean) / deviation
+
+
+def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Features (N, h, w, C) on another grid, (N, H, W, C): bilinear, with antialiasing where it is coarser."""
+    moved = interpolate(features.permute(0, 3, 1, 2), grid, mode="bilinear", antialias=True)
+    return moved.permute(0, 2, 3, 1).contiguous()

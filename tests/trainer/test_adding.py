@@ -1,0 +1,241 @@
+"""A video model, a teacher and a loss of one's own: each is one file, in a folder that the trainer knows nothing of."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("av")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytest.importorskip("tyro")
+
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from lgf_cli import main as lgf
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.generators.base import Generator
+from lgf_trainer.objectives.base import Objective
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.base import Teacher
+from support.clips import write_clip
+from trainer.run_outputs import losses, metrics
+from trainer.training_data import SETTINGS, random_window, tiny
+
+GENERATOR = """
+    import torch
+    from lgf_trainer.generators.base import Generator, Inputs, posterior_sample
+
+
+    class MadeUp(Generator):
+        name = "made-up"
+        pipelines = ("LTXPipeline",)
+        transformer = "LTXVideoTransformer3DModel"
+        frames, height, width, temporal, spatial = 9, 64, 96, 4, 16
+        image_to_video = False
+        shift = 2.0
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.patch, self.layers = (1, 2, 2), self.config["num_layers"]
+            self.text = (16, self.config["caption_channels"])
+            self.channels = self.config["num_attention_heads"] * self.config["attention_head_dim"]
+
+        def grid_of(self, hidden, conditions):
+            return tuple(conditions[name] for name in ("num_frames", "height", "width"))
+
+        def blocks(self, transformer):
+            return transformer.transformer_blocks
+
+        def check_window(self, shapes, cache):
+            assert shapes["latents"][0] * 2 == self.config["in_channels"]
+
+        def latents(self, moments, rng):
+            return posterior_sample(moments, rng)
+
+        def timestep(self, rng):
+            return 1000 * torch.rand((), generator=rng)
+
+        def inputs(self, sample, dtype):
+            x, noise = self.tokens(sample["latents"]), self.tokens(sample["noise"])
+            sigma = (sample["timestep"] / 1000).view(-1, 1, 1)
+            frames, rows, columns = self.grid_of_moments(sample["latents"].shape[1:])
+            conditions = {
+                "timestep": sample["timestep"], "encoder_hidden_states": sample["text"].to(dtype),
+                "encoder_attention_mask": torch.ones(sample["text"].shape[:2]),
+                "num_frames": frames, "height": rows, "width": columns,
+            }
+            return Inputs((1 - sigma) * x + sigma * noise, noise - x, conditions)
+
+        def tokens(self, latents):
+            B, C, F, h, w = latents.shape
+            cells = latents.view(B, C, F, h // 2, 2, w // 2, 2).permute(0, 2, 3, 5, 1, 4, 6)
+            return cells.reshape(B, F * h * w // 4, 4 * C)
+"""
+
+TEACHER = """
+    from dataclasses import dataclass
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+    from lgf_trainer.teachers.base import Teacher
+
+
+    @dataclass(frozen=True)
+    class Options:
+        gain: float = 1.0
+
+
+    class Colours(Teacher):
+        name, Options = "colours", Options
+
+        def __init__(self, options, device):
+            self.gain = options.gain
+
+        def __call__(self, video, subject, student):
+            pooled = adaptive_avg_pool2d(video[list(student.frames)], student.grid)
+            return {"features_colours": self.gain * pooled.permute(0, 2, 3, 1).contiguous()}
+"""
+
+OBJECTIVE = """
+    from dataclasses import dataclass
+    from lgf_trainer.objectives.base import Objective
+
+
+    @dataclass(frozen=True)
+    class Options:
+        power: int = 2
+
+
+    class Powers(Objective):
+        name, Options = "powers", Options
+
+        def channels(self, shapes):
+            return shapes[self.tensors[0]][-1]
+
+        def __call__(self, projected, targets):
+            return (projected.float() - targets[self.tensors[0]].float()).abs().pow(self.options.power).mean()
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """`install(kind, code)`: a package in a temporary folder that declares its class, as pip would leave it."""
+    site = tmp_path / "site"
+    monkeypatch.syspath_prepend(str(site))
+    kinds = {"generators": Generator, "teachers": Teacher, "objectives": Objective}
+    for kind in kinds.values():
+        monkeypatch.setattr(kind, "known", dict(kind.all()))
+
+    def write(kind, code):
+        (site / f"own_{kind}-1.0.dist-info").mkdir(parents=True)
+        (site / f"own_{kind}.py").write_text(textwrap.dedent(code))
+        (site / f"own_{kind}-1.0.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: own-{kind}\nVersion: 1.0\n"
+        )
+        entry = f"[lgf_trainer.{kind}]\nown = own_{kind}\n"
+        (site / f"own_{kind}-1.0.dist-info" / "entry_points.txt").write_text(entry)
+
+    yield write
+    for kind in kinds:
+        sys.modules.pop(f"own_{kind}", None)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A pipeline of a family that is not there: LTX-Video, whose transformer takes packed tokens."""
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    LTXVideoTransformer3DModel(
+        in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16, num_layers=2,
+        caption_channels=16,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text("{}")
+    index = {"_class_name": "LTXPipeline", "vae": ["diffusers", AutoencoderKLLTXVideo.__name__]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_a_generator_in_a_folder_of_its_own_trains_and_diffusers_loads_it(install, model, tmp_path):
+    assert len(textwrap.dedent(GENERATOR).strip().splitlines()) <= 60
+    cache = WindowCache(tmp_path / "cache", SETTINGS)
+    for number in range(4):
+        cache.write(f"w{number}", {k: v for k, v in random_window(number).items() if k != "image"}, {})
+    words = ["train", "sam2videox", *tiny(tmp_path, training__steps=3, model__targets="to_k to_q")]
+    with pytest.raises(SystemExit, match=r"is a LTXPipeline, and the families that are here are cogvideox .*; wan \("):
+        lgf(words)
+    install("generators", GENERATOR)
+    assert lgf(words) == 0
+    assert len(metrics(tmp_path / "run")) == 3 and torch.tensor(losses(tmp_path / "run")).isfinite().all()
+    transformer = LTXVideoTransformer3DModel.from_pretrained(model / "transformer")
+    parts = dict.fromkeys(["scheduler", "vae", "text_encoder", "tokenizer"])
+    pipeline = LTXPipeline(transformer=transformer, **parts)
+    pipeline.load_lora_weights(tmp_path / "run")
+    trained = [p for name, p in transformer.named_parameters() if "lora_B" in name]
+    assert len(trained) == 2 * 2 * 2 and any(p.any() for p in trained)
+
+
+def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
+    """From one command to the next, each with options that are checked."""
+    write_clip(tmp_path / "dog.mp4", frames=14)
+    extract = [
+        "extract",
+        tmp_path / "dog.mp4",
+        "--output",
+        tmp_path / "cache",
+        "--model",
+        tiny_place / "model",
+        "--stride",
+        5,
+    ]
+    extract = [
+        *map(str, extract),
+        "--allow-empty-captions",
+        "--teachers",
+        "colours",
+        "--time",
+        "latent",
+        "--teacher-options",
+    ]
+    with pytest.raises(SystemExit, match=r"there is no teacher 'colours'\. There are: dino, sam2"):
+        lgf([*extract, "colours.gain=2"])
+    install("teachers", TEACHER)
+    for options, message in {
+        "colours.gian=2": "there is no key gian. The nearest one is gain",
+        "colours.gain=loud": "--teachers colours: gain must be a number, got 'loud'",
+        "colour.gain=2": "expected NAME.FIELD=VALUE with one of colours",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            lgf([*extract, options])
+    assert lgf([*extract, "colours.gain=2"]) == 0
+    cache = WindowCache(tmp_path / "cache")
+    assert cache.settings["teachers"] == {"colours": {"gain": 2.0}} and cache.settings["teacher"] == "none"
+    assert cache.read(cache.keys()[0]).tensors["features_colours"].shape == (3, 4, 6, 3)
+
+    changes = {"alignment__loss": "powers", "alignment__features": "colours", "data__cache": tmp_path / "cache"}
+    train = ["train", "sam2videox", *tiny(tiny_place, run__output=tmp_path / "run", **changes), "--alignment.options"]
+    with pytest.raises(
+        SystemExit, match=r"there is no objective 'powers'\. There are: features, lgf, mask, relation, repa"
+    ):
+        lgf([*train, "{}"])
+    install("objectives", OBJECTIVE)
+    with pytest.raises(SystemExit, match=r"alignment\.options: there is no key pover\. The nearest one is power"):
+        lgf([*train, "{pover: 3}"])
+    with pytest.raises(SystemExit, match=r"alignment\.options: power must be a whole number, got 1\.5"):
+        lgf([*train, "{power: 1.5}"])
+    assert lgf([*train, "{power: 3}"]) == 0
+    assert (tmp_path / "run" / "recipe.yaml").read_text().count("power: 3") == 1
+    assert all(row["alignment"] > 0 for row in metrics(tmp_path / "run"))
+
+
+def test_a_class_that_is_imported_is_known(monkeypatch):
+    monkeypatch.setattr(Teacher, "known", dict(Teacher.all()))
+
+    class Mine(Teacher):
+        name = "mine"
+
+    assert Teacher.find("mine") is Mine
+    with pytest.raises(TrainerError, match=r"there is no teacher 'yours'\. There are: dino, mine, sam2"):
+        Teacher.find("yours")
