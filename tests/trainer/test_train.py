@@ -239,7 +239,9 @@ def test_a_worker_that_outlives_its_run_does_not_keep_the_folder(tmp_path):
     os.kill(run, signal.SIGKILL)
     os.waitpid(run, 0)
     try:
-        assert claim(tmp_path).is_locked
+        with claim(tmp_path) as lock:
+            assert lock.is_locked
+        assert not lock.is_locked
     finally:
         os.kill(worker, signal.SIGKILL)
 

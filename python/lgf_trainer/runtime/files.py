@@ -13,7 +13,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
 from .errors import TrainerError, is_disk_full
@@ -28,25 +28,23 @@ TYPES = {
 }  # fmt: skip
 
 
-def claim(folder: Path) -> FileLock:
-    """Keep other processes out of a folder for as long as what is returned is kept: at most until this one ends.
+def claim(folder: Path) -> AcquireReturnProxy:
+    """Keep other processes out of a folder in a `with` block, or as long as what is returned is kept.
 
     The lock is the kernel's, so that a killed process leaves none behind.
 
     Raises:
         TrainerError: another process has the folder, or it cannot be written to.
     """
-    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise TrainerError(
             f"another run is writing to {folder}. Wait until it has ended, or name another folder"
         ) from error
     except OSError as error:
         raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can be") from error
-    return lock
 
 
 @contextmanager
