@@ -1,9 +1,9 @@
 """`lgf extract`: videos -> a cache of what training needs of them, so that no teacher or encoder runs while training.
 
-Every video is read at 8 frames a second, resized and cut to the model's picture, in windows of the model's length that
-begin every 20 frames. Of each window the cache holds the VAE's posterior, the T5 embedding of the caption, and the Local
-Gram Flow of SAM2's memory features of the subject, tracked forward and backward in time. With --dino it holds DINO's features too,
-for REPA; --teacher none --dino makes a cache for REPA alone, of videos without boxes.
+Every video is read at the model's rate, resized and cut to the model's picture, in windows of the model's length that
+begin every 20 frames. Of each window the cache holds the VAE's posterior, the embedding of the caption, and what teachers say:
+SAM2 the Local Gram Flow of its memory features of the subject, tracked forward and backward in time; with --dino, or --teachers
+sam2 dino, DINO its features too, for REPA. --teachers dino makes a cache for REPA alone, of videos without boxes.
 
     lgf extract videos/ --output cache --detect "a person . an animal"
     lgf extract clips.jsonl --output cache                    boxes and captions from a manifest
