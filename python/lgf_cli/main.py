@@ -31,7 +31,7 @@ COMMANDS = {
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),
     "train": Command(
-        "lgf_trainer.train", "fine-tune CogVideoX with a LoRA and an alignment loss, by a recipe", "train"
+        "lgf_trainer.train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"
     ),
     "sample": Command("lgf_trainer.sample", "generate videos with and without a trained LoRA", "train"),
     "eval": Command("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion", "train"),

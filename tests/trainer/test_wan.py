@@ -280,7 +280,7 @@ def test_bfloat16_is_close_to_float32(wan_place, tmp_path):
 
 def test_image_to_video_extracts_trains_and_samples(folders, tmp_path, capsys):
     """With one command after the other."""
-    from clips import write_clip
+    from support.clips import write_clip
 
     write_clip(tmp_path / "dog.mp4", frames=14)
     size = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
@@ -372,7 +372,7 @@ def test_sizes_that_cannot_be_sampled(folders, tmp_path, words, message):
 
 
 def test_caches_of_wan_name_its_rate(folders, tmp_path):
-    from clips import write_clip
+    from support.clips import write_clip
 
     write_clip(tmp_path / "dog.mp4", frames=14)
     words = [
