@@ -30,9 +30,7 @@ COMMANDS = {
     "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives"),
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),
-    "train": Command(
-        "lgf_trainer.train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"
-    ),
+    "train": Command("lgf_trainer.train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"),
     "sample": Command("lgf_trainer.sample", "generate videos with and without a trained LoRA", "train"),
     "eval": Command("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion", "train"),
     "completion": Command("lgf_cli.completion", "print the script that completes these words in a shell on Tab"),
