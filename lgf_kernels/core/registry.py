@@ -170,8 +170,8 @@ class BackendInfo(NamedTuple):
 def backends() -> list[BackendInfo]:
     """What can run here, in order of preference: rows of name, available, and a reason for people to read.
 
-    "Available" is for the best device of this machine and every operator the backend has; whether it takes a
-    particular call is decided, and if need be explained, in that call.
+    "Available" means that the backend runs some operator on some device of this machine; the reason lists which. Whether
+    it takes a particular call is decided, and if need be explained, in that call.
 
     Example:
         >>> import lgf_kernels as lgf
