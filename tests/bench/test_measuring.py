@@ -17,9 +17,16 @@ from lgf_bench.families.gram_flow import LgfKl
 from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
 
+
+
+def rise_here(case, name: str) -> int:
+    """Return the least of three rises: in a process that has run for long, pages that were reclaimed come back in one of them."""
+    return min(memory._high_water_rise(case, name) for _ in range(3))
+
+
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
 WHERE = [
-    pytest.param(memory._high_water_rise, id="here"),
+    pytest.param(rise_here, id="here"),
     pytest.param(memory.peak_memory, id="in a fresh process", marks=pytest.mark.slow),
 ]
 
