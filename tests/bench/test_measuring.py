@@ -18,7 +18,6 @@ from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
 
 
-
 def rise_here(case, name: str) -> int:
     """Return the least of three rises: in a process that has run for long, pages that were reclaimed come back in one of them."""
     return min(memory._high_water_rise(case, name) for _ in range(3))
