@@ -50,7 +50,7 @@ def run(check: Check) -> Row:
     """Compare and time one backend now, whatever has been found before."""
     call, backend = check
     trial, _ = OPERATORS[call.operator].proof
-    right, reason, seconds = verify.check(call, backend, lambda: trial(call, False), lambda: trial(call, True))
+    right, reason, seconds, _ = verify.check(call, backend, lambda: trial(call, False), lambda: trial(call, True))
     options = ", ".join(f"{name}={value}" for name, value in call.facts)
     dtype = str(call.dtype).removeprefix("torch.")
     return Row(call.operator, backend, dtype, options, right, reason, 1e3 * seconds if right else None)

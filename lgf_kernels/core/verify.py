@@ -15,6 +15,7 @@ cannot be written means that each process checks anew. The variable LGF_VERIFY c
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -39,17 +40,23 @@ MODES = ("off", "force")
 
 
 class Verdict(NamedTuple):
-    """What a check found. `seconds`: of a forward and backward on the larger case, infinite for a backend that is not right."""
+    """What a check found.
+
+    seconds    of a forward and backward on the larger case, infinite for a backend that is not right
+    answered   False for a backend that raised, or was not checked: the next process tries again, as memory may have been short
+    """
 
     right: bool
     reason: str
-    seconds: float
+    seconds: float = float("inf")
+    answered: bool = True
 
 
 #: A case of an operator: runs it on a backend, by name, and returns the tensors to compare.
 Case = Callable[[str], Sequence[Tensor]]
 
-_verdicts: dict[str, Verdict] = {}
+#: By call, without its shape, and backend: every call of an operator looks here.
+_verdicts: dict[tuple, Verdict] = {}
 _lock = threading.Lock()
 
 
@@ -72,19 +79,27 @@ def verdict(call: NamedTuple, backend: str, small: Callable[[], Case], large: Ca
     """
     if mode() == "off":
         return Verdict(True, "not checked: LGF_VERIFY=off", 0.0)
-    key = key_of(call, backend)
-    with _lock:
-        if key not in _verdicts:
-            found = None if mode() == "force" else read(key)
-            if found is None:
+    kind = (call._replace(shape=None), backend)
+    if kind not in _verdicts:
+        with _lock:
+            if kind not in _verdicts:
                 if reason := impossible_reason(call.device):
-                    return Verdict(False, reason, float("inf"))
-                found = in_a_thread_of_its_own(lambda: check(call, backend, small, large))
-                write(key, found)
-                if not found.right:
-                    warnings.warn(report(call, backend, found.reason), RuntimeWarning, stacklevel=2)
-            _verdicts[key] = found
-        return _verdicts[key]
+                    return Verdict(False, reason, answered=False)
+                _verdicts[kind] = kept_or_new(call, backend, small, large)
+    return _verdicts[kind]
+
+
+def kept_or_new(call: NamedTuple, backend: str, small: Callable[[], Case], large: Callable[[], Case]) -> Verdict:
+    """Return the verdict in the file, or check, warn of a backend that fails, and keep the verdict."""
+    key = key_of(call, backend)
+    if mode() != "force" and (kept := read(key)):
+        return kept
+    found = in_a_thread_of_its_own(lambda: check(call, backend, small, large))
+    if found.answered:
+        write(key, found)
+    if not found.right:
+        warnings.warn(report(call, backend, found.reason), RuntimeWarning, stacklevel=2)
+    return found
 
 
 def forget() -> None:
@@ -94,8 +109,7 @@ def forget() -> None:
 
 def key_of(call: NamedTuple, backend: str) -> str:
     """Return everything that a verdict depends on, as one line of JSON."""
-    facts = {name: value for name, value in call.facts}
-    what = {"operator": call.operator, "backend": backend, "dtype": str(call.dtype), "facts": facts}
+    what = {"operator": call.operator, "backend": backend, "dtype": str(call.dtype), "facts": dict(call.facts)}
     return json.dumps(what | machine(call.device), sort_keys=True, default=str)
 
 
@@ -162,10 +176,9 @@ def check(call: NamedTuple, backend: str, small: Callable[[], Case], large: Call
             error = worst_error(case(backend), case("portable"))
             if error <= TOLERANCE:
                 return Verdict(True, f"right within {error:.0e}", shortest(large(), backend, call.device))
-            reason = f"a relative error of {error:.2g} on a small case"
+            return Verdict(False, f"a relative error of {error:.2g} on a small case")
     except Exception as error:  # a compiler or a driver may fail in any way
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return Verdict(False, reason, float("inf"))
+        return Verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", answered=False)
 
 
 def worst_error(given: Sequence[Tensor], true: Sequence[Tensor]) -> float:
@@ -176,7 +189,7 @@ def worst_error(given: Sequence[Tensor], true: Sequence[Tensor]) -> float:
         else float("inf")
         for a, b in zip(given, true, strict=True)
     ]
-    return max(error if error == error else float("inf") for error in errors)
+    return max(float("inf") if math.isnan(error) else error for error in errors)
 
 
 def shortest(case: Case, backend: str, device: str) -> float:
@@ -240,7 +253,7 @@ def write(key: str, found: Verdict) -> None:
         handle, unfinished = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
         try:
             with open(handle, "w") as out:
-                json.dump({"key": key, **found._asdict()}, out)
+                json.dump({"key": key, "right": found.right, "reason": found.reason, "seconds": found.seconds}, out)
             os.replace(unfinished, file)
         finally:
             Path(unfinished).unlink(missing_ok=True)

@@ -27,10 +27,14 @@ def cuda_unsupported_reason(call: Call) -> str | None:
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
 CUDA = Backend("native", "cuda", cuda_unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
 CUDA_LOSS = CUDA._replace(limits=f"at most {MAX_TEACHERS} teachers")
-PROOF = Proof(trial, FLOW_VARIANTS)
-register("local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE, proof=PROOF)
-PROOF = Proof(trial, LOSS_VARIANTS)
-register("lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE, proof=PROOF)
+register(
+    "local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE,
+    proof=Proof(trial, FLOW_VARIANTS),
+)  # fmt: skip
+register(
+    "lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE,
+    proof=Proof(trial, LOSS_VARIANTS),
+)  # fmt: skip
 
 
 # ---- local_gram_flow: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K) ------------------------------------

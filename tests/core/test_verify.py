@@ -101,6 +101,26 @@ def test_one_that_is_wrong_or_raises_is_passed_over(toy, answer, said):
         assert chosen() == "portable"
 
 
+def test_what_raised_is_tried_again_by_the_next_process(toy, home):
+    """Memory that was short once must not rule a backend out for ever; a wrong answer must."""
+    _, answers, _ = toy
+    answers["triton"] = lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory"))
+    with pytest.warns(RuntimeWarning, match="no memory"):
+        assert chosen() == chosen() == "native"
+    assert len(list(home.iterdir())) == 1
+    verify.forget()
+    del answers["triton"]
+    assert chosen() == "triton"
+
+
+def test_other_shapes_are_not_checked_anew_nor_looked_up_in_files(toy, monkeypatch):
+    runs, _, _ = toy
+    chosen()
+    count = len(runs)
+    monkeypatch.setattr(verify, "key_of", None)
+    assert registry.resolve(Call("toy", "cpu", torch.float32, (3, 4)), None, "toy") == "triton" and len(runs) == count
+
+
 def test_wrong_in_one_option(toy):
     _, answers, _ = toy
     answers["triton"] = lambda call: torch.ones(3) * (2 if call.fact("window") == 3 else 1)
@@ -138,6 +158,7 @@ def test_what_is_kept_is_of_this_code_and_machine(toy, monkeypatch, part):
     chosen()
     count = len(runs)
     other = verify.machine("cpu") | {part: "another"}
+    verify.forget()  # as another process, which finds the files
     monkeypatch.setattr(verify, "machine", lambda device: other)
     chosen()
     assert len(runs) == 2 * count

@@ -24,9 +24,8 @@ class CogVideoX(Generator):
     name = "cogvideox"
     pipelines = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline")
     transformer = "CogVideoXTransformer3DModel"
-    decoded = (
-        8  # frames for two latents: diffusers decodes by twos, and gives an even number of latents 3 frames too many
-    )
+    #: Frames for two latents: diffusers decodes by twos, and gives an even number of latents 3 frames too many.
+    decoded = 8
 
     def __init__(self, path, revision, index, config, vae):
         super().__init__(path, revision, index, config, vae)
