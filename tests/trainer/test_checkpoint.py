@@ -300,3 +300,16 @@ def test_publishing_copies_the_weights_alone(tiny_place, tmp_path):
     found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert found == sorted([*weights, *(f"ema/{name}" for name in weights)])
     assert json.loads((place / "checkpoint.json").read_text())["sha256"].keys() == {*found, "optimizer.safetensors"}
+
+
+def test_frozen_weights_are_not_gathered_for_a_save(monkeypatch):
+    """They are gigabytes beside a LoRA."""
+    model = torch.nn.ModuleDict({"frozen": torch.nn.Linear(2, 2), "trained": torch.nn.Linear(2, 2)})
+    model["frozen"].requires_grad_(False)
+    gathered, real = [], checkpoint.get_model_state_dict
+    monkeypatch.setattr(
+        checkpoint, "get_model_state_dict", lambda *a, **o: gathered.append(real(*a, **o)) or gathered[0]
+    )
+    optimiser = GroupedAdamW({"all": (model["trained"].parameters(), Optimiser(rate=1.0, warmup=0))}, steps=1, clip=1.0)
+    TrainingState(None, model, optimiser).write(main=True)
+    assert set(gathered[0]) == {"trained.weight", "trained.bias"}

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PROJECTOR, OPTIMISER, FACTS = "projector.safetensors", "optimizer.safetensors", "checkpoint.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+#: Without the frozen weights, beside which a LoRA is small: they would be gathered and copied at every save.
+TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 Hashes = dict[str, str]  # path below the folder -> SHA-256
@@ -94,7 +96,7 @@ class TrainingState:
     def write(self, main: bool) -> Callable[[Path], Hashes]:
         """Gather everything, which all processes must do; returns what writes it, for the `main` one to call."""
         trained = trained_parameters(self.model)
-        weights = get_model_state_dict(self.model, options=WHOLE)
+        weights = get_model_state_dict(self.model, options=TRAINED)
         moments = get_optimizer_state_dict(self.model, self.optimiser.adamw, options=WHOLE)
         average = {name: whole(tensor) for name, tensor in self.average.average.items()} if self.average else {}
 
