@@ -18,6 +18,9 @@ if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+from models.cuda.fixtures import built, model, objects  # noqa: E402, F401
+
+
 @pytest.fixture(autouse=True, scope="session")
 def known_environment():
     """What a shell, a git hook, a cluster or continuous integration sets decides nothing: which backend runs and what is built,
@@ -35,7 +38,7 @@ def known_environment():
 def quick_interpreter():
     """The interpreter pays for programs and steps, not for numbers: few and large ones, and no check of every sum.
 
-    `tests/triton_kernels` runs the configurations that this leaves out, and the checks for overflow.
+    The `test_triton.py` of the families run the configurations that this leaves out, and the checks for overflow.
     """
     if INTERPRETED:
         from triton.runtime import interpreter

@@ -27,12 +27,12 @@ TUNED = {
     },
 }
 HEADERS = (
-    "forward_band",
-    "backward_band",
-    "relation_distances",
-    "relation_products",
-    "relation_warps",
-    "relation_warpgroups",
+    "gram_flow/forward_band",
+    "gram_flow/backward_band",
+    "token_relation/distances",
+    "token_relation/products",
+    "token_relation/warps",
+    "token_relation/warpgroups",
 )
 REGISTERS, THREADS = 65536, 2048
 
@@ -74,7 +74,7 @@ class Compiled(NamedTuple):
 def compiled(arch: str) -> tuple[list[Compiled], list[str]]:
     """What the sources compile to, and the warnings."""
     options = ("-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", os.devnull)
-    text = "".join(run(nvcc(), *options, source).stderr for source in sorted(CSRC.glob("*.cu")))
+    text = "".join(run(nvcc(), *options, source).stderr for source in sorted(CSRC.glob("*/*.cu")))
     found = re.findall(
         r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
         r"Used (\d+) registers",

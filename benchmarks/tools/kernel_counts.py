@@ -123,7 +123,7 @@ def halo_tokens(shape: Shape, rows: int, cols: int) -> int:
     return reached(shape.H, rows) * reached(shape.W, cols)
 
 
-# ---- CUDA C++: the banded tile (csrc/cuda/band.h) ----------------------------------------------------------------
+# ---- CUDA C++: the banded tile (csrc/cuda/gram_flow/band.h) ----------------------------------------------------------------
 
 COLS, HALO_COLS, BAND, CHUNK, HELD = 16, 24, 128, 32, 256
 

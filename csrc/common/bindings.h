@@ -1,7 +1,8 @@
-// What the bindings of all modules share: how tensors are described, and the checks of what numbers alone can tell.
+// Shared code of the bindings of all modules and families: registration, descriptions of tensors, checks of numbers.
 #pragma once
 
-#include <cmath>
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -13,6 +14,20 @@
 
 namespace lgf {
 namespace bindings {
+
+// A family's functions, for the module's main file to add. A family's bindings.cpp has one:
+//
+//     const Family family([](pybind11::module_& m) { m.def(...); });
+struct Family {
+  using Define = void (*)(pybind11::module_&);
+
+  explicit Family(Define define) { all().push_back(define); }
+
+  static std::vector<Define>& all() {
+    static std::vector<Define> registered;
+    return registered;
+  }
+};
 
 using Address = std::uintptr_t;
 using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;  // batch, frames, rows, cols
@@ -44,34 +59,8 @@ inline bool parse_choice(const char* argument, const std::string& given, const c
                               "'");
 }
 
-inline void check_shape(const Shape& shape) {
-  const auto [batch, frames, rows, cols] = shape;
-  if (batch < 1 || frames < 2 || rows < 1 || cols < 1)
-    throw std::invalid_argument("shape: expected (batch, frames, rows, cols) with frames >= 2 and no empty dimension");
-}
-
-inline void check_window(int size, int largest) {
-  if (size < 1 || size > largest || size % 2 == 0)
-    throw std::invalid_argument("window: expected an odd size from 1 to " + std::to_string(largest) + ", got " +
-                                std::to_string(size));
-}
-
 inline void check_channels(const TensorTuple& tuple) {
   if (std::get<2>(tuple) < 1) throw std::invalid_argument("channels: expected at least 1");
-}
-
-// What a loss asks of its teachers.
-inline void check_teachers(const std::vector<TensorTuple>& teachers, const std::vector<double>& weights,
-                           double temperature, int window, bool from_logits) {
-  if (teachers.empty() || teachers.size() != weights.size())
-    throw std::invalid_argument("teacher_weights: expected one weight for each of at least one teacher");
-  if (!(temperature > 0) || !std::isfinite(temperature))
-    throw std::invalid_argument("temperature: expected a finite number > 0");
-  for (const TensorTuple& teacher : teachers) {
-    check_channels(teacher);
-    if (from_logits && std::get<2>(teacher) != window * window)
-      throw std::invalid_argument("teachers: cached logits need window * window channels");
-  }
 }
 
 inline void* pointer(std::optional<Address> address) { return reinterpret_cast<void*>(address.value_or(0)); }

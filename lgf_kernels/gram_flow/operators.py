@@ -12,7 +12,7 @@ from . import reference
 from .options import LgfOptions
 from .window import pairs_shape
 
-#: As many teachers as fit in what a CUDA C++ kernel is passed (`kMaxTeachers` in csrc/cuda/lgf.h).
+#: As many teachers as fit in what a CUDA C++ kernel is passed (`kMaxTeachers` in csrc/cuda/gram_flow/calls.h).
 MOST_TEACHERS = 15
 
 

@@ -132,8 +132,8 @@ def sanitized():
     code = f"""if True:
         import sys, pytest
         sys.path.insert(0, "tests")
-        import helpers
-        helpers.backends_of = lambda operator, device="cpu": ["native", "triton", "portable"]
+        from support import numerics
+        numerics.backends_of = lambda operator, device="cpu": ["native", "triton", "portable"]
         sys.exit(pytest.main(["tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-k", {session.SANITIZED!r}]))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True)

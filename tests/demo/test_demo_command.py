@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import write_clip
 from lgf_bench import memory
 from lgf_cli import main
 from lgf_demo import cost
+from support.clips import write_clip
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
     pytest.importorskip(package)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from clips import REAL
 from lgf_demo.video import liveliest_part, warp_back, warping_psnr
 from lgf_trainer.motion import motion_of, patch_descriptors
+from support.clips import REAL
 
 
 def textured(height: int, width: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_close, backends_of, double, features, relative_error, value_and_gradient
+from support.numerics import assert_close, backends_of, double, features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from gpu_session import SANITIZER_ERROR, under
-from helpers import backends_of
+from support.numerics import backends_of
 
 PAST_THE_END = """
 import sys, torch

@@ -18,13 +18,13 @@ pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
 import lgf_cli
-from clips import REAL
 from lgf_demo import playground
 from lgf_demo.clips import make_clip
 from lgf_trainer import export
 from lgf_trainer.cache import WindowCache
 from lgf_trainer.recipe import read_recipe
 from safetensors.torch import load_file
+from support.clips import REAL
 from trainer.processes import environment, run_and_kill
 
 ROOT = Path(__file__).parents[2]

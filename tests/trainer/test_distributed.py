@@ -15,7 +15,6 @@ pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
 from accelerate.state import AcceleratorState
-from clips import write_clip
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
 from lgf_trainer.cache import WindowCache
@@ -24,6 +23,7 @@ from lgf_trainer.testing import HEIGHT, WIDTH
 from lgf_trainer.train import parse
 from PIL import Image
 from safetensors.torch import load_file
+from support.clips import write_clip
 from trainer.processes import run_two
 from trainer.training_data import tiny
 

@@ -18,9 +18,7 @@ pytest.importorskip("av")
 pytest.importorskip("diffusers")
 pytest.importorskip("tyro")
 
-from clips import REAL, write_clip
 from diffusers import CogVideoXImageToVideoPipeline
-from helpers import flowing
 from lgf_cli import main as lgf_command
 from lgf_trainer import cache as cache_module
 from lgf_trainer import extract
@@ -43,6 +41,8 @@ from lgf_trainer.testing import (
 )
 from lgf_trainer.video import Fit, Video, VideoError, read_window, to_signed
 from PIL import Image
+from support.clips import REAL, write_clip
+from support.numerics import flowing
 from torch.nn.functional import interpolate
 from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny

@@ -14,8 +14,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
-from clips import write_clip
 from lgf_trainer.cache import WindowCache
+from support.clips import write_clip
 from trainer.kill_points import IN_A_TRAINING, IN_AN_EXTRACTION
 from trainer.processes import environment
 from trainer.run_outputs import losses, same, weights

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from helpers import flowing
+from support.numerics import flowing
 
 pytest.importorskip("tyro")
 

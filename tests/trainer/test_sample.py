@@ -20,7 +20,6 @@ import lgf_cli
 import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from helpers import flowing
 from lgf_trainer import cache, export, lora
 from lgf_trainer import generator as generator_module
 from lgf_trainer.errors import TrainerError
@@ -31,6 +30,7 @@ from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.numerics import flowing
 from trainer.processes import run_two
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("av")
 
 import av
-from clips import REAL, write_clip, write_frames
 from lgf_trainer.video import Fit, Video, VideoError, read_video, to_signed
+from support.clips import REAL, write_clip, write_frames
 
 SIZE = (16, 24)
 

@@ -1,0 +1,40 @@
+// Threads over the rows of images.
+#pragma once
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "panels.h"
+
+namespace lgf {
+namespace LGF_ISA {
+namespace {
+
+// A row of a (batch, frames or pairs, rows) grid.
+struct RowIndex {
+  int64_t b, t, y;
+  RowIndex(int64_t row, int64_t frames, int64_t rows)
+      : b(row / (frames * rows)), t(row / rows % frames), y(row % rows) {}
+};
+
+// Calls function(first row, end row, scratch of the thread) on up to `threads` threads.
+template <class Function>
+void for_each_thread(int64_t rows, int threads, std::size_t scratch_bytes, Function&& function) {
+  const int64_t limit = threads < 1 ? 1 : threads;
+  const int64_t wanted = rows < limit ? rows : limit;
+  const Scratch scratch(static_cast<std::size_t>(wanted) * scratch_bytes);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(wanted)) if (wanted > 1)
+  {
+    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
+    function(me * rows / team, (me + 1) * rows / team, scratch.data() + static_cast<std::size_t>(me) * scratch_bytes);
+  }
+#else
+  function(int64_t(0), rows, scratch.data());
+#endif
+}
+
+}  // namespace
+}  // namespace LGF_ISA
+}  // namespace lgf

@@ -1,0 +1,82 @@
+// Packing: one image row of features, in any storage type and stride, becomes a packed row of floats
+// (layout.h), converted, normalised and scaled on the way. Unpacking is the reverse, without scaling.
+#pragma once
+
+#include "../common/normalise.h"
+
+namespace lgf {
+namespace LGF_ISA {
+namespace {
+
+template <class T, class Storage>
+void pack_token(const Storage* token, int64_t channels, T scale, T* target, int64_t panel_stride) {
+  Vec<T> v[kPanelVectors];
+  for (int64_t c = 0; c < channels; c += kPanel<T>, target += panel_stride) {
+    load_panel<T>(token + c, channels - c, v);
+    for (int i = 0; i < kPanelVectors; ++i) store<T>(target + i * kLanes<T>, v[i] * scale);
+  }
+}
+
+template <class T, class Storage>
+void unpack_token(const T* packed, int64_t panel_stride, int64_t channels, Storage* target) {
+  Vec<T> v[kPanelVectors];
+  for (int64_t c = 0; c < channels; c += kPanel<T>, packed += panel_stride) {
+    for (int i = 0; i < kPanelVectors; ++i) v[i] = load(packed + i * kLanes<T>);
+    store_panel<T>(target + c, channels - c, v);
+  }
+}
+
+template <class T>
+void clear(T* target, int64_t count) {
+  __builtin_memset(target, 0, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+// Row (b, t, y) of `f`, times `scale`, with `halo` zero tokens on both sides.
+template <class T>
+void pack_row(const Tensor& f, const Layout<T>& layout, bool cosine, int64_t b, int64_t t, int64_t y, int64_t halo,
+              T scale, T* target) {
+  const int64_t cols = layout.cols;
+  const int64_t panel_stride = (cols + 2 * halo) * kPanel<T>;
+  for (int64_t p = 0; p < layout.panels; ++p) {
+    clear(target + p * panel_stride, halo * kPanel<T>);
+    clear(target + p * panel_stride + (halo + cols) * kPanel<T>, halo * kPanel<T>);
+  }
+  with_storage_type(f.dtype, [&](auto tag) {
+    using Storage = typename decltype(tag)::type;
+    for_each_group<T>(cols, [&](int64_t x, int64_t count) {
+      const Storage* token = token_address<Storage>(f, b, t, y, x);
+      const Vec<T> r = cosine ? reciprocal_norms<T>(token, f.stride[3], count, f.channels) : broadcast(T(1));
+      for (int64_t i = 0; i < count; ++i)
+        pack_token<T>(token + i * f.stride[3], f.channels, r[i] * scale, target + (halo + x + i) * kPanel<T>,
+                      panel_stride);
+    });
+  });
+}
+
+// The last K image rows of one frame, packed with a halo: what the window of a row of queries sees.
+template <class T>
+class KeyRing {
+ public:
+  KeyRing(const Layout<T>& layout, Arena& arena)
+      : layout_(layout), rows_(arena.take<T>(layout.K * layout.key_row_size())) {}
+
+  // Makes rows y-r .. y+r available. `fresh`: nothing of this frame is packed yet.
+  void advance(const Tensor& f, bool cosine, int64_t b, int64_t t, int64_t y, bool fresh) {
+    const int64_t last = y + layout_.radius;
+    for (int64_t row = fresh ? y - layout_.radius : last; row <= last; ++row)
+      if (row >= 0 && row < layout_.rows)
+        pack_row<T>(f, layout_, cosine, b, t, row, layout_.radius, T(1), slot(row));
+  }
+
+  const T* row(int64_t y) const { return rows_ + (y % layout_.K) * layout_.key_row_size(); }
+
+ private:
+  T* slot(int64_t y) { return rows_ + (y % layout_.K) * layout_.key_row_size(); }
+
+  const Layout<T>& layout_;
+  T* rows_;
+};
+
+}  // namespace
+}  // namespace LGF_ISA
+}  // namespace lgf

@@ -1,0 +1,104 @@
+// What a forward is asked for, the same for every kernel of it.
+#pragma once
+
+#include "../common/norms.h"
+#include "calls.h"
+#include "divergence.h"
+
+namespace lgf {
+namespace cuda {
+
+constexpr int kMaxSources = kMaxTeachers + 1;
+
+// Where logits come from: features, or cached logits (B, T-1, H, W, K*K).
+struct Source {
+  Tensor tensor;
+  const void* norms;  // reciprocal ones (B, T, H, W), or null: for similarity "dot", and where a kernel sums its own
+  double weight;
+};
+
+// The teachers come first and the student last: its logits meet those of the fused teacher.
+struct ForwardParams {
+  Grid grid;
+  int window;     // odd, at most kMaxWindow
+  bool backward;  // entry t has its queries in frame t+1 and its keys in frame t
+  bool cosine;    // or "dot"
+  bool cached;    // all sources but the last are logits
+  int count;
+  Source sources[kMaxSources];
+  Divergence divergence;
+  void* logits;         // (B, T-1, H, W, K*K): all that is wanted, of the student, unless null
+  void* values;         // (B, T-1, H, W)
+  void* gradient;       // by the student's logits, (B, T-1, H, W, K, K+1), the last of a row undefined; or null
+  DType gradient_type;  // outputs are in the accumulation type, but for this one
+  void* kept_norms;     // room for the student's reciprocal norms, for a kernel that sums its own; or null
+};
+
+// The frames of the queries and of the keys of a tile, which is numbered by its pair.
+LGF_DEVICE int query_frame(const ForwardParams& p, const Tile& tile) { return tile.t + (p.backward ? 1 : 0); }
+LGF_DEVICE int key_frame(const ForwardParams& p, const Tile& tile) { return tile.t + (p.backward ? 0 : 1); }
+
+// The reciprocal norm of a token, 1 if there are none, and 0 outside the frame.
+template <class T>
+LGF_DEVICE T reciprocal_norm(const void* norms, const Grid& grid, int b, int t, int y, int x) {
+  if (!in_frame(grid, y, x)) return T(0);
+  return norms ? static_cast<const T*>(norms)[token_number(grid, int64_t(b) * grid.frames + t, y, x)] : T(1);
+}
+
+// A raw product as a logit. Outside the frame (reciprocal norm 0) it is 0, whatever was multiplied there.
+template <class T>
+LGF_DEVICE T scaled(T product, T query_norm, T key_norm) {
+  return key_norm == T(0) ? T(0) : product * (query_norm * key_norm);
+}
+
+// zT of a tile from cached logits, into slots of `pitch` numbers a query.
+template <int kThreads, class T>
+LGF_DEVICE void fuse_cached(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, T* zT) {
+  const int positions = K * K;
+  for (int i = thread_index(); i < height * width * positions; i += kThreads) {
+    const int query = i / positions, slot = i % positions;
+    const int y = tile.y0 + query / width, x = tile.x0 + query % width;
+    const bool inside = in_frame(p.grid, y, x) && in_frame(p.grid, y + slot / K - K / 2, x + slot % K - K / 2);
+    T z = 0;
+    for (int m = 0; m < p.count - 1 && inside; ++m) {
+      const Source& teacher = p.sources[m];
+      z += static_cast<T>(teacher.weight) *
+           load<T>(teacher.tensor.data, teacher.tensor.dtype, offset(teacher.tensor, tile.b, tile.t, y, x) + slot);
+    }
+    zT[query * pitch + slot] = z;
+  }
+}
+
+// Writes slots of a tile to (B, T-1, H, W, K, row).
+template <int kThreads, class T>
+LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch,
+                            const T* z, void* out, DType type, int row) {
+  for (int i = thread_index(); i < height * width * K * row; i += kThreads) {
+    const int query = i / (K * row), dy = i / row % K, dx = i % row;
+    const int y = tile.y0 + query / width, x = tile.x0 + query % width;
+    if (dx < K && in_frame(p.grid, y, x)) {
+      const int64_t token = token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x);
+      store(out, type, (token * K + dy) * row + dx, z[query * pitch + dy * K + dx]);
+    }
+  }
+}
+
+// From the slots of a tile to everything that is asked for. K is the window, a constant where it can be one.
+template <int kThreads, class T>
+LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, const T* zT,
+                       T* zS) {
+  const DType accumulate = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
+  if (p.logits) return store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.logits, accumulate, K);
+  // Whole warps go round together: their lanes exchange numbers, in the frame or not.
+  for (int query = thread_index() / kLanesPerToken; query < height * width; query += kThreads / kLanesPerToken) {
+    const int y = tile.y0 + query / width, x = tile.x0 + query % width;
+    const T value = divergence(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
+    if (in_frame(p.grid, y, x) && thread_index() % kLanesPerToken == 0)
+      static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = value;
+  }
+  sync_block();
+  if (p.gradient) store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.gradient, p.gradient_type, K + 1);
+}
+
+}  // namespace cuda
+}  // namespace lgf

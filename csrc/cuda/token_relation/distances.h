@@ -1,0 +1,213 @@
+// Of pairs of tiles: their part of the loss and, for a gradient, the block of coefficients (calls.h).
+//
+// A block takes one pair after another. The chunks of the teacher's and the student's features of all its pairs follow
+// each other through shared memory, so that those of the next pair are on their way while this one is finished, which
+// keeps the tensor cores waiting less. Student and teacher have sums of their own, made in the same order: the same
+// features in both differ by exactly 0, whose sign is 0. Pairs all of whose weights are 0 are passed over: their sums and
+// coefficients are not written.
+#pragma once
+
+#include "plain.h"
+#include "tiles.h"
+
+namespace lgf {
+namespace cuda {
+
+struct DistancesParams {
+  DistancesCall call;
+  int tiles;
+  int64_t places, blocks;  // of a video
+};
+
+template <class Products>
+struct Distances {
+  using Params = DistancesParams;
+  using T = typename Products::Number;
+  using Coefficient = typename Products::Coefficient;
+  static constexpr int kThreads = Products::kThreads, kBlocksPerSm = Products::kBlocksPerSm, kTile = Products::kTile;
+  static constexpr int kStages = Products::stages(2), kStageBytes = 2 * Products::kOperandBytes;
+  static constexpr int kPipelineBytes = (kStages * kStageBytes + 15) / 16 * 16;
+  // What is known of the tokens of the row and then of the column: norms of student, teacher and coefficients, and frames.
+  static constexpr int kTokens = 2 * kTile, kNorms = 3 * kTokens;
+  static constexpr int kSharedBytes =
+      kPipelineBytes + (kNorms + kThreads / 32) * static_cast<int>(sizeof(T)) + kTokens * static_cast<int>(sizeof(int));
+
+  static LGF_DEVICE void run(const Params& p, char* shared) {
+    Loader loader(p, shared);
+    for (int stage = 0; stage < kStages - 1; ++stage) loader.next();
+    int step = 0;
+    for (Place at(p, block_index()); at.exists(p); at.move(p)) {
+      const TileSpan rows(p.call.video, at.pair.row, kTile), columns(p.call.video, at.pair.column, kTile);
+      T* norms = reinterpret_cast<T*>(shared + kPipelineBytes);
+      int* frames = reinterpret_cast<int*>(norms + kNorms + kThreads / 32);
+      load_tokens(p, at, norms, frames);
+      T student[Products::kNumbers], teacher[Products::kNumbers];
+      clear(student);
+      clear(teacher);
+      for (int c = 0; c < p.call.teacher.channels; c += Products::kChunk) multiply(loader, shared, step++, teacher);
+      for (int c = 0; c < p.call.student.channels; c += Products::kChunk) multiply(loader, shared, step++, student);
+      if (rows.frames() <= 2 && columns.frames() <= 2) {
+        finish(p, at, CornerWeights<T>(p.call.video, rows, columns), norms, student, teacher);
+      } else {
+        const T* c = static_cast<const T*>(p.call.video.weight);
+        finish(p, at, TableWeights<T>{c, p.call.video.frames, frames, frames + kTile}, norms, student, teacher);
+      }
+    }
+  }
+
+ private:
+  // A pair of tiles of a video that has any weight, in the order in which the blocks of the launch take them.
+  struct Place {
+    int64_t number;
+    int b;
+    Pair pair;
+
+    LGF_DEVICE Place(const Params& p, int64_t first) : number(first) { find(p); }
+    LGF_DEVICE bool exists(const Params& p) const { return b < p.call.video.batch; }
+    LGF_DEVICE void move(const Params& p) {
+      number += block_count();
+      find(p);
+    }
+
+   private:
+    LGF_DEVICE void look(const Params& p) {
+      b = static_cast<int>(number / p.places);
+      pair = pair_at(number % p.places, p.call.rows, p.tiles);
+    }
+
+    // Each lane of a warp looks at a place, so that pairs without weight cost next to nothing.
+    LGF_DEVICE void find(const Params& p) {
+      const int64_t lane = thread_index() % 32;
+      for (number += lane * block_count();; number += int64_t(32) * block_count()) {
+        look(p);
+        const bool stop = !exists(p) || (pair.column < p.tiles && any_weight<T>(p.call.video, pair, kTile));
+        int first = stop ? static_cast<int>(lane) : 32;
+        for (int mask = 16; mask > 0; mask /= 2) first = lesser(first, shuffle_xor(first, mask));
+        if (first == 32) continue;
+        number += (first - lane) * block_count();
+        return look(p);
+      }
+    }
+  };
+
+  // Runs ahead of the products.
+  struct Loader {
+    const Params& p;
+    char* shared;
+    Place at;
+    bool student;
+    int c0, stage;
+
+    LGF_DEVICE Loader(const Params& params, char* memory)
+        : p(params), shared(memory), at(params, block_index()), student(false), c0(0), stage(0) {}
+
+    // Begins to load the next chunk, if there is one.
+    LGF_DEVICE void next() {
+      if (at.exists(p)) {
+        const Tensor& f = student ? p.call.student : p.call.teacher;
+        char* operands = shared + stage * kStageBytes;
+        load(f, at.pair.row, operands);
+        load(f, at.pair.column, operands + Products::kOperandBytes);
+        stage = stage + 1 < kStages ? stage + 1 : 0;
+        advance(f.channels);
+      }
+      copy_commit();
+    }
+
+   private:
+    LGF_DEVICE void load(const Tensor& f, int tile, char* operand) {
+      const int64_t token = int64_t(tile) * kTile;
+      Products::template load<Summed::along_rows>(
+          {f.data, f.dtype, at.b * f.stride[0] + token * f.stride[3] + c0, f.stride[3],
+           static_cast<int>(p.call.video.tokens - token), f.channels - c0},
+          operand);
+    }
+
+    LGF_DEVICE void advance(int channels) {
+      c0 += Products::kChunk;
+      if (c0 < channels) return;
+      c0 = 0;
+      student = !student;
+      if (!student) at.move(p);
+    }
+  };
+
+  static LGF_DEVICE void clear(T (&sums)[Products::kNumbers]) {
+    LGF_UNROLL
+    for (int e = 0; e < Products::kNumbers; ++e) sums[e] = 0;
+  }
+
+  static LGF_DEVICE void multiply(Loader& loader, char* shared, int step, T (&sums)[Products::kNumbers]) {
+    copy_wait<kStages - 2>();
+    Products::publish();
+    sync_block();  // this chunk is there, and the one before has been multiplied by all
+    const char* rows = shared + step % kStages * kStageBytes;
+    const char* columns = rows + Products::kOperandBytes;
+    Products::template begin<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
+    loader.next();
+    Products::template end<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
+  }
+
+  // Norms are 0 past the last token, and with them all differences there. What a pair before has left there has been
+  // read: its last barrier was later.
+  static LGF_DEVICE void load_tokens(const Params& p, const Place& at, T* norms, int* frames) {
+    const void* const sources[3] = {p.call.student_norms, p.call.teacher_norms, p.call.coefficient_norms};
+    const int tokens = p.call.video.tokens;
+    for (int n = thread_index(); n < kTokens; n += kThreads) {
+      const int token = (n < kTile ? at.pair.row : at.pair.column) * kTile + n % kTile;
+      const bool exists = token < tokens;
+      LGF_UNROLL
+      for (int source = 0; source < 3; ++source)
+        norms[source * kTokens + n] =
+            exists ? static_cast<const T*>(sources[source])[at.b * int64_t(tokens) + token] : T(0);
+      frames[n] = exists ? token / p.call.video.frame_tokens : 0;
+    }
+  }
+
+  template <class Weights>
+  static LGF_DEVICE void finish(const Params& p, const Place& at, const Weights& weights, T* norms,
+                                const T (&student)[Products::kNumbers], const T (&teacher)[Products::kNumbers]) {
+    const T margin = static_cast<T>(p.call.margin), scale = static_cast<T>(p.call.scale);
+    const T *r = norms, *q = norms + kTokens, *s = norms + 2 * kTokens;
+    T total = 0;
+    LGF_UNROLL
+    for (int first = 0; first < Products::kNumbers; first += Products::kTogether) {
+      T g[Products::kTogether];
+      LGF_UNROLL
+      for (int k = 0; k < Products::kTogether; ++k) {
+        const int e = first + k, i = Products::row(e), j = Products::column(e);
+        // Rounded before they are subtracted: fused, a product would differ from an equal one.
+        const T d = rounded_product(student[e] * r[i], r[kTile + j]) - rounded_product(teacher[e] * q[i], q[kTile + j]);
+        const T w = scale * weights.at(i, j);
+        const bool counts = w != T(0) && !(fabs(d) <= margin);  // a NaN is not forgiven
+        total += counts ? w * (fabs(d) - margin) : T(0);
+        // NaN where d is not finite.
+        g[k] = counts ? (2 * (d > 0 ? w : -w) + (d - d)) * s[i] * s[kTile + j] : T(0);
+      }
+      if (p.call.coefficients) Products::store(block(p, at), first, g);
+    }
+    store_sum(p, at, total, norms + kNorms);
+  }
+
+  static LGF_DEVICE void store_sum(const Params& p, const Place& at, T total, T* of_warps) {
+    for (int mask = 16; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
+    if (thread_index() % 32 == 0) of_warps[thread_index() / 32] = total;
+    sync_block();  // the sums of all warps are there, and the norms have been read
+    if (thread_index() > 0) return;
+    T sum = 0;
+    for (int warp = 0; warp < kThreads / 32; ++warp) sum += of_warps[warp];
+    sum_of(p, at) = at.pair.row == at.pair.column ? sum : 2 * sum;
+  }
+
+  static LGF_DEVICE T& sum_of(const Params& p, const Place& at) {
+    return static_cast<T*>(p.call.sums)[at.b * p.call.sums_stride + block_number(at.pair, 0, p.tiles)];
+  }
+
+  static LGF_DEVICE Coefficient* block(const Params& p, const Place& at) {
+    const int64_t number = at.b * p.blocks + block_number(at.pair, p.call.rows.first, p.tiles);
+    return static_cast<Coefficient*>(p.call.coefficients) + number * kTile * kTile;
+  }
+};
+
+}  // namespace cuda
+}  // namespace lgf

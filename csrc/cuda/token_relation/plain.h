@@ -1,0 +1,85 @@
+// Products of two operands of a tile of relations, and the way that takes all types: plain multiply-adds.
+//
+// A tile kernel (distances.h, products.h) says which matrices are multiplied and what becomes of the
+// numbers. How a chunk of an operand is loaded, multiplied, and which numbers of the product a thread holds, is said by a
+// class such as this one, Plain, or Warps and Warpgroups for the tensor cores:
+//
+//     kTile          rows and columns of a product
+//     kChunk         of the dimension that is summed over, loaded and multiplied at a time
+//     kOperandBytes  of such a chunk of one operand in shared memory
+//     stages(n)      chunks of n operands that are on their way or multiplied
+//     Number         of the sums; Coefficient, of what is stored and multiplied with features
+//     load           begins to load a chunk of an operand
+//     publish        what this thread has loaded, and has landed, can be multiplied by others after a barrier
+//     begin, end     sums += a b, at any time between; until `end` returns neither operands nor sums are to be touched
+//     row, column    of the product, where the e-th of this thread's numbers stands
+//     store          of these coefficients the e-th and the ones after it, kTogether
+#pragma once
+
+#include "../common/tensor.h"
+
+namespace lgf {
+namespace cuda {
+
+// An operand stands row by row in memory, and is multiplied along the rows, or down the columns.
+enum class Summed { along_rows, down_columns };
+
+// A part of a matrix in memory: element (i, j) at `at + i stride + j`. Past `rows` and `columns` there are zeros.
+struct Matrix {
+  const void* data;
+  DType dtype;
+  int64_t at, stride;
+  int rows, columns;
+};
+
+template <class T>
+struct Plain {
+  using Number = T;
+  using Coefficient = T;
+  static constexpr DType kCoefficientType = sizeof(T) == 4 ? DType::float32 : DType::float64;
+  static constexpr int kThreads = 256, kBlocksPerSm = 2;
+  static constexpr int kPer = sizeof(T) == 4 ? 4 : 2;  // rows and columns of a thread, 16 apart
+  static constexpr int kTile = 16 * kPer, kNumbers = kPer * kPer, kTogether = kNumbers;
+  static constexpr int kChunk = 16;
+  static constexpr int kPitch = kChunk + 1;  // of a row: neighbours in other banks
+  static constexpr int kOperandBytes = kTile * kPitch * static_cast<int>(sizeof(T));
+  static constexpr int stages(int) { return 2; }
+
+  template <Summed kSummed>
+  static LGF_DEVICE void load(const Matrix& m, char* operand) {
+    constexpr bool kAlong = kSummed == Summed::along_rows;
+    constexpr int kColumns = kAlong ? kChunk : kTile;
+    T* to = reinterpret_cast<T*>(operand);
+    for (int n = thread_index(); n < kTile * kChunk; n += kThreads) {
+      const int i = n / kColumns, j = n % kColumns;
+      const bool wanted = i < m.rows && j < m.columns;
+      to[kAlong ? i * kPitch + j : j * kPitch + i] = wanted ? cuda::load<T>(m.data, m.dtype, m.at + i * m.stride + j) : T(0);
+    }
+  }
+
+  static LGF_DEVICE void publish() {}
+
+  template <Summed, Summed>
+  static LGF_DEVICE void begin(const char*, const char*, T (&)[kNumbers]) {}
+  template <Summed, Summed>
+  static LGF_DEVICE void end(const char* a, const char* b, T (&sums)[kNumbers]) {
+    const T* rows = reinterpret_cast<const T*>(a) + row(0) * kPitch;
+    const T* columns = reinterpret_cast<const T*>(b) + column(0) * kPitch;
+    for (int k = 0; k < kChunk; ++k) {
+      LGF_UNROLL
+      for (int e = 0; e < kNumbers; ++e)
+        sums[e] += rows[e / kPer * 16 * kPitch + k] * columns[e % kPer * 16 * kPitch + k];
+    }
+  }
+
+  static LGF_DEVICE int row(int e) { return thread_index() / 16 + e / kPer * 16; }
+  static LGF_DEVICE int column(int e) { return thread_index() % 16 + e % kPer * 16; }
+
+  static LGF_DEVICE void store(T* block, int e, const T (&g)[kTogether]) {
+    LGF_UNROLL
+    for (int k = 0; k < kTogether; ++k) block[row(e + k) * kTile + column(e + k)] = g[k];
+  }
+};
+
+}  // namespace cuda
+}  // namespace lgf

@@ -1,0 +1,39 @@
+"""Video files that tests write, and where real ones may be."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+REAL = Path(os.environ.get("LGF_TEST_VIDEOS", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def write_frames(
+    path: Path, frames, times, time_base, *, format=None, aspect=None, options=None, metadata=None
+) -> Path:
+    """Frames (height, width, 3) of uint8, each on screen from its time (in time bases) on."""
+    import av
+
+    with av.open(str(path), "w", format=format, options=options or {}) as container:
+        container.metadata.update(metadata or {})
+        stream = container.add_stream("libx264", rate=round(1 / (time_base * (times[1] - times[0]))))
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.options = {"qp": "0", "g": "8"}  # nothing is lost, and what follows damage does not matter long
+        stream.codec_context.time_base = stream.time_base = time_base
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for pixels, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels.contiguous().numpy(), format="rgb24")
+            frame.pts, frame.time_base = time, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_clip(path: Path, frames: int, rate: int = 8, shift: int = 2, seed: int = 0, **options) -> Path:
+    """A smooth random picture of 96 x 160 pixels that moves to the right."""
+    coarse = torch.rand(1, 3, 8, 16, generator=torch.Generator().manual_seed(seed))
+    picture = torch.nn.functional.interpolate(coarse, size=(96, 160), mode="bicubic").clamp(0, 1)[0]
+    pixels = [(255 * picture.roll(shift * t, 2)).byte().permute(1, 2, 0) for t in range(frames)]
+    return write_frames(path, pixels, range(frames), Fraction(1, rate), **options)

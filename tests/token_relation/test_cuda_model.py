@@ -1,0 +1,438 @@
+"""The CUDA kernels of token relations on the model of a GPU (tests/models/cuda), against the oracle in float64."""
+
+import ctypes
+
+import pytest
+import torch
+from models.cuda import build
+from models.cuda.launch import broken_on_purpose, launched_on, mistakes, work
+from support.numerics import assert_close, features, value_and_gradient
+from support.pairs import every_pair
+
+import lgf_kernels as lgf
+from lgf_kernels.token_relation import cuda as token_relation
+from lgf_kernels.token_relation import panels
+
+pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
+pytestmark = pytest.mark.skipif(not build.COMPILER, reason="there is no C++ compiler to build the model with")
+
+TILE = 128  # of the tensor cores
+HALVES = [torch.bfloat16, torch.float16]
+#: Errors of a gradient that is rounded once, and a little for products of rounded coefficients.
+GRADIENT = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6, torch.float64: 1e-12}
+#: An upstream gradient that takes a small one to where float16 has all its digits.
+UPSTREAM = torch.tensor(2.0**12, dtype=torch.float64)
+
+
+#: The ways to the tensor cores: of all GPUs from Ampere on, and Hopper's own.
+WAYS = ("warps", "warpgroups")
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+def tensor_cores(way, model):
+    """The model by either way. A test may ask for the ways among its own products of options."""
+    model.lgf_model_hopper(int(way == "warpgroups"))
+    return model
+
+
+def inputs(shape, teacher_channels, dtype, teacher_dtype=None):
+    return features(*shape, dtype=dtype), features(*shape[:-1], teacher_channels, dtype=teacher_dtype or dtype)
+
+
+def against_reference(student, teacher, c=None, **options):
+    options = {"pair_weight": lgf.moalign_pair_weight(student.shape[1]) if c is None else c, **options}
+    options.setdefault("upstream", UPSTREAM)
+    ours = value_and_gradient(lgf.token_relation_loss, student, teacher, backend="native", **options)
+    truth = value_and_gradient(
+        lgf.token_relation_loss, student.double(), teacher.double(), backend="reference", **options
+    )
+    assert ours[1].dtype == student.dtype
+    assert_close(ours[0], truth[0], 1e-12 if student.dtype == torch.float64 else 2e-6)
+    assert_close(ours[1], truth[1], GRADIENT[student.dtype])
+
+
+# ---- the whole way, from the loss to the kernels and back ------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (72, 40), (136, 16), (264, 64), (24, 264)], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_channels_on_the_tensor_cores(tensor_cores, dtype, channels):
+    """Chunks that end early, one and two products wide, and more than that."""
+    against_reference(*inputs((1, 2, 75, channels[0]), channels[1], dtype))
+
+
+@pytest.mark.parametrize("channels", [(1, 1), (17, 64), (70, 9), (130, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_channels_on_plain_kernels(model, dtype, channels):
+    student, teacher = inputs((1, 2, 45, channels[0]), channels[1], dtype)
+    if channels == (1, 1):  # similarities of 1 and -1, and nothing that a gradient could turn
+        ours, truth = (
+            value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=torch.ones(2, 2), backend=name)
+            for name in ("native", "reference")
+        )
+        assert_close(ours[0].double(), truth[0].double(), 1e-2)
+        assert ours[1].abs().max() <= 1e-4
+    else:
+        against_reference(student, teacher)
+
+
+FORMS = ("moalign", "videorepa", "videorepa-spatial", "videorepa-temporal")
+
+
+@every_pair(way=WAYS, N=(1, 3, 60, TILE - 1, TILE, TILE + 5), form=FORMS)
+def test_published_forms(tensor_cores, form, N):
+    """Frames smaller and larger than a tile, whose ends tiles run over."""
+    loss = lgf.TokenRelationLoss(form)
+    frames = 3 if N > 3 else 70
+    student, teacher = inputs((1, frames, N, 16), 8, torch.bfloat16)
+    against_reference(student, teacher, loss.pair_weight(frames, "cpu"), margin=loss.margin)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("N", [1, 31, 33, 70])
+def test_published_forms_on_plain_kernels(model, form, N):
+    loss = lgf.TokenRelationLoss(form)
+    student, teacher = inputs((1, 4, N, 5), 7, torch.float64)
+    against_reference(student, teacher, loss.pair_weight(4, "cpu"), margin=loss.margin)
+
+
+@every_pair(
+    way=WAYS,
+    dtype=(torch.bfloat16, torch.float16, torch.float64),
+    margin=(0.05, 0.4, 5.0),
+    reduction=("mean", "sum", "none"),
+)
+def test_margins_and_reductions(tensor_cores, dtype, margin, reduction):
+    student, teacher = inputs((3, 2, 40, 16), 8, dtype)
+    upstream = torch.tensor([1.0, -2.0, 0.5]) * UPSTREAM if reduction == "none" else UPSTREAM
+    options = dict(margin=margin, reduction=reduction, upstream=upstream)
+    if margin < 2:
+        against_reference(student, teacher, **options)
+    else:
+        options["pair_weight"] = torch.ones(2, 2)
+        value, gradient = value_and_gradient(lgf.token_relation_loss, student, teacher, backend="native", **options)
+        assert not value.any() and not gradient.any()
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (a, b)
+        for a in (*HALVES, torch.float32, torch.float64)
+        for b in (*HALVES, torch.float32, torch.float64)
+        if a != b
+    ],
+    ids=str,
+)
+def test_teachers_of_other_types(model, dtypes):
+    against_reference(*inputs((1, 2, 30, 16), 24, *dtypes))
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_strides(tensor_cores, dtype):
+    """Frames that do not follow each other, channels apart, and tokens that no 16 bytes divide."""
+    permuted = features(2, 16, 3, 4, 5, dtype=dtype).permute(0, 2, 3, 4, 1)
+    sliced = features(4, 6, 4, 5, 40, dtype=dtype)[::2, ::2, ..., 8:24]
+    odd = features(2, 3, 4, 5, 19, dtype=dtype)[..., 1:17]
+    for student, teacher in ((permuted, sliced), (sliced, odd), (odd, permuted)):
+        against_reference(student, teacher)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_weights(tensor_cores, dtype):
+    """Not symmetric; rows that reach a part of the others, one after a gap, and one that reaches none; none at all."""
+    c = torch.zeros(6, 6)
+    for f, g in [(0, 0), (0, 4), (1, 1), (1, 2), (5, 4)]:
+        c[f, g] = 1.0 + f + g
+    for N, weights in [(TILE // 2 + 9, c), (7, c), (TILE, torch.eye(6) * torch.arange(6)), (50, torch.rand(6, 6))]:
+        against_reference(*inputs((1, 6, N, 8), 16, dtype), weights)
+    student, teacher = inputs((1, 6, 50, 8), 16, dtype)
+    value, gradient = value_and_gradient(
+        lgf.token_relation_loss, student, teacher, pair_weight=torch.zeros(6, 6), backend="native"
+    )
+    assert value == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+def test_weights_far_apart(model, processors):
+    """More pairs without weight between them than a warp looks at together."""
+    model.lgf_model_multiprocessors(processors, 228)
+    c = torch.zeros(24, 24)
+    for frame in (0, 5, 12, 23):
+        c[frame, frame] = 1.0
+    against_reference(*inputs((2, 24, TILE // 2, 8), 8, torch.bfloat16), c)
+    against_reference(*inputs((1, 24, TILE, 8), 8, torch.bfloat16), c)
+
+
+@every_pair(way=WAYS, dtype=(torch.bfloat16, torch.float32), blocks=(1, 4, 5, 7, 10, 20), videos=(1, 3))
+def test_panels(tensor_cores, monkeypatch, dtype, blocks, videos):
+    """A video of 4 tiles has 10 blocks: less room cuts it into rows, twice as much takes two videos at once."""
+    tile = TILE if dtype == torch.bfloat16 else 64
+    monkeypatch.setattr(panels, "scratch_bytes", lambda: blocks * tile**2 * dtype.itemsize)
+    against_reference(*inputs((videos, 3, tile + 7, 16), 8, dtype), torch.rand(3, 3))
+
+
+@pytest.mark.parametrize("videos, processors", [(1, 13), (2, 17), (2, 1000)])
+def test_several_blocks_share_the_sum_of_a_tile(tensor_cores, videos, processors):
+    tensor_cores.lgf_model_multiprocessors(processors, 228)
+    student, teacher = inputs((videos, 3, TILE + 5, 24), 16, torch.float16)
+    against_reference(student, teacher)
+    against_reference(student, teacher, torch.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores, monkeypatch, dtype):
+    """But for how many blocks share a sum, which only the gradient would show."""
+    monkeypatch.setattr(panels, "MOST_SPLITS", 1)
+    student, teacher = inputs((2, 3, TILE - 20, 16), 72, dtype)
+    c, results = lgf.moalign_pair_weight(3), []
+    for processors, reverse in ((1, 0), (2, 1), (3, 0), (7, 1), (100, 0)):
+        tensor_cores.lgf_model_multiprocessors(processors, 228)
+        tensor_cores.lgf_model_reverse(reverse)
+        results.append(value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=c, backend="native"))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("frames_alone", [False, True])
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_pairs_of_frames_of_weight_zero_cost_no_products(tensor_cores, needs_grad, frames_alone):
+    c = torch.eye(5) if frames_alone else torch.ones(5, 5)
+    student, teacher = inputs((1, 5, TILE, 16), 8, torch.bfloat16)
+    student.requires_grad_(needs_grad)
+    _, (*_, products) = work(
+        tensor_cores, lambda: lgf.token_relation_loss(student, teacher, pair_weight=c, backend="native")
+    )
+    # One chunk of channels of student and teacher for each pair of tiles, two of tokens for each block of coefficients.
+    pairs, blocks = (5, 5) if frames_alone else (15, 25)
+    of_a_chunk = TILE * TILE * 64
+    assert products == of_a_chunk * (2 * pairs + 2 * needs_grad * blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_has_weight_zero_may_be_not_a_number(tensor_cores, dtype):
+    student, teacher = inputs((1, 4, TILE, 8), 8, dtype)
+    c = torch.ones(4, 4)
+    c[2] = c[:, 2] = 0
+    expected = lgf.token_relation_loss(student, teacher, pair_weight=c, backend="native")
+    for tensor in (student, teacher):
+        tensor[0, 2] = torch.nan
+        assert torch.equal(lgf.token_relation_loss(student, teacher, pair_weight=c, backend="native"), expected)
+
+
+@every_pair(way=WAYS, dtype=(*HALVES, torch.float32), where=("student", "teacher"), bad=(torch.nan, torch.inf))
+def test_not_a_number_reaches_every_gradient_of_its_video(tensor_cores, dtype, where, bad):
+    """And none of the video before, although it is the first token after that one's last."""
+    tensors = dict(zip(("student", "teacher"), inputs((2, 2, 40, 8), 8, dtype), strict=True))
+    tensors[where][1, 0, 0, 3] = bad
+    losses, gradient = value_and_gradient(
+        lgf.token_relation_loss, **tensors, pair_weight=torch.ones(2, 2), margin=0.1, reduction="none", backend="native"
+    )
+    assert losses[0].isfinite() and losses[1].isnan()
+    assert gradient[0].isfinite().all() and gradient[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_the_same_features_differ_by_nothing(tensor_cores, dtype):
+    student = features(1, 3, 50, 24, dtype=dtype)
+    value, gradient = value_and_gradient(
+        lgf.token_relation_loss, student, student.clone(), pair_weight=torch.ones(3, 3), backend="native"
+    )
+    assert value == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64], ids=str)
+def test_short_vectors_are_not_projected(tensor_cores, dtype):
+    student, teacher = inputs((1, 2, 20, 8), 16, dtype)
+    student[0, 0, 3] = teacher[0, 1, 4] = 0
+    student[0, 1, 2] *= 1e-7
+    c = lgf.moalign_pair_weight(2)
+    _, residual = token_relation.forward(student, teacher, c, 0.0, "mean", True)
+    truth = value_and_gradient(
+        lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, backend="reference"
+    )
+    for our, true in zip(residual.flatten(0, 2), truth[1].flatten(0, 2), strict=True):  # their sizes differ by 10^6
+        assert_close(our, true, 2 * GRADIENT[dtype])
+
+
+@pytest.mark.parametrize("weight", [1e-9, 1.0, 1e6])
+def test_float16_has_the_range_of_the_norms_and_the_weights(tensor_cores, weight):
+    """Coefficients 2 c / (N^2 |z_i| |z_j|) of sizes that differ by 10^6, themselves and by their weights."""
+    student, teacher = inputs((1, 2, 70, 16), 8, torch.float16)
+    student *= torch.logspace(-3, 3, 70).roll(5)[:, None].half()
+    c = weight * torch.tensor([[1.0, 1e-4], [1e-4, 1.0]])
+    loss, residual = token_relation.forward(student, teacher, c, 0.0, "mean", True)
+    truth = value_and_gradient(
+        lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, backend="reference"
+    )
+    assert_close(loss, truth[0], 2e-6)
+    for our, true in zip(residual.flatten(0, 2), truth[1].flatten(0, 2), strict=True):
+        assert_close(our, true, 2 * GRADIENT[torch.float16])
+
+
+def test_the_module_refuses_what_does_not_fit_together(model, built):
+    module, _ = built
+    with pytest.raises(ValueError, match="video"):
+        module.relation_project(
+            (0, "float32", 4, (0, 0, 0, 4)), (1, 0, 3, 0), 0, None, (0, 1, 0), 0, device=0, stream=0
+        )
+    with pytest.raises(ValueError, match="rows"):
+        module.relation_products(
+            (0, "float32", 4, (0, 0, 0, 4)), (1, 1, 3, 0), 0,
+            coefficient_dtype="float32", rows=(1, 1), parts=(0, 1, 0), device=0, stream=0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [(72, 40), (264, 24)], ids=str)
+@pytest.mark.parametrize("processors", [1, 13], ids="{} multiprocessors".format)
+def test_the_work_is_what_the_report_counts(model, processors, channels):
+    """Of Hopper's kernels, with one block to a sum and with two."""
+    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    model.lgf_model_hopper(1)
+    model.lgf_model_multiprocessors(processors, 228)
+    shape = counts.Relation(2, 3, TILE // 2 + 9, *channels)
+    norms, distances, products, projection = counts.relation_cuda(shape, counts.H200._replace(sms=processors))
+    student, teacher = inputs(shape[:4], shape.teacher, torch.bfloat16)
+    for needs_grad in (False, True):
+        kernels = [distances, products][: 1 + needs_grad]
+        _, (blocks, copied, staged, loads, macs) = work(
+            model,
+            lambda: lgf.token_relation_loss(student, teacher, pair_weight=torch.ones(3, 3), backend="native"),
+        )
+        assert copied == sum(kernel.l2 for kernel in kernels)
+        assert macs == sum(kernel.wgmma for kernel in kernels)
+        assert staged + loads * 512 == sum(kernel.shared for kernel in kernels)
+        # Blocks of distances take one pair of tiles after the other.
+        assert blocks == norms.blocks + processors + needs_grad * (products.blocks + projection.blocks)
+        student.requires_grad_()
+
+
+# ---- what the tests would notice ----------------------------------------------------------------------------------
+
+READ = "  // this chunk is there, and the one before has been multiplied by all"
+#: One of each kind: in what follows from pairs of tiles (distances), in sums over them (products), and on Hopper.
+MISTAKES = {
+    "no barrier around a chunk, distances": ("token_relation/distances.h", f"sync_block();{READ}", ""),
+    "no barrier around a chunk, products": ("token_relation/products.h", f"sync_block();{READ}", ""),
+    "a chunk is not waited for, distances": ("token_relation/distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "loaded into the chunk that is multiplied": (
+        "token_relation/products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
+    "a block is not transposed": ("token_relation/products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
+                                  "load<Summed::along_rows>(moved(g, 0, part), operands)"),
+    "products are not waited for": ("token_relation/warpgroups.h", "    warpgroup_wait(sums);\n", "    (void)sums;\n"),
+    "products are not committed": ("token_relation/warpgroups.h", "    warpgroup_commit();\n", ""),
+    "sums are not fenced": ("token_relation/warpgroups.h", "    warpgroup_fence();\n", ""),
+    "copies are not made known": ("token_relation/warpgroups.h", "{ fence_async_proxy(); }", "{}"),
+    "pieces are not exchanged": ("token_relation/warps.h", "((piece ^ row) & 7)", "piece"),
+    "a descriptor with another stride": ("token_relation/warpgroups.h", "8 * slab::kRowBytes / 16", "4 * slab::kRowBytes / 16"),
+    "the second warpgroup multiplies the first's rows": ("token_relation/warpgroups.h", "a + warpgroup() *", "a + 0 *"),
+    "a pair counts once, and not from either side": ("token_relation/distances.h", "? sum : 2 * sum", "? sum : sum"),
+}  # fmt: skip
+MORE_MISTAKES = {
+    "no barrier before the sums of warps are read": (
+        "token_relation/distances.h", "sync_block();  // the sums of all warps are there, and the norms have been read", ""),
+    "a chunk is not waited for, products": ("token_relation/products.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "pieces are exchanged otherwise": ("token_relation/warps.h", "((piece ^ row) & 7)", "((piece + row) & 7)"),
+    "a descriptor with another leading offset": ("token_relation/warpgroups.h", "slab::kHalfBytes / 16 : 1", "slab::kHalfBytes / 32 : 1"),
+    "a descriptor steps along rows and not down": ("token_relation/warpgroups.h", "(kDown ? k * slab::kRowBytes : k * 2)", "k * 2"),
+}  # fmt: skip
+
+
+def notice_mistakes():
+    against_reference(*inputs((1, 3, TILE + 5, 136), 72, torch.bfloat16))
+
+
+def test_kernels_without_a_mistake_pass(tensor_cores):
+    notice_mistakes()
+
+
+@broken_on_purpose
+@mistakes(MISTAKES, MORE_MISTAKES)
+def test_a_broken_kernel_fails_on_hopper(mistake, objects, tmp_path, monkeypatch):
+    module, functions = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
+    launched_on(module, monkeypatch)
+    functions.lgf_model_hopper(1)
+    with pytest.raises((AssertionError, RuntimeError)):
+        notice_mistakes()
+
+
+MISTAKES_OF_WARPS = {
+    "rows not transposed": ("token_relation/warps.h", "load_matrices_transposed(r, in_columns(a,", "load_matrices(r, in_columns(a,"),
+    "a chunk is not waited for": ("token_relation/distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+}  # fmt: skip
+MORE_MISTAKES_OF_WARPS = {
+    "columns not transposed": ("token_relation/warps.h", "load_matrices_transposed(r, in_columns(b,", "load_matrices(r, in_columns(b,"),
+    "rows and halves of the sum exchanged": ("token_relation/warps.h", "row + lane % 16, k / 8 + lane / 16",
+                                             "row + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2"),
+}  # fmt: skip
+
+
+@broken_on_purpose
+@mistakes(MISTAKES_OF_WARPS, MORE_MISTAKES_OF_WARPS)
+def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
+    module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
+    launched_on(module, monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError)):
+        notice_mistakes()
+
+
+def test_pieces_that_are_not_exchanged_meet_their_banks_twice(objects, tmp_path, monkeypatch):
+    csrc = build.broken(tmp_path, "token_relation/warps.h", "((piece ^ row) & 7)", "piece")
+    module, functions = build.module(tmp_path, objects, csrc)
+    launched_on(module, monkeypatch)
+    before = functions.lgf_model_bank_conflicts()
+    against_reference(*inputs((1, 2, 30, 16), 8, torch.bfloat16))
+    assert functions.lgf_model_bank_conflicts() > before
+
+
+# ---- the model's warpgroups, against the canonical layouts of the PTX ISA ------------------------------------------
+
+# "Asynchronous warpgroup level canonical layouts", swizzle of 128 bytes, T = 8 numbers of 16 bits, in CuTe's notation
+# shape:stride with strides in numbers: K-major ((8,m),(T,2k)):((8T,SBO),(1,T)), MN-major ((T,8,m),(8,k)):((1,T,LBO),(8T,SBO)).
+
+
+def canonical(down, across, k, leading, stride):
+    """Offset of the number (across, k) of an operand in bytes, before the swizzle; leading and stride in bytes."""
+    T = 8
+    if down:
+        return 2 * (across % T + across // T % 8 * T + k % 8 * 8 * T) + across // 64 * leading + k // 8 * stride
+    return 2 * (across % 8 * 8 * T + k) + across // 8 * stride
+
+
+def swizzled(address):
+    """Swizzle<3,4,3>: bits 4 to 6 by bits 7 to 9."""
+    return address ^ (address >> 7 & 7) << 4
+
+
+# Register i of wgmma's D fragment, m64nNk16: row and column, by the PTX ISA.
+def fragment(thread, i):
+    warp, lane = thread // 32, thread % 32
+    return 16 * warp + lane // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (lane % 4) + i % 2
+
+
+@pytest.mark.parametrize("down_a", [False, True], ids=["A along rows", "A down columns"])
+@pytest.mark.parametrize("down_b", [False, True], ids=["B along rows", "B down columns"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_asynchronous_products_read_the_layouts_of_the_ptx_isa(built, dtype, down_a, down_b):
+    a, b, c = torch.randn(64, 16).to(dtype), torch.randn(128, 16).to(dtype), torch.randn(64, 128)
+    memory = torch.zeros(40 * 1024, dtype=torch.int16)
+    descriptors = []
+    for matrix, down, start in ((a, down_a, 2048), (b, down_b, 32 * 1024 + 64 * (not down_b))):
+        leading, stride = (9 * 1024, 2 * 1024) if down else (16, 3 * 1024 // (1 + (len(matrix) > 64)) // 1024 * 1024)
+        for across in range(len(matrix)):
+            for k in range(16):
+                at = swizzled(start + canonical(down, across, k, leading, stride))
+                memory[at // 2] = matrix[across, k].view(torch.int16)
+        descriptors.append(1 << 62 | stride // 16 << 32 | leading // 16 << 16 | start // 16)
+    d = torch.stack([c[fragment(thread, i)] for thread in range(128) for i in range(64)])
+    built[1].lgf_model_multiply_async(
+        ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(2 * len(memory)), *map(ctypes.c_uint64, descriptors),
+        ctypes.c_void_p(d.data_ptr()), int(dtype == torch.bfloat16), int(down_a), int(down_b),
+    )  # fmt: skip
+    truth = c + a.float() @ b.float().T
+    torch.testing.assert_close(d, torch.stack([truth[fragment(t, i)] for t in range(128) for i in range(64)]))
