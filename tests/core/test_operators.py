@@ -17,6 +17,17 @@ from torch.utils.checkpoint import checkpoint
 import lgf_kernels as lgf
 from lgf_kernels import gram_flow, token_relation
 from lgf_kernels.core.registry import implementation
+from lgf_kernels.point_correspondence import operators as points
+
+
+def tracks_of(teacher):
+    """Queries (B, 8, 3), targets (B, 8, T, 2) and weights (B, 8, T) made of a teacher (B, T, H, W, 7)."""
+    T, H, W = teacher.shape[1:4]
+    numbers = teacher.flatten(1).sigmoid()
+    queries = numbers[:, :24].unflatten(1, (8, 3)) * torch.tensor([T, H - 1, W - 1], device=teacher.device)
+    queries = torch.cat([queries[..., :1].floor(), queries[..., 1:]], -1)
+    return queries, 3 * numbers[:, : 16 * T].unflatten(1, (8, T, 2)), numbers[:, : 8 * T].unflatten(1, (8, T))
+
 
 LOSSES = {
     "lgf_kl": lambda student, teacher, **o: lgf.lgf_kl_loss(student, [teacher, teacher.half()], window=3, **o),
@@ -33,6 +44,15 @@ LOSSES = {
     ),
     "token_relation none": lambda student, teacher, **o: lgf.token_relation_loss(
         student, teacher, pair_weight=torch.ones(student.shape[1], student.shape[1]), reduction="none", **o
+    ).sum(),
+    "point_correspondence": lambda student, teacher, **o: (
+        lgf.point_correspondence(student, tracks_of(teacher)[0], **o).square().mean()
+    ),
+    "point_correspondence_loss": lambda student, teacher, **o: lgf.point_correspondence_loss(
+        student, *tracks_of(teacher), **o
+    ),
+    "point_correspondence_loss none": lambda student, teacher, **o: lgf.point_correspondence_loss(
+        student, *tracks_of(teacher)[:2], window=1, distance="l1", reduction="none", **o
     ).sum(),
 }
 losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -92,6 +112,26 @@ def test_opcheck_token_relation(reduction):
     opcheck(
         torch.ops.lgf.token_relation_backward.default,
         (torch.randn_like(loss), residual, reduction, torch.bfloat16, "portable"),
+    )
+
+
+@pytest.mark.parametrize("backend", backends_of("point_correspondence"))
+@pytest.mark.parametrize(("window", "reduction"), [(None, "mean"), (1, "none")])
+def test_opcheck_point_correspondence(backend, window, reduction):
+    student, teacher = student_and_teacher(torch.bfloat16)
+    queries, targets, weight = tracks_of(teacher)
+    options = (True, backend, 0.05, window)
+    opcheck(torch.ops.lgf.point_correspondence.default, (student.requires_grad_(), queries, *options))
+    places, state = (x.detach() for x in torch.ops.lgf.point_correspondence(student, queries, *options))
+    arguments = (torch.randn_like(places), student.detach(), queries, places, state, backend, 0.05, window)
+    opcheck(torch.ops.lgf.point_correspondence_backward.default, arguments)
+    options = (*options, "huber", 1.0, reduction)
+    arguments = (student, queries, targets, weight)
+    opcheck(torch.ops.lgf.point_correspondence_loss.default, (*arguments, *options))
+    loss, places, state = (x.detach() for x in torch.ops.lgf.point_correspondence_loss(*arguments, *options))
+    opcheck(
+        torch.ops.lgf.point_correspondence_loss_backward.default,
+        (torch.randn_like(loss), student.detach(), queries, targets, weight, places, state, *options[1:]),
     )
 
 
@@ -201,6 +241,12 @@ def test_no_gradient_is_asked_for(loss):
     assert torch.equal(frozen, loss(student, teacher).detach())
 
 
+#: From which of their outputs on the operators return what they keep.
+KEEPING = dict.fromkeys(
+    ("lgf::lgf_kl", "lgf::token_relation", "lgf::point_correspondence", "lgf::point_correspondence_loss"), 1
+)
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "local_gram_flow"])
 def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
     """A loss that is only measured must not cost the time and memory of its gradient."""
@@ -209,8 +255,8 @@ def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
     class Keep(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            if function.name() in ("lgf::lgf_kl", "lgf::token_relation"):
-                kept.append(result[1].numel())
+            if function.name() in KEEPING:
+                kept.append(sum(part.numel() for part in result[KEEPING[function.name()] :]))
             return result
 
     student, teacher = student_and_teacher()
@@ -236,6 +282,11 @@ def test_what_is_kept_for_a_backward_has_no_gradient():
         student.requires_grad_(), teacher, torch.ones(3, 3), 0.1, "mean", True, "portable"
     )
     assert torch.autograd.grad(kept.sum(), student, allow_unused=True) == (None,)
+    student, teacher = student_and_teacher()
+    options = (True, "portable", 0.05, None, "huber", 1.0, "mean")
+    _, *kept = torch.ops.lgf.point_correspondence_loss(student.requires_grad_(), *tracks_of(teacher), *options)
+    for part in kept:
+        assert torch.autograd.grad(part.sum(), student, allow_unused=True) == (None,)
     student, teacher = student_and_teacher()
     options = (3, 0.1, "cosine", "exclude", "kl", "forward", "mean")
     _, kept = torch.ops.lgf.lgf_kl(student.requires_grad_(), [teacher], [1.0], None, False, True, "portable", *options)
@@ -284,6 +335,8 @@ def test_autograd_calls_the_operators_by_name():
     pair_weight = torch.ones(3, 3)
     assert "lgf_klBackward" in repr(lgf.lgf_kl_loss(student, teacher))
     assert "local_gram_flowBackward" in repr(lgf.local_gram_flow(student))
+    assert "point_correspondence_lossBackward" in repr(lgf.point_correspondence_loss(student, *tracks_of(teacher)))
+    assert "point_correspondenceBackward" in repr(lgf.point_correspondence(student, tracks_of(teacher)[0]).grad_fn)
     assert "token_relationBackward" in repr(lgf.token_relation_loss(student, teacher, pair_weight=pair_weight))
 
 
@@ -391,7 +444,7 @@ def test_many_upstream_gradients_at_once(loss):
 @losses
 def test_meta_tensors_of_any_size(loss, monkeypatch):
     """2^33 elements: what holds no numbers is not computed with, tile by tile, and no size is cut to 32 bits."""
-    for family in (gram_flow.operators, token_relation.operators):
+    for family in (gram_flow.operators, token_relation.operators, points):
         monkeypatch.setattr(family, "implementation", lambda *names: implementation(*names)._replace(forward=None))
     student = torch.empty(2, 64, 256, 256, 1024, dtype=torch.bfloat16, device="meta", requires_grad=True)
     with torch.device("meta"):
