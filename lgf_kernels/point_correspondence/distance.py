@@ -12,6 +12,22 @@ def places_shape(features: Tensor, queries: Tensor) -> tuple[int, ...]:
     return (*queries.shape[:2], features.shape[1], 2)
 
 
+def state_shape(features: Tensor, queries: Tensor, window: int | None) -> tuple[int, ...]:
+    """(B, N, T, 1), or 2 with a window."""
+    return (*places_shape(features, queries)[:3], 1 if window is None else 2)
+
+
+def empty_places(features: Tensor, queries: Tensor) -> Tensor:
+    """Room for the places, in the accumulation type."""
+    return features.new_empty(places_shape(features, queries), dtype=accumulate_dtype(features))
+
+
+def empty_state(features: Tensor, queries: Tensor, window: int | None) -> Tensor:
+    """Room for what a forward keeps beside the places: the logarithm of the softmax's sum, lse, and with a window the number
+    of the token that it is around."""
+    return features.new_empty(state_shape(features, queries, window), dtype=accumulate_dtype(features))
+
+
 def token_places(features: Tensor) -> Tensor:
     """r, (H*W, 2): the row and column of each token of a frame, in the accumulation type."""
     H, W = features.shape[2:4]

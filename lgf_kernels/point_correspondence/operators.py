@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from ..core import checks
+from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, implementation, register
 from . import reference
-from .distance import places_gradient, places_shape, reduced
+from .distance import places_gradient, places_shape, reduced, state_shape
 from .options import PointOptions, queries_inside
 
-register("point_correspondence", __package__, PORTABLE, REFERENCE)
+CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
+register("point_correspondence", __package__, CPU, PORTABLE, REFERENCE)
 
 
 def _backend(features: Tensor, backend: str):
@@ -20,10 +21,6 @@ def _backend(features: Tensor, backend: str):
 
 def _empty(features: Tensor, shape: tuple[int, ...]) -> Tensor:
     return features.new_empty(shape, dtype=accumulate_dtype(features))
-
-
-def _state_shape(features: Tensor, queries: Tensor, window: int | None) -> tuple[int, ...]:
-    return (*places_shape(features, queries)[:3], 1 if window is None else 2)
 
 
 # ---- point_correspondence: features (B, T, H, W, C) and queries (B, N, 3) to places (B, N, T, 2) -------------------
@@ -46,7 +43,7 @@ def _places_forward(
 
 
 def _places_forward_fake(features, queries, needs_grad, backend, temperature, window):
-    state = _state_shape(features, queries, window) if needs_grad else (0,)
+    state = state_shape(features, queries, window) if needs_grad else (0,)
     return _empty(features, places_shape(features, queries)), _empty(features, state)
 
 
@@ -124,7 +121,7 @@ def _loss_forward_fake(features, queries, targets, weight, needs_grad, backend, 
     options = PointOptions(*options)
     loss = places_shape(features, queries)[:3] if options.reduction == "none" else ()
     places = places_shape(features, queries) if needs_grad else (0,)
-    state = _state_shape(features, queries, options.window) if needs_grad else (0,)
+    state = state_shape(features, queries, options.window) if needs_grad else (0,)
     return _empty(features, loss), _empty(features, places), _empty(features, state)
 
 

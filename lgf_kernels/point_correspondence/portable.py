@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.numerics import accumulate_dtype, divided_by_norm, normalised_gradient
 from ..core.registry import Implementation
-from .distance import places_shape, token_places, window_mask
+from .distance import empty_places, empty_state, token_places, window_mask
 from .sampling import add_at_corners, corners_of, sampled
 
 #: Logits at a time: on a CPU what stays in its caches, elsewhere what fills the device.
@@ -23,10 +23,9 @@ CHUNK_ELEMENTS_ELSEWHERE = 2**22
 
 
 def forward(features: Tensor, queries: Tensor, temperature: float, window: int | None) -> tuple[Tensor, Tensor]:
-    """The places (B, N, T, 2), and the state for backward (B, N, T, 1): lse, and with a window the token it is around."""
+    """The places (B, N, T, 2), and the state for backward (`empty_state`)."""
     dtype = accumulate_dtype(features)
-    places = features.new_empty(places_shape(features, queries), dtype=dtype)
-    state = empty_state(places, window)
+    places, state = empty_places(features, queries), empty_state(features, queries, window)
     r = token_places(features)
     f, _ = divided_by_norm(sampled(features, corners_of(queries, features.shape, dtype)))
     for b, t, frame in frames(features):
@@ -73,11 +72,6 @@ def backward(
         gradient[b, t] = normalised_gradient(de, e, e_norm).view(gradient.shape[2:])
     add_at_corners(gradient, corners, normalised_gradient(df, f, f_norm))
     return gradient
-
-
-def empty_state(places: Tensor, window: int | None) -> Tensor:
-    """Room for what a forward keeps beside the places, (B, N, T, 1), or 2 with a window."""
-    return places.new_empty((*places.shape[:3], 1 if window is None else 2))
 
 
 def frames(features: Tensor) -> Iterator[tuple[int, int, Tensor]]:
