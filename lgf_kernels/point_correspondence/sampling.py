@@ -25,7 +25,7 @@ class Corners(NamedTuple):
 def corners_of(queries: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Corners:
     """The corners of queries (B, N, 3) in features of this shape (B, T, H, W, C)."""
     _, T, H, W, _ = shape
-    t, y, x = queries.to(dtype).unbind(-1)
+    t, y, x = queries.to(torch.promote_types(queries.dtype, dtype)).unbind(-1)
     inside = (t == t.floor()) & (t >= 0) & (t < T) & (y >= 0) & (y <= H - 1) & (x >= 0) & (x <= W - 1)
     t, y, x = (place.where(inside, 0) for place in (t, y, x))
     top, left = y.floor(), x.floor()
@@ -34,7 +34,7 @@ def corners_of(queries: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> C
     down = torch.where(inside, down, torch.nan)
     top, left = top.long(), left.long()
     bottom, far = top + (down > 0), left + (right > 0)
-    share = torch.stack([up * (1 - right), up * right, down * (1 - right), down * right], -1)
+    share = torch.stack([up * (1 - right), up * right, down * (1 - right), down * right], -1).to(dtype)
     rows, columns = torch.stack([top, top, bottom, bottom], -1), torch.stack([left, far, left, far], -1)
     return Corners(t.long()[..., None].expand_as(rows), rows, columns, share)
 

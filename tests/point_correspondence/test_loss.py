@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from support.numerics import assert_close, backends_of, features, relative_error, rounding, value_and_gradient
 from support.pairs import every_pair, every_value
+from support.points import points
 
 import lgf_kernels as lgf
-from point_correspondence.points import points
 
 pytestmark = pytest.mark.parametrize("backend", backends_of("point_correspondence"))
 

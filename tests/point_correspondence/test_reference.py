@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from support.numerics import features
+from support.points import points
 
 import lgf_kernels as lgf
-from point_correspondence.points import points
 
 
 def unit(v):
