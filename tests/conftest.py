@@ -1,10 +1,9 @@
-"""What every test starts from: a fixed seed, a known environment, and uninitialised memory full of NaN so that an unwritten
-output shows."""
+"""Fixtures of all tests: a fixed seed, a known environment, and NaN in uninitialised memory, which shows unwritten outputs."""
 
 import importlib.util
 import os
 
-# Tests run side by side, each with one thread: more of them only get into each other's way. What is about threads asks for them.
+# Tests run side by side, each with one thread, because more would compete for the processors. Tests of threads set more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # cuBLAS is deterministic only with a workspace of fixed size, and reads this when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -18,13 +17,14 @@ if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-from models.cuda.fixtures import built, model, objects  # noqa: E402, F401
+from models.cuda.fixtures import built, model, objects, tensor_cores, way  # noqa: E402, F401
+from support.families import of_every_family  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
 def known_environment():
-    """What a shell, a git hook, a cluster or continuous integration sets decides nothing: which backend runs and what is built,
-    which repository git means, what a pytest within a test does, what is coloured or silent, which of many processes this is."""
+    """Without the variables of a shell, a git hook, a cluster or continuous integration. They would decide which backend runs,
+    what is built, which repository git uses, what a pytest within a test does, what is coloured or silent, and the rank."""
     with pytest.MonkeyPatch.context() as patch:
         for name in (
             "LGF_BACKEND LGF_NATIVE LGF_CUDA LGF_AUTOTUNE LGF_SCRATCH_MIB GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE "
@@ -36,28 +36,32 @@ def known_environment():
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_interpreter():
-    """The interpreter pays for programs and steps, not for numbers: few and large ones, and no check of every sum.
+    """Cut the kernels for the interpreter, whose time goes with programs and steps, and leave out its check of every sum.
 
-    The `test_triton.py` of the families run the configurations that this leaves out, and the checks for overflow.
+    The `test_triton*.py` of the families run the configurations that this leaves out, and the checks for overflow.
     """
     if INTERPRETED:
         from triton.runtime import interpreter
 
-        from lgf_kernels.gram_flow import triton_configs as flow
-        from lgf_kernels.token_relation import triton_configs as relation
-
-        flow.FORWARD.update({size: [flow.Forward(8, 8, 256, 8, 2)] for size in flow.FORWARD})
-        flow.BACKWARD.update({size: [flow.Backward(8, 8, 16, 512, 8, 2)] for size in flow.BACKWARD})
-        relation.RELATION_TILES.update(dict.fromkeys(relation.RELATION_TILES, (256, 256)))
-        relation.DISTANCES.update({size: [relation.Distances(256, 8, 2)] for size in relation.DISTANCES})
-        relation.PRODUCTS.update({size: [relation.Products(256, 256, 8, 2)] for size in relation.PRODUCTS})
+        for cases in of_every_family("triton_cases").values():
+            cases.quicken()
         object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
         mend_loops(interpreter)
     yield
 
 
+@pytest.fixture
+def overflow_checks():
+    """A check of every sum and product of integers for overflow, which other tests leave out because it takes time."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    object.__setattr__(interpreter_builder.options, "sanitize_overflow", True)
+    yield
+    object.__setattr__(interpreter_builder.options, "sanitize_overflow", False)
+
+
 def mend_loops(interpreter):
-    """Triton 3.6 makes the end of a loop an int in a way that numpy 2.4 and newer refuse."""
+    """Let numpy 2.4 and newer accept the end of a loop as Triton 3.6 passes it."""
     patch = interpreter._patch_lang_tensor
 
     def mended(tensor, scope):
@@ -69,7 +73,7 @@ def mend_loops(interpreter):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Of 80 columns: a wide one has boxes of help next to each other, and the lines of one run into those of the other."""
+    """A terminal of 80 columns: a wide one has boxes of help side by side, so that their lines are mixed in the text."""
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -80,7 +84,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """torch fills what `torch.empty` returns with NaN while deterministic algorithms are on."""
+    """NaN in what `torch.empty` returns, which torch writes while deterministic algorithms are on."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield

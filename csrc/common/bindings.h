@@ -51,7 +51,7 @@ inline std::string dtype_name(DType dtype) {
   }
 }
 
-// One of two words, as a flag that is true for the first.
+// Returns true for the first of two words, false for the second.
 inline bool parse_choice(const char* argument, const std::string& given, const char* first, const char* second) {
   if (given == first) return true;
   if (given == second) return false;

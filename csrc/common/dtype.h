@@ -1,7 +1,7 @@
 // Element types of the tensors that cross the Python boundary.
 //
-// Everything here has internal linkage: these helpers are compiled once per instruction set, and the
-// linker must never replace a baseline copy by one built for a newer CPU.
+// Everything here has internal linkage: these helpers are compiled once per instruction set, and the linker must not
+// replace a baseline copy by one built for a newer CPU.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace lgf {
 
 enum class DType : int { float32, bfloat16, float16, float64 };
 
-// Storage types; arithmetic on them happens only after conversion.
+// Storage types. They are converted before any arithmetic.
 struct BFloat16 {
   std::uint16_t bits;
 };

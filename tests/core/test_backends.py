@@ -58,6 +58,11 @@ def test_use_backend_as_a_plain_call(run_by):
     assert run_by() == backends_of("lgf_kl")[0]
 
 
+def test_use_backend_with_an_unknown_name():
+    with pytest.raises(ValueError, match=r"use_backend.*'fast'"):
+        lgf.use_backend("fast")
+
+
 def test_use_backend_ends_with_an_error(run_by):
     with pytest.raises(KeyError), lgf.use_backend("reference"):
         raise KeyError

@@ -1,8 +1,8 @@
-"""The logits of every backend against the oracle, values and gradients."""
+"""Local Gram Flow logits on every backend against the oracle, values and gradients."""
 
 import pytest
 import torch
-from support.numerics import assert_close, backends_of, features, rounding, value_and_gradient
+from support.numerics import against_reference, backends_of, features, rounding, value_and_gradient
 from support.pairs import every_pair
 
 import lgf_kernels as lgf
@@ -18,13 +18,9 @@ def test_values_and_gradients(backend, shape, window, similarity, direction):
     f = features(*shape)
     upstream = torch.randn(*shape[:1], shape[1] - 1, *shape[2:4], window**2, dtype=torch.float64)
     options = dict(window=window, similarity=similarity, direction=direction, upstream=upstream)
-    ours = value_and_gradient(lgf.local_gram_flow, f, backend=backend, **options)
-    truth = value_and_gradient(lgf.local_gram_flow, f.double(), backend="reference", **options)
     # The cosine of single channels is 1 or -1 and its gradient 0: all that is left is rounding.
     absolute = 1e-6 if shape[-1] == 1 and similarity == "cosine" else 0.0
-    for our, true in zip(ours, truth, strict=True):
-        assert_close(our, true, 1e-5, absolute)
-    assert ours[0].dtype == torch.float32
+    against_reference(lgf.local_gram_flow, f, backend=backend, absolute=absolute, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -33,20 +29,15 @@ def test_channels_first(backend, window, dtype):
     f = features(2, 5, 3, 4, 6, dtype=dtype).permute(0, 2, 3, 4, 1)
     upstream = torch.randn(2, window**2, 4, 6, 2, dtype=torch.float64).permute(0, 4, 2, 3, 1)
     options = dict(window=window, similarity="dot", upstream=upstream)
-    ours = value_and_gradient(lgf.local_gram_flow, f, backend=backend, **options)
-    truth = value_and_gradient(lgf.local_gram_flow, f.double(), backend="reference", **options)
-    assert_close(ours[0], truth[0], 1e-5)
-    assert_close(ours[1], truth[1], 1e-5 if dtype == torch.float32 else rounding(dtype, backend))
+    rounded = 1e-5 if dtype == torch.float32 else rounding(dtype, backend)
+    against_reference(lgf.local_gram_flow, f, backend=backend, gradient=rounded, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_types(backend, dtype):
     f = features(1, 3, 5, 6, 40, dtype=dtype)
-    z, gradient = value_and_gradient(lgf.local_gram_flow, f, backend=backend)
-    truth, true_gradient = value_and_gradient(lgf.local_gram_flow, f.double(), backend="reference")
-    assert z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and gradient.dtype == dtype
-    assert_close(z, truth, 1e-12 if dtype == torch.float64 else 1e-6)
-    assert_close(gradient, true_gradient, 1e-12 if dtype == torch.float64 else rounding(dtype, backend))
+    value, rounded = (1e-12, 1e-12) if dtype == torch.float64 else (1e-6, rounding(dtype, backend))
+    against_reference(lgf.local_gram_flow, f, backend=backend, value=value, gradient=rounded)
 
 
 def test_outside_is_zero_and_gives_no_gradient(backend):

@@ -1,8 +1,9 @@
-"""Every backend against the oracle: every option, ragged shapes, types, extremes."""
+"""Losses of Local Gram Flow on every backend against the oracle: every option, ragged shapes, types, extremes."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import numerics
 from support.numerics import assert_close, backends_of, double, features, relative_error, rounding, value_and_gradient
 from support.pairs import every_pair, every_value
 
@@ -29,17 +30,10 @@ SHAPES = [
 
 
 def against_reference(backend, student, teachers, loss=lgf.lgf_kl_loss, tolerance=1e-5, **options):
-    """Loss and gradient of a backend, against the oracle in float64 on the same inputs."""
+    """Compare loss and gradient with the oracle's, for a random upstream gradient."""
     shape = loss(student, teachers, backend="reference", **options).shape
-    upstream = torch.randn(shape, dtype=torch.float64)
-    value, gradient = value_and_gradient(loss, student, teachers, backend=backend, upstream=upstream, **options)
-    truth, true_gradient = value_and_gradient(
-        loss, student.double(), double(teachers), backend="reference", upstream=upstream, **options
-    )
-    assert value.dtype == (torch.float64 if student.dtype == torch.float64 else torch.float32)
-    assert gradient.dtype == student.dtype
-    assert_close(value, truth, tolerance)
-    assert_close(gradient, true_gradient, tolerance)
+    options |= dict(upstream=torch.randn(shape, dtype=torch.float64), value=tolerance, gradient=tolerance)
+    numerics.against_reference(loss, student, teachers, backend=backend, **options)
 
 
 @every_pair(dtype=(torch.float32, torch.float64), options=OPTIONS)
@@ -98,7 +92,7 @@ def test_teachers_fuse_as_logits(backend, teachers):
 
 
 def eager(student, teacher, window=7, tau=0.1):
-    """What one would write in PyTorch, in the type of the inputs throughout; summed over the tokens."""
+    """Return the loss as plain PyTorch computes it, in the type of the inputs throughout, summed over the tokens."""
     r = window // 2
 
     def logits(f):

@@ -1,27 +1,26 @@
-"""Every row of the table of configurations, every width of index, and what the launchers pass, in Triton's interpreter."""
+"""The Triton kernels of Local Gram Flow in the interpreter: rows of the forward's table, widths of indices, extremes."""
 
 import pytest
 import torch
+from support import numerics
 from support.numerics import assert_close, features, value_and_gradient
-from support.pairs import every_value
 
 import lgf_kernels as lgf
+from lgf_kernels.gram_flow import triton_configs as configs
+from lgf_kernels.gram_flow.options import LgfOptions
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("with a GPU the kernels are not interpreted; tests/gpu runs them", allow_module_level=True)
 
-from triton.runtime.interpreter import interpreter_builder
-
 from lgf_kernels.core import triton_launch as launch
-from lgf_kernels.gram_flow import triton_configs as configs
 from lgf_kernels.gram_flow import triton_loss as lgf_kl
-from lgf_kernels.gram_flow.options import LgfOptions
+
+pytestmark = pytest.mark.usefixtures("overflow_checks")
 
 # Before `quick_interpreter` exchanges them.
 TABLES = {name: dict(getattr(configs, name)) for name in ("FORWARD", "BACKWARD")}
 FORWARD = [row for rows in (*configs.FORWARD.values(), *configs.FORWARD_ONE_GRAM.values()) for row in rows]
-BACKWARD = [row for rows in (*configs.BACKWARD.values(), *configs.BACKWARD_TWO_PASSES.values()) for row in rows]
 
 
 @pytest.fixture
@@ -36,40 +35,19 @@ def real_tables(monkeypatch):
 
 
 def once(rows):
-    """The rows as the interpreter tells them apart: it knows no warps, and small blocks make for several of them."""
+    """Return the rows that differ in the interpreter, which has no warps, with small blocks, so that there are several."""
     return sorted({row._replace(BLOCK_C=16, num_warps=4, num_stages=1) for row in rows})
 
 
-@pytest.fixture(autouse=True)
-def overflow_checks():
-    """The interpreter checks every sum and product of integers for overflow; other tests go without, for speed."""
-    object.__setattr__(interpreter_builder.options, "sanitize_overflow", True)
-    yield
-    object.__setattr__(interpreter_builder.options, "sanitize_overflow", False)
-
-
 def against_reference(shape=(1, 3, 9, 9, 20), teacher_channels=(7, 20), **options):
-    student = features(*shape)
     teachers = [features(*shape[:4], channels) for channels in teacher_channels]
-    ours = value_and_gradient(lgf.lgf_kl_loss, student, teachers, backend="triton", **options)
-    truth = value_and_gradient(
-        lgf.lgf_kl_loss, student.double(), [t.double() for t in teachers], backend="reference", **options
-    )
-    for our, true in zip(ours, truth, strict=True):
-        assert_close(our, true, 1e-5)
+    numerics.against_reference(lgf.lgf_kl_loss, features(*shape), teachers, backend="triton", **options)
 
 
 @pytest.mark.parametrize("row", once(FORWARD), ids=str)
 def test_forward_rows(monkeypatch, row):
     monkeypatch.setattr(configs, "forward", lambda *_: [row])
     against_reference()
-
-
-@every_value(row=once(BACKWARD), similarity=("cosine", "dot"))
-def test_backward_rows(monkeypatch, row, similarity):
-    """With 20 channels in blocks of 16 the products of cosine similarity are made twice."""
-    monkeypatch.setattr(configs, "backward", lambda *_: [row])
-    against_reference((1, 2, 9, 9, 20), (7,), similarity=similarity, direction="both", temperature=3.0)
 
 
 @pytest.mark.parametrize("window", [3, 11, 15])

@@ -1,10 +1,14 @@
 """CONTRIBUTING's steps to a new operator, followed to the letter in a copy of the library."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from support.families import families
 
 ROOT = Path(__file__).parents[2]
 TRY = """
@@ -35,27 +39,44 @@ print("right")
 
 
 def files_of_the_steps() -> dict[str, str]:
-    """Each file that CONTRIBUTING shows: its name stands before the block of code."""
+    """Return the files that CONTRIBUTING shows: the name of each stands before its block of code."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    return dict(re.findall(r"`(lgf_kernels/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.S))
+    return dict(re.findall(r"`((?:lgf_kernels|tests)/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.S))
 
 
-def test_a_made_up_operator_by_the_steps(tmp_path):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy of the library and of the tests of all families, with the operator."""
+    place = tmp_path_factory.mktemp("copy")
+    for folder in ("lgf_kernels", *(f"tests/{name}" for name in ("core", "support", "models", *families()))):
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(ROOT / file, place / file)
     files = files_of_the_steps()
-    library = tmp_path / "lgf_kernels"
-    shutil.copytree(ROOT / "lgf_kernels", library, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    assert len(files) == 5
+    assert len(files) == 6
     for name, content in files.items():
-        path = tmp_path / name
+        path = place / name
         path.parent.mkdir(exist_ok=True)
         added = path.read_text() if path.exists() else ""  # the public name is added to what is there
         path.write_text(added + content)
-    code = TRY.format(place=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-    )
+    (place / "tests" / "frame_difference" / "__init__.py").touch()
+    return place
+
+
+def python(place, *arguments) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": str(place), "PATH": os.defpath, "HOME": str(place)}
+    command = [sys.executable, "-P", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=place)
+
+
+def test_a_made_up_operator_by_the_steps(place):
+    done = python(place, "-c", TRY.format(place=str(place)))
     assert done.returncode == 0 and done.stdout == "right\n", done.stderr
+
+
+def test_the_tests_of_all_families_run_for_it(place):
+    names = ("autocast_changes", "second_derivative", "compiles_without", "vmap_is", "meta_tensors")
+    files = ("tests/core/test_autograd.py", "tests/core/test_compile.py")
+    chosen = f"frame_difference and ({' or '.join(names)})"
+    done = python(place, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen)
+    assert re.search(r"^6 passed", done.stdout, re.M), done.stdout + done.stderr

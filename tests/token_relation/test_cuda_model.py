@@ -1,11 +1,9 @@
 """The CUDA kernels of token relations on the model of a GPU (tests/models/cuda), against the oracle in float64."""
 
-import ctypes
-
 import pytest
 import torch
-from models.cuda import build
-from models.cuda.launch import broken_on_purpose, launched_on, mistakes, work
+from models.cuda.fixtures import WAYS
+from models.cuda.launch import GRADIENT, HALVES, work
 from support.numerics import assert_close, features, value_and_gradient
 from support.pairs import every_pair
 
@@ -13,50 +11,7 @@ import lgf_kernels as lgf
 from lgf_kernels.token_relation import cuda as token_relation
 from lgf_kernels.token_relation import panels
 
-pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
-pytestmark = pytest.mark.skipif(not build.COMPILER, reason="there is no C++ compiler to build the model with")
-
-TILE = 128  # of the tensor cores
-HALVES = [torch.bfloat16, torch.float16]
-#: Errors of a gradient that is rounded once, and a little for products of rounded coefficients.
-GRADIENT = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6, torch.float64: 1e-12}
-#: An upstream gradient that takes a small one to where float16 has all its digits.
-UPSTREAM = torch.tensor(2.0**12, dtype=torch.float64)
-
-
-#: The ways to the tensor cores: of all GPUs from Ampere on, and Hopper's own.
-WAYS = ("warps", "warpgroups")
-
-
-@pytest.fixture(params=WAYS)
-def way(request):
-    return request.param
-
-
-@pytest.fixture
-def tensor_cores(way, model):
-    """The model by either way. A test may ask for the ways among its own products of options."""
-    model.lgf_model_hopper(int(way == "warpgroups"))
-    return model
-
-
-def inputs(shape, teacher_channels, dtype, teacher_dtype=None):
-    return features(*shape, dtype=dtype), features(*shape[:-1], teacher_channels, dtype=teacher_dtype or dtype)
-
-
-def against_reference(student, teacher, c=None, **options):
-    options = {"pair_weight": lgf.moalign_pair_weight(student.shape[1]) if c is None else c, **options}
-    options.setdefault("upstream", UPSTREAM)
-    ours = value_and_gradient(lgf.token_relation_loss, student, teacher, backend="native", **options)
-    truth = value_and_gradient(
-        lgf.token_relation_loss, student.double(), teacher.double(), backend="reference", **options
-    )
-    assert ours[1].dtype == student.dtype
-    assert_close(ours[0], truth[0], 1e-12 if student.dtype == torch.float64 else 2e-6)
-    assert_close(ours[1], truth[1], GRADIENT[student.dtype])
-
-
-# ---- the whole way, from the loss to the kernels and back ------------------------------------------------------
+from .cuda_inputs import TILE, UPSTREAM, against_reference, inputs
 
 
 @pytest.mark.parametrize("channels", [(8, 8), (72, 40), (136, 16), (264, 64), (24, 264)], ids=str)
@@ -310,129 +265,3 @@ def test_the_work_is_what_the_report_counts(model, processors, channels):
         # Blocks of distances take one pair of tiles after the other.
         assert blocks == norms.blocks + processors + needs_grad * (products.blocks + projection.blocks)
         student.requires_grad_()
-
-
-# ---- what the tests would notice ----------------------------------------------------------------------------------
-
-READ = "  // this chunk is there, and the one before has been multiplied by all"
-#: One of each kind: in what follows from pairs of tiles (distances), in sums over them (products), and on Hopper.
-MISTAKES = {
-    "no barrier around a chunk, distances": ("token_relation/distances.h", f"sync_block();{READ}", ""),
-    "no barrier around a chunk, products": ("token_relation/products.h", f"sync_block();{READ}", ""),
-    "a chunk is not waited for, distances": ("token_relation/distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
-    "loaded into the chunk that is multiplied": (
-        "token_relation/products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
-    "a block is not transposed": ("token_relation/products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
-                                  "load<Summed::along_rows>(moved(g, 0, part), operands)"),
-    "products are not waited for": ("token_relation/warpgroups.h", "    warpgroup_wait(sums);\n", "    (void)sums;\n"),
-    "products are not committed": ("token_relation/warpgroups.h", "    warpgroup_commit();\n", ""),
-    "sums are not fenced": ("token_relation/warpgroups.h", "    warpgroup_fence();\n", ""),
-    "copies are not made known": ("token_relation/warpgroups.h", "{ fence_async_proxy(); }", "{}"),
-    "pieces are not exchanged": ("token_relation/warps.h", "((piece ^ row) & 7)", "piece"),
-    "a descriptor with another stride": ("token_relation/warpgroups.h", "8 * slab::kRowBytes / 16", "4 * slab::kRowBytes / 16"),
-    "the second warpgroup multiplies the first's rows": ("token_relation/warpgroups.h", "a + warpgroup() *", "a + 0 *"),
-    "a pair counts once, and not from either side": ("token_relation/distances.h", "? sum : 2 * sum", "? sum : sum"),
-}  # fmt: skip
-MORE_MISTAKES = {
-    "no barrier before the sums of warps are read": (
-        "token_relation/distances.h", "sync_block();  // the sums of all warps are there, and the norms have been read", ""),
-    "a chunk is not waited for, products": ("token_relation/products.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
-    "pieces are exchanged otherwise": ("token_relation/warps.h", "((piece ^ row) & 7)", "((piece + row) & 7)"),
-    "a descriptor with another leading offset": ("token_relation/warpgroups.h", "slab::kHalfBytes / 16 : 1", "slab::kHalfBytes / 32 : 1"),
-    "a descriptor steps along rows and not down": ("token_relation/warpgroups.h", "(kDown ? k * slab::kRowBytes : k * 2)", "k * 2"),
-}  # fmt: skip
-
-
-def notice_mistakes():
-    against_reference(*inputs((1, 3, TILE + 5, 136), 72, torch.bfloat16))
-
-
-def test_kernels_without_a_mistake_pass(tensor_cores):
-    notice_mistakes()
-
-
-@broken_on_purpose
-@mistakes(MISTAKES, MORE_MISTAKES)
-def test_a_broken_kernel_fails_on_hopper(mistake, objects, tmp_path, monkeypatch):
-    module, functions = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
-    launched_on(module, monkeypatch)
-    functions.lgf_model_hopper(1)
-    with pytest.raises((AssertionError, RuntimeError)):
-        notice_mistakes()
-
-
-MISTAKES_OF_WARPS = {
-    "rows not transposed": ("token_relation/warps.h", "load_matrices_transposed(r, in_columns(a,", "load_matrices(r, in_columns(a,"),
-    "a chunk is not waited for": ("token_relation/distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
-}  # fmt: skip
-MORE_MISTAKES_OF_WARPS = {
-    "columns not transposed": ("token_relation/warps.h", "load_matrices_transposed(r, in_columns(b,", "load_matrices(r, in_columns(b,"),
-    "rows and halves of the sum exchanged": ("token_relation/warps.h", "row + lane % 16, k / 8 + lane / 16",
-                                             "row + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2"),
-}  # fmt: skip
-
-
-@broken_on_purpose
-@mistakes(MISTAKES_OF_WARPS, MORE_MISTAKES_OF_WARPS)
-def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
-    module, _ = build.module(tmp_path, objects, build.broken(tmp_path, *mistake))
-    launched_on(module, monkeypatch)
-    with pytest.raises((AssertionError, RuntimeError)):
-        notice_mistakes()
-
-
-def test_pieces_that_are_not_exchanged_meet_their_banks_twice(objects, tmp_path, monkeypatch):
-    csrc = build.broken(tmp_path, "token_relation/warps.h", "((piece ^ row) & 7)", "piece")
-    module, functions = build.module(tmp_path, objects, csrc)
-    launched_on(module, monkeypatch)
-    before = functions.lgf_model_bank_conflicts()
-    against_reference(*inputs((1, 2, 30, 16), 8, torch.bfloat16))
-    assert functions.lgf_model_bank_conflicts() > before
-
-
-# ---- the model's warpgroups, against the canonical layouts of the PTX ISA ------------------------------------------
-
-# "Asynchronous warpgroup level canonical layouts", swizzle of 128 bytes, T = 8 numbers of 16 bits, in CuTe's notation
-# shape:stride with strides in numbers: K-major ((8,m),(T,2k)):((8T,SBO),(1,T)), MN-major ((T,8,m),(8,k)):((1,T,LBO),(8T,SBO)).
-
-
-def canonical(down, across, k, leading, stride):
-    """Offset of the number (across, k) of an operand in bytes, before the swizzle; leading and stride in bytes."""
-    T = 8
-    if down:
-        return 2 * (across % T + across // T % 8 * T + k % 8 * 8 * T) + across // 64 * leading + k // 8 * stride
-    return 2 * (across % 8 * 8 * T + k) + across // 8 * stride
-
-
-def swizzled(address):
-    """Swizzle<3,4,3>: bits 4 to 6 by bits 7 to 9."""
-    return address ^ (address >> 7 & 7) << 4
-
-
-# Register i of wgmma's D fragment, m64nNk16: row and column, by the PTX ISA.
-def fragment(thread, i):
-    warp, lane = thread // 32, thread % 32
-    return 16 * warp + lane // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (lane % 4) + i % 2
-
-
-@pytest.mark.parametrize("down_a", [False, True], ids=["A along rows", "A down columns"])
-@pytest.mark.parametrize("down_b", [False, True], ids=["B along rows", "B down columns"])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_asynchronous_products_read_the_layouts_of_the_ptx_isa(built, dtype, down_a, down_b):
-    a, b, c = torch.randn(64, 16).to(dtype), torch.randn(128, 16).to(dtype), torch.randn(64, 128)
-    memory = torch.zeros(40 * 1024, dtype=torch.int16)
-    descriptors = []
-    for matrix, down, start in ((a, down_a, 2048), (b, down_b, 32 * 1024 + 64 * (not down_b))):
-        leading, stride = (9 * 1024, 2 * 1024) if down else (16, 3 * 1024 // (1 + (len(matrix) > 64)) // 1024 * 1024)
-        for across in range(len(matrix)):
-            for k in range(16):
-                at = swizzled(start + canonical(down, across, k, leading, stride))
-                memory[at // 2] = matrix[across, k].view(torch.int16)
-        descriptors.append(1 << 62 | stride // 16 << 32 | leading // 16 << 16 | start // 16)
-    d = torch.stack([c[fragment(thread, i)] for thread in range(128) for i in range(64)])
-    built[1].lgf_model_multiply_async(
-        ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(2 * len(memory)), *map(ctypes.c_uint64, descriptors),
-        ctypes.c_void_p(d.data_ptr()), int(dtype == torch.bfloat16), int(down_a), int(down_b),
-    )  # fmt: skip
-    truth = c + a.float() @ b.float().T
-    torch.testing.assert_close(d, torch.stack([truth[fragment(t, i)] for t in range(128) for i in range(64)]))

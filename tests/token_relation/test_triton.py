@@ -1,8 +1,9 @@
-"""Every row of the tables, every way to cut the work, and what the kernels promise beyond the numbers."""
+"""The Triton kernels of token relations in the interpreter: every row of the tables, every way to cut the work, extremes."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import numerics
 from support.numerics import assert_close, features, relative_error, value_and_gradient
 from support.pairs import every_value
 
@@ -34,26 +35,14 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(configs, "RELATION_TILES", dict.fromkeys(TILES, (TILE, TILE)))
 
 
-@pytest.fixture
-def overflow_checks():
-    """The interpreter checks every sum and product of integers for overflow."""
-    object.__setattr__(interpreter_builder.options, "sanitize_overflow", True)
-    yield
-    object.__setattr__(interpreter_builder.options, "sanitize_overflow", False)
-
-
 def against_reference(
     shape=(1, 3, 37, 20), teacher_channels=9, tolerance=1e-11, dtype=torch.float64, c=None, **options
 ):
     student = features(*shape, dtype=dtype)
     teacher = features(*shape[:3], teacher_channels, dtype=dtype)
     options["pair_weight"] = lgf.moalign_pair_weight(shape[1]) if c is None else c
-    ours = value_and_gradient(lgf.token_relation_loss, student, teacher, backend="triton", **options)
-    truth = value_and_gradient(
-        lgf.token_relation_loss, student.double(), teacher.double(), backend="reference", **options
-    )
-    for our, true in zip(ours, truth, strict=True):
-        assert_close(our, true, tolerance)
+    options |= dict(backend="triton", value=tolerance, gradient=tolerance)
+    numerics.against_reference(lgf.token_relation_loss, student, teacher, **options)
 
 
 @pytest.mark.parametrize("row", sorted({row._replace(num_warps=4, num_stages=1) for row in DISTANCES}), ids=str)

@@ -42,7 +42,7 @@ from lgf_trainer.testing import (
 from lgf_trainer.video import Fit, Video, VideoError, read_window, to_signed
 from PIL import Image
 from support.clips import REAL, write_clip
-from support.numerics import flowing
+from support.programs import flowing
 from torch.nn.functional import interpolate
 from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, get_origin
 
 import pytest
-from support.numerics import flowing
+from support.programs import flowing
 
 pytest.importorskip("tyro")
 pytest.importorskip("accelerate")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from support.numerics import flowing
+from support.programs import flowing
 
 pytest.importorskip("tyro")
 

@@ -30,7 +30,7 @@ from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.numerics import flowing
+from support.programs import flowing
 from trainer.processes import run_two
 
 ROOT = Path(__file__).parents[2]

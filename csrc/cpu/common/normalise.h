@@ -9,7 +9,7 @@ namespace {
 
 constexpr double kNormFloor = 1e-6;
 
-// For the rare norm whose square overflows.
+// Returns the reciprocal of a norm whose square overflows, which is rare.
 template <class Storage>
 __attribute__((noinline)) double reciprocal_norm_in_double(const Storage* token, int64_t channels) {
   double square = 0;
@@ -31,8 +31,8 @@ LGF_INLINE Vec<T> squares(const Storage* token, int64_t channels) {
   return sums[0];
 }
 
-// 1 / max(norm, floor) of `count` <= kLanes<T> tokens, one a lane: their roots and quotients do not wait for
-// each other. Only a token that holds an infinity may end with 0, whose product with that infinity is NaN.
+// Returns 1 / max(norm, floor) of `count` <= kLanes<T> tokens, one a lane, so that their roots and quotients overlap. Only
+// for a token that holds an infinity may it be 0, whose product with that infinity is NaN.
 template <class T, class Storage>
 Vec<T> reciprocal_norms(const Storage* token, int64_t token_stride, int64_t count, int64_t channels) {
   Vec<T> sums[kLanes<T>] = {};
@@ -51,7 +51,7 @@ LGF_INLINE void for_each_group(int64_t cols, Function&& function) {
   for (int64_t x = 0; x < cols; x += kLanes<T>) function(x, cols - x < kLanes<T> ? cols - x : kLanes<T>);
 }
 
-// The sum of the lanes is <scale * f, df>: f a token, df its gradient in a packed row.
+// Returns a vector whose lanes sum to <scale * f, df>, f a token and df its gradient in a packed row.
 template <class T, class Storage>
 LGF_INLINE Vec<T> products(const Storage* token, int64_t channels, T scale, const T* gradient, int64_t panel_stride) {
   Vec<T> f[kPanelVectors], sums[kPanelVectors] = {};
@@ -63,8 +63,8 @@ LGF_INLINE Vec<T> products(const Storage* token, int64_t channels, T scale, cons
   return sums[0];
 }
 
-// From the gradient df^ of `count` <= kLanes<T> normalised tokens f^ = f * r, r = 1 / max(norm, floor), to that of
-// the tokens, df = (df^ - f^ <f^, df^>) * r, without the projection where the floor holds. In the packed row.
+// Replaces, in a packed row, the gradient df^ of `count` <= kLanes<T> normalised tokens f^ = f * r, r = 1 / max(norm,
+// floor), by that of the tokens, df = (df^ - f^ <f^, df^>) * r, without the projection where the floor holds.
 template <class T, class Storage>
 void normalisation_backward(const Storage* token, int64_t token_stride, int64_t count, int64_t channels, T* gradient,
                             int64_t panel_stride) {

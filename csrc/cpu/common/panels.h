@@ -22,8 +22,8 @@ constexpr int kPanel = kPanelVectors * kLanes<T>;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Hands out consecutive cache-line aligned pieces of a thread's scratch memory. Run first without
-// memory, it measures how much is needed.
+// Allocates consecutive cache-line aligned pieces of a thread's scratch memory. Without memory it measures how much is
+// needed.
 class Arena {
  public:
   explicit Arena(char* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}
@@ -42,7 +42,7 @@ class Arena {
   std::uintptr_t used_ = 0;
 };
 
-// Bytes that Buffers{call, arena} takes from an arena.
+// Returns the bytes that Buffers{call, arena} takes from an arena.
 template <class Buffers, class Call>
 std::size_t measure(const Call& call) {
   Arena arena(nullptr);

@@ -1,9 +1,8 @@
-// One vector type, written once with GCC/Clang vector extensions and compiled per instruction set.
+// Vector type of GCC/Clang vector extensions, compiled once per instruction set.
 //
-// The per-ISA build defines LGF_ISA (a namespace name) and the width follows from the compiler's
-// target. Everything is in an anonymous namespace inside that ISA's namespace, and no function of the
-// C++ standard library is called: an inline function with external linkage would be merged across
-// instruction sets by the linker, and an old CPU could end up in AVX-512 code.
+// The build of an instruction set defines LGF_ISA (a namespace); the width follows from the compiler's target. Everything
+// is in an anonymous namespace inside that namespace, and no function of the C++ standard library is called: the linker
+// would merge an inline function with external linkage across instruction sets, and an old CPU could run AVX-512 code.
 #pragma once
 
 #include <cstdint>
@@ -69,8 +68,8 @@ LGF_INLINE void store(T* target, Vec<T> v) {
   __builtin_memcpy(target, &v, sizeof(v));
 }
 
-// The same address, of unknown origin: the compiler would otherwise split every address of an unrolled loop
-// into a part that changes and one that does not, and run out of registers for the latter.
+// Returns the same address, whose origin the compiler does not know. Otherwise it splits every address of an unrolled loop
+// into a part that changes and one that does not, and has not enough registers for the latter.
 template <class T>
 LGF_INLINE const T* opaque(const T* address) {
   asm("" : "+r"(address));
@@ -95,8 +94,8 @@ LGF_INLINE Floats<Lanes> widen(BFloat16, Words<Lanes> bits) {
 
 template <int Lanes>
 LGF_INLINE Floats<Lanes> widen(Float16, Words<Lanes> bits) {
-  // Moving exponent and mantissa into place leaves the exponent 112 too small; the multiplication
-  // corrects it and normalises subnormals. Exponent 31 (inf, NaN) must become 255.
+  // Shifted into place, the exponent is 112 too small; the multiplication corrects it and normalises subnormals. Exponent
+  // 31 (inf, NaN) must become 255.
   const Words<Lanes> magnitude = (bits & 0x7fffu) << 13;
   const Words<Lanes> special = (Words<Lanes>)(magnitude >= 0x0f800000u) & 0x7f800000u;
   const Floats<Lanes> scaled = (Floats<Lanes>)magnitude * 0x1p112f;
@@ -114,7 +113,7 @@ template <int Lanes>
 LGF_INLINE Words<Lanes> narrow(Float16, Floats<Lanes> value) {
   const Words<Lanes> bits = (Words<Lanes>)value;
   const Words<Lanes> magnitude = bits & 0x7fffffffu;
-  // Adding 0.5 aligns the units of a subnormal half with those of the sum: the adder rounds for us.
+  // Adding 0.5 aligns the units of a subnormal half with those of the sum, so that the addition rounds.
   const Words<Lanes> subnormal = (Words<Lanes>)((Floats<Lanes>)magnitude + 0.5f) - 0x3f000000u;
   const Words<Lanes> normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   Words<Lanes> half = magnitude < 0x38800000u ? subnormal : normal;
@@ -123,7 +122,7 @@ LGF_INLINE Words<Lanes> narrow(Float16, Floats<Lanes> value) {
   return half | ((bits >> 16) & 0x8000u);
 }
 
-// Vec<T> from kLanes<T> consecutive elements of any storage type, and back.
+// Conversion of kLanes<T> consecutive elements of any storage type to Vec<T>, and back.
 template <class T, class Storage>
 struct Convert {
   static constexpr int lanes = kLanes<T>;
@@ -150,7 +149,7 @@ struct Convert {
   }
 };
 
-// The first `count` < kLanes<T> elements; the other lanes are 0.
+// Loads the first `count` < kLanes<T> elements; the other lanes are 0.
 template <class T, class Storage>
 LGF_INLINE Vec<T> load_partial(const Storage* source, std::int64_t count) {
   Storage buffer[kLanes<T>] = {};
@@ -167,8 +166,8 @@ LGF_INLINE void store_partial(Storage* target, Vec<T> value, std::int64_t count)
 
 // ---- lane exchanges ---------------------------------------------------------------------------
 
-// Exchanges of a butterfly: with blocks of `Half` lanes, `low` interleaves the even blocks of a and b,
-// `high` the odd ones. log2(lanes) levels of them transpose a square, or sum its rows.
+// Exchanges of a butterfly: with blocks of `Half` lanes, `low` interleaves the even blocks of a and b, `high` the odd
+// ones. log2(lanes) levels transpose a square, or sum its rows.
 template <int Half, class V, class M, int... I>
 LGF_INLINE V low_blocks(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);
@@ -221,7 +220,7 @@ LGF_INLINE void transpose_square(Vec<T>* v) {
   if constexpr (Half > 1) transpose_square<T, Half / 2>(v);
 }
 
-// By halves: the chain of dependent additions is log2(lanes) long.
+// Sums by halves: the chain of dependent additions is log2(lanes) long.
 template <class T, int Half = kLanes<T> / 2>
 LGF_INLINE T sum_of_lanes(Vec<T> v) {
   v = low<Half, T>(v, v) + high<Half, T>(v, v);
@@ -233,7 +232,7 @@ LGF_INLINE T sum_of_lanes(Vec<T> v) {
 
 template <class T>
 LGF_INLINE Vec<T> square_root_lanes(Vec<T> x) {
-  T lanes[kLanes<T>];  // an array, for the loop to become one instruction
+  T lanes[kLanes<T>];  // an array, which lets the loop become one instruction
   store<T>(lanes, x);
   for (int i = 0; i < kLanes<T>; ++i) lanes[i] = square_root(lanes[i]);
   return load<T>(lanes);

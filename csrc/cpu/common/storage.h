@@ -7,13 +7,13 @@ namespace lgf {
 namespace LGF_ISA {
 namespace {
 
-// One token's address: frame row (b, t, y), column x.
+// Returns the address of a token: frame row (b, t, y), column x.
 template <class Storage>
 LGF_INLINE const Storage* token_address(const Tensor& f, int64_t b, int64_t t, int64_t y, int64_t x) {
   return static_cast<const Storage*>(f.data) + b * f.stride[0] + t * f.stride[1] + y * f.stride[2] + x * f.stride[3];
 }
 
-// kPanel channels from `source`, of which `count` exist; the rest are 0.
+// Loads kPanel channels from `source`, of which `count` exist; the rest are 0.
 template <class T, class Storage>
 LGF_INLINE void load_panel(const Storage* source, int64_t count, Vec<T>* v) {
   if (count >= kPanel<T>) {
@@ -27,7 +27,7 @@ LGF_INLINE void load_panel(const Storage* source, int64_t count, Vec<T>* v) {
   }
 }
 
-// The reverse: the channels that exist.
+// Stores the channels that exist.
 template <class T, class Storage>
 LGF_INLINE void store_panel(Storage* target, int64_t count, const Vec<T>* v) {
   for (int i = 0; i < kPanelVectors; ++i) {

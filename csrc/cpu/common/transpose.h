@@ -1,5 +1,5 @@
-// Between the two orders of per-position values: token-major (window positions contiguous, as in the
-// tensors) and planes (tokens contiguous, as the kernels want them).
+// Transposition between the two orders of values per position: token-major (window positions contiguous, as in tensors)
+// and planes (tokens contiguous, as in the kernels).
 #pragma once
 
 #include "panels.h"
@@ -17,7 +17,7 @@ void transpose(const T* source, int64_t source_pitch, int64_t rows, int64_t cols
       for (int64_t c = 0; c < cols; ++c) target[c * target_pitch + r] = source[r * source_pitch + c];
     return;
   }
-  // The last square of a side is moved back inside: it repeats values instead of leaving a remainder.
+  // The last square of a side is moved back inside, where it repeats values, so that there is no remainder.
   for (int64_t r0 = 0; r0 < rows; r0 += n) {
     const int64_t r = r0 + n <= rows ? r0 : rows - n;
     for (int64_t c0 = 0; c0 < cols; c0 += n) {

@@ -1,14 +1,14 @@
-// Backward driver: the gradient of sum_{i,d} scale_i g[i, d] z[i, d] with respect to the features.
+// Driver of the backward pass: the gradient of sum_{i,d} scale_i g[i, d] z[i, d] with respect to the features.
 //
-// A token takes part as a query (its own coefficients, neighbours as keys) and as a key (coefficients
-// of the <= K*K queries that see it). Written from the token's side both are gathers over the window in
-// a neighbouring frame, with coefficients
+// A token is a query (with its own coefficients, its neighbours as keys) and a key (with the coefficients of the <= K*K
+// queries whose windows hold it). From the token's side both are gathers over the window in a neighbouring frame, with
+// coefficients
 //
 //     query side   c[e, x] = g[y, x, e]                            e: offset from the token
 //     key side     c[e, x] = g[y + e_y, x + e_x, -e]
 //
-// so they are added into one set of planes per neighbouring frame: direction "both" costs no more
-// multiplications than one direction, and every gradient element is written once.
+// so that they are added into one set of planes per neighbouring frame: direction "both" costs no more multiplications than
+// one direction, and every element of the gradient is written once.
 #pragma once
 
 #include "forward.h"
@@ -18,7 +18,7 @@ namespace lgf {
 namespace LGF_ISA {
 namespace {
 
-// Row (b, pair, y) of the coefficients of one direction, as they stand in memory.
+// Row (b, pair, y) of the coefficients of one direction, in the order of memory.
 template <class T>
 struct CoefficientRow {
   const T* g;      // (W, K*K)
@@ -73,7 +73,7 @@ class Neighbour {
     }
   }
 
-  // `queries`: the row at distance dy. A token of it that this row's see at an offset sees them at the opposite one.
+  // `queries`: the row at distance dy. A token there, at an offset from one of this row, has that one at the opposite offset.
   void add_key_side(const CoefficientRow<T>& queries, int dy) {
     const int64_t positions = layout_.positions(), radius = layout_.radius;
     for (int64_t query = 0; query < layout_.cols; ++query) {
@@ -106,7 +106,7 @@ struct GramBackwardBuffers {
         gradient(arena.take<T>(layout.query_row_size())) {}
 };
 
-// The gradient of row (b, t, y), from a packed row to the contiguous output.
+// Writes the gradient of row (b, t, y) from a packed row to the contiguous output.
 template <class T>
 void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, const RowIndex& at, T* gradient) {
   const Tensor& f = call.features;

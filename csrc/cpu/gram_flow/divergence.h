@@ -1,13 +1,13 @@
-// From the logits of student and teacher to the divergence and its gradient, tokens along the lanes.
+// Divergence of tokens and its gradient, from the logits of student and teacher, tokens along the lanes.
 // With P = softmax(zT / tau), Q = softmax(zS / tau) and u = log P - log Q,
 //
 //     KL = sum_d P u = sum_d (P u + Q - P)[d]          dKL / dzS = (Q - P) / tau, zero outside the frame
 //
-// The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is
-// small, its series replaces a sum of numbers that cancel.
+// The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is small, its series
+// replaces a sum of numbers that cancel.
 //
-// A divergence that is not finite becomes NaN, and so does the gradient of its token: infinities in the
-// features must not pass for a number.
+// A divergence that is not finite becomes NaN, and so does the gradient of its token: infinities in the features must not
+// result in finite numbers.
 #pragma once
 
 #include "layout.h"
@@ -40,14 +40,13 @@ LGF_INLINE void for_each_position(const Layout<T>& layout, int64_t y, int64_t x,
   }
 }
 
-// NaN where v is infinite or NaN, else 0.
+// Returns NaN where v is infinite or NaN, else 0.
 template <class T>
 LGF_INLINE Vec<T> poison(Vec<T> v) {
   return v - v;
 }
 
-// Makes the gradient of the tokens whose divergence is NaN NaN as well, outside the frame too, where it counts for none
-// but these tokens.
+// Sets the gradient of the tokens whose divergence is NaN to NaN, also outside the frame, where only these tokens use it.
 template <class T>
 void poison_gradient(const Layout<T>& layout, int64_t y, int64_t x, Vec<T> divergence, T* gradient) {
   if (sum_of_lanes<T>(poison<T>(divergence)) == 0) return;
@@ -110,7 +109,7 @@ Vec<T> kl_divergence(const Layout<T>& layout, int64_t y, int64_t x, bool exclude
   return kl;
 }
 
-// Mean over the counted positions of (zS - zT)^2; outside positions are 0 in both.
+// Returns the mean over the counted positions of (zS - zT)^2; outside positions are 0 in both.
 template <class T>
 Vec<T> squared_error(const Layout<T>& layout, int64_t y, int64_t x, bool exclude, bool gradient, const T* teacher,
                      T* student) {

@@ -1,5 +1,5 @@
-// Forward drivers. Each thread takes a contiguous run of image rows (b, pair, y): the work per row does
-// not depend on where a run starts, so results are the same for any number of threads.
+// Drivers of the forward passes. Each thread takes a contiguous run of image rows (b, pair, y). The result of a row does not
+// depend on where a run starts, so that it is the same for any number of threads.
 #pragma once
 
 #include "../common/threads.h"
@@ -46,15 +46,15 @@ void local_gram_flow(const GramFlowCall& call) {
 
 // ---- lgf_kl -----------------------------------------------------------------------------------
 
-// Rows whose teacher logits are computed before the student's turn: one feature tensor at a time keeps
-// its ring of key rows in cache.
+// Rows whose teacher logits are computed before the student's: the ring of key rows of one feature tensor at a time stays
+// in cache.
 constexpr int64_t kBandRows = 32;
 
 // tokens (+)= weight * cached logits of row (b, pair, y), token-major.
 template <class T>
 void cached_logits_row(const Tensor& f, const Layout<T>& layout, int64_t b, int64_t pair, int64_t y, T weight,
                        bool accumulate, T* tokens) {
-  // The tokens of a contiguous row are read as one: a token by itself rarely fills its vectors.
+  // The tokens of a contiguous row are read together, because a single token rarely fills whole vectors.
   const bool contiguous = f.stride[3] == f.channels;
   const int64_t run = contiguous ? layout.cols * f.channels : f.channels;
   with_storage_type(f.dtype, [&](auto tag) {
@@ -88,7 +88,7 @@ struct LgfKlBuffers {
         tokens(arena.take<T>(call.teachers_are_logits ? layout.cols * layout.positions() : 0)) {}
 };
 
-// Room for the FrameGram of any tensor of the call; they take turns.
+// Returns the bytes of the largest FrameGram of the tensors of a call, which are used one after the other.
 template <class T>
 std::size_t gram_bytes(const LgfKlCall& call) {
   const auto bytes = [&](const Tensor& f) {
@@ -132,7 +132,7 @@ void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena
   }
 }
 
-// Divergence and gradient of one row, written to the outputs at token index `token`.
+// Writes divergence and gradient of one row to the outputs, at token index `token`.
 template <class T>
 void divergence_row(const LgfKlCall& call, const Layout<T>& layout, int64_t y, int64_t token, T* teacher, T* student) {
   const bool gradient = call.g != nullptr;

@@ -1,9 +1,9 @@
-// The weighted sums of the backward pass, one row of tokens and one neighbouring frame at a time:
+// Weighted sums of the backward pass, one row of tokens and one neighbouring frame at a time:
 //
 //     out[x][:] += sum_{dy, dx} coefficient[dy, dx, x] * feature[y + dy][x + dx][:]
 //
-// Tiling: kTileTokens neighbouring tokens x one panel of channels stay in registers while the rows and
-// offsets of the window pass; a feature vector, once loaded, serves every token that sees it.
+// Tiling: kTileTokens neighbouring tokens x one panel of channels stay in registers over the rows and offsets of the
+// window; a feature vector is loaded once for all tokens whose windows hold it.
 #pragma once
 
 #include "layout.h"

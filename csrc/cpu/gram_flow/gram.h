@@ -2,9 +2,9 @@
 //
 //     z[dy, dx, x] = < query[x], key[y + dy][x + dx] >
 //
-// Tiling: kTileTokens neighbouring queries x up to kMaxOffsets neighbouring offsets dx keep one vector
-// accumulator per product while channels stream by; a key vector, once loaded, serves every query that
-// sees it. The lanes of all accumulators are summed together at the end.
+// Tiling: kTileTokens neighbouring queries x up to kMaxOffsets neighbouring offsets dx have one vector accumulator per
+// product over the channels; a key vector is loaded once for all queries whose windows hold it. The lanes of all
+// accumulators are summed together at the end.
 #pragma once
 
 #include "pack.h"
@@ -75,7 +75,7 @@ LGF_INLINE void for_each_offset_group(int K, Function&& function) {
   }
 }
 
-// The K planes of one dy.
+// Computes the K planes of one dy.
 template <class T>
 void gram_row(const Layout<T>& layout, const T* query_row, const T* key_row, bool accumulate, T* planes) {
   const int64_t query_stride = layout.cols * kPanel<T>, key_stride = layout.key_tokens() * kPanel<T>;
@@ -98,8 +98,8 @@ class FrameGram {
   FrameGram(const Layout<T>& layout, Arena& arena)
       : layout_(layout), keys_(layout, arena), query_(arena.take<T>(layout.query_row_size())) {}
 
-  // planes (+)= weight * logits of the queries in row y of pair (b, pair). `fresh`: the first row of a
-  // run of consecutive rows. Positions outside the frame hold anything: `clear_outside` follows.
+  // planes (+)= weight * logits of the queries in row y of pair (b, pair). `fresh`: the first row of a run of consecutive
+  // rows. Positions outside the frame are undefined until `clear_outside`.
   void row(const Tensor& f, const Window& window, int64_t b, int64_t pair, int64_t y, bool fresh, T weight,
            bool accumulate, T* planes) {
     const int64_t query_frame = pair + window.backward, key_frame = pair + !window.backward;

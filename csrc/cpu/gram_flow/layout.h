@@ -1,11 +1,11 @@
-// Shapes of the per-thread buffers the kernels work in.
+// Shapes of the buffers of a thread.
 //
 // Packed row: the features of one image row as panels of kPanel channels,
 //     [panel][token][kPanel]       tokens = halo + W + halo, zeros in the halo and in missing channels.
 // Neighbouring tokens of a panel are neighbours in memory, at distances known at compile time.
 //
 // Planes: one value per (window position, token) of an image row,
-//     [dy * K + dx][pitch]         tokens along the lanes: softmax and masks need no lane exchange.
+//     [dy * K + dx][pitch]         tokens along the lanes: softmax and masks need no exchange between lanes.
 #pragma once
 
 #include "../common/panels.h"

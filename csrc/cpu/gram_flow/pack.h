@@ -7,7 +7,7 @@ namespace lgf {
 namespace LGF_ISA {
 namespace {
 
-// Row (b, t, y) of `f`, times `scale`, with `halo` zero tokens on both sides.
+// Packs row (b, t, y) of `f`, times `scale`, with `halo` zero tokens on both sides.
 template <class T>
 void pack_row(const Tensor& f, const Layout<T>& layout, bool cosine, int64_t b, int64_t t, int64_t y, int64_t halo,
               T scale, T* target) {
@@ -29,14 +29,14 @@ void pack_row(const Tensor& f, const Layout<T>& layout, bool cosine, int64_t b, 
   });
 }
 
-// The last K image rows of one frame, packed with a halo: what the window of a row of queries sees.
+// The last K image rows of one frame, packed with a halo: the keys in the windows of a row of queries.
 template <class T>
 class KeyRing {
  public:
   KeyRing(const Layout<T>& layout, Arena& arena)
       : layout_(layout), rows_(arena.take<T>(layout.K * layout.key_row_size())) {}
 
-  // Makes rows y-r .. y+r available. `fresh`: nothing of this frame is packed yet.
+  // Packs what is missing of rows y-r .. y+r. `fresh`: nothing of this frame is packed yet.
   void advance(const Tensor& f, bool cosine, int64_t b, int64_t t, int64_t y, bool fresh) {
     const int64_t last = y + layout_.radius;
     for (int64_t row = fresh ? y - layout_.radius : last; row <= last; ++row)

@@ -1,7 +1,7 @@
-// All that the kernels ask of a GPU: who they are, barriers, shuffles, asynchronous copies, matrix products.
+// Device functions of the kernels: indices, barriers, shuffles, asynchronous copies, matrix products, launches.
 //
-// Nothing else in this folder is specific to CUDA. Without a CUDA compiler the same names come from a functional model
-// (tests/cuda_model/device_model.h), which runs these very kernels on a CPU, for tests.
+// No other file of csrc/cuda is specific to CUDA. Without a CUDA compiler a functional model has the same names
+// (tests/models/cuda/device_model.h) and runs the same kernels on a CPU, for tests.
 #pragma once
 
 #include <cmath>
@@ -30,8 +30,8 @@
 namespace lgf {
 namespace cuda {
 
-// Read anew wherever it is needed: what follows from it is cheap to compute, and kept in registers it would crowd out
-// the sums of the products.
+// Read again at each use: what follows from it is cheap to compute, and its registers are needed for the sums of the
+// products.
 LGF_DEVICE int thread_index() {
   unsigned index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
@@ -41,7 +41,7 @@ LGF_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 LGF_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 LGF_DEVICE void sync_block() { __syncthreads(); }
 
-// Rounded by itself, and not fused with an addition.
+// A product that is rounded and not fused with an addition.
 LGF_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 LGF_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
@@ -70,7 +70,7 @@ LGF_DEVICE Float16 narrow<Float16>(float v) {
 
 LGF_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
-// Zeros instead, and nothing is read, if not `wanted`.
+// Copies 16 bytes, or writes zeros and reads nothing if not `wanted`.
 LGF_DEVICE void copy_async(void* shared, const void* global, bool wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(wanted ? 16 : 0)
@@ -78,7 +78,7 @@ LGF_DEVICE void copy_async(void* shared, const void* global, bool wanted) {
 }
 LGF_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits for this thread's copies, but for those of the last `kPending` groups.
+// Waits for this thread's copies, except for those of the last `kPending` groups.
 template <int kPending>
 LGF_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -86,7 +86,7 @@ LGF_DEVICE void copy_wait() {
 
 // ---- matrices -----------------------------------------------------------------------------------
 
-// Four 8x8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
+// Loads four 8x8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
 LGF_DEVICE void load_matrices(unsigned (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -134,14 +134,14 @@ LGF_DEVICE void multiply<Float16>(float (&d)[4], const unsigned (&a)[4], unsigne
   LGF_8_NUMBERS(d, 0), LGF_8_NUMBERS(d, 8), LGF_8_NUMBERS(d, 16), LGF_8_NUMBERS(d, 24), LGF_8_NUMBERS(d, 32), \
       LGF_8_NUMBERS(d, 40), LGF_8_NUMBERS(d, 48), LGF_8_NUMBERS(d, 56)
 
-// What this thread has written to shared memory is seen by `multiply_async` of whoever has waited for it at a barrier.
+// Makes what this thread has written to shared memory visible to `multiply_async` of the threads that wait at a barrier.
 LGF_DEVICE void fence_async_proxy() { LGF_HOPPER_ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Between other uses of the sums and the products that are added to them.
+// Separates other uses of the sums from the products that are added to them.
 LGF_DEVICE void warpgroup_fence() { LGF_HOPPER_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
 LGF_DEVICE void warpgroup_commit() { LGF_HOPPER_ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits for all products of the warpgroup; then these sums may be used.
+// Waits for all products of the warpgroup. After it these sums may be used.
 LGF_DEVICE void warpgroup_wait(float (&d)[64]) {
   LGF_HOPPER_ASM("wgmma.wait_group.sync.aligned 0;" : LGF_64_NUMBERS(d)::"memory");
 }
@@ -187,7 +187,7 @@ inline Multiprocessors multiprocessors(int device) {
   return all;
 }
 
-// Whether `multiply_async` runs there: it has been compiled for Hopper alone.
+// Returns whether `multiply_async` runs on a device. It is compiled for Hopper only.
 inline bool has_warpgroups(int device) {
 #ifdef LGF_HOPPER
   int major = 0;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
   Kernel::run(params, shared);
 }
 
-// A kernel is a class with kThreads, kBlocksPerSm (that registers must leave room for), Params, and run(params, shared).
+// Launches a kernel: a class with kThreads, kBlocksPerSm (which limits its registers), Params, and run(params, shared).
 template <class Kernel>
 void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t stream, const typename Kernel::Params& params) {
   if (blocks > 0x7fffffff) throw std::runtime_error("too many tiles for one launch");

@@ -5,9 +5,9 @@
 // Normalised copies of the features would cost as much memory as the features, and rounded to half precision they
 // would cost the gradient its accuracy: where neighbours are alike, it is a small difference of large terms.
 //
-// The kernel here is for those that do not sum them up on their way: a warp sums the squares of a token. A norm that is
-// not finite has the reciprocal NaN and not 0: an infinity in the features must not pass for a similarity of 0. No
-// reciprocal is 0, so 0 may stand for a token outside the frame.
+// The kernel computes them for kernels that do not sum norms themselves: a warp sums the squares of a token. A norm that is
+// not finite has the reciprocal NaN and not 0, because an infinity in the features must not result in a similarity of 0.
+// No reciprocal is 0, so that 0 can stand for a token outside the frame.
 #pragma once
 
 #include "tensor.h"
@@ -17,7 +17,7 @@ namespace cuda {
 
 constexpr double kEps = 1e-6;
 
-// A vector so short that its norm counts as kEps is divided by a constant: its gradient is not projected.
+// Returns whether a vector is so short that its norm counts as kEps, a constant: its gradient is not projected.
 template <class T>
 LGF_DEVICE bool is_short(T reciprocal_norm) {
   return reciprocal_norm >= T(0.999999 / kEps);

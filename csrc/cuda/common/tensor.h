@@ -1,4 +1,4 @@
-// Reading and writing tensors of any storage type and stride, and the tiles their frames are cut into.
+// Access to tensors of any storage type and stride, and the tiles of their frames.
 #pragma once
 
 #include "calls.h"
@@ -11,7 +11,7 @@ LGF_DEVICE int64_t offset(const Tensor& f, int64_t b, int64_t t, int y, int x) {
   return b * f.stride[0] + t * f.stride[1] + y * f.stride[2] + x * f.stride[3];
 }
 
-// The number of a token among those of all frames (or pairs of frames), in the order of memory.
+// Returns the number of a token among those of all frames (or pairs of frames), in the order of memory.
 LGF_DEVICE int64_t token_number(const Grid& grid, int64_t frame, int y, int x) {
   return (frame * grid.rows + y) * grid.cols + x;
 }
@@ -25,7 +25,7 @@ struct alignas(16) Piece {
   std::uint16_t bits[8];
 };
 
-// An element in the accumulation type. The switch is the same for all threads of a block.
+// Loads an element in the accumulation type. The switch is the same for all threads of a block.
 template <class T>
 LGF_DEVICE T load(const void* data, DType dtype, int64_t at) {
   switch (dtype) {
@@ -46,7 +46,7 @@ LGF_DEVICE void store(void* data, DType dtype, int64_t at, T value) {
   }
 }
 
-// 16 bytes at once, at a multiple of 16.
+// Stores 16 bytes at once, at a multiple of 16.
 LGF_DEVICE void store_piece(void* to, const unsigned (&words)[4]) {
   struct alignas(16) Words {
     unsigned words[4];
@@ -56,7 +56,7 @@ LGF_DEVICE void store_piece(void* to, const unsigned (&words)[4]) {
 
 inline bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(Piece) == 0; }
 
-// Whether tokens can be copied in pieces.
+// Returns whether tokens can be copied in pieces.
 inline bool in_pieces(const Tensor& f) {
   bool whole = f.channels % 8 == 0 && aligned(f.data);
   for (const int64_t stride : f.stride) whole = whole && stride % 8 == 0;
@@ -77,7 +77,7 @@ struct Tile {
   }
 };
 
-// Blocks of a launch, for as many frames (or pairs) of each video.
+// Returns the number of blocks of a launch, for so many frames (or pairs) of each video.
 inline int64_t tiles(const Grid& grid, int frames, int height, int width) {
   const int64_t across = (grid.cols + width - 1) / width, down = (grid.rows + height - 1) / height;
   return across * down * frames * grid.batch;

@@ -1,16 +1,16 @@
-// What a backward is asked for, the same for every kernel of it: the gradient of factor sum scale_i g[i, d] z[i, d].
+// Parameters of the backward pass, for all of its kernels: the gradient of factor sum scale_i g[i, d] z[i, d].
 //
 //     df^_i = sum_d g[i, d] f^_{i+d} + sum_d g[i-d, d] f^_{i-d}                     as a query, as a key
 //     df_i = (df^_i - < df^_i, f^_i > f^_i) / ||f_i||                               similarity "cosine"
 //
 // A token is a query towards one of its two neighbouring frames and a key towards the other; with both directions it is
 // both towards both. Towards a frame, side 0 the next one and side 1 the previous one, the gradient is a product of
-// coefficients with that frame's features, so what is a query there and what a key only decides where a coefficient is
-// read: in the token's own window, at offset d, or in the other token's window, at offset -d. A block gathers what its
-// tokens are owed and writes it once: no atomics, and the same bits every time.
+// coefficients with that frame's features. Query or key only decides where a coefficient is read: in the token's own
+// window, at offset d, or in the other token's window, at offset -d. A block gathers the gradient of its tokens and writes
+// it once: no atomics, and the same bits every time.
 //
 // The part of df^ along f^ must be known before any channel is written. With more channels than a kernel holds the products
-// are made twice for cosine similarity, once for that part and once to be written.
+// are computed twice for cosine similarity, once for that part and once for the output.
 #pragma once
 
 #include "forward.h"
@@ -20,7 +20,7 @@ namespace cuda {
 
 // The gradient by the logits of one direction; `g` null: there is none.
 struct LogitGradient {
-  const void* g;  // (B, T-1, H, W, K, K+1): a window's rows stand one number apart, which aligns those of window 7
+  const void* g;  // (B, T-1, H, W, K, K+1): one number between a window's rows aligns those of window 7
   DType type;
 };
 
@@ -36,7 +36,7 @@ struct BackwardParams {
   void* gradient;  // (B, T, H, W, C) contiguous, in the type of the features
 };
 
-// One of the two frames next to a frame, and the gradients of the pair they make.
+// One of the two frames next to a frame, and the gradients of their pair.
 struct Side {
   int t;
   bool exists;
@@ -57,13 +57,13 @@ LGF_DEVICE T token_scale(const BackwardParams& p, int64_t token) {
   return p.scales ? static_cast<const T*>(p.scales)[token] : T(1);
 }
 
-// What every token is scaled by. It is left to the end, where it costs one multiplication a number.
+// Returns the scale of all tokens. It is applied at the end, where it costs one multiplication a number.
 template <class T>
 LGF_DEVICE T common_scale(const BackwardParams& p) {
   return static_cast<T>(p.factor) * (p.scale ? *static_cast<const T*>(p.scale) : T(1));
 }
 
-// By how much f^ is projected out of df^ on the way through the normalisation.
+// Returns the factor of f^ in what the normalisation removes from df^.
 template <class T>
 LGF_DEVICE T projected(T along, T reciprocal_norm) {
   return is_short(reciprocal_norm) ? T(0) : along;

@@ -1,4 +1,4 @@
-// Backward for every window, type and number of channels (backward.h), by plain multiplications.
+// Backward pass for every window, type and number of channels (backward.h), by plain multiplications.
 //
 // A thread takes a token and a few channels: the coefficients of the tile lie in shared memory, and the halos of both
 // neighbouring frames pass through it, a chunk of channels at a time.
@@ -58,14 +58,14 @@ struct AnyBackward {
   }
 
  private:
-  // scale g of one position of a token's window. What stands outside the frame may be anything.
+  // Returns scale g of one position of a token's window. Outside the frame it is undefined.
   static LGF_DEVICE T coefficient(const Params& p, const LogitGradient& gradient, int64_t token, int slot) {
     const int K = p.window;
     const int64_t at = (token * K + slot / K) * (K + 1) + slot % K;
     return load<T>(gradient.g, gradient.type, at) * token_scale<T>(p, token);
   }
 
-  // The coefficients towards one side, the other token's reciprocal norm included.
+  // Gathers the coefficients towards one side, with the other token's reciprocal norm.
   static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, T* coefficients) {
     const int K = p.window, positions = K * K;
     const Side side(p, tile, which);

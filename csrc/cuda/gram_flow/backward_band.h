@@ -1,15 +1,15 @@
-// Backward (backward.h) by tensor cores: window 7, half precision, the tile of band.h.
+// Backward pass (backward.h) by tensor cores: window 7, half precision, the tile of band.h.
 //
 // A warp multiplies the coefficients of its 16 tokens, a band of 8 x 16 tokens of a halo each, with that band's
 // features. The coefficients of both sides stay in registers, as the first operand of the products; the features pass
-// through shared memory chunk by chunk. Where they will lie, the windows are gathered from before that.
+// through shared memory chunk by chunk. Before that the windows are gathered from the same memory.
 //
-// The sums of 256 channels stay in registers too, so that up to there the products are made once. 8 warps then fill an SM.
-// Twice as many that make the products twice would hide each other's beginnings and ends, but bring every halo from L2
-// twice, which is what these kernels wait for (`make kernel-counts` counts both).
+// The sums of 256 channels also stay in registers, so that for up to 256 channels the products are computed once. 8 warps
+// then fill an SM. Twice as many that compute the products twice would overlap their beginnings and ends, but load every
+// halo from L2 twice, which limits these kernels (`make kernel-counts` counts both).
 //
-// The products are made in the features' type. float16 has not the range of a gradient, so that each token's coefficients
-// are brought near 1 by a power of two, which is taken out of the sums again.
+// The products are in the features' type. float16 has not the range of a gradient, so that each token's coefficients are
+// scaled near 1 by a power of two, by which the sums are divided again.
 #pragma once
 
 #include <type_traits>
@@ -27,7 +27,7 @@ struct BandBackward {
   static constexpr bool kScaled = std::is_same<Half, Float16>::value;
   static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = 256 / kThreads;
 
-  // Windows in shared memory as they are in memory, of bfloat16 or float32: rows of 8, of which 7 count.
+  // Windows in shared memory, in the layout of global memory, of bfloat16 or float32: rows of 8, of which 7 count.
   static constexpr int kWindowRow = band::kWindow + 1, kWindowSize = band::kWindow * kWindowRow;
   static constexpr int kMostWindowBytes = Extent::kHalo * kWindowSize * 4;
 
@@ -120,7 +120,7 @@ struct BandBackward {
   }
 
  private:
-  // Begins to copy what a step multiplies. The steps after the last bring the tile's own features, two chunks each.
+  // Begins to copy the features of a step. The steps after the last copy the tile's own features, two chunks each.
   static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, const Held& held, int step, const int* offsets,
                                    char* shared) {
     char* stage = shared + step % kStages * kStageBytes;
@@ -133,15 +133,15 @@ struct BandBackward {
       for (int i = own; i < own + 2 && i < held.count; ++i)
         band::copy_chunk<Half, Extent, true>(p.features, p.grid, tile.b, tile.t, (held.first + i) * band::kChunk,
                                              offsets, own_chunk(held, i, shared));
-    copy_commit();  // of nothing at the end, so that the number of groups tells how far the copies are
+    copy_commit();  // an empty group at the end, so that the number of groups shows how far the copies are
   }
 
-  // Where the tile's own features of one of the chunks lie in the end, and then their gradient.
+  // Returns the place of the tile's own features of one of the chunks after the products, and of their gradient.
   static LGF_DEVICE char* own_chunk(const Held& held, int n, char* shared) {
     return shared + (held.count * 2 + n / 2) % kStages * kStageBytes + n % 2 * Extent::kTokens * band::kRowBytes;
   }
 
-  // From shared memory to where the gradient belongs, in whole pieces.
+  // Writes the gradient from shared memory, in whole pieces.
   static LGF_DEVICE void write(const Params& p, const Tile& tile, const Held& held, const int* offsets, char* shared) {
     const int piece = thread_index() % band::kPieces;
     LGF_NO_UNROLL
@@ -200,7 +200,7 @@ struct BandBackward {
   static LGF_DEVICE float number(float v) { return v; }
   static LGF_DEVICE float number(BFloat16 v) { return widen(v); }
 
-  // g += what the windows of the tile's own tokens say, or those of the halo's of which the tile's tokens are keys.
+  // Adds to g the windows of the tile's own tokens, or those of the tokens of the halo whose keys the tile's tokens are.
   template <class Number, bool kOfKeys>
   static LGF_DEVICE void add_windows_of(const Params& p, const Side& side, const LogitGradient& gradient,
                                         const Tile& tile, char* shared, const Halo& halo, band::Band& g) {
@@ -222,14 +222,14 @@ struct BandBackward {
     band::for_each_number(g, [&](int row, int other, int dy, int dx, bool wanted, float& v) {
       const int own = band::own_token(row), key_slot = (band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx;
       const int at = kOfKeys ? other * kWindowSize + key_slot : own * kWindowSize + dy * kWindowRow + dx;
-      // Beside a window lies another one: what is not wanted may be read as well.
+      // Beside a window lies another one, so that unwanted numbers can be read as well.
       const float g_scaled = number(numbers[at]) * halo.scales[kOfKeys ? other : band::opposite(own)];
       v += wanted ? g_scaled : 0.0f;
     });
     sync_block();  // the windows have been read: what is next may lie over them
   }
 
-  // The numbers of a token, four lanes', as operands in units of the largest one's power of two.
+  // Packs the numbers of a token, in four lanes, as operands in units of the largest one's power of two.
   static LGF_DEVICE void pack(const band::Band& g, Coefficients& out) {
     float per_unit[2];
     LGF_UNROLL
@@ -254,7 +254,7 @@ struct BandBackward {
     return narrow<Half>(low).bits | static_cast<unsigned>(narrow<Half>(high).bits) << 16;
   }
 
-  // The exponent of a positive number, within bounds that leave float32 room for sums in units of both sides.
+  // Returns the exponent of a positive number, within bounds for which float32 holds sums in units of both sides.
   static LGF_DEVICE int exponent_of(float largest) {
     unsigned bits;
     memcpy(&bits, &largest, sizeof bits);
@@ -339,7 +339,7 @@ struct BandBackward {
       });
     }
 
-    // Leaves the gradient where the features were.
+    // Replaces the features by the gradient.
     LGF_DEVICE void finish(const Params& p, const Held& held, const Sums (&sums)[kHeldChunks], char* shared) {
       float whole[2], factor[2];
       LGF_UNROLL

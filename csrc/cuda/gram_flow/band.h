@@ -1,16 +1,16 @@
-// The tuned kernels' tile: window 7, half precision, tensor cores.
+// Tile of the tuned kernels: window 7, half precision, tensor cores.
 //
 // A block owns some rows of 16 tokens of one frame, kRows of them. The tokens of another frame within reach are its
 // halo, 6 rows and 6 columns more, held 24 columns wide so that they begin at a multiple of 8. Each warp owns 2 rows x 8
 // columns of the tile, the 16 rows of a matrix product, whose windows reach 8 rows x 14 columns of the halo. A warp
-// multiplies these 8 rows, 16 columns each, and no others: a band of the dense product, 128 keys for the 49 a query wants.
+// multiplies only these 8 rows, 16 columns each: a band of the dense product, 128 keys for the 49 of a query's window.
 //
 //     tile      row wy + 0..1, column wx + qx                       wy = 0, 2, 4, ..   wx = 0, 8    qx = 0..7
 //     halo      row wy + j,    column wx + kx                       j  = 0..7          kx = 0..15
 //     offset    dy = j - (0..1), dx = kx - 1 - qx                   wanted where 0 <= dy, dx < 7
 //
-// Features pass through shared memory kChunk channels at a time, the next ones on their way while one is multiplied. Where
-// in its frame each token of the halo lies is worked out once: copying a chunk then costs a few instructions a piece.
+// Features pass through shared memory kChunk channels at a time; the next chunk is copied while one is multiplied. The place
+// in its frame of each token of the halo is computed once, so that copying a chunk costs a few instructions a piece.
 #pragma once
 
 #include "forward.h"
@@ -21,12 +21,12 @@ namespace band {
 
 constexpr int kWindow = 7, kRadius = kWindow / 2;
 constexpr int kCols = 16, kHaloCols = 24;
-constexpr int kHaloLeft = kRadius + 1;  // the halo's first column lies so far left of the tile's
+constexpr int kHaloLeft = kRadius + 1;  // columns from the halo's first to the tile's first
 constexpr int kChunk = 32;              // channels
 constexpr int kPieces = kChunk / 8;     // of 16 bytes, 8 channels each
 constexpr int kRowBytes = kChunk * 2;
 
-// What follows from the number of rows of a tile.
+// Sizes that follow from the number of rows of a tile.
 template <int kTileRows>
 struct Extent {
   static constexpr int kRows = kTileRows, kTokens = kRows * kCols, kThreads = kTokens * 2;
@@ -37,15 +37,15 @@ LGF_DEVICE int lane() { return thread_index() % 32; }
 LGF_DEVICE int warp_y() { return thread_index() / 64 * 2; }
 LGF_DEVICE int warp_x() { return thread_index() / 32 % 2 * 8; }
 
-// Where a piece of a token's chunk lies. Eight tokens in a row, the rows of a matrix, fill two lines of 128 bytes for
-// every piece; the exchange of pieces spreads any one piece of them over all banks. It repeats every eight tokens:
-// place(n + 8 m, piece) is place(n, piece) + 8 m kRowBytes, which lets addresses differ by constants.
+// Returns the place of a piece of a token's chunk. Eight successive tokens, the rows of a matrix, fill two lines of 128 bytes
+// for every piece; the exchange of pieces spreads each piece of them over all banks. It repeats every eight tokens:
+// place(n + 8 m, piece) is place(n, piece) + 8 m kRowBytes, so that addresses differ by constants.
 LGF_DEVICE int place(int token, int piece) { return token * kRowBytes + ((piece ^ (token >> 1)) & (kPieces - 1)) * 16; }
 
-// The number in the halo of the token that lies where a token of the tile does, in the other frame.
+// Returns the number in the halo of the token at the same place as a token of the tile, in the other frame.
 LGF_DEVICE int opposite(int token) { return (token / kCols + kRadius) * kHaloCols + token % kCols + kHaloLeft; }
 
-// Where the tokens of a tile's halo lie in any frame of these features, in pieces; -1 if outside, or never wanted.
+// Writes the places of the tokens of a tile's halo in any frame of these features, in pieces; -1 outside, or if unused.
 template <class E>
 LGF_DEVICE void locate_halo(const Tensor& f, const Grid& grid, const Tile& tile, int* offsets) {
   for (int i = thread_index(); i < E::kHalo; i += E::kThreads) {
@@ -55,14 +55,14 @@ LGF_DEVICE void locate_halo(const Tensor& f, const Grid& grid, const Tile& tile,
   }
 }
 
-// Begins to copy the chunk at channel c0 of the halo, or of the tile itself if `kTileOnly`, from a frame. Outside the
-// frame and past the last channel there are zeros; so there are everywhere in a frame that does not exist.
+// Begins to copy the chunk at channel c0 of the halo, or of the tile itself if `kTileOnly`, from a frame. Outside the frame,
+// past the last channel, and everywhere in a frame that does not exist, there are zeros.
 template <class Half, class E, bool kTileOnly>
 LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, int b, int t, int c0, const int* offsets, char* chunk) {
   const bool exists = t >= 0 && t < grid.frames;
   const int piece = thread_index() % kPieces, c = c0 + piece * 8;
   const Half* channels = static_cast<const Half*>(f.data) + (exists ? offset(f, b, t, 0, 0) + c : 0);
-  LGF_NO_UNROLL  // the addresses of several rounds at once would cost registers that the products need
+  LGF_NO_UNROLL  // the addresses of several rounds at once would take registers that the products need
   for (int token = thread_index() / kPieces; token < (kTileOnly ? E::kTokens : E::kHalo); token += E::kThreads / kPieces) {
     const int pieces = offsets[kTileOnly ? opposite(token) : token];
     const bool wanted = exists && pieces >= 0 && c < f.channels;
@@ -70,12 +70,12 @@ LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, int b, int t, int 
   }
 }
 
-// One number for each (token of the warp, token of its band), as the lanes of a warp hold the result of a product:
+// One number for each (token of the warp, token of its band), in the layout of the result of a product in a warp's lanes:
 // [j][h][e] is row e / 2 of the warp's two, column lane / 4, and column h * 8 + lane % 4 * 2 + e % 2 of the band's row j.
 using Band = float[8][2][4];
 
-// Calls function(row of the warp's two, token of the halo, dy, dx, wanted, number) for the numbers of this lane, `wanted`
-// being those that a window holds. A branch for each would cost more than working all of them out.
+// Calls function(row of the warp's two, token of the halo, dy, dx, wanted, number) for the numbers of this lane; `wanted`: a
+// window holds it. A branch for each would cost more than the computation of all.
 template <class Function>
 LGF_DEVICE void for_each_number(Band& band, Function&& function) {
   const int qx = lane() / 4;
@@ -95,7 +95,7 @@ LGF_DEVICE void for_each_number(Band& band, Function&& function) {
   }
 }
 
-// The number in the tile of this lane's token in one of the warp's two rows.
+// Returns the number in the tile of this lane's token in one of the warp's two rows.
 LGF_DEVICE int own_token(int row) { return (warp_y() + row) * kCols + warp_x() + lane() / 4; }
 
 LGF_DEVICE void clear(Band& band) {

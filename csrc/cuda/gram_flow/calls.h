@@ -25,7 +25,7 @@ struct ForwardCall {
   double temperature;
   void* norms;
   void* workspace;
-  void* logits;  // all that is wanted, unless null
+  void* logits;  // the only output, unless null
   void* values;
   void* gradient;  // by the student's logits, (B, T-1, H, W, K, K+1), or null
   DType gradient_type;

@@ -1,4 +1,4 @@
-// From the logits of student and teacher to the divergence of a token and its gradient by the student's logits.
+// Divergence of a token and its gradient by the student's logits, from the logits of student and teacher.
 // With P = softmax(zT / tau), Q = softmax(zS / tau) and u = log P - log Q,
 //
 //     KL = sum_d P u = sum_d (P u + Q - P)[d]              dKL / dzS = (Q - P) / tau, zero outside the frame
@@ -7,8 +7,8 @@
 // The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is small, its series
 // replaces a sum of numbers that cancel.
 //
-// A divergence that is not finite becomes NaN, and so does the gradient of its token: infinities in the features must
-// not pass for a number.
+// A divergence that is not finite becomes NaN, and so does the gradient of its token: infinities in the features must not
+// result in finite numbers.
 #pragma once
 
 #include "../common/tensor.h"
@@ -22,7 +22,7 @@ struct Divergence {
   double inverse_temperature;
 };
 
-// A token's K*K logits lie in shared memory; neighbouring lanes share them out, and nobody else's are touched.
+// The K*K logits of a token lie in shared memory, divided between neighbouring lanes, which use no other token's.
 constexpr int kLanesPerToken = 2;
 
 template <class T>
@@ -30,8 +30,8 @@ LGF_DEVICE T sum_of_lanes(T v) {
   return v + shuffle_xor(v, 1);
 }
 
-// Calls function(slot, counted, inside) for this lane's positions of the window around (y, x). `counted`: takes part in
-// the divergence; `inside`: lies in the frame and so carries a gradient.
+// Calls function(slot, counted, inside) for this lane's positions of the window around (y, x). `counted`: in the
+// divergence; `inside`: in the frame, and therefore with a gradient.
 template <class Function>
 LGF_DEVICE void for_each_position(const Grid& grid, int K, bool exclude, int y, int x, Function&& function) {
   for (int slot = thread_index() % kLanesPerToken; slot < K * K; slot += kLanesPerToken) {
@@ -54,7 +54,7 @@ LGF_DEVICE T kl_term(T p, T q, T u) {
   return p * u * u * series;
 }
 
-// The student's logits end as the gradient, not yet poisoned.
+// Returns the KL divergence. The student's logits become the gradient, without NaN for a divergence that is not finite.
 template <class T>
 LGF_DEVICE T kl_divergence(const Grid& grid, int K, const Divergence& d, int y, int x, const T* teacher, T* student) {
   const T inverse_temperature = static_cast<T>(d.inverse_temperature);
@@ -86,7 +86,7 @@ LGF_DEVICE T kl_divergence(const Grid& grid, int K, const Divergence& d, int y, 
   return sum_of_lanes(kl);
 }
 
-// Outside positions are 0 in both.
+// Returns the mean squared error. Outside positions are 0 in both logits.
 template <class T>
 LGF_DEVICE T squared_error(const Grid& grid, int K, const Divergence& d, int y, int x, const T* teacher, T* student) {
   T sum = 0, count = 0;
@@ -104,7 +104,7 @@ LGF_DEVICE T squared_error(const Grid& grid, int K, const Divergence& d, int y, 
   return sum / count;
 }
 
-// The divergence of the token at (y, x), known to all its lanes. Its student's logits end as the gradient.
+// Returns the divergence of the token at (y, x) in all its lanes. Its student's logits become the gradient.
 template <class T>
 LGF_DEVICE T divergence(const Grid& grid, int K, const Divergence& d, int y, int x, const T* teacher, T* student) {
   const T value = d.squared_error ? squared_error(grid, K, d, y, x, teacher, student)

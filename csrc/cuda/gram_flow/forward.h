@@ -1,4 +1,4 @@
-// What a forward is asked for, the same for every kernel of it.
+// Parameters of the forward pass, and the steps that all of its kernels share.
 #pragma once
 
 #include "../common/norms.h"
@@ -10,14 +10,14 @@ namespace cuda {
 
 constexpr int kMaxSources = kMaxTeachers + 1;
 
-// Where logits come from: features, or cached logits (B, T-1, H, W, K*K).
+// A source of logits: features, or cached logits (B, T-1, H, W, K*K).
 struct Source {
   Tensor tensor;
-  const void* norms;  // reciprocal ones (B, T, H, W), or null: for similarity "dot", and where a kernel sums its own
+  const void* norms;  // reciprocal ones (B, T, H, W); null for similarity "dot" and for a kernel that sums its own
   double weight;
 };
 
-// The teachers come first and the student last: its logits meet those of the fused teacher.
+// The teachers come first and the student last, because its logits are compared with those of the fused teacher.
 struct ForwardParams {
   Grid grid;
   int window;     // odd, at most kMaxWindow
@@ -27,31 +27,31 @@ struct ForwardParams {
   int count;
   Source sources[kMaxSources];
   Divergence divergence;
-  void* logits;         // (B, T-1, H, W, K*K): all that is wanted, of the student, unless null
+  void* logits;         // (B, T-1, H, W, K*K): the student's, the only output unless null
   void* values;         // (B, T-1, H, W)
   void* gradient;       // by the student's logits, (B, T-1, H, W, K, K+1), the last of a row undefined; or null
-  DType gradient_type;  // outputs are in the accumulation type, but for this one
-  void* kept_norms;     // room for the student's reciprocal norms, for a kernel that sums its own; or null
+  DType gradient_type;  // outputs are in the accumulation type, except for this one
+  void* kept_norms;     // output of the student's reciprocal norms, of a kernel that sums its own; or null
 };
 
-// The frames of the queries and of the keys of a tile, which is numbered by its pair.
+// Return the frames of the queries and of the keys of a tile, which is numbered by its pair.
 LGF_DEVICE int query_frame(const ForwardParams& p, const Tile& tile) { return tile.t + (p.backward ? 1 : 0); }
 LGF_DEVICE int key_frame(const ForwardParams& p, const Tile& tile) { return tile.t + (p.backward ? 0 : 1); }
 
-// The reciprocal norm of a token, 1 if there are none, and 0 outside the frame.
+// Returns the reciprocal norm of a token, 1 if there are none, and 0 outside the frame.
 template <class T>
 LGF_DEVICE T reciprocal_norm(const void* norms, const Grid& grid, int b, int t, int y, int x) {
   if (!in_frame(grid, y, x)) return T(0);
   return norms ? static_cast<const T*>(norms)[token_number(grid, int64_t(b) * grid.frames + t, y, x)] : T(1);
 }
 
-// A raw product as a logit. Outside the frame (reciprocal norm 0) it is 0, whatever was multiplied there.
+// Returns the logit of a raw product. Outside the frame (reciprocal norm 0) it is 0, whatever was multiplied there.
 template <class T>
 LGF_DEVICE T scaled(T product, T query_norm, T key_norm) {
   return key_norm == T(0) ? T(0) : product * (query_norm * key_norm);
 }
 
-// zT of a tile from cached logits, into slots of `pitch` numbers a query.
+// Computes zT of a tile from cached logits, in slots of `pitch` numbers a query.
 template <int kThreads, class T>
 LGF_DEVICE void fuse_cached(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, T* zT) {
   const int positions = K * K;
@@ -83,13 +83,13 @@ LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height
   }
 }
 
-// From the slots of a tile to everything that is asked for. K is the window, a constant where it can be one.
+// Writes the outputs of a tile from its slots. K is the window, a constant where it can be one.
 template <int kThreads, class T>
 LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, const T* zT,
                        T* zS) {
   const DType accumulate = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
   if (p.logits) return store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.logits, accumulate, K);
-  // Whole warps go round together: their lanes exchange numbers, in the frame or not.
+  // Whole warps run every round, because lanes exchange numbers inside and outside the frame.
   for (int query = thread_index() / kLanesPerToken; query < height * width; query += kThreads / kLanesPerToken) {
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
     const T value = divergence(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);

@@ -1,4 +1,4 @@
-// Forward for every window, type and number of channels: the same steps as forward_band.h with plain multiplications.
+// Forward pass for every window, type and number of channels: the steps of forward_band.h by plain multiplications.
 //
 // A thread takes a query and a row of its window: one chunk of the query's channels against those of K keys. The sums
 // over channels lie in shared memory, in the student's slots, and move to the teacher's when a teacher is done.
@@ -9,7 +9,7 @@
 namespace lgf {
 namespace cuda {
 
-// Tile, and shared memory, of the kernels that take everything. They fit into 99 KiB with the largest window.
+// Tile and shared memory of the general kernels. They fit into 99 KiB with the largest window.
 template <class T>
 struct AnyTile {
   static constexpr int kThreads = 128;
@@ -20,7 +20,7 @@ struct AnyTile {
   static LGF_HOST_DEVICE int halo_cols(int K) { return kCols + K - 1; }
   static LGF_HOST_DEVICE int halo(int K) { return (kRows + K - 1) * halo_cols(K); }
 
-  // Channels c0 .. c0 + kChunk of a box of tokens of one frame; zeros outside it and past the last channel.
+  // Loads channels c0 .. c0 + kChunk of a box of tokens of one frame; zeros outside it and past the last channel.
   static LGF_DEVICE void load_box(const Tensor& f, const Grid& grid, int64_t b, int t, int y0, int x0, int rows, int cols,
                                   int c0, T* box) {
     for (int i = thread_index(); i < rows * cols * kChunk; i += kThreads) {

@@ -1,13 +1,13 @@
-// Forward by tensor cores: the logits of a tile of queries, and the divergence of student and fused teacher.
+// Forward pass by tensor cores: the logits of a tile of queries, and the divergence of student and fused teacher.
 //
 //     z[i, d] = r_i r_{i+d} < f_i, f_{i+d} >        zT = sum_m w_m z_m        KL_i or L2_i and its gradient (divergence.h)
 //
-// The sources take turns, a band product each, chunk by chunk of their channels. When a source is done, the numbers its
-// windows hold move from the band, spread over a warp's registers, into slots in shared memory: the teachers are added
-// up there, and the student's lie where the features were. The divergence then works on slots.
+// Each source is a band product, chunk by chunk of its channels, one source after the other. After a source the numbers of
+// its windows move from the band, spread over a warp's registers, into slots in shared memory: the teachers' are added up,
+// the student's lie where the features were. The divergence is computed from slots.
 //
-// The norms are summed up on the way, from the operands of the products, which every lane holds anyway. A pass of their
-// own would read all features from memory once more, a third of this kernel's time; each is summed 3.6 times so.
+// The norms are summed from the operands of the products, which every lane holds. A separate pass would read all features
+// from memory once more, a third of this kernel's time; this way each norm is summed 3.6 times.
 #pragma once
 
 #include "band.h"
@@ -21,7 +21,7 @@ struct BandForward {
   using Extent = band::Extent<kTileRows>;
   static constexpr int kThreads = Extent::kThreads, kBlocksPerSm = kTileRows < 8 ? 3 : 16 / kTileRows;
 
-  // Numbers of a query's slots: odd, so that lanes that go through slots meet all banks.
+  // Numbers of a query's slots: odd, so that lanes that read slots use all banks.
   static constexpr int kPitch = 57;
   static constexpr int kStages = 2;
   static constexpr int kStageBytes = (Extent::kHalo + Extent::kTokens) * band::kRowBytes;
@@ -30,7 +30,7 @@ struct BandForward {
   static constexpr int kSharedBytes = kStages * kStageBytes + kSlotBytes + (kNorms + Extent::kHalo) * 4;
   static_assert(kSlotBytes <= kStages * kStageBytes, "the student's slots lie where the features were");
 
-  // What is multiplied next: a chunk of a source.
+  // The chunk of a source that is multiplied next.
   struct Position {
     int m, c0;
 
@@ -178,7 +178,7 @@ struct BandForward {
     }
   }
 
-  // Every slot is always written by the same thread, so that adding needs no barrier.
+  // Every slot is always written by the same thread, so that additions need no barrier.
   static LGF_DEVICE void move_to_slots(band::Band& z, const float* norms, float weight, bool add, float* slots) {
     const float* own = norms + Extent::kHalo;
     const float factors[2] = {weight * own[band::own_token(0)], weight * own[band::own_token(1)]};

@@ -1,4 +1,4 @@
-// Which kernels a call runs: the one tuned for it, or the norms and then the one that takes all.
+// Choice of the kernels of a call: the one tuned for it, or the norms and then the general one.
 #include "backward_any.h"
 #include "backward_band.h"
 #include "calls.h"
@@ -9,7 +9,7 @@ namespace lgf {
 namespace cuda {
 namespace {
 
-// Whether tokens can be copied in pieces, and an int counts the pieces of a frame.
+// Returns whether tokens can be copied in pieces, and an int counts the pieces of a frame.
 bool counts_in_pieces(const Tensor& f, const Grid& grid) {
   const int64_t last = (grid.rows - 1) * f.stride[2] + (grid.cols - 1) * f.stride[3];
   return in_pieces(f) && last / 8 < INT32_MAX;
@@ -43,7 +43,7 @@ bool suits_band(const ForwardCall& call) {
   return suits;
 }
 
-// Tokens along one side of a frame that the halos of all tiles hold together.
+// Returns the number of tokens along one side of a frame that the halos of all tiles hold together.
 int64_t reached(int size, int tile) {
   int64_t sum = 0;
   for (int first = 0; first < size; first += tile) {
@@ -53,9 +53,9 @@ int64_t reached(int size, int tile) {
   return sum;
 }
 
-// What a launch with tiles of so many rows waits for, in lines of 64 bytes through the shared memory of an SM: what passes
-// through that of the busiest SM, or what comes from L2, which gives an SM a fifth of that rate while all ask. A token of
-// the tile passes 10 times, most of them as an operand of its warp's products.
+// Returns the time of a launch with tiles of `rows` rows, in lines of 64 bytes through the shared memory of an SM: the larger
+// of what passes through that of the busiest SM, and of what comes from L2, which has a fifth of that rate for an SM while
+// all SMs read. A token of the tile passes 10 times, most of them as an operand of its warp's products.
 double work(const Grid& grid, int frames, int rows, int sms) {
   const double frame = double(grid.rows) * grid.cols;
   const double halos = double(reached(grid.rows, rows)) * reached(grid.cols, band::kCols);
@@ -65,13 +65,14 @@ double work(const Grid& grid, int frames, int rows, int sms) {
   return passing > arriving ? passing : arriving;
 }
 
-// Low tiles read more for each token, but share a small grid out more evenly.
+// Low tiles read more for each token, but distribute a small grid more evenly.
 bool takes_low_tiles(const Grid& grid, int frames, const Stream& stream) {
   const int sms = multiprocessors(stream.device).count;
   return work(grid, frames, 4, sms) < work(grid, frames, 8, sms);
 }
 
-// High tiles read less, but one of them fills an SM: only for where two others do not fit, which hide each other's ends.
+// High tiles read less, but one of them fills an SM. They are for SMs without room for two others, whose beginnings and
+// ends would overlap.
 template <class Half>
 bool takes_high_tiles(const Grid& grid, int frames, const Stream& stream) {
   constexpr int kReserved = 1024;  // of each block

@@ -1,11 +1,11 @@
-// Token relation distances: what the bindings ask for. lgf_kernels/token_relation/panels.py says how the steps follow each other.
+// Calls of the kernels of token relation distances. lgf_kernels/token_relation/panels.py has the order of the steps.
 //
 //     d[i, j] = < z_i, z_j > r_i r_j - < m_i, m_j > q_i q_j                     r, q: reciprocal norms
 //     sum     = w[i, j] relu( |d[i, j]| - margin ), over a pair of tiles        w[i, j] = scale c[f_i, f_j]
-//     g[i, j] = 2 w[i, j] sign(d[i, j]) 1[|d[i, j]| > margin] p_i p_j           p: coefficient norms, r or what stands for it
-//     dz_i    = o_i sum_j g[i, j] x_j, less its part along z_i                  x, o: z and 1, or what stands for them
+//     g[i, j] = 2 w[i, j] sign(d[i, j]) 1[|d[i, j]| > margin] p_i p_j           p: coefficient norms, r or a substitute
+//     dz_i    = o_i sum_j g[i, j] x_j, less its part along z_i                  x, o: z and 1, or substitutes
 //
-// Tiles run on over the ends of frames. Blocks of g of the pairs of tiles (row, column >= row) with first <= row < end
+// Tiles continue across the ends of frames. Blocks of g of the pairs of tiles (row, column >= row) with first <= row < end
 // are stored one after the other, row by row, video by video.
 #pragma once
 
@@ -62,8 +62,8 @@ struct ProjectCall {
   Stream stream;
 };
 
-// How a call is cut: tokens of a tile, the type of the coefficients, which also says which kernels run, and how many
-// blocks of `products` run side by side, each with so many channels.
+// Sizes of a call: tokens of a tile, the type of the coefficients, which also decides the kernels, and how many blocks of
+// `products` run side by side, each with how many channels.
 struct Cut {
   int tile;
   DType coefficient_type;

@@ -1,10 +1,9 @@
-// Of pairs of tiles: their part of the loss and, for a gradient, the block of coefficients (calls.h).
+// Loss of pairs of tiles and, for a gradient, their blocks of coefficients (calls.h).
 //
 // A block takes one pair after another. The chunks of the teacher's and the student's features of all its pairs follow
-// each other through shared memory, so that those of the next pair are on their way while this one is finished, which
-// keeps the tensor cores waiting less. Student and teacher have sums of their own, made in the same order: the same
-// features in both differ by exactly 0, whose sign is 0. Pairs all of whose weights are 0 are passed over: their sums and
-// coefficients are not written.
+// each other through shared memory, so that those of the next pair are copied while this one is finished and the tensor
+// cores are idle for less time. Student and teacher have separate sums in the same order: equal features differ by exactly
+// 0, whose sign is 0. Pairs all of whose weights are 0 are skipped: their sums and coefficients are not written.
 #pragma once
 
 #include "plain.h"
@@ -27,7 +26,7 @@ struct Distances {
   static constexpr int kThreads = Products::kThreads, kBlocksPerSm = Products::kBlocksPerSm, kTile = Products::kTile;
   static constexpr int kStages = Products::stages(2), kStageBytes = 2 * Products::kOperandBytes;
   static constexpr int kPipelineBytes = (kStages * kStageBytes + 15) / 16 * 16;
-  // What is known of the tokens of the row and then of the column: norms of student, teacher and coefficients, and frames.
+  // Facts of the tokens of the row and then of the column: norms of student, teacher and coefficients, and frames.
   static constexpr int kTokens = 2 * kTile, kNorms = 3 * kTokens;
   static constexpr int kSharedBytes =
       kPipelineBytes + (kNorms + kThreads / 32) * static_cast<int>(sizeof(T)) + kTokens * static_cast<int>(sizeof(int));
@@ -56,7 +55,7 @@ struct Distances {
   }
 
  private:
-  // A pair of tiles of a video that has any weight, in the order in which the blocks of the launch take them.
+  // A pair of tiles of a video with any weight, in the order in which the blocks of the launch take them.
   struct Place {
     int64_t number;
     int b;
@@ -75,7 +74,7 @@ struct Distances {
       pair = pair_at(number % p.places, p.call.rows, p.tiles);
     }
 
-    // Each lane of a warp looks at a place, so that pairs without weight cost next to nothing.
+    // Each lane of a warp checks a place, so that pairs without weight cost little time.
     LGF_DEVICE void find(const Params& p) {
       const int64_t lane = thread_index() % 32;
       for (number += lane * block_count();; number += int64_t(32) * block_count()) {
@@ -90,7 +89,7 @@ struct Distances {
     }
   };
 
-  // Runs ahead of the products.
+  // Loads chunks ahead of the products.
   struct Loader {
     const Params& p;
     char* shared;
@@ -148,8 +147,8 @@ struct Distances {
     Products::template end<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
   }
 
-  // Norms are 0 past the last token, and with them all differences there. What a pair before has left there has been
-  // read: its last barrier was later.
+  // Norms are 0 past the last token, and so are all differences there. Those of the pair before have been read: its last
+  // barrier was later.
   static LGF_DEVICE void load_tokens(const Params& p, const Place& at, T* norms, int* frames) {
     const void* const sources[3] = {p.call.student_norms, p.call.teacher_norms, p.call.coefficient_norms};
     const int tokens = p.call.video.tokens;
@@ -176,10 +175,10 @@ struct Distances {
       LGF_UNROLL
       for (int k = 0; k < Products::kTogether; ++k) {
         const int e = first + k, i = Products::row(e), j = Products::column(e);
-        // Rounded before they are subtracted: fused, a product would differ from an equal one.
+        // Rounded before the subtraction: fused, a product would differ from an equal one.
         const T d = rounded_product(student[e] * r[i], r[kTile + j]) - rounded_product(teacher[e] * q[i], q[kTile + j]);
         const T w = scale * weights.at(i, j);
-        const bool counts = w != T(0) && !(fabs(d) <= margin);  // a NaN is not forgiven
+        const bool counts = w != T(0) && !(fabs(d) <= margin);  // true for NaN
         total += counts ? w * (fabs(d) - margin) : T(0);
         // NaN where d is not finite.
         g[k] = counts ? (2 * (d > 0 ? w : -w) + (d - d)) * s[i] * s[kTile + j] : T(0);

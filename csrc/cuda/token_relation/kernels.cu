@@ -1,4 +1,4 @@
-// Which kernels the steps of a token relation distance run: the tensor cores' for half precision, or plain ones.
+// Choice of the kernels of token relation distances: tensor cores for half precision, or plain ones.
 #include "calls.h"
 
 #include "distances.h"

@@ -1,19 +1,19 @@
-// Products of two operands of a tile of relations, and the way that takes all types: plain multiply-adds.
+// Products of two operands of a tile of relations, and their class for all types: plain multiply-adds.
 //
-// A tile kernel (distances.h, products.h) says which matrices are multiplied and what becomes of the
-// numbers. How a chunk of an operand is loaded, multiplied, and which numbers of the product a thread holds, is said by a
-// class such as this one, Plain, or Warps and Warpgroups for the tensor cores:
+// A tile kernel (distances.h, products.h) defines which matrices are multiplied and how the results are used. A class such
+// as Plain, here, or Warps and Warpgroups for the tensor cores, defines how a chunk of an operand is loaded and multiplied,
+// and which numbers of the product a thread holds:
 //
 //     kTile          rows and columns of a product
 //     kChunk         of the dimension that is summed over, loaded and multiplied at a time
 //     kOperandBytes  of such a chunk of one operand in shared memory
-//     stages(n)      chunks of n operands that are on their way or multiplied
-//     Number         of the sums; Coefficient, of what is stored and multiplied with features
+//     stages(n)      chunks of n operands that are being copied or multiplied
+//     Number         type of the sums; Coefficient, type of what is stored and multiplied with features
 //     load           begins to load a chunk of an operand
-//     publish        what this thread has loaded, and has landed, can be multiplied by others after a barrier
-//     begin, end     sums += a b, at any time between; until `end` returns neither operands nor sums are to be touched
-//     row, column    of the product, where the e-th of this thread's numbers stands
-//     store          of these coefficients the e-th and the ones after it, kTogether
+//     publish        makes what this thread has loaded, and has arrived, usable by others after a barrier
+//     begin, end     sums += a b, at any time between; until `end` returns neither operands nor sums may be used
+//     row, column    place in the product of the e-th of this thread's numbers
+//     store          stores kTogether of these coefficients, from the e-th on
 #pragma once
 
 #include "../common/tensor.h"
@@ -21,7 +21,7 @@
 namespace lgf {
 namespace cuda {
 
-// An operand stands row by row in memory, and is multiplied along the rows, or down the columns.
+// The dimension of a product's sum: an operand lies row by row in memory, and is summed along rows or down columns.
 enum class Summed { along_rows, down_columns };
 
 // A part of a matrix in memory: element (i, j) at `at + i stride + j`. Past `rows` and `columns` there are zeros.

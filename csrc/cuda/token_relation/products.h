@@ -1,7 +1,7 @@
-// Of tiles of tokens: the sum of coefficients times features over a panel,  parts[split, b, i] = sum_j g[i, j] x_j.
+// Sums of coefficients times features over a panel, for tiles of tokens:  parts[split, b, i] = sum_j g[i, j] x_j.
 //
-// A block of coefficients serves twice: for the tokens of its row, and transposed for those of its column. Blocks that
-// lie before the first or after the last of any weight are left out; those between, which do not exist, are taken for 0.
+// A block of coefficients is used twice: for the tokens of its row, and transposed for those of its column. Blocks before
+// the first or after the last of any weight are left out; blocks between that do not exist count as 0.
 #pragma once
 
 #include "plain.h"
@@ -10,7 +10,7 @@
 namespace lgf {
 namespace cuda {
 
-// Without its first rows and columns.
+// Returns a matrix without its first rows and columns.
 LGF_DEVICE Matrix moved(const Matrix& m, int rows, int columns) {
   return {m.data, m.dtype, m.at + rows * m.stride + columns, m.stride, m.rows - rows, m.columns - columns};
 }
@@ -22,7 +22,7 @@ struct ProductsParams {
   bool add;        // to what the panels before have left
 };
 
-// kWidth: how many products side by side, each of kTile channels.
+// kWidth: number of products side by side, each of kTile channels.
 template <class Products, int kWidth>
 struct TileProducts {
   using Params = ProductsParams;
@@ -53,10 +53,10 @@ struct TileProducts {
   }
 
  private:
-  // What a block sums: tiles begin .. middle - 1 by blocks that are transposed, middle .. end - 1 by blocks of its row.
+  // The sum of a block: tiles begin .. middle - 1 by transposed blocks, middle .. end - 1 by blocks of its row.
   struct Task {
     int c0, tile, split, b, begin, middle, end;
-    bool counts = false;  // the block that was asked for last
+    bool counts = false;  // of the block that was loaded last
 
     LGF_DEVICE explicit Task(const Params& p) {
       const Rows& rows = p.call.rows;

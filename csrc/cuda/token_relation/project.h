@@ -1,4 +1,4 @@
-// The gradient from its parts: their sum, less what of it lies along the features,  dz = (I - z^ z^T) dz^.
+// Gradient from its parts: their sum, less its component along the features,  dz = (I - z^ z^T) dz^.
 #pragma once
 
 #include "../common/norms.h"

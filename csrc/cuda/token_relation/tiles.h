@@ -1,8 +1,8 @@
-// Pairs of tiles of a video, in which order they are taken, and what they weigh.
+// Pairs of tiles of a video, their order and their weights.
 #pragma once
 
-#include "calls.h"
 #include "../common/tensor.h"
+#include "calls.h"
 
 namespace lgf {
 namespace cuda {
@@ -17,21 +17,21 @@ struct Pair {
   int row, column;
 };
 
-// Where the block of a pair stands among those of rows first, first + 1, ...: row by row, from the diagonal on.
+// Returns the number of a pair's block among those of rows first, first + 1, ...: row by row, from the diagonal on.
 LGF_HOST_DEVICE int64_t block_number(Pair pair, int first, int tiles) {
   return int64_t(pair.row - first) * (2 * tiles - first - pair.row + 1) / 2 + (pair.column - pair.row);
 }
 
 LGF_HOST_DEVICE int64_t blocks_of(Rows rows, int tiles) { return block_number({rows.end, rows.end}, rows.first, tiles); }
 
-// The a-th row is followed by the a-th from the end: all of these couples are equally long, and a rectangle of places
-// covers them, of which some may be left over.
+// Returns the number of places of a launch. The a-th row is followed by the a-th from the end: all of these couples are
+// equally long, and a rectangle of places covers them, some of which may be left over.
 LGF_HOST_DEVICE int64_t places(Rows rows, int tiles) {
   const int couples = (rows.end - rows.first + 1) / 2, width = 2 * tiles - rows.first - rows.end + 1;
   return int64_t((couples + kGroup - 1) / kGroup) * kGroup * width;
 }
 
-// The pair at a place; column = tiles where there is none.
+// Returns the pair at a place; column = tiles where there is none.
 LGF_DEVICE Pair pair_at(int64_t place, Rows rows, int tiles) {
   const int width = 2 * tiles - rows.first - rows.end + 1;
   const int a = static_cast<int>(place / (kGroup * width)) * kGroup + static_cast<int>(place % kGroup);
@@ -55,8 +55,8 @@ struct TileSpan {
   LGF_DEVICE int frames() const { return last_frame - frame + 1; }
 };
 
-// The weights of the i-th token of a tile and the j-th of another. Tiles that touch two frames at most, as all do that
-// are no larger than a frame, know theirs from four numbers.
+// Weights of the i-th token of a tile and the j-th of another. For tiles in at most two frames, as all tiles no larger than
+// a frame are, they are four numbers.
 template <class T>
 struct CornerWeights {
   int row_end, column_end;  // of the first frame of either
@@ -78,7 +78,7 @@ struct CornerWeights {
   }
 };
 
-// Other tiles look up the frames of their tokens.
+// Weights of other tiles, by the frames of their tokens.
 template <class T>
 struct TableWeights {
   const T* c;
@@ -88,7 +88,7 @@ struct TableWeights {
   LGF_DEVICE T at(int i, int j) const { return c[int64_t(row_frames[i]) * frames + column_frames[j]]; }
 };
 
-// Whether any weight between two tiles is not 0.
+// Returns whether any weight between two tiles is not 0.
 template <class T>
 LGF_DEVICE bool any_weight(const Video& video, Pair pair, int tile_tokens) {
   const TileSpan rows(video, pair.row, tile_tokens), columns(video, pair.column, tile_tokens);
@@ -100,8 +100,8 @@ LGF_DEVICE bool any_weight(const Video& video, Pair pair, int tile_tokens) {
   return false;
 }
 
-// Tiles begin .. end - 1: from the first to the last that has a token in a frame of weight towards a tile's. Known to
-// all lanes of the warp that asks.
+// Returns tiles begin .. end - 1: from the first to the last with a token in a frame of weight towards a tile's. All lanes of
+// the warp get the result.
 template <class T>
 LGF_DEVICE Rows reach(const Video& video, const TileSpan& tile, int tile_tokens) {
   const T* c = static_cast<const T*>(video.weight);

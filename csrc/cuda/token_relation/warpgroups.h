@@ -1,8 +1,8 @@
 // Products of tiles of relations by Hopper's tensor cores, four warps at a time (wgmma): operands stay in shared memory,
 // as warps.h lays them out, and are described to the hardware by their address, strides and swizzle.
 //
-// Each of two warpgroups has 64 x 128 numbers of the product. While the tensor cores work the threads ask for what is
-// multiplied next.
+// Each of two warpgroups has 64 x 128 numbers of the product. The threads load the next operands while the tensor cores
+// multiply.
 #pragma once
 
 #include "warps.h"
@@ -46,7 +46,7 @@ struct Warpgroups : HalfProducts<Half> {
  private:
   static LGF_DEVICE int warpgroup() { return thread_index() / 128; }
 
-  // The matrix descriptor of 16 numbers of the sum from the k-th on: bits 0-13 the address, 16-29 the leading and 32-45
+  // Returns the matrix descriptor of 16 numbers of the sum from the k-th on: bits 0-13 the address, 16-29 the leading and 32-45
   // the stride byte offset, all without their last four bits, and 62-63 the swizzle, 1 for 128 bytes.
   //
   //     summed along rows      stride: from eight rows to the next; the leading offset is not used, and 1

@@ -1,12 +1,12 @@
 // Products of tiles of relations by the tensor cores, a warp at a time (mma.sync): bfloat16 or float16, Ampere and newer.
 //
-// A chunk of an operand is 128 x 64 numbers, 16 KiB, in slabs of rows of 128 bytes, as they stand in memory:
+// A chunk of an operand is 128 x 64 numbers, 16 KiB, in slabs of rows of 128 bytes, in the order of memory:
 //
 //     summed along rows      one slab: 128 rows of 64 numbers
 //     summed down columns    two slabs: 64 rows of 64 numbers each, the columns 0..63 and 64..127
 //
-// The eight pieces of 16 bytes of a row are exchanged by its number, so that eight rows' pieces of the same column meet
-// all banks. This is what Hopper's matrix descriptors call a swizzle of 128 bytes; it takes slabs that begin at 1024.
+// The eight pieces of 16 bytes of a row are exchanged by its number, so that eight rows' pieces of the same column use all
+// banks. Hopper's matrix descriptors call this a swizzle of 128 bytes; it needs slabs that begin at multiples of 1024.
 #pragma once
 
 #include "plain.h"
@@ -37,7 +37,7 @@ LGF_DEVICE void load(const Matrix& m, char* operand) {
 
 }  // namespace slab
 
-// Four lanes hold 2 numbers each of four groups: afterwards each all 8 of one group, in one piece.
+// Exchanges numbers between four lanes: each has 2 of each of four groups before, and all 8 of one group after.
 LGF_DEVICE void gather_group(unsigned (&pairs)[4]) {
   const int lane = thread_index() % 4;
   const bool odd = lane % 2 == 1, upper = lane / 2 == 1;
@@ -55,8 +55,8 @@ LGF_DEVICE void gather_group(unsigned (&pairs)[4]) {
   }
 }
 
-// What the classes for the tensor cores have in common. The numbers e, e + 1 of a thread stand beside each other, those
-// of the next lane beside them; e + 2, e + 3 stand eight rows below, and e + 4 eight columns to the right, for four times.
+// Base of the classes for the tensor cores. The numbers e, e + 1 of a thread are side by side, those of the next lane beside
+// them; e + 2, e + 3 are eight rows below, and e + 4 is eight columns to the right, four times.
 template <class Half>
 struct HalfProducts {
   using Number = float;
@@ -95,7 +95,7 @@ struct Warps : HalfProducts<Half> {
   using Base = HalfProducts<Half>;
   using Base::kChunk;
   using Base::kNumbers;
-  // At most 96 KiB, which GPUs of sm_86 and sm_89 have as well: one chunk is on its way for as long as one is multiplied.
+  // At most 96 KiB, which GPUs of sm_86 and sm_89 have too: one chunk is copied while one is multiplied.
   static constexpr int stages(int) { return 2; }
 
   static LGF_DEVICE void publish() {}
@@ -132,12 +132,12 @@ struct Warps : HalfProducts<Half> {
   static LGF_DEVICE int warp_row() { return thread_index() / 128 * 64; }
   static LGF_DEVICE int warp_column() { return thread_index() / 32 % 4 * 32; }
 
-  // Number n along and k down of an operand that is summed down its columns, as lanes give the rows of its matrices.
+  // Returns the address of number n along and k down of an operand that is summed down its columns.
   static LGF_DEVICE const char* in_columns(const char* operand, int n, int k) {
     return operand + n / 64 * slab::kHalfBytes + slab::place(k, n % 64 / 8);
   }
 
-  // 16 rows of the product by 16 of the sum: rows, then halves of the sum.
+  // Loads 16 rows of the product by 16 of the sum: rows, then halves of the sum.
   template <Summed kSummed>
   static LGF_DEVICE void load_rows(unsigned (&r)[4], const char* a, int row, int k) {
     const int lane = thread_index() % 32;
@@ -147,7 +147,7 @@ struct Warps : HalfProducts<Half> {
       load_matrices_transposed(r, in_columns(a, row + lane / 8 % 2 * 8, k + lane / 16 * 8 + lane % 8));
   }
 
-  // 16 columns of the product by 16 of the sum: halves of the sum, then columns.
+  // Loads 16 columns of the product by 16 of the sum: halves of the sum, then columns.
   template <Summed kSummed>
   static LGF_DEVICE void load_columns(unsigned (&r)[4], const char* b, int column, int k) {
     const int lane = thread_index() % 32;

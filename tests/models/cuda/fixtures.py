@@ -1,14 +1,17 @@
-"""The model of a GPU (tests/models/cuda), built once for all tests that run the CUDA kernels on it."""
+"""The model of a GPU, built once for all tests that run the CUDA kernels on it."""
 
 import pytest
 
-from models.cuda import build
-from models.cuda.launch import launched_on
+from . import build
+from .launch import launched_on
 
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory, request):
-    """Where tests run in several processes, these share a folder above those of their own."""
+    """The compiled sources. Where tests run in several processes, these share a folder above those of their own."""
+    pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
+    if not build.COMPILER:
+        pytest.skip("there is no C++ compiler to build the model with")
     if hasattr(request.config, "workerinput"):
         place = tmp_path_factory.getbasetemp().parent / "objects"
         place.mkdir(exist_ok=True)
@@ -24,7 +27,7 @@ def built(objects, tmp_path_factory):
 
 @pytest.fixture
 def model(built, monkeypatch):
-    """Kernels run on the model, which says afterwards whether a matrix load met the same bank twice."""
+    """Kernels run on the model. Afterwards no matrix load may have met the same bank twice."""
     module, functions = built
     launched_on(module, monkeypatch)
     before = functions.lgf_model_bank_conflicts()
@@ -33,3 +36,19 @@ def model(built, monkeypatch):
     functions.lgf_model_hopper(0)
     functions.lgf_model_multiprocessors(1, 228)
     assert functions.lgf_model_bank_conflicts() == before
+
+
+#: The ways to the tensor cores: of all GPUs from Ampere on, and Hopper's own.
+WAYS = ("warps", "warpgroups")
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+def tensor_cores(way, model):
+    """The model by either way. A test may ask for the ways among its own products of options."""
+    model.lgf_model_hopper(int(way == "warpgroups"))
+    return model

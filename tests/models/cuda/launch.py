@@ -3,36 +3,34 @@
 import ctypes
 from types import SimpleNamespace
 
-import pytest
 import torch
+from support import numerics
 
 from lgf_kernels.core import native, registry
-from models.cuda import build
 
-#: The sanitizer ends the whole process for what a broken kernel may do.
-broken_on_purpose = pytest.mark.skipif(build.SANITIZED, reason="a sanitizer would end the tests")
+HALVES = [torch.bfloat16, torch.float16]
+#: Errors of a gradient that is rounded once, and a little for products of rounded coefficients.
+GRADIENT = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6, torch.float64: 1e-12}
 
 
-def mistakes(of_each_kind: dict[str, tuple], more: dict[str, tuple]):
-    """Parametrize a test by mistakes, for each of which kernels are compiled: continuous integration does without the second."""
-    rows = [pytest.param(mistake, id=name) for name, mistake in of_each_kind.items()]
-    rows += [pytest.param(mistake, id=name, marks=pytest.mark.slow) for name, mistake in more.items()]
-    return pytest.mark.parametrize("mistake", rows)
+def against_reference(loss, student, others, gradient=None, **options):
+    """Compare the kernels with the oracle. `gradient`: the largest error of the gradient, by default its type's."""
+    value, gradient = 1e-12 if student.dtype == torch.float64 else 2e-6, gradient or GRADIENT[student.dtype]
+    numerics.against_reference(loss, student, others, backend="native", value=value, gradient=gradient, **options)
 
 
 def launched_on(module, monkeypatch):
-    """The launchers take CPU tensors to a module that believes they are on a GPU."""
+    """Let the launchers give CPU tensors to the module of the model, which treats them as tensors on a GPU."""
     monkeypatch.setattr(native, "load", lambda device_type: (module, None))
     for name, operator in registry.OPERATORS.items():
-        (cuda,) = (row for row in operator.backends if row.module == "cuda")
-        others = [row for row in operator.backends if row.name != "native"]
-        rows = (cuda._replace(device_types=("cpu",)), *others)
+        cuda = [row._replace(device_types=("cpu",)) for row in operator.backends if row.module == "cuda"]
+        rows = (*cuda, *(row for row in operator.backends if row.name != "native"))
         monkeypatch.setitem(registry.OPERATORS, name, operator._replace(backends=rows))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
 
 
 def work(model, run):
-    """Blocks, bytes copied and staged, matrix loads, products: what a call adds to the model's counts."""
+    """Return a call's result and its blocks, bytes copied and staged, matrix loads and products, as the model counts them."""
     counts = torch.zeros(2, 5, dtype=torch.int64)
     model.lgf_model_counts(ctypes.c_void_p(counts[0].data_ptr()))
     result = run()

@@ -1,7 +1,7 @@
-"""Bad arguments: every message names the argument, says what was expected and given, and shows the way out."""
+"""Bad arguments of Local Gram Flow and its losses."""
 
-import pytest
 import torch
+from support.messages import check, refused
 from support.numerics import features
 
 import lgf_kernels as lgf
@@ -9,26 +9,9 @@ import lgf_kernels as lgf
 S = features(2, 3, 4, 5, 6)
 T = features(2, 3, 4, 5, 7)
 Z = torch.zeros(2, 2, 4, 5, 49)
-C = lgf.moalign_pair_weight(3)
-Q = torch.tensor([[0, 1.0, 2.0], [2, 3.0, 4.0]]).expand(2, 2, 3)
-P = torch.zeros(2, 2, 3, 2)
 
-kl, cached, flow, relation, points, found = (
-    lgf.lgf_kl_loss,
-    lgf.lgf_kl_loss_from_logits,
-    lgf.local_gram_flow,
-    lgf.token_relation_loss,
-    lgf.point_correspondence_loss,
-    lgf.point_correspondence,
-)
+kl, cached, flow = lgf.lgf_kl_loss, lgf.lgf_kl_loss_from_logits, lgf.local_gram_flow
 
-
-def query(*numbers):
-    """Two good queries and a third one."""
-    return torch.cat([Q, torch.tensor(numbers, dtype=Q.dtype).expand(2, 1, 3)], 1)
-
-
-#: (call, type of the error, words its message must hold: the argument, what was expected, what was given, the way out)
 BAD = {
     "rank": (lambda: kl(S[0], T), ValueError, ["`student`", "(B, T, H, W, C)", "(3, 4, 5, 6)", "unsqueeze(0)"]),
     "rank of features": (lambda: flow(S[0, 0]), ValueError, ["`features`", "(B, T, H, W, C)", "3 dimensions"]),
@@ -37,7 +20,6 @@ BAD = {
     "complex": (lambda: flow(S.to(torch.complex64)), TypeError, ["`features`", "complex64"]),
     "sparse": (lambda: kl(S.to_sparse(), T), TypeError, ["`student`", "dense", "torch.sparse_coo", "student.to_dense()"]),
     "sparse teacher of a flow": (lambda: kl(S, T.to_sparse()), TypeError, ["`teachers`", "dense", "to_dense()"]),
-    "sparse teacher": (lambda: relation(S, T.to_sparse(), pair_weight=C), TypeError, ["`teacher`", "dense", "to_dense()"]),
     "sparse token weights": (
         lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5).to_sparse()), TypeError, ["`token_weight`", "dense"],
     ),
@@ -124,35 +106,6 @@ BAD = {
         lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5, device="meta")), ValueError, ["`token_weight`", "meta"],
     ),
     "unknown backend": (lambda: kl(S, T, backend="cuda"), ValueError, ["`backend`", "'native', 'triton'", "'cuda'"]),
-    "backend that cannot": (
-        lambda: relation(S, T, pair_weight=C, backend="native"), ValueError, ["'native'", "cannot", "'portable'", "doctor"],
-    ),
-    "unknown use_backend": (lambda: lgf.use_backend("fast"), ValueError, ["use_backend", "'fast'"]),
-    "relation's rank": (lambda: relation(S[0, 0], T, pair_weight=C), ValueError, ["`student`", "(B, F, N, C)", "unflatten"]),
-    "relation's type": (lambda: relation(S.int(), T, pair_weight=C), TypeError, ["`student`", "int32"]),
-    "relation's empty batch": (lambda: relation(S[:0], T[:0], pair_weight=C), ValueError, ["`student`", "empty"]),
-    "relation's teacher": (
-        lambda: relation(S, T[:, :2], pair_weight=C), ValueError, ["`teacher`", "(2, 3, 4, 5, any)", "(2, 2, 4, 5, 7)"],
-    ),
-    "relation's teacher's rank": (
-        lambda: relation(S, T.flatten(2, 3), pair_weight=C), ValueError, ["`teacher`", "(B, F, H, W, C)", "(2, 3, 20, 7)"],
-    ),
-    "relation's teacher that requires grad": (
-        lambda: relation(S, T.clone().requires_grad_(), pair_weight=C), ValueError, ["`teacher`", "requires grad", "etach"],
-    ),
-    "pair weights' shape": (
-        lambda: relation(S, T, pair_weight=torch.ones(3)), ValueError, ["`pair_weight`", "(F, F)", "(3, 3)", "(3)"],
-    ),
-    "pair weights' kind": (lambda: relation(S, T, pair_weight=[[1]]), TypeError, ["`pair_weight`", "Tensor", "list"]),
-    "negative pair weight": (lambda: relation(S, T, pair_weight=-C), ValueError, ["`pair_weight`", ">= 0", "clamp"]),
-    "negative margin": (lambda: relation(S, T, pair_weight=C, margin=-0.1), ValueError, ["`margin`", ">= 0", "-0.1"]),
-    "relation's reduction": (lambda: relation(S, T, pair_weight=C, reduction="max"), ValueError, ["`reduction`", "'max'"]),
-    "frames": (lambda: lgf.moalign_pair_weight(0), ValueError, ["`num_frames`", "at least 1", "0"]),
-    "tau": (lambda: lgf.moalign_pair_weight(3, tau=0), ValueError, ["`tau`", "> 0"]),
-    "relations": (lambda: lgf.videorepa_pair_weight(3, "time"), ValueError, ["`relations`", "'temporal'", "'time'"]),
-    "temporal relations of one frame": (
-        lambda: lgf.videorepa_pair_weight(1, "temporal"), ValueError, ["`num_frames`", "at least 2", "spatial"],
-    ),
     "module's window": (lambda: lgf.LocalGramFlowKLLoss(window=8), ValueError, ["LocalGramFlowKLLoss", "`window`", "8"]),
     "module's weights": (
         lambda: lgf.LocalGramFlowKLLoss(teacher_weights=(1, -1)), ValueError, ["`teacher_weights[1]`", "-1"],
@@ -164,79 +117,12 @@ BAD = {
         lambda: lgf.LocalGramFlowKLLoss(teacher_weights=()), ValueError, ["`teacher_weights`", "at least one", "got 0"],
     ),
     "module's backend": (lambda: lgf.LocalGramFlowKLLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
-    "points' rank": (lambda: points(S[0], Q, P), ValueError, ["`features`", "(B, T, H, W, C)", "(3, 4, 5, 6)"]),
-    "points' one frame": (lambda: found(S[:, :1], Q), ValueError, ["`features`", "at least 2 frames", "got 1"]),
-    "points' integers": (lambda: points(S.int(), Q, P), TypeError, ["`features`", "float32", "torch.int32"]),
-    "queries' shape": (
-        lambda: points(S, Q[..., 1:], P), ValueError, ["`queries`", "(B, N, 3)", "(2, any, 3)", "(2, 2, 2)", "stack"],
-    ),
-    "queries' batch": (lambda: found(S, Q[:1]), ValueError, ["`queries`", "(2, any, 3)", "(1, 2, 3)"]),
-    "queries' kind": (lambda: found(S, [[0, 1, 2]]), TypeError, ["`queries`", "torch.Tensor", "list"]),
-    "complex queries": (lambda: found(S, Q + 0j), TypeError, ["`queries`", "real", "complex64"]),
-    "queries that require grad": (
-        lambda: points(S, Q.clone().requires_grad_(), P), ValueError, ["`queries`", "requires grad", "etach"],
-    ),
-    "queries' device": (lambda: found(S, Q.to("meta")), ValueError, ["`queries`", "cpu", "meta", ".to("]),
-    "a fractional frame": (
-        lambda: points(S, query(0.5, 0, 0), torch.zeros(2, 3, 3, 2)), ValueError,
-        ["point_correspondence_loss:", "`queries`", "whole number from 0 to 2", "queries[0, 2] is (0.5, 0, 0)"],
-    ),
-    "a frame too many": (lambda: found(S, query(3, 0, 0)), ValueError, ["point_correspondence:", "from 0 to 2", "(3, 0, 0)"]),
-    "a row too many": (lambda: found(S, query(0, 3.5, 0)), ValueError, ["y must be from 0 to 3", "(0, 3.5, 0)", "- 0.5"]),
-    "a column before the first": (
-        lambda: found(S, query(0, 0, -0.1)), ValueError, ["x must be from 0 to 4", "(0, 0, -0.1)", "pixel"],
-    ),
-    "a place that is no number": (lambda: found(S, query(0, torch.nan, 0)), ValueError, ["`queries`", "(0, nan, 0)"]),
-    "targets' shape": (
-        lambda: points(S, Q, P[:, :1]), ValueError, ["`targets`", "(B, N, T, 2)", "(2, 2, 3, 2)", "(2, 1, 3, 2)"],
-    ),
-    "targets that require grad": (
-        lambda: points(S, Q, P.clone().requires_grad_()), ValueError, ["`targets`", "requires grad", "etach"],
-    ),
-    "targets' device": (lambda: points(S, Q, P.to("meta")), ValueError, ["`targets`", "meta"]),
-    "points' weights' shape": (
-        lambda: points(S, Q, P, torch.ones(2, 2)), ValueError, ["`weight`", "(B, N, T)", "(2, 2, 3)", "(2, 2)", "expand"],
-    ),
-    "points' negative weight": (
-        lambda: points(S, Q, P, -torch.ones(2, 2, 3)), ValueError, ["`weight`", ">= 0", "minimum of -1", "clamp"],
-    ),
-    "points' weights that require grad": (
-        lambda: points(S, Q, P, torch.ones(2, 2, 3, requires_grad=True)), ValueError, ["`weight`", "requires grad"],
-    ),
-    "points' temperature": (lambda: found(S, Q, temperature=0), ValueError, ["`temperature`", "> 0", "0.0"]),
-    "points' delta": (lambda: points(S, Q, P, delta=-1), ValueError, ["`delta`", "> 0", "-1.0"]),
-    "points' distance": (lambda: points(S, Q, P, distance="l2"), ValueError, ["`distance`", "'huber', 'l1'", "'l2'"]),
-    "points' window": (lambda: found(S, Q, window=0), ValueError, ["`window`", "at least 1", "None", "got 0"]),
-    "points' fractional window": (lambda: points(S, Q, P, window=2.0), TypeError, ["`window`", "int", "2.0"]),
-    "points' large frame": (
-        lambda: found(S[:, :, :1, :1].expand(2, 3, 4097, 4096, 6), Q, window=1), ValueError,
-        ["`window`", "2^24", "(4097, 4096)", "window=None"],
-    ),
-    "points' reduction": (lambda: points(S, Q, P, reduction="max"), ValueError, ["`reduction`", "'max'"]),
-    "points' module": (lambda: lgf.PointCorrespondenceLoss(delta=0), ValueError, ["PointCorrespondenceLoss", "`delta`"]),
-    "points' module's backend": (lambda: lgf.PointCorrespondenceLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
-    "form": (lambda: lgf.TokenRelationLoss("trd"), ValueError, ["`form`", "'moalign'", "'trd'"]),
-    "form's margin": (lambda: lgf.TokenRelationLoss(margin=-1), ValueError, ["`margin`", ">= 0"]),
-    "form's backend": (lambda: lgf.TokenRelationLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "error", "words"), BAD.values(), ids=BAD.keys())
+@refused(BAD)
 def test_message(call, error, words):
-    with pytest.raises(error) as caught:
-        call()
-    for word in words:
-        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
-
-
-@pytest.mark.parametrize("relations", ["all", "spatial", "temporal"])
-def test_pair_weights_are_float32_whatever_the_default(relations):
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert lgf.videorepa_pair_weight(3, relations).dtype == torch.float32
-        assert lgf.moalign_pair_weight(3).dtype == torch.float32
-    finally:
-        torch.set_default_dtype(torch.float32)
+    check(call, error, words)
 
 
 def test_a_teacher_that_requires_grad_is_fine_where_no_gradients_are_made():

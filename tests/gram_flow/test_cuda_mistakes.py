@@ -1,0 +1,71 @@
+"""Mistakes in the CUDA kernels of Local Gram Flow that the comparison with the oracle must notice."""
+
+import torch
+from models.cuda.launch import against_reference
+from models.cuda.mistakes import broken, broken_on_purpose, mistakes, must_be_noticed
+from support.numerics import features
+
+import lgf_kernels as lgf
+
+#: One of each kind, forward and backward: a barrier, a wait, a layout, an index or a mask, arithmetic.
+MISTAKES = {
+    "no barrier before a chunk is overwritten, forward": (
+        "forward_band.h", "sync_block();  // the chunk has been read by all, and the norms are there", ""),
+    "no barrier before windows are overwritten": (
+        "backward_band.h", "sync_block();  // the windows have been read: what is next may lie over them", ""),
+    "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
+    "a chunk is not waited for, backward": ("backward_band.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "windows are not waited for": (
+        "backward_band.h", "copy_wait<0>();\n    sync_block();  // the windows",
+        "copy_wait<1>();\n    sync_block();  // the windows"),
+    "pieces and halves of a row exchanged": (
+        "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
+    "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
+    "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
+    "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
+    "key side at the offset and not its opposite": (
+        "backward_band.h", "(band::kWindow - 1 - dy) * kWindowRow + band::kWindow - 1 - dx", "dy * kWindowRow + dx"),
+    "the other token's scale": (
+        "backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
+    "what is wanted of no window is added": ("backward_band.h", "wanted ? g_scaled : 0.0f", "wanted ? g_scaled : g_scaled"),
+    "one place of the halo too far right": ("band.h", "tile.x0 - kHaloLeft + column", "tile.x0 - kRadius + column"),
+}  # fmt: skip
+MORE = {
+    "no barrier before the places of the next source": (
+        "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
+    "no barrier before a chunk is overwritten, backward": (
+        "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
+    "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
+    "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
+    "the first frame's norms are not kept": (
+        "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
+    "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
+    "no barrier before a gradient is stored": ("backward_band.h", "sync_block();  // the gradient is there", ""),
+    "no barrier before what is next": ("backward_band.h", "sync_block();  // what is next may lie over it", ""),
+    "own features lie over a chunk in use": ("backward_band.h", "sync_block();  // the last chunk has been read by all", ""),
+}  # fmt: skip
+
+
+def notice_mistakes():
+    student, *teachers = (features(1, 2, 3, 5, C, dtype=torch.bfloat16) for C in (264, 16, 24))
+    for direction in ("forward", "backward", "both"):
+        against_reference(lgf.lgf_kl_loss, student, teachers, direction=direction, token_weight=torch.rand(1, 1, 3, 5))
+
+
+def test_kernels_without_a_mistake_pass(model):
+    notice_mistakes()
+
+
+@broken_on_purpose
+@mistakes("gram_flow", MISTAKES, MORE)
+def test_a_broken_kernel_fails(mistake, objects, tmp_path, monkeypatch):
+    broken(mistake, objects, tmp_path, monkeypatch)
+    must_be_noticed(notice_mistakes)
+
+
+def test_an_unspread_place_meets_its_banks_twice(objects, tmp_path, monkeypatch):
+    mistake = ("gram_flow/band.h", "(piece ^ (token >> 1)) & (kPieces - 1)", "piece")
+    functions = broken(mistake, objects, tmp_path, monkeypatch)
+    student, teacher = (features(1, 2, 5, 6, 8, dtype=torch.bfloat16) for _ in range(2))
+    against_reference(lgf.lgf_kl_loss, student, [teacher])  # right nevertheless
+    assert functions.lgf_model_bank_conflicts() > 0

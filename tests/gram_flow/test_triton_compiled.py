@@ -1,0 +1,29 @@
+"""The Triton kernels of Local Gram Flow compiled ahead of time: registers, shared memory, tensor cores."""
+
+import pytest
+from support.triton_reports import check, check_all, check_resolutions, report
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize(
+    "channels, teachers", [((256,), (2, 0)), pytest.param((64, 256, 768), (1, 2, 0), marks=pytest.mark.slow)], ids=str
+)
+def test_hopper_in_bfloat16(channels, teachers):
+    """As many teachers as given, 0 for cached logits."""
+    selection = ("--operator", "lgf_kl", "--channels", *channels, "--teachers", *teachers)
+    rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
+    assert {row["kernel"] for row in rows} == {"lgf_reciprocal_norms", "lgf_kl_forward", "lgf_backward"}
+    for row in rows:
+        check(row)
+
+
+@pytest.mark.parametrize("teachers", [(2,), pytest.param((2, 0), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
+def test_other_architectures_and_types(arch, dtype, teachers):
+    selection = ("--operator", "lgf_kl", "--channels", 256, "--teachers", *teachers)
+    check_all(report("--arch", arch, "--dtype", dtype, *selection), arch)
+
+
+def test_a_new_resolution_compiles_nothing():
+    check_resolutions("gram_flow", kernels=4)

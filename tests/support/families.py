@@ -1,0 +1,27 @@
+"""Parts of the families' folders of tests that tests of all families use.
+
+`calls.py` of a family has LOSSES: name -> a function `(student, teacher, **options) -> loss` of one number, for features
+(B, T, H, W, C) and (B, T, H, W, C'). `triton_cases.py`, of a family with Triton kernels, has what `support/triton.py` names.
+"""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from lgf_kernels.core import registry
+
+
+def families() -> list[str]:
+    """Return the names of the families of operators, which are those of their folders."""
+    return sorted({operator.package.rpartition(".")[2] for operator in registry.OPERATORS.values()})
+
+
+def of_every_family(part: str) -> dict[str, ModuleType]:
+    """Return a part of the folder of tests of every family that has it."""
+    names = [name for name in families() if importlib.util.find_spec(f"{name}.{part}")]
+    return {name: importlib.import_module(f"{name}.{part}") for name in names}
+
+
+def losses() -> dict:
+    """Return the losses of all families by their names."""
+    return {name: loss for calls in of_every_family("calls").values() for name, loss in calls.LOSSES.items()}

@@ -1,0 +1,64 @@
+"""Bad arguments of token relation losses and of their weights."""
+
+import pytest
+import torch
+from support.messages import check, refused
+from support.numerics import features
+
+import lgf_kernels as lgf
+
+S = features(2, 3, 4, 5, 6)
+T = features(2, 3, 4, 5, 7)
+C = lgf.moalign_pair_weight(3)
+
+relation = lgf.token_relation_loss
+
+BAD = {
+    "sparse teacher": (lambda: relation(S, T.to_sparse(), pair_weight=C), TypeError, ["`teacher`", "dense", "to_dense()"]),
+    "backend that cannot": (
+        lambda: relation(S, T, pair_weight=C, backend="native"), ValueError, ["'native'", "cannot", "'portable'", "doctor"],
+    ),
+    "relation's rank": (lambda: relation(S[0, 0], T, pair_weight=C), ValueError, ["`student`", "(B, F, N, C)", "unflatten"]),
+    "relation's type": (lambda: relation(S.int(), T, pair_weight=C), TypeError, ["`student`", "int32"]),
+    "relation's empty batch": (lambda: relation(S[:0], T[:0], pair_weight=C), ValueError, ["`student`", "empty"]),
+    "relation's teacher": (
+        lambda: relation(S, T[:, :2], pair_weight=C), ValueError, ["`teacher`", "(2, 3, 4, 5, any)", "(2, 2, 4, 5, 7)"],
+    ),
+    "relation's teacher's rank": (
+        lambda: relation(S, T.flatten(2, 3), pair_weight=C), ValueError, ["`teacher`", "(B, F, H, W, C)", "(2, 3, 20, 7)"],
+    ),
+    "relation's teacher that requires grad": (
+        lambda: relation(S, T.clone().requires_grad_(), pair_weight=C), ValueError, ["`teacher`", "requires grad", "etach"],
+    ),
+    "pair weights' shape": (
+        lambda: relation(S, T, pair_weight=torch.ones(3)), ValueError, ["`pair_weight`", "(F, F)", "(3, 3)", "(3)"],
+    ),
+    "pair weights' kind": (lambda: relation(S, T, pair_weight=[[1]]), TypeError, ["`pair_weight`", "Tensor", "list"]),
+    "negative pair weight": (lambda: relation(S, T, pair_weight=-C), ValueError, ["`pair_weight`", ">= 0", "clamp"]),
+    "negative margin": (lambda: relation(S, T, pair_weight=C, margin=-0.1), ValueError, ["`margin`", ">= 0", "-0.1"]),
+    "relation's reduction": (lambda: relation(S, T, pair_weight=C, reduction="max"), ValueError, ["`reduction`", "'max'"]),
+    "frames": (lambda: lgf.moalign_pair_weight(0), ValueError, ["`num_frames`", "at least 1", "0"]),
+    "tau": (lambda: lgf.moalign_pair_weight(3, tau=0), ValueError, ["`tau`", "> 0"]),
+    "relations": (lambda: lgf.videorepa_pair_weight(3, "time"), ValueError, ["`relations`", "'temporal'", "'time'"]),
+    "temporal relations of one frame": (
+        lambda: lgf.videorepa_pair_weight(1, "temporal"), ValueError, ["`num_frames`", "at least 2", "spatial"],
+    ),
+    "form": (lambda: lgf.TokenRelationLoss("trd"), ValueError, ["`form`", "'moalign'", "'trd'"]),
+    "form's margin": (lambda: lgf.TokenRelationLoss(margin=-1), ValueError, ["`margin`", ">= 0"]),
+    "form's backend": (lambda: lgf.TokenRelationLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
+}  # fmt: skip
+
+
+@refused(BAD)
+def test_message(call, error, words):
+    check(call, error, words)
+
+
+@pytest.mark.parametrize("relations", ["all", "spatial", "temporal"])
+def test_pair_weights_are_float32_whatever_the_default(relations):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert lgf.videorepa_pair_weight(3, relations).dtype == torch.float32
+        assert lgf.moalign_pair_weight(3).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
