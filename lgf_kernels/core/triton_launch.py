@@ -23,7 +23,21 @@ TYPES = {
 
 #: Arguments that a kernel is not compiled anew for, whatever divides them: a resolution must not cost seconds. Strides of
 #: features are not among them: that 16 divides them all but follows from the channels, and makes for wide loads.
-FRAME_SIZES = ("T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits")
+FRAME_SIZES = (
+    "T",
+    "H",
+    "W",
+    "pairs",
+    "tokens",
+    "direction_stride",
+    "frames",
+    "frame_tokens",
+    "first",
+    "end",
+    "splits",
+    "points",
+    "video",
+)
 
 INTERPRETED = triton.knobs.runtime.interpret
 

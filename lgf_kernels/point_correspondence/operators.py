@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.gpu import triton
 from ..core.numerics import accumulate_dtype
 from ..core.registry import PORTABLE, REFERENCE, Backend, implementation, register
 from . import reference
@@ -12,7 +13,7 @@ from .distance import places_gradient, places_shape, reduced, state_shape
 from .options import PointOptions, queries_inside
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
-register("point_correspondence", __package__, CPU, PORTABLE, REFERENCE)
+register("point_correspondence", __package__, CPU, triton("triton_kernels"), PORTABLE, REFERENCE)
 
 
 def _backend(features: Tensor, backend: str):

@@ -5,13 +5,13 @@ the features. The coefficients are symmetric, and blocks of them, one for each p
 stored, multiplied and overwritten by the next, as many rows of tiles at a time as fit in a budget: a panel.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..core import gpu
 from ..core.numerics import video_scale
 
 #: Programs that share the sum of a tile, at most: each writes a gradient of its own.
@@ -95,13 +95,7 @@ def room_for_parts(gradient: Tensor, panel: Panel, tiles: int, programs: int, si
 
 def scratch_bytes() -> int:
     """The most that token relations store of their coefficients at a time: LGF_SCRATCH_MIB mebibytes, or 1 GiB."""
-    given = os.environ.get("LGF_SCRATCH_MIB", "1024")
-    if not given.isdecimal() or int(given) == 0:
-        raise ValueError(
-            f"LGF_SCRATCH_MIB must be a number of mebibytes, such as 1024, the default; got {given!r}. "
-            "Less takes the token relations in more and smaller parts."
-        )
-    return int(given) << 20
+    return gpu.scratch_bytes(1024)
 
 
 def backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
