@@ -24,8 +24,9 @@ class Search(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """A tile of points and tokens, BLOCK_C channels at a time."""
+    """A tile of points and TILE_P tokens, a part of its own, BLOCK_C channels at a time."""
 
+    TILE_P: int
     BLOCK_C: int
     num_warps: int
     num_stages: int
@@ -43,7 +44,7 @@ class Products(NamedTuple):
 #: By bytes of an operand. Of features with no more channels than BLOCK_C, the points of a tile are read once.
 SEARCH = {
     2: [Search(128, 64, 256, 8, 2), Search(64, 64, 256, 4, 2), Search(128, 128, 64, 8, 3)],
-    4: [Search(64, 64, 32, 4, 2), Search(64, 64, 32, 8, 2)],
+    4: [Search(64, 64, 32, 8, 2), Search(64, 64, 32, 4, 2)],
     8: [Search(32, 32, 16, 4, 1)],
 }
 #: The same where the features have more channels.
@@ -51,12 +52,12 @@ SEARCH_IN_BLOCKS = {2: [Search(128, 128, 64, 8, 3), Search(128, 64, 64, 4, 3)]}
 #: Points and tokens of a tile of coefficients, by their bytes.
 TILES = {2: 128, 4: 64, 8: 32}
 COEFFICIENTS = {
-    2: [Coefficients(64, 8, 3), Coefficients(64, 8, 4), Coefficients(128, 8, 2)],
-    4: [Coefficients(32, 4, 2), Coefficients(32, 8, 3)],
-    8: [Coefficients(16, 4, 1)],
+    2: [Coefficients(64, 64, 8, 3), Coefficients(64, 64, 4, 3), Coefficients(128, 64, 8, 3)],
+    4: [Coefficients(64, 32, 4, 2), Coefficients(32, 32, 4, 2)],
+    8: [Coefficients(32, 16, 4, 1)],
 }
 PRODUCTS = {
-    2: [Products(64, 256, 8, 3), Products(64, 128, 8, 3), Products(32, 256, 8, 4)],
+    2: [Products(64, 128, 8, 3), Products(64, 256, 8, 3), Products(32, 256, 8, 4)],
     4: [Products(32, 64, 4, 2), Products(32, 128, 8, 2)],
     8: [Products(16, 32, 4, 1)],
 }
@@ -73,14 +74,14 @@ def search(channels: int, operand: torch.dtype, architecture: int) -> list[Searc
 
 def coefficients(channels: int, operand: torch.dtype, architecture: int) -> list[Coefficients]:
     """Return the rows for coefficients of this type, from features of so many channels."""
-    most = max(16, next_power_of_2(channels))
-    return [row._replace(BLOCK_C=min(row.BLOCK_C, most)) for row in COEFFICIENTS[operand.itemsize]]
+    most, tile = max(16, next_power_of_2(channels)), TILES[operand.itemsize]
+    rows = COEFFICIENTS[operand.itemsize]
+    return [row._replace(TILE_P=min(row.TILE_P, tile), BLOCK_C=min(row.BLOCK_C, most)) for row in rows]
 
 
 def products(channels: int, operand: torch.dtype, architecture: int) -> list[Products]:
     """Return the rows for a gradient of so many channels, from coefficients of this type."""
-    most = max(16, next_power_of_2(channels))
-    tile = TILES[operand.itemsize]
+    most, tile = max(16, next_power_of_2(channels)), TILES[operand.itemsize]
     return [
         row._replace(BLOCK_K=min(row.BLOCK_K, tile), BLOCK_C=min(row.BLOCK_C, most))
         for row in PRODUCTS[operand.itemsize]

@@ -34,6 +34,7 @@ def lgf_points_coefficients(
     OPERAND: tl.constexpr,
     INDEX: tl.constexpr,
     TILE: tl.constexpr,
+    TILE_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """g[n, j] = dz[n, j] / (||f_n|| ||e_j|| temperature) of a tile of a frame; 0 past the last of either."""
@@ -41,7 +42,7 @@ def lgf_points_coefficients(
     b = tl.cast(video, tl.int64)
     t = first + tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    j = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    j = tl.program_id(1) * TILE_P + tl.arange(0, TILE_P)
     frame = features + (b * stride[0] + t * stride[1])
     norms += (b * frames + t) * frame_tokens
     queries += b * points * C
@@ -66,7 +67,7 @@ def lgf_points_coefficients(
         peak = tl.load(state + row * STATE + 1, mask=n < points, other=0.0).to(tl.int32)
         g = tl.where(in_window(j, W, peak, WINDOW), g, 0.0)
     g = g * scale[:, None] * tl.load(norms + j, mask=j < frame_tokens, other=0.0)[None, :]
-    pitch = tl.num_programs(1) * TILE
+    pitch = tl.num_programs(1) * TILE_P
     block = coefficients + (tl.program_id(2).to(tl.int64) * tl.num_programs(0) * TILE) * pitch
     tl.store(block + n.to(tl.int64)[:, None] * pitch + j[None, :], g.to(coefficients.dtype.element_ty))
 
@@ -184,8 +185,8 @@ def coefficients(points: Points, video: int, first: int, out: Tensor) -> None:
     N = points.queries.shape[1]
     launch.fastest(
         lgf_points_coefficients,
-        lambda config: (triton.cdiv(N, points.tile), triton.cdiv(H * W, points.tile), len(out)),
-        configs.coefficients(C, points.queries.dtype, launch.architecture(out.device)),
+        lambda config: (triton.cdiv(N, points.tile), out.shape[2] // config["TILE_P"], len(out)),
+        configs.coefficients(C, out.dtype, launch.architecture(out.device)),
         points.features,
         launch.outer_strides(points.features),
         points.norms,
