@@ -238,20 +238,8 @@ def rows(cases: list[LgfCase | RelationCase | PointCase]) -> Iterator[dict]:
 
 
 def configuration_names(launched: Launch) -> list[str]:
-    names = (
-        "TILE_H",
-        "TILE_W",
-        "TILE",
-        "TILE_Q",
-        "TILE_P",
-        "TOKENS",
-        "ROWS",
-        "BLOCK_K",
-        "BLOCK_C",
-        "KEEP",
-        "num_warps",
-        "num_stages",
-    )
+    tiles = ("TILE_H", "TILE_W", "TILE", "TILE_Q", "TILE_P", "TOKENS")
+    names = (*tiles, "ROWS", "BLOCK_K", "BLOCK_C", "KEEP", "num_warps", "num_stages")
     return [name for name in names if name in launched.constants]
 
 

@@ -67,9 +67,9 @@ def lgf_points_coefficients(
         peak = tl.load(state + row * STATE + 1, mask=n < points, other=0.0).to(tl.int32)
         g = tl.where(in_window(j, W, peak, WINDOW), g, 0.0)
     g = g * scale[:, None] * tl.load(norms + j, mask=j < frame_tokens, other=0.0)[None, :]
-    pitch = tl.num_programs(1) * TILE_P
-    block = coefficients + (tl.program_id(2).to(tl.int64) * tl.num_programs(0) * TILE) * pitch
-    tl.store(block + n.to(tl.int64)[:, None] * pitch + j[None, :], g.to(coefficients.dtype.element_ty))
+    height, width = tl.cdiv(points, TILE) * TILE, tl.cdiv(frame_tokens, TILE) * TILE
+    block = coefficients + tl.program_id(2).to(tl.int64) * height * width
+    tl.store(block + n.to(tl.int64)[:, None] * width + j[None, :], g.to(coefficients.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)

@@ -78,11 +78,11 @@ def lgf_points_sample(
     t = tl.load(queries + row * 3, mask=mask, other=0.0)
     y = tl.load(queries + row * 3 + 1, mask=mask, other=0.0)
     x = tl.load(queries + row * 3 + 2, mask=mask, other=0.0)
-    inside = (t == tl.floor(t)) & (t >= 0) & (t < T) & (y >= 0) & (y <= H - 1) & (x >= 0) & (x <= W - 1)
+    inside = (t >= 0) & (t < T) & (y >= 0) & (y <= H - 1) & (x >= 0) & (x <= W - 1)
     t, y, x = tl.where(inside, t, 0.0), tl.where(inside, y, 0.0), tl.where(inside, x, 0.0)
-    top, left = tl.floor(y), tl.floor(x)
-    down, right = y - top, x - left
-    t, top, left = t.to(tl.int64), top.to(tl.int64), left.to(tl.int64)
+    frame, top, left = t.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
+    inside &= frame.to(t.dtype) == t
+    down, right = y - top.to(y.dtype), x - left.to(x.dtype)
     bottom, far = top + (down > 0).to(tl.int64), left + (right > 0).to(tl.int64)
     # A query outside the video has shares of NaN.
     up = tl.where(inside, 1 - down, float("nan"))
@@ -92,20 +92,20 @@ def lgf_points_sample(
 
     total = tl.zeros((ROWS,), ACC)
     for c0 in range(0, C, BLOCK_C):
-        f = _corner(features, stride, b, t, top, left, a, mask, c0, C, ACC, BLOCK_C)
-        f += _corner(features, stride, b, t, top, far, c, mask, c0, C, ACC, BLOCK_C)
-        f += _corner(features, stride, b, t, bottom, left, d, mask, c0, C, ACC, BLOCK_C)
-        f += _corner(features, stride, b, t, bottom, far, e, mask, c0, C, ACC, BLOCK_C)
+        f = _corner(features, stride, b, frame, top, left, a, mask, c0, C, ACC, BLOCK_C)
+        f += _corner(features, stride, b, frame, top, far, c, mask, c0, C, ACC, BLOCK_C)
+        f += _corner(features, stride, b, frame, bottom, left, d, mask, c0, C, ACC, BLOCK_C)
+        f += _corner(features, stride, b, frame, bottom, far, e, mask, c0, C, ACC, BLOCK_C)
         total += tl.sum(f * f, 1)
         channels = c0 + tl.arange(0, BLOCK_C)
         tl.store(sampled + row[:, None] * C + channels[None, :], f, mask=mask[:, None] & (channels < C)[None, :])
     tl.store(norms + row, 1.0 / tl.maximum(tl.sqrt(total), LEAST) + (total - total), mask=mask)
 
-    frame = (b * T + t) * H
-    tl.store(corners + row * 4, (frame + top) * W + left, mask=mask)
-    tl.store(corners + row * 4 + 1, (frame + top) * W + far, mask=mask)
-    tl.store(corners + row * 4 + 2, (frame + bottom) * W + left, mask=mask)
-    tl.store(corners + row * 4 + 3, (frame + bottom) * W + far, mask=mask)
+    first = (b * T + frame) * H
+    tl.store(corners + row * 4, (first + top) * W + left, mask=mask)
+    tl.store(corners + row * 4 + 1, (first + top) * W + far, mask=mask)
+    tl.store(corners + row * 4 + 2, (first + bottom) * W + left, mask=mask)
+    tl.store(corners + row * 4 + 3, (first + bottom) * W + far, mask=mask)
     tl.store(shares + row * 4, a, mask=mask)
     tl.store(shares + row * 4 + 1, c, mask=mask)
     tl.store(shares + row * 4 + 2, d, mask=mask)
@@ -171,7 +171,7 @@ def scatter(upstream: Tensor, corners: Tensor, shares: Tensor, gradient: Tensor)
     """Add the gradient of f_q (B, N, C) to that of the features, contiguous (B, T, H, W, C)."""
     C = upstream.shape[-1]
     corners, order = corners.flatten().sort(stable=True)
-    channels = min(256, max(16, triton.next_power_of_2(C)))
+    channels = min(256, max(32, triton.next_power_of_2(C)))
     launch.run(
         lgf_points_scatter,
         (corners.numel(), triton.cdiv(C, channels)),
@@ -183,5 +183,5 @@ def scatter(upstream: Tensor, corners: Tensor, shares: Tensor, gradient: Tensor)
         corners.numel(),
         C=C,
         BLOCK_C=channels,
-        num_warps=4,
+        num_warps=1,  # of few channels several warps would read and add to the same
     )

@@ -103,6 +103,16 @@ def test_at_most_twice_as_far_off_as_eager(backend, dtype):
         assert relative_error(ours[1], truth[1]) <= 2 * rounding(dtype, backend)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_between_tokens(backend, dtype):
+    """On a GPU the features of a point between tokens are rounded before they are multiplied; elsewhere they are not."""
+    f, tracks = features(1, 3, 9, 10, 64, dtype=dtype), points(1, 40, 3, 9, 10)
+    ours = value_and_gradient(lgf.point_correspondence_loss, f, *tracks, backend=backend)
+    truth = value_and_gradient(lgf.point_correspondence_loss, f.double(), *tracks, backend="reference")
+    assert relative_error(ours[0], truth[0]) <= (1e-3 if backend == "triton" else 1e-6)
+    assert relative_error(ours[1], truth[1]) <= 2 * rounding(dtype, backend)
+
+
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("temperature", [1e-3, 0.05, 10.0])
 def test_temperatures(backend, temperature, window):

@@ -10,13 +10,14 @@ from support.points import points
 from lgf_kernels.point_correspondence import triton_configs as configs
 
 
-def tracks(count, B, T, H, W, teachers):
+def tracks(count, on_tokens, B, T, H, W, teachers):
     """Make the arguments of a loss of so many points; there are no teachers."""
-    return list(points(B, count, T, H, W)), {"temperature": 0.3}
+    return list(points(B, count, T, H, W, on_tokens)), {"temperature": 0.3}
 
 
 def case(dtype, shape, count, options, **more) -> Case:
-    arguments = functools.partial(tracks, count, *shape[:4])
+    # Between tokens, features in half precision are rounded before they are multiplied.
+    arguments = functools.partial(tracks, count, dtype in ("bfloat16", "float16"), *shape[:4])
     return Case("point_correspondence_loss", dtype, shape, (), options, arguments=arguments, **more)
 
 
