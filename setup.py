@@ -1,7 +1,7 @@
-"""Builds the native modules with CMake; everything else about the package is in pyproject.toml.
+"""Build of the native modules with CMake; everything else about the package is in pyproject.toml.
 
-The package is complete without them, so a failed build of one fails neither the installation nor the other. Environment
-variables:
+The package is complete without them, so that a failed build of one fails neither the installation nor the other.
+Environment variables:
 
     LGF_NATIVE=auto|on|off   the CPU module. on: a failed build is an error; off: do not try
     LGF_CUDA=auto|on|off     the CUDA module. auto: try where nvcc is found, and unless LGF_NATIVE=off
@@ -32,9 +32,9 @@ def switch(name):
 
 
 class CMakeExtension(Extension):
-    """A module that CMake builds; `name` is both the Python module and, after the last dot, the CMake target.
+    """A module that CMake builds; `name` is the Python module and, after the last dot, the CMake target.
 
-    `switched_by`: the environment variable that asks for it.
+    `switched_by`: the environment variable that switches it on or off.
     """
 
     def __init__(self, name, switched_by, cmake_options=()):
@@ -52,7 +52,7 @@ class CMakeBuild(build_ext):
             if not extension.optional:
                 raise SystemExit(message) from error
             folder, target = self.place(extension)
-            for stale in folder.glob(f"{target}.*"):  # an earlier build left it, perhaps of other code
+            for stale in folder.glob(f"{target}.*"):  # of an earlier build, perhaps of other code
                 stale.unlink()
             print(
                 f"{message}; the package works without it ({extension.switched_by}=on: an error)",
@@ -61,7 +61,7 @@ class CMakeBuild(build_ext):
             )
 
     def place(self, extension):
-        """Where a module is built, and its name there."""
+        """Return the folder of a module, and its name there."""
         *packages, target = extension.name.split(".")
         return Path(self.build_lib, *packages).resolve(), target
 
@@ -84,13 +84,13 @@ class CMakeBuild(build_ext):
         try:
             run(configure, environment)
         except subprocess.CalledProcessError:
-            # Perhaps for what another place, compiler or Python left in the build folder.
+            # The build folder may be that of another place, compiler or Python.
             run([*configure, "--fresh"], environment)
         run(["cmake", "--build", build, "--target", target], environment)
 
 
 def path():
-    """PATH, with the CMake and Ninja that pip installed for this Python before the system's, which may be too old."""
+    """Return PATH with the CMake and Ninja of this Python before the system's, which may be too old."""
     folders = []
     for name, folder in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
         with suppress(ImportError, AttributeError):
@@ -106,7 +106,7 @@ def run(command, environment):
 
 
 def reason(error):
-    """The first error in the compiler's or CMake's output, in one line."""
+    """Return the first error in the compiler's or CMake's output, in one line."""
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} not found"
     if not isinstance(error, subprocess.CalledProcessError):
@@ -118,7 +118,7 @@ def reason(error):
 
 
 def nvcc():
-    """The CUDA compiler, or None."""
+    """Return the CUDA compiler, or None."""
     usual = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 

@@ -1,11 +1,11 @@
-"""The cases of `lgf bench` that suit a device, each with every provider that runs it there: `pytest benchmarks --device cuda`."""
+"""Cases of `lgf bench` that suit a device, each with every provider that runs it there: `pytest benchmarks --device cuda`."""
 
 from dataclasses import replace
 
 import pytest
-from lgf_bench.cases import CASES
-from lgf_bench.cli import DEFAULT_DTYPE, why_not_device
-from lgf_bench.providers import providers
+from lgf_bench.cli import DEFAULT_DTYPE, device_unsupported_reason
+from lgf_bench.families import CASES
+from lgf_bench.providers import runnable
 
 
 def pytest_addoption(parser):
@@ -15,8 +15,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError('pytest-benchmark is not installed. Get it with: pip install "lgf-kernels[bench]"')
-    if why_not := why_not_device(config.getoption("--device")):
-        raise pytest.UsageError(why_not)
+    if reason := device_unsupported_reason(config.getoption("--device")):
+        raise pytest.UsageError(reason)
 
 
 def pytest_generate_tests(metafunc):
@@ -27,5 +27,5 @@ def pytest_generate_tests(metafunc):
         for name, case in CASES.items()
         if kind != "cpu" or not case.large
     ]
-    runs = [pytest.param(name, case, p, id=f"{name}-{p}") for name, case in cases for p in providers(case)]
+    runs = [pytest.param(name, case, p, id=f"{name}-{p}") for name, case in cases for p in runnable(case)]
     metafunc.parametrize(("name", "case", "provider_name"), runs)

@@ -3,9 +3,9 @@
     import lgf_kernels as lgf
     loss = lgf.lgf_kl_loss(student_features, [teacher_forward, teacher_backward])
 
-Local Gram Flow with KL (SAM2VideoX), token relation distances (VideoREPA, MoAlign) and point correspondence (Track4Gen) as
-PyTorch operators with autograd, `torch.compile` and autocast. Start with `lgf_kl_loss`; `lgf doctor` on the command line says
-what runs here.
+Local Gram Flow with KL (SAM2VideoX), token relation distances (VideoREPA, MoAlign) and point
+correspondence (Track4Gen) as PyTorch operators with autograd, `torch.compile` and autocast. Start with
+`lgf_kl_loss`; the command `lgf doctor` reports what runs on this machine.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The report of `lgf doctor`: what is installed, what runs on this machine, and why the rest does not."""
+"""Report of `lgf doctor`: installed versions, what runs on this machine, and why the rest does not."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 from . import __version__
 from .core import native
 from .core.registry import backends
-from .tested import TESTED, untested
+from .tested import TESTED, untested_reason
 
 PACKAGES = [name for name in TESTED if name not in ("python", "torch")]
 VARIABLES = (
@@ -17,6 +17,7 @@ VARIABLES = (
     "LGF_CPU_ISA",
     "LGF_AUTOTUNE",
     "LGF_SCRATCH_MIB",
+    "LGF_VERIFY",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
     "TRITON_INTERPRET",
@@ -24,11 +25,11 @@ VARIABLES = (
 
 
 def examine() -> dict:
-    """Everything the report says, as plain data."""
+    """Return the report as plain data."""
     versions = {"python": platform.python_version(), "torch": torch.__version__} | _package_versions()
     return {
         "versions": {"lgf-kernels": __version__} | versions,
-        "untested": {name: why for name, version in versions.items() if (why := untested(name, version))},
+        "untested": {name: why for name, version in versions.items() if (why := untested_reason(name, version))},
         "system": {
             "platform": platform.platform(),
             "cpu": cpu_name(),
@@ -44,7 +45,7 @@ def examine() -> dict:
 
 
 def as_text(report: dict) -> str:
-    """The report for a terminal."""
+    """Format the report for a terminal."""
     untested = {name: f" ({why})" for name, why in report["untested"].items()}
     sections = [
         ("versions", [(name, version + untested.get(name, "")) for name, version in report["versions"].items()]),
@@ -74,7 +75,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's own name, where the operating system tells it."""
+    """Return the processor's model name from /proc/cpuinfo, else the name from `platform`."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,21 +1,19 @@
-"""What this machine can do at best, measured: copying memory, multiplying matrices, copying within the cache.
+"""Ceilings of this machine, measured: copying memory, multiplying matrices, copying within the cache.
 
 The best of several runs, since a ceiling is what is possible and not what is usual. They are measured anew for every run,
-unless a folder of results has them already from the same device, threads, torch and clock. On a busy machine they come out too low:
-`lgf bench ceilings --out DIR` measures them again and keeps the better.
+unless a folder of results has them already from the same device, threads, torch and clock. On a busy machine they come out
+too low: `lgf bench ceilings --out DIR` measures them again and keeps the better.
 """
 
-import json
 from pathlib import Path
 
 import torch
 
-from .counting import PASSES, Work
-from .results import device_name, write
+from .families.base import PASSES, Work
+from .results import device_name, read_ceilings, write_ceilings
 from .timing import best, clock_in_use
 
-FILE = "ceilings.json"
-#: What ceilings are of, and every row too: of another number of threads, torch or clock they are others.
+#: What ceilings depend on, and every row too.
 MACHINE = ("device", "threads", "torch", "clock")
 #: Bytes of the buffers copied (larger than any cache), and the side of the matrices multiplied.
 COPY = {"cpu": 2**28, "cuda": 2**31}
@@ -26,10 +24,10 @@ RUNS = 20
 
 
 def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, again: bool = False) -> dict:
-    """{"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
+    """Return {"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
     here = device_name(device), torch.get_num_threads(), torch.__version__, clock_in_use(device)
     machine = dict(zip(MACHINE, here, strict=True))
-    known = read(folder) if folder else {}
+    known = read_ceilings(folder) if folder else {}
     if not _are_of(known, machine):
         known = machine | {"copy": 0.0, "L2": 0.0, "gemm": {}}
     for name, size in (("copy", COPY[_kind(device)]), ("L2", _cache(device))):
@@ -39,26 +37,27 @@ def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, a
         if again or dtype not in known["gemm"]:
             known["gemm"][dtype] = max(known["gemm"].get(dtype, 0.0), _gemm(device, dtype))
     if folder:
-        write(folder / FILE, json.dumps(known, indent=2) + "\n")
+        write_ceilings(folder, known)
     return known
 
 
 def flops(ceiling: dict, dtype: str) -> float:
-    """Of products of this type. No less than in float32, to which anything can be converted."""
+    """Return FLOP/s of products of this type; no less than in float32, to which anything can be converted."""
     return max(ceiling["gemm"][dtype], ceiling["gemm"]["float32"]) if dtype != "float64" else ceiling["gemm"][dtype]
 
 
 def floor_ms(work: dict[str, Work], dtype: str, ceiling: dict) -> dict[str, float]:
-    """The floor under each pass."""
+    """Return the floor under each pass."""
     rates = flops(ceiling, dtype), ceiling["copy"]
     return {part: 1e3 * it.seconds(*rates) for part, it in work.items()}
 
 
 def with_floors(rows: list[dict], folder: Path) -> list[dict]:
-    """The rows with their floors by the ceilings of the folder, which may have risen since the rows were made.
+    """Return the rows with their floors by the ceilings of the folder, which may have risen since the rows were made.
 
-    Rows of other threads, torch or clock keep the floors they were made with."""
-    ceiling = read(folder)
+    Rows of other threads, torch or clock keep the floors they were made with.
+    """
+    ceiling = read_ceilings(folder)
     return [
         row | {"floor_ms": floor_ms(_work(row), row["dtype"], ceiling)}
         if _are_of(ceiling, row) and row["dtype"] in ceiling["gemm"]
@@ -88,7 +87,7 @@ def _kind(device: str) -> str:
 
 
 def _cache(device: str) -> int:
-    """About a third of the cache's size, in whole KiB: source and destination stay in it."""
+    """Return about a third of the cache's size, in whole KiB: source and destination stay in it."""
     if _kind(device) == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size // 3 // 1024 * 1024
     return CORE_CACHE * torch.get_num_threads()
@@ -101,15 +100,7 @@ def _copy(device: str, size: int) -> float:
 
 
 def _gemm(device: str, dtype: str) -> float:
-    """Of random numbers: those of zeros draw less power and run faster."""
+    """Return FLOP/s with random numbers: zeros draw less power and run faster."""
     side = GEMM[_kind(device)]
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     return 2 * side**3 / best(lambda: a @ b, device, RUNS)
-
-
-def read(folder: Path) -> dict:
-    """The ceilings kept in a folder; empty if there are none."""
-    try:
-        return json.loads((folder / FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}

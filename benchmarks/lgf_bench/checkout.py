@@ -1,4 +1,4 @@
-"""The code that runs: which it is, whether it comes from git or not, and how other processes get the same."""
+"""The code that runs: its version, with git or without, and the environment in which other processes run the same."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ CODE = ("lgf_kernels/**/*.py", "benchmarks/lgf_bench/**/*.py", "csrc/**/*.*")
 
 
 def is_checkout() -> bool:
-    """Whether this is a git checkout of the project. An installed package may well lie within a checkout of another."""
+    """Return whether this is a git checkout of the project: an installed package may lie within a checkout of another."""
     return (ROOT / ".git").exists() and shutil.which("git") is not None
 
 
@@ -24,8 +24,10 @@ def git(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def commit() -> str:
-    """The commit of the checkout that runs, "-dirty-" and a digest of the code if that differs from it; elsewhere the digest
-    alone, as "files-0123abcd"."""
+    """Return the commit of the checkout that runs, with "-dirty-" and a digest of the code if that differs from it.
+
+    Elsewhere it is the digest alone, as "files-0123abcd".
+    """
     head = git("rev-parse", "--short", "HEAD") if is_checkout() else None
     if head is None or head.returncode:
         return f"files-{digest()}"
@@ -34,7 +36,7 @@ def commit() -> str:
 
 
 def digest() -> str:
-    """Eight digits that change with any file of the code."""
+    """Return eight digits that change with any file of the code."""
     whole = hashlib.sha256()
     for file in sorted(file for pattern in CODE for file in ROOT.glob(pattern)):
         whole.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes() + b"\0")
@@ -42,7 +44,7 @@ def digest() -> str:
 
 
 def environment(place: Path = ROOT) -> dict[str, str]:
-    """Variables under which Python imports the library and the trainer of a checkout, whatever is installed."""
+    """Return variables under which Python imports the packages of a checkout, whatever is installed."""
     before = filter(None, [os.environ.get("PYTHONPATH")])
     places = (place, place / "python", place / "benchmarks")
     return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, places), *before])}

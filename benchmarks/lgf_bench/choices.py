@@ -1,4 +1,4 @@
-"""What the options of `lgf bench` choose from. It imports nothing, so that help and completion need not wait for torch."""
+"""Choices of the options of `lgf bench`, which import nothing: help and completion need not wait for torch."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 CLOCKS = ("wall", "cpu")

@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy of the operators on this machine, next to everything one would run instead.
+"""Speed, memory and accuracy of the operators on this machine, next to all that one would run instead.
 
   lgf bench                                       every case that suits the device, every provider
   lgf bench token_relation --device cuda          one operator, on a GPU
@@ -11,12 +11,12 @@
   lgf bench --compare A B                         two folders of results; commits: benchmarks/tools/compare_commits.py
 
 All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers does without.
-Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and timed no further. Times
-are medians over interleaved runs [lower .. upper quartile]; ratios are with the fastest right answer that is not this library's, in
-the same run. Memory is the peak beyond inputs, output and gradient. "call" is what forward and backward cost on inputs so small
-that arithmetic takes no time, "first" the first call, which compiles. "of floor": the floor is max(FLOP / GEMM ceiling, bytes /
-copy ceiling), with bytes = inputs read once and outputs written once per pass, and ceilings measured on this machine; 100 % is as
-fast as it could do it at all.
+Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and not timed. Times are
+medians over interleaved runs, with lower and upper quartile; ratios are with the fastest right answer that is not this library's,
+in the same run. Memory is the peak beyond inputs, output and gradients. "call" is what forward and backward cost on inputs so
+small that arithmetic takes no time, "first" the first call, which compiles. "gradient error" is that of the worst gradient. "of
+floor": the floor is max(FLOP / GEMM ceiling, bytes / copy ceiling), with bytes = inputs read once and outputs written once per
+pass, and ceilings measured on this machine; 100 % is as fast as the machine could do it at all.
 """
 
 import argparse
@@ -24,87 +24,76 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgf_cli.errors import UserError
+
 from .choices import CLOCKS, DTYPES, JOBS, METRICS
-from .errors import UserError
 
 if TYPE_CHECKING:
-    from .cases import Case
+    from .families.base import Case
 
-#: A slip of the keyboard beyond it: torch would start so many, or fail in words of its own.
+#: Beyond it a number is a slip of the keyboard: torch would start so many, or fail in words of its own.
 MOST_THREADS = 1024
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
-    """All but the lists of operators, cases and providers, which only --help needs (`with_lists`)."""
+    """Return the parser, without the lists of operators, cases and providers that only --help needs (`with_lists`)."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="B,T,H,W,C", help="student shapes instead of the cases (relations: B,F,N,C)"
-    )
-    parser.add_argument("--window", type=int, default=7, help="with --shapes (default: %(default)s)")
-    parser.add_argument(
-        "--dtypes",
+    add, default = parser.add_argument, "(default: %(default)s)"
+    types = f"of {', '.join(DTYPES)}; default: float32 on CPUs, bfloat16 on GPUs"
+    metrics = "".join(f"\n  {name}: {about}" for name, about in METRICS.items())
+    add("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
+    add("--device", default="cpu", help=f"cpu, cuda or cuda:N {default}")
+    add(
+        "--shapes",
         nargs="+",
-        choices=DTYPES,
-        metavar="DTYPE",
-        help=f"of {', '.join(DTYPES)}; default: float32 on CPUs, bfloat16 on GPUs",
+        metavar="SIZES",
+        help="such as 1,13,30,45,256, instead of the cases; of every operator that takes it",
     )
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument(
-        "--measure",
-        nargs="*",
-        choices=METRICS,
-        default=list(METRICS),
-        metavar="WHAT",
-        help="beside answers and times, default all:\n"
-        + "\n".join(f"  {name}: {about}" for name, about in METRICS.items()),
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="timed runs of each provider (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's)")
-    parser.add_argument(
+    add("--window", type=int, help="with --shapes, of operators that have a window (default: 7)")
+    add("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=types)
+    add("--providers", nargs="+", metavar="NAME", help="default: all")
+    add(
+        "--measure", nargs="*", choices=METRICS, default=list(METRICS), metavar="WHAT",
+        help=f"beside answers and times, default all:{metrics}",
+    )  # fmt: skip
+    add("--rounds", type=int, default=9, help=f"timed runs of each provider {default}")
+    add("--threads", type=int, help="threads of the CPU (default: torch's)")
+    add(
         "--clock", choices=CLOCKS, default="wall",
         help="of CPUs. cpu: the time that this process gets, for machines busy with other things, with --threads 1",
     )  # fmt: skip
-    parser.add_argument(
-        "--out",
-        type=Path,
-        nargs="?",
-        const=True,
-        metavar="DIR",
+    add(
+        "--out", type=Path, nargs="?", const=True, metavar="DIR",
         help="add the numbers to DIR; without DIR: benchmarks/results/<device>",
-    )
-    parser.add_argument("--resume", action="store_true", help="leave out cases that --out has already, of this commit")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes"
-    )
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
-    parser.add_argument(
-        "--config",
-        default="tiny",
-        choices=("tiny", "5b"),
-        help="of `step`: the size of the model (default: %(default)s)",
-    )
+    )  # fmt: skip
+    add("--resume", action="store_true", help="leave out cases that --out has already, of this commit")
+    add("--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes")
+    add("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
+    add("--config", default="tiny", choices=("tiny", "5b"), help=f"of `step`: the size of the model {default}")
     return parser
 
 
 def with_lists(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The parser, with what there is to choose from below its help."""
-    from .cases import CASES, OPERATORS
-    from .providers import table
+    """Return the parser, with what there is to choose from below its help."""
+    from .families import CASES, OPERATORS
+    from .providers import providers
 
-    cases = (f"{name}: {case.about}{' (not on CPUs unless named)' * case.large}" for name, case in CASES.items())
     lists = {
-        "operators": OPERATORS,
-        "cases": cases,
-        "jobs": (f"{name}: {about}" for name, about in JOBS.items()),
-        "providers": (f"{name}: {it.about}" for name, it in table().items()),
+        "operators": {name: f"--shapes {it.shapes}" for name, it in OPERATORS.items()},
+        "cases": {name: case.about + " (not on CPUs unless named)" * case.large for name, case in CASES.items()},
+        "jobs": JOBS,
+        **{f"providers of {name}": {one: it.about for one, it in providers(name).items()} for name in OPERATORS},
     }
-    parser.epilog = "\n".join(f"{title}:\n  " + "\n  ".join(lines) for title, lines in lists.items())
+    parser.epilog = "\n".join(
+        f"{title}:\n" + "\n".join(f"  {name}: {about}" for name, about in entries.items())
+        for title, entries in lists.items()
+    )
     return parser
 
 
@@ -114,9 +103,6 @@ def main(argv: list[str]) -> int:
     arguments = (with_lists(parser()) if wants_help else parser()).parse_args(argv)
     try:
         return _run(arguments)
-    except UserError as error:
-        print(f"lgf bench: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         kept = f" What was finished is in {arguments.out}; --resume goes on." if arguments.out else ""
         print(f"\nlgf bench: interrupted.{kept}", file=sys.stderr)
@@ -125,42 +111,40 @@ def main(argv: list[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     check(arguments)
+    from . import results
+    from .processes import run_isolated
+
+    kind = arguments.device.partition(":")[0]
+    arguments.dtypes = tuple(dict.fromkeys(arguments.dtypes or [DEFAULT_DTYPE[kind]]))
+    if arguments.out is True:
+        if not results.RESULTS.is_dir():
+            raise UserError("--out needs a folder outside a checkout of the repository.")
+        arguments.out = results.device_folder(arguments.device)
+    if arguments.compare:
+        from .compare import compare
+
+        compare(*arguments.compare)
+        return 0
+    return run_isolated(run, arguments) if kind == "cuda" else run(arguments, {})
+
+
+def run(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
+    """Run a job or the cases in this process; `broken`: providers to leave out, and the reason."""
     import torch
 
-    from . import results, timing
-    from .runner import run_cases
+    from . import ceilings, timing
+    from .runner import run_cases, run_sweeps
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.device.startswith("cuda:"):
         torch.cuda.set_device(arguments.device)  # events, streams and torch's sleep are those of the current device
     timing.use_clock(arguments.clock)
-    arguments.dtypes = tuple(dict.fromkeys(arguments.dtypes or [DEFAULT_DTYPE[torch.device(arguments.device).type]]))
-    if arguments.out is True:
-        if not results.RESULTS.is_dir():
-            raise UserError("--out needs a folder outside a checkout of the repository.")
-        arguments.out = results.device_folder(arguments.device)
-    jobs = [what for what in arguments.what if what in JOBS]
-    if arguments.compare:
-        from .compare import compare
-
-        if jobs:
-            raise UserError(f"--compare is of operators and cases, not of the job {jobs[0]!r}.")
-        compare(*arguments.compare)
-        return 0
-    if not jobs:
-        return run_cases(arguments, chosen_cases(arguments))
-    if len(arguments.what) > 1:
-        raise UserError(f"{jobs[0]!r} is a job of its own; name nothing else with it.")
-    return _job(jobs[0], arguments)
-
-
-def _job(job: str, arguments: argparse.Namespace) -> int:
-    from . import ceilings
-    from .runner import run_sweeps
-
+    job = next((what for what in arguments.what if what in JOBS), None)
+    if job is None:
+        return run_cases(arguments, chosen_cases(arguments), broken)
     if job == "sweeps":
-        return run_sweeps(arguments)
+        return run_sweeps(arguments, broken)
     if job == "ceilings":
         print(ceilings.as_text(ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out, again=True)))
     else:
@@ -169,17 +153,18 @@ def _job(job: str, arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Every mistake that can be seen before anything runs."""
-    from .cases import CASES, OPERATORS
-    from .providers import table as providers_table
+    """Raise every mistake that can be seen before anything runs."""
+    from .families import CASES, OPERATORS
+    from .providers import all_names
 
-    if importlib.util.find_spec("tqdm") is None:
-        raise UserError('tqdm is not installed. Get it with: pip install "lgf-kernels[bench]"')
+    for package in ("tqdm", "tabulate"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'{package} is not installed. Get it with: pip install "lgf-kernels[bench]"')
     known = (*OPERATORS, *CASES, *JOBS)
     if unknown := [what for what in arguments.what if what not in known]:
         raise UserError(f"there is no operator, case or job {unknown[0]!r}; choose from {', '.join(known)}.")
-    if unknown := [name for name in arguments.providers or () if name not in providers_table()]:
-        raise UserError(f"there is no provider {unknown[0]!r}; choose from {', '.join(providers_table())}.")
+    if unknown := [name for name in arguments.providers or () if name not in all_names()]:
+        raise UserError(f"there is no provider {unknown[0]!r}; choose from {', '.join(all_names())}.")
     if arguments.rounds < 2:
         raise UserError(f"--rounds must be at least 2 to give a median and a spread, got {arguments.rounds}.")
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
@@ -188,8 +173,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--minutes must not be negative, got {arguments.minutes:g}.")
     if arguments.clock == "cpu" and (arguments.device != "cpu" or arguments.threads != 1):
         raise UserError("--clock cpu adds up the time of all threads of a CPU: it needs --device cpu and --threads 1.")
-    if arguments.window % 2 == 0 or not 1 <= arguments.window <= 15:
-        raise UserError(f"--window must be odd, 1 to 15, got {arguments.window}.")
+    if arguments.window is not None and not arguments.shapes:
+        raise UserError("--window goes with --shapes; the cases have windows of their own.")
     if arguments.resume and not arguments.out:
         raise UserError("--resume looks for what is there already in --out: name that folder too.")
     if isinstance(arguments.out, Path):
@@ -199,11 +184,18 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--out took {str(arguments.out)!r} for its folder: put what to measure before the options."
             )
-    if why_not := why_not_device(arguments.device):
-        raise UserError(why_not)
+    if reason := device_unsupported_reason(arguments.device):
+        raise UserError(reason)
+    if jobs := [what for what in arguments.what if what in JOBS]:
+        if arguments.compare:
+            raise UserError(f"--compare is of operators and cases, not of the job {jobs[0]!r}.")
+        if len(arguments.what) > 1:
+            raise UserError(f"{jobs[0]!r} is a job of its own; name nothing else with it.")
+    chosen_cases(arguments)
 
 
-def why_not_device(device: str) -> str | None:
+def device_unsupported_reason(device: str) -> str | None:
+    """Return why nothing can be measured on a device, or None."""
     import torch
 
     kind, _, index = device.partition(":")
@@ -217,10 +209,11 @@ def why_not_device(device: str) -> str | None:
 
 
 def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
-    from .cases import CASES, OPERATORS
+    """Return what is asked for by name: of shapes, of operators, or of cases; a CPU gets large cases only by their names."""
+    from .families import CASES, OPERATORS
 
     if arguments.shapes:
-        return dict(_own_cases(arguments))
+        return dict(_cases_of_shapes(arguments))
     cpu = arguments.device == "cpu"
     asked = arguments.what or OPERATORS
     return {
@@ -230,18 +223,28 @@ def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
     }
 
 
-def _own_cases(arguments: argparse.Namespace):
-    from .cases import OPERATORS, own_case, why_not_shape
+def _cases_of_shapes(arguments: argparse.Namespace) -> "Iterator[tuple[str, Case]]":
+    """Yield the cases of each shape: of the operators named, all of which must take it, or of all that do."""
+    from .families import OPERATORS
 
     if wrong := [what for what in arguments.what if what not in OPERATORS]:
         raise UserError(f"--shapes goes with an operator, not with {wrong[0]!r}; choose from {', '.join(OPERATORS)}.")
+    cases = {}
     for text in arguments.shapes:
-        try:
-            shape = tuple(int(part) for part in text.split(","))
-        except ValueError:
-            raise UserError(f"--shapes takes numbers with commas, such as 1,13,30,45,256; got {text!r}.") from None
-        by_rank = {4: ["token_relation"], 5: ["lgf_kl"]}.get(len(shape), ["lgf_kl"])
-        for operator in arguments.what or by_rank:
-            if why_not := why_not_shape(operator, shape):
-                raise UserError(f"--shapes {text}: {why_not}.")
-            yield own_case(operator, shape, arguments.window)
+        if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+            raise UserError(f"--shapes takes numbers with commas, such as 1,13,30,45,256; got {text!r}.")
+        shape = tuple(map(int, text.split(",")))
+        asked = arguments.what or list(OPERATORS)
+        takers = [name for name in asked if OPERATORS[name].takes(shape)]
+        if not takers or (arguments.what and takers != asked):
+            forms = (f"{name} takes {OPERATORS[name].shapes}" for name in asked if name not in takers)
+            raise UserError(f"--shapes {text}: {'; '.join(forms)}.")
+        cases |= {f"{name}-{'x'.join(map(str, shape))}": OPERATORS[name](shape) for name in takers}
+    windowed = [name for name, case in cases.items() if "window" in case.options()]
+    if arguments.window is not None and not windowed:
+        raise UserError("--window: none of the operators that take these --shapes has a window.")
+    for name, case in cases.items():
+        if arguments.window is None or name not in windowed or case.window == arguments.window:
+            yield name, case
+        else:
+            yield f"{name}-k{arguments.window}", replace(case, window=arguments.window)

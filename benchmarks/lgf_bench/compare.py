@@ -1,32 +1,34 @@
 """B against A: two folders or files of results.
 
-They come from two runs, whose ratios hold the drift of the machine too: two runs of the same code differ by more than the spread
-within either. `benchmarks/tools/compare_commits.py` measures two commits in turns, and only that gives a verdict.
+They come from two runs, whose ratios hold the drift of the machine too: two runs of the same code differ by more than the
+spread within either. `benchmarks/tools/compare_commits.py` measures two commits in turns, and only that gives a verdict.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
+from lgf_cli.errors import UserError
+
 from . import results
-from .errors import UserError
-from .table import milliseconds, number
+from .table import TERMINAL, milliseconds, number, tabulated
 
 WITHIN = "within the spread"
 
 
 def compare(a: str, b: str) -> None:
+    """Print B against A."""
     for place in (a, b):
         if not Path(place).exists():
             raise UserError(
-                f"--compare takes two folders or files of results, and {place!r} is none. Commits are compared in a checkout of "
-                "the repository: python benchmarks/tools/compare_commits.py A B"
+                f"--compare takes two folders or files of results, and {place!r} is none. Commits are compared in a "
+                "checkout of the repository: python benchmarks/tools/compare_commits.py A B"
             )
     rows_a, rows_b = load(Path(a)), load(Path(b))
     print(as_text(a, b, rows_a, rows_b, "two runs: a ratio holds the drift of the machine too", spread_of_two_runs))
 
 
 def load(place: Path) -> dict[tuple, dict]:
-    """The latest row of each case, type and provider, of a file or of all in a folder."""
+    """Return the latest row of each case, type and provider, of a file or of all in a folder."""
     files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
     rows = [row for file in files for row in results.read(file) if "provider" in row]
     if not rows:
@@ -39,38 +41,40 @@ def key_of(row: dict) -> tuple:
 
 
 def as_text(a: str, b: str, rows_a: dict, rows_b: dict, note: str, judge: Callable[[dict, dict], str]) -> str:
-    """What both have, with what `judge` says of the times, and what only one has."""
-    both = [key for key in rows_a if key in rows_b]
-    lines = [
-        f"B = {b} against A = {a}; {note}",
-        f"  {'case':<28}{'type':<10}{'provider':<14}{'A':>10}{'B':>10}{'A / B':>9}",
-    ]
-    lines += [_line(key, rows_a[key], rows_b[key], judge) for key in both]
+    """Return what both have, with what `judge` says of the times, and what only one has."""
+    lines = [f"B = {b} against A = {a}; {note}"]
+    if both := [_cells(key, row, rows_b[key], judge) for key, row in rows_a.items() if key in rows_b]:
+        lines.append(tabulated(both, TERMINAL, left=3))
     for name, rows, others in (("A", rows_a, rows_b), ("B", rows_b, rows_a)):
         if only := [" ".join(key) for key in rows if key not in others]:
-            lines.append(f"  only in {name}: {', '.join(only)}")
+            lines.append(f"only in {name}: {', '.join(only)}")
     devices = {row["device"] for row in (*rows_a.values(), *rows_b.values())}
     if len(devices) > 1:
-        lines.append(f"  A and B are of different devices: {', '.join(sorted(devices))}")
+        lines.append(f"A and B are of different devices: {', '.join(sorted(devices))}")
     return "\n".join(lines)
 
 
-def _line(key: tuple, a: dict, b: dict, judge: Callable[[dict, dict], str]) -> str:
-    start = f"  {key[0]:<28}{key[1]:<10}{key[2]:<14}"
+def _cells(key: tuple, a: dict, b: dict, judge: Callable[[dict, dict], str]) -> dict[str, str]:
+    cells = dict(zip(("case", "type", "provider"), key, strict=True))
     if {a["status"], b["status"]} != {"right"}:
-        return f"{start}{a['status']:>10}{b['status']:>10}   no ratio: an answer is missing or off"
+        return cells | {"A": a["status"], "B": b["status"], "A / B": "no ratio", "": "an answer is missing or off"}
     a, b = a["both"], b["both"]
     ratio = number(a["median_ms"] / b["median_ms"], ".2f", "x")
-    return f"{start}{milliseconds(a['median_ms']):>10}{milliseconds(b['median_ms']):>10}{ratio:>9}  {judge(a, b)}"
+    return cells | {
+        "A": milliseconds(a["median_ms"]),
+        "B": milliseconds(b["median_ms"]),
+        "A / B": ratio,
+        "": judge(a, b),
+    }
 
 
 def verdict(a: dict, b: dict) -> str:
-    """What may be claimed: nothing, as long as the quartiles of the two overlap."""
+    """Return what may be claimed: nothing, as long as the quartiles of the two overlap."""
     if b["high_ms"] < a["low_ms"]:
         return "faster"
     return "slower" if b["low_ms"] > a["high_ms"] else WITHIN
 
 
 def spread_of_two_runs(a: dict, b: dict) -> str:
-    """The same without a claim: what lies beyond the spread of either run may be the machine's doing."""
+    """Return the same without a claim: what lies beyond the spread of either run may be the machine's doing."""
     return WITHIN if verdict(a, b) == WITHIN else "beyond the spread"

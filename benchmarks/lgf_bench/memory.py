@@ -1,39 +1,42 @@
-"""Peak memory of one forward and backward beyond its inputs, its output and the gradient.
+"""Peak memory of one forward and backward beyond its inputs, its output and the gradients.
 
 On a CPU in a fresh process, as the rise of its high-water mark; on a GPU as the peak of torch's allocator.
 """
 
 import ctypes
 import gc
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 
-from .cases import Case
-from .correctness import step
-from .providers import provider, table
+from .correctness import gradients, step
+from .families.base import Case
+from .processes import in_fresh_process
+from .providers import provider, providers
 
 
 def peak_memory(case: Case, name: str, function: Callable | None = None) -> int | None:
-    """Bytes; None where the operating system does not tell (CPUs on anything but Linux).
+    """Return bytes, or None where the operating system does not tell (CPUs on anything but Linux).
 
     `function`: the provider's, if it is at hand; used on GPUs, where no fresh process is needed.
     """
     if torch.device(case.device).type == "cuda":
-        return _allocator_peak(case, function or provider(name, case))
-    job = json.dumps({"case": asdict(case), "provider": name, "threads": torch.get_num_threads()})
-    done = subprocess.run([sys.executable, "-m", __name__, job], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+        function = function or provider(name, case)
+        step(function, case.inputs())  # what is allocated once and kept
+        return _one_step(case, function)
+    try:
+        return in_fresh_process(_in_threads, torch.get_num_threads(), case, name)
+    except Exception as error:  # whatever ends the process is a case that could not be measured
+        raise RuntimeError(f"measuring the memory of {name} failed: {error}") from error
+
+
+def _in_threads(threads: int, case: Case, name: str) -> int | None:
+    torch.set_num_threads(threads)
+    return _high_water_rise(case, name)
 
 
 def rise(action: Callable[[], object], device: str) -> int | None:
-    """Bytes by which memory in use exceeds, at its peak within the action, what is in use before."""
+    """Return the bytes by which memory in use exceeds, at its peak within the action, what is in use before."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -51,23 +54,17 @@ def rise(action: Callable[[], object], device: str) -> int | None:
 
 
 def _one_step(case: Case, function: Callable) -> int | None:
-    """The rise within a step, less what it is for: output and gradient."""
-    student, teachers, upstream = case.inputs()
-    outputs = []
-    peak = rise(lambda: outputs.append(step(function, student, teachers, upstream)), case.device)
-    return peak and max(peak - outputs[0].nbytes - student.grad.nbytes, 0)
-
-
-def _allocator_peak(case: Case, function: Callable) -> int:
-    step(function, *case.inputs())
-    return _one_step(case, function)
+    """Return the rise within a step, less what it is for: output and gradients."""
+    inputs, outputs = case.inputs(), []
+    peak = rise(lambda: outputs.append(step(function, inputs)), case.device)
+    return peak and max(peak - sum(result.nbytes for result in (*outputs, *gradients(inputs))), 0)
 
 
 def _high_water_rise(case: Case, name: str) -> int | None:
     # Everything that is allocated once and kept (libraries, thread pools, compiled code) comes before the measurement.
-    warm_up = case if table()[name].compiles else case.smallest()
+    warm_up = case if providers(case.operator)[name].compiles else case.smallest()
     function = provider(name, warm_up)
-    step(function, *warm_up.inputs())
+    step(function, warm_up.inputs())
     return _one_step(case, function if warm_up is case else provider(name, case))
 
 
@@ -82,15 +79,3 @@ def _return_free_memory() -> None:
 def _high_water_mark() -> int:
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def _of_job(text: str) -> int | None:
-    """In the fresh process, what `peak_memory` asked of it."""
-    job = json.loads(text)
-    torch.set_num_threads(job["threads"])
-    case = job["case"] | {key: tuple(job["case"][key]) for key in ("shape", "teacher_channels")}
-    return _high_water_rise(Case(**case), job["provider"])
-
-
-if __name__ == "__main__":
-    print(json.dumps(_of_job(sys.argv[1])))

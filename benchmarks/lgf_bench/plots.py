@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .errors import UserError
+from lgf_cli.errors import UserError
+
 from .sweeps import Curve
 
 COLOURS = {"eager": "#999999", "compile": "#e69f00", "portable": "#56b4e9", "native": "#0072b2", "triton": "#009e73"}
@@ -20,7 +21,7 @@ def pyplot():
 
 
 def draw(file: Path, title: str, quantity: str, curves: dict[str, Curve]) -> None:
-    """One picture of one sweep; of time alone, if memory was not measured."""
+    """Draw one picture of one sweep; of time alone, if memory was not measured."""
     measured = any(peak for curve in curves.values() for peak in curve.bytes)
     panels = 1 + measured
     figure, axes = pyplot().subplots(1, panels, figsize=(4.5 * panels, 3.4), layout="constrained", squeeze=False)

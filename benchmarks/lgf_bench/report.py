@@ -1,23 +1,21 @@
-"""docs/performance.md, from the recorded results and nothing else: the same results give the same page, letter by letter."""
+"""The page docs/performance.md, from the recorded results alone: the same results give the same page, letter by letter."""
 
 import argparse
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from . import ceilings, plots, results, sweeps
-from .cases import CASES
-from .counting import PASSES
-from .errors import UserError
-from .providers import BACKENDS
-from .step import STEP
-from .step import as_text as step_as_text
-from .table import baseline, mebibytes, milliseconds, number, of_floor, quartiles, ratio
+from lgf_cli.errors import UserError
 
-PAGE = results.ROOT / "docs" / "performance.md"
+from . import ceilings, families, plots, results, sweeps
+from .families import CASES
+from .step import as_text as step_as_text
+from .table import PAGE, described, milliseconds, of_case
+
+PAGE_FILE = results.ROOT / "docs" / "performance.md"
 PICTURES = "performance"
 
-#: What the times of a row are, by the clock that measured them.
+#: The kind of time of a row, by the clock that measured it.
 CLOCKS = {
     "wall": "time on the wall",
     "cpu": "CPU time (the machine was busy with other things)",
@@ -34,23 +32,24 @@ Written by `lgf bench report` from the files in [benchmarks/results](../benchmar
   difference passes 0 or the margin, and rounding puts a few of the pairs on the other side: there 1e-2 is allowed.
 - Times are medians of interleaved runs, with quartiles. Ratios are with the fastest right answer that is not this library's, in the
   same run of the same process.
-- Memory is the peak beyond inputs, output and gradient. "call" is the cost of forward and backward on inputs so small that only
-  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included.
+- Memory is the peak beyond inputs, output and gradients. "call" is the cost of forward and backward on inputs so small that only
+  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included. "gradient error" is that
+  of the worst gradient.
 - "of floor" compares with `max(FLOP / GEMM ceiling, bytes / copy ceiling)`: FLOP of the products, bytes of the inputs read once
   and the outputs written once per pass, ceilings measured on the same machine. 100 % is as fast as it could do it at all.
 """
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the page and its pictures, of benchmarks/results or of the folder that --out names."""
+    """Write the page and its pictures from benchmarks/results, or from the folder that --out names."""
     folder = arguments.out or results.RESULTS
     if not device_folders(folder):
         raise UserError(f"there are no results in {folder}: make some with `lgf bench --out {folder}` first.")
-    page_file = PAGE if arguments.out is None else folder / "performance.md"
+    page_file = PAGE_FILE if arguments.out is None else folder / "performance.md"
     pictures = page_file.parent / PICTURES
     for device in device_folders(folder):
         for name, title, curves in swept(device):
-            plots.draw(pictures / picture_name(device, name), title, sweeps.sweeps("cpu")[name].quantity, curves)
+            plots.draw(pictures / picture_name(device, name), title, families.sweeps(gpu=False)[name].quantity, curves)
     results.write(page_file, page(folder))
     print(f"{page_file} written, with its pictures in {pictures}")
 
@@ -60,90 +59,44 @@ def device_folders(folder: Path) -> list[Path]:
 
 
 def page(folder: Path) -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([OPENING, *(part for device in device_folders(folder) for part in _of_device(device))])
 
 
 def _of_device(device: Path) -> Iterator[str]:
     rows = _rows(device, results.LOSSES)
     yield f"## {rows[0]['device']}\n"
-    if ceiling := ceilings.read(device):
+    if ceiling := results.read_ceilings(device):
         yield f"Measured ceilings: {ceilings.as_text(ceiling)}.\n"
-    if steps := {row["config"]: row for row in results.read(device / STEP)}:
+    if steps := {row["config"]: row for row in results.read(device / results.STEP)}:
         yield "### How much of a training step that is\n"
         for row in steps.values():
             yield f"{step_as_text(row)} `{row['command']}`, commit {row['commit']}.\n"
     order = list(CASES)
     rows.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
-    for (name, dtype), of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):
-        yield from _table(name, dtype, list(of_case))
+    for (name, dtype), rows_of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):
+        yield _of_case(name, dtype, list(rows_of_case))
     if pictures := list(swept(device)):
         yield "### Cost as work grows\n"
     for name, title, curves in pictures:
         yield f"![{title}: time and memory against {name}]({PICTURES}/{picture_name(device, name)})\n"
-        yield "| provider | exponent of time | exponent of memory |\n|---|---|---|"
-        for provider, curve in curves.items():
-            yield f"| {provider} | {number(curve.time_exponent, '.2f')} | {number(curve.memory_exponent, '.2f')} |"
-        yield ""
+        yield f"{sweeps.exponents(curves, PAGE)}\n"
 
 
-def _table(name: str, dtype: str, rows: list[dict]) -> Iterator[str]:
-    row, against = rows[0], baseline(rows)
-    shape = " x ".join(map(str, row["shape"]))
-    yield f"### {name}, {dtype}\n"
-    option = "" if row["operator"] == "token_relation" else f", window {row['window']}"
-    yield (
-        f"`{row['operator']}`, student {shape}{option}; floor {milliseconds(row['floor_ms']['both'])}. Threads: {row['threads']}, "
-        f"{CLOCKS[row['clock']]}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`.\n"
+def _of_case(name: str, dtype: str, rows: list[dict]) -> str:
+    row = rows[0]
+    return (
+        f"### {name}, {dtype}\n\n"
+        f"{described(row)}; floor {milliseconds(row['floor_ms']['both'])}. Threads: {row['threads']}, "
+        f"{CLOCKS[row['clock']]}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`.\n\n"
+        f"{of_case(rows, PAGE)}\n"
     )
-    title = f"vs {against['provider']}" if against else "ratio"
-    columns = (
-        "provider",
-        *PASSES,
-        "quartiles",
-        title,
-        "memory",
-        "call",
-        "first",
-        "error",
-        "gradient error",
-        "of floor",
-    )
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
-    yield from (_line(row, against) for row in rows if row["status"] != "absent")
-    absent = [f"{row['provider']} ({row['why']})" for row in rows if row["status"] == "absent"]
-    yield f"\nNot here: {'; '.join(absent)}.\n" if absent else ""
-
-
-def _line(row: dict, against: dict | None) -> str:
-    if row["status"] == "failed":
-        return f"| {row['provider']} | failed: {row['why']} {'|' * 11}"
-    errors = f"{number(row['output_error'], '.0e')} | {number(row['gradient_error'], '.0e')}"
-    if row["status"] == "wrong":
-        return f"| {row['provider']} | WRONG, not timed {'|' * 8} {errors} | |"
-    both, faster = row["both"], ratio(row, against)
-    name = f"**{row['provider']}**" if row["provider"] in BACKENDS else row["provider"]
-    cells = [
-        name,
-        milliseconds(row["forward"]["median_ms"]),
-        milliseconds(row["backward"]["median_ms"]),
-        milliseconds(both["median_ms"]),
-        quartiles(both),
-        number(faster, ".2f", "x"),
-        mebibytes(row.get("peak_bytes")),
-        number(row.get("overhead_us"), ".0f", " us"),
-        number(row.get("first_call_s"), ".1f", " s"),
-        errors,
-        f"{of_floor(row):.1f} %",
-    ]
-    return f"| {' | '.join(cells)} |"
 
 
 def swept(device: Path) -> Iterator[tuple[str, str, dict[str, sweeps.Curve]]]:
-    """Name, title and curves of each sweep that a device has results of."""
+    """Yield name, title and curves of each sweep that a device has results of."""
     rows = _rows(device, results.SWEEPS)
-    for name, sweep in sweeps.sweeps("cpu").items():
+    for name, sweep in families.sweeps(gpu=False).items():
         if curves := sweeps.curves(rows, name):
             yield name, sweep.about, curves
 

@@ -1,4 +1,4 @@
-"""Where numbers are kept: JSON lines in one folder a device, each row with all that is needed to make it again."""
+"""The store of numbers: one folder a device, of JSON lines, each with all that is needed to make it again."""
 
 import json
 import os
@@ -13,16 +13,17 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from lgf_cli.errors import UserError
 
 from lgf_kernels import __version__
 from lgf_kernels.doctor import cpu_name
 
 from .checkout import ROOT, commit
-from .errors import UserError
 
 RESULTS = ROOT / "benchmarks" / "results"
-#: In a folder of results: rows of cases, and of sweeps.
-LOSSES, SWEEPS = "losses.jsonl", "sweeps.jsonl"
+#: In a folder of results: rows of cases, of sweeps, of training steps and of the tuner, and what the machine can do at best.
+LOSSES, SWEEPS, STEP, TUNE = "losses.jsonl", "sweeps.jsonl", "step.jsonl", "tune.jsonl"
+CEILINGS = "ceilings.json"
 #: One run is one process: only times of the same run may be divided by each other.
 RUN = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
 
@@ -32,7 +33,7 @@ def device_name(device: str) -> str:
 
 
 def device_folder(device: str) -> Path:
-    """Where the results of this machine's device belong in a checkout: benchmarks/results/<device>."""
+    """Return where the results of this machine's device belong in a checkout: benchmarks/results/<device>."""
     name = device_name(device)
     if torch.device(device).type == "cpu":
         name = f"cpu {name} {os.cpu_count()} cores"
@@ -41,7 +42,7 @@ def device_folder(device: str) -> Path:
 
 
 def provenance(device: str) -> dict:
-    """Where and from what the numbers come."""
+    """Return where and from what the numbers come."""
     cuda = torch.device(device).type == "cuda"
     return {
         "device": device_name(device),
@@ -59,7 +60,7 @@ def provenance(device: str) -> dict:
 
 
 def append(file: Path, rows: Iterable[dict]) -> None:
-    """Add rows at once, on disk before this returns. What a killed run had half written stays a line of its own."""
+    """Add rows at once, on disk before this returns. What a killed run has half written stays a line of its own."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     with _written(file), open(file, "a+b") as lines:
         if lines.tell() and not _ends_in_newline(lines):
@@ -75,7 +76,7 @@ def _ends_in_newline(lines) -> bool:
 
 
 def read(file: Path) -> list[dict]:
-    """The rows of a file; none if there is no file. A line that a killed run left unfinished is skipped, and whatever is no row."""
+    """Return the rows of a file, none if there is none; a line that is no row, as a killed run leaves, is skipped."""
     try:
         lines = file.read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -86,11 +87,24 @@ def read(file: Path) -> list[dict]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return [row for row in rows if isinstance(row, dict)]
+    return [_upgraded(row) for row in rows if isinstance(row, dict)]
+
+
+def _upgraded(row: dict) -> dict:
+    """Return a row with names of its tensors, if it is from before they had any."""
+    if "shape" not in row:
+        return row
+    kept = {key: value for key, value in row.items() if key not in ("shape", "teacher_channels", "window")}
+    student, window = row["shape"], row["window"]
+    teachers = [[*student[:-1], channels] for channels in row["teacher_channels"]]
+    if row["case"].endswith("-cached"):
+        teachers = [[student[0], student[1] - 1, *student[2:4], window**2] for _ in teachers]
+    tensors = {"student": student} | ({"teachers": teachers} if teachers else {})
+    return kept | {"tensors": tensors, "options": {"window": window} if len(student) == 5 else {}}
 
 
 def latest(rows: list[dict]) -> list[dict]:
-    """Of each case and type the rows of the last run that has it: what is compared comes from one run."""
+    """Return of each case and type the rows of the last run that has it: what is compared comes from one run."""
     last = {(row["case"], row["dtype"]): row["run"] for row in rows}
     return [row for row in rows if last[row["case"], row["dtype"]] == row["run"]]
 
@@ -106,9 +120,21 @@ def write(file: Path, text: str) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+def read_ceilings(folder: Path) -> dict:
+    """Return the ceilings of a folder; empty if there are none."""
+    try:
+        return json.loads((folder / CEILINGS).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def write_ceilings(folder: Path, ceilings: dict) -> None:
+    write(folder / CEILINGS, json.dumps(ceilings, indent=2) + "\n")
+
+
 @contextmanager
 def _written(file: Path) -> Iterator[None]:
-    """Makes the folder, and says which file it is that cannot be written."""
+    """Make the folder, and name the file that cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield

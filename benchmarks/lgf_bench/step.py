@@ -1,9 +1,9 @@
 """The share of a training step that the loss takes, so that nobody buys a speed-up of one per cent of a step.
 
-A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, in interleaved runs: without alignment, and with
-the loss from cached teacher logits as eager PyTorch computes it, as `torch.compile` does and as this library does; and each loss
-alone, on the same grid. What alignment costs beyond the loss is the projector that feeds it. The arithmetic of the 5B model's step
-is counted too, which needs neither its weights nor a GPU.
+A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, in interleaved runs: without alignment, and
+with the loss from cached teacher logits as eager PyTorch computes it, as `torch.compile` does and as this library does; and
+each loss alone, on the same grid. What alignment costs beyond the loss is the projector that feeds it. The arithmetic of the
+5B model's step is counted too, which needs neither its weights nor a GPU.
 """
 
 import argparse
@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from lgf_cli.errors import UserError
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from lgf_kernels.core.registry import call_of, resolve
 
-from . import counting, memory, results, timing
-from .cases import Case
-from .errors import UserError
-from .providers import Loss, provider
+from . import memory, results, timing
+from .families.base import Loss
+from .families.gram_flow import LgfKl
+from .providers import provider
 from .runner import progress
-from .table import mebibytes, milliseconds
+from .table import PAGE, TERMINAL, mebibytes, milliseconds, number, tabulated
 
-STEP = "step.jsonl"
 REQUIRED = ("diffusers", "peft")
 LATENT_CHANNELS, PATCH, HEAD = 16, 2, 64
 
@@ -45,11 +45,10 @@ class Config:
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
 
-    def loss_case(self, device: str) -> Case:
-        """The loss on the projected features, from two teachers' cached logits."""
-        C = self.projector["widths"][-1]
-        dtype = str(self.dtype).removeprefix("torch.")
-        return Case("lgf_kl", (1, self.frames, *self.grid[1:], C), (C, C), "", cached=True, dtype=dtype, device=device)
+    def loss_case(self, device: str) -> LgfKl:
+        """Return the loss on the projected features, from two teachers' cached logits."""
+        shape = (1, self.frames, *self.grid[1:], self.projector["widths"][-1])
+        return LgfKl(shape, cached=True, dtype=str(self.dtype).removeprefix("torch."), device=device)
 
 
 CONFIGS = {
@@ -61,6 +60,7 @@ CONFIGS = {
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Measure and print, and keep the row in the folder that --out names."""
     if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
         raise UserError(f'step needs {", ".join(missing)}. Get it with: pip install "lgf-kernels[train]"')
     if arguments.config == "5b" and arguments.device == "cpu":
@@ -69,32 +69,33 @@ def run(arguments: argparse.Namespace) -> None:
         )
     row = measured(arguments.config, arguments.device, arguments.rounds) | counted("5b")
     row |= results.provenance(arguments.device) | {"clock": arguments.clock}
-    print(as_text(row))
+    print(as_text(row, TERMINAL))
     if arguments.out:
-        results.append(arguments.out / STEP, [row])
+        results.append(arguments.out / results.STEP, [row])
 
 
-def as_text(row: dict) -> str:
-    """What a row says: sentences around a table, for a terminal and for docs/performance.md alike."""
-    lines = [
-        f"A training step of the {row['config']} configuration: {row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video "
-        f"tokens, {milliseconds(row['plain']['step_ms'])} without alignment. With LGF-KL from cached teacher logits it takes, and "
-        "needs beyond model, optimiser and inputs:\n",
-        "| loss | step | memory | the loss alone | of the step |",
-        "|---|---|---|---|---|",
-        f"| none | {milliseconds(row['plain']['step_ms'])} | {mebibytes(row['plain']['peak_bytes'])} | | |",
-    ]
-    lines += [
-        f"| {name} | {milliseconds(it['step_ms'])} | {mebibytes(it['peak_bytes'])} | {milliseconds(it['loss_ms'])} "
-        f"| {100 * it['loss_ms'] / it['step_ms']:.1f} % |"
-        for name, it in row["losses"].items()
-    ]
+def as_text(row: dict, form: str = PAGE) -> str:
+    """Return what a row says, for a terminal or for the page: sentences around a table."""
+    model = f"{row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video tokens"
     share = 100 * row["counted_loss_flop"] / row["counted_step_flop"]
-    lines.append(
-        f"\nCounted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
+    return (
+        f"A training step of the {row['config']} configuration: {model}, {milliseconds(row['plain']['step_ms'])} without "
+        "alignment. With LGF-KL from cached teacher logits it takes, and needs beyond model, optimiser and inputs:\n\n"
+        f"{tabulated([_cells(name, it) for name, it in (('none', row['plain']), *row['losses'].items())], form)}\n\n"
+        f"Counted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
         f"{row['counted_loss_flop'] / 1e9:.1f} GFLOP, {share:.4f} %."
     )
-    return "\n".join(lines)
+
+
+def _cells(name: str, it: dict) -> dict[str, str]:
+    alone = it.get("loss_ms")
+    return {
+        "loss": name,
+        "step": milliseconds(it["step_ms"]),
+        "memory": mebibytes(it["peak_bytes"]),
+        "the loss alone": "" if alone is None else milliseconds(alone),
+        "of the step": "" if alone is None else number(100 * alone / it["step_ms"], ".1f", " %"),
+    }
 
 
 class Training:
@@ -139,7 +140,7 @@ class Training:
             prediction, features = self.model.predict_and_capture(self.latents, **inputs)
             loss = mse_loss(prediction.float(), self.target.float())
             if align:
-                loss = loss + 0.5 * align(self.model.projector(features), self.cache)
+                loss = loss + 0.5 * align(student=self.model.projector(features), teachers=self.cache)
         return loss
 
     def step(self, align: Loss | None) -> None:
@@ -149,12 +150,12 @@ class Training:
 
 
 def measured(name: str, device: str, rounds: int) -> dict:
-    """Medians of interleaved steps with each loss and without, and of each loss alone; and the memory of each step."""
+    """Return medians of interleaved steps with each loss and without, and of each loss alone; and the memory of each step."""
     config = CONFIGS[name]
     training = Training(config, device)
     case = config.loss_case(device)
     losses = {each: provider(each, case) for each in ("eager", "compile")}
-    losses[resolve(call_of(case.operator, training.cache[0]), None, "lgf bench step")] = case.call()
+    losses[resolve(call_of(case.operator, training.cache[0]), None, "lgf bench step")] = case.call
     with training.autocast, torch.no_grad():
         features = torch.randn(1, *config.grid, HEAD * config.heads, device=device)
         projected = training.model.projector(features)
@@ -162,7 +163,7 @@ def measured(name: str, device: str, rounds: int) -> dict:
 
     def alone(loss: Loss) -> None:
         projected.grad = None
-        loss(projected, training.cache).backward()
+        loss(student=projected, teachers=training.cache).backward()
 
     steps = {"plain": partial(training.step, None)} | {each: partial(training.step, it) for each, it in losses.items()}
     times = _medians(steps, device, rounds)
@@ -182,7 +183,7 @@ def measured(name: str, device: str, rounds: int) -> dict:
 
 
 def _medians(actions: dict[str, Callable], device: str, rounds: int) -> dict[str, float]:
-    """Milliseconds by the host's clock, the device's work included: a step is long enough for that."""
+    """Return milliseconds by the host's clock, the device's work included: a step is long enough for that."""
     seconds = {name: [] for name in actions}
     for round_number in progress(range(rounds + 1), "training steps"):
         for name, action in actions.items():
@@ -196,9 +197,9 @@ def _medians(actions: dict[str, Callable], device: str, rounds: int) -> dict[str
 
 
 def counted(name: str) -> dict:
-    """FLOP of the products of a step without alignment, recomputation included, and of the loss."""
+    """Return the FLOP of the products of a step without alignment, recomputation included, and of the loss."""
     training = Training(replace(CONFIGS[name], dtype=torch.float32), "meta")
     with FlopCounterMode(display=False) as counter:
         training.loss(None).backward()
-    work = counting.work(CONFIGS[name].loss_case("cpu"))["both"]
+    work = CONFIGS[name].loss_case("cpu").work()["both"]
     return {"counted_step_flop": counter.get_total_flops(), "counted_loss_flop": work.flop}

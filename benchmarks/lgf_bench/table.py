@@ -1,61 +1,102 @@
-"""The rows of a case for a terminal."""
+"""The tables of results: the same columns on a terminal and on the page."""
 
-from .cases import Case
-from .counting import PASSES
+from collections.abc import Callable
+
+from lgf_cli.errors import UserError
+
+from .families.base import PASSES
 from .providers import BACKENDS
+
+#: How tabulate writes a table on a terminal, and on the page.
+TERMINAL, PAGE = "simple", "pipe"
+
+
+def tabulated(rows: list[dict[str, str]], form: str, left: int = 1) -> str:
+    """Return rows, whose keys are the columns, as a table: so many columns to the left, the others to the right."""
+    try:
+        from tabulate import tabulate
+    except ModuleNotFoundError:
+        raise UserError('tabulate is not installed. Get it with: pip install "lgf-kernels[bench]"') from None
+    align = [("left" if column < left else "right") for column in range(len(rows[0]))]
+    return tabulate(rows, headers="keys", tablefmt=form, disable_numparse=True, colalign=align)
+
+
+def columns(against: dict | None) -> dict[str, Callable[[dict], str]]:
+    """Return the columns of a case by their titles; ratios are with the row `against`."""
+    return {
+        "provider": lambda row: row["provider"],
+        **{part: lambda row, part=part: _median(row, part) for part in PASSES},
+        "quartiles": lambda row: quartiles(row["both"]) if "both" in row else "",
+        f"vs {against['provider']}" if against else "ratio": lambda row: number(ratio(row, against), ".2f", "x"),
+        "memory": lambda row: mebibytes(row.get("peak_bytes")),
+        "call": lambda row: number(row.get("overhead_us"), ".0f", " us"),
+        "first": lambda row: number(row.get("first_call_s"), ".1f", " s"),
+        "error": lambda row: number(row["output_error"], ".0e"),
+        "gradient error": lambda row: number(row["gradient_error"], ".0e"),
+        "of floor": lambda row: number(of_floor(row), ".1f", " %"),
+    }
+
+
+def of_case(rows: list[dict], form: str) -> str:
+    """Return the table of a case, with what failed and who is not here below it."""
+    titles = columns(baseline(rows))
+    cells = [
+        {title: cell(row) for title, cell in titles.items()} for row in rows if row["status"] in ("right", "wrong")
+    ]
+    if form == PAGE:
+        for row in cells:
+            row["provider"] = f"**{row['provider']}**" if row["provider"] in BACKENDS else row["provider"]
+    parts = [tabulated(cells, form)] if cells else []
+    for title, status in (("FAILED", "failed"), ("Not here", "absent")):
+        named = [f"{row['provider']} ({row['why']})" for row in rows if row["status"] == status]
+        if form == PAGE and named:
+            parts.append(f"{title}: {'; '.join(named)}.")
+        else:
+            parts += [f"{title}: {it}" for it in named]
+    return ("\n\n" if form == PAGE else "\n").join(parts)
+
+
+def as_text(name: str, about: str, rows: list[dict]) -> str:
+    """Return a case for a terminal."""
+    floor = ", ".join(f"{part} {milliseconds(value)}" for part, value in rows[0]["floor_ms"].items())
+    return f"\n{name}: {about}\n{described(rows[0])}, {rows[0]['dtype']}\nfloor: {floor}\n{of_case(rows, TERMINAL)}"
+
+
+def described(row: dict) -> str:
+    """Return the operator of a row, its tensors and its options."""
+    tensors = [f"{name} {_shapes(shape)}" for name, shape in row["tensors"].items()]
+    return ", ".join([row["operator"], *tensors, *(f"{name} {value}" for name, value in row["options"].items())])
+
+
+def _shapes(shape: list) -> str:
+    """Return a shape as "1 x 2 x 3"; shapes of a list with "and" between them."""
+    if shape and isinstance(shape[0], list):
+        return " and ".join(map(_shapes, shape))
+    return " x ".join(map(str, shape))
 
 
 def baseline(rows: list[dict]) -> dict | None:
-    """What the others are compared with: the fastest right answer that is not this library's."""
+    """Return what the others are compared with: the fastest right answer that is not this library's."""
     others = [row for row in rows if row["status"] == "right" and row["provider"] not in BACKENDS]
     return min(others, key=lambda row: row["both"]["median_ms"], default=None)
 
 
 def ratio(row: dict, to: dict | None) -> float | None:
-    """How many times faster than the baseline, of the same run; None for anything that was not timed."""
+    """Return how many times faster than the baseline, of the same run; None for anything that was not timed."""
     if to is None or "both" not in row or row["run"] != to["run"]:
         return None
     return to["both"]["median_ms"] / row["both"]["median_ms"]
 
 
-def of_floor(row: dict, part: str = "both") -> float:
-    """Per cent: 100 is as fast as the machine's own ceilings allow."""
-    return 100 * row["floor_ms"][part] / row[part]["median_ms"]
+def of_floor(row: dict, part: str = "both") -> float | None:
+    """Return per cent: 100 is as fast as the machine's own ceilings allow; None for anything that was not timed."""
+    return 100 * row["floor_ms"][part] / row[part]["median_ms"] if part in row else None
 
 
-def as_text(name: str, case: Case, rows: list[dict]) -> str:
-    against = baseline(rows)
-    title = f"vs {against['provider']}" if against else "ratio"
-    floor = rows[0]["floor_ms"]
-    option = case.form if case.operator == "token_relation" else f"window {case.window}"
-    lines = [
-        f"\n{name}: {case.about}",
-        f"{case.operator}, student {case.shape}, teachers {case.teacher_channels}, {option}, {case.dtype}",
-        f"floor: {', '.join(f'{part} {milliseconds(floor[part])}' for part in PASSES)}",
-        f"  {'provider':<14}{'forward':>10}{'backward':>10}{'both [quartiles]':>32}{title:>11}{'memory':>12}"
-        f"{'call':>9}{'first':>8}{'error':>7}{'grad':>7}{'of floor':>10}",
-    ]
-    lines += [_line(row, against) for row in rows if row["status"] != "absent"]
-    lines += [f"  not here: {row['provider']} ({row['why']})" for row in rows if row["status"] == "absent"]
-    return "\n".join(lines)
-
-
-def _line(row: dict, against: dict | None) -> str:
-    start = f"  {row['provider']:<14}"
-    if row["status"] == "failed":
-        return f"{start}FAILED: {row['why']}"
-    errors = "".join(f"{number(row[key], '.0e'):>7}" for key in ("output_error", "gradient_error"))
-    if row["status"] == "wrong":
-        return f"{start}{'WRONG ANSWER, not timed':>52}{'':>40}{errors}"
-    both = row["both"]
-    times = f"{milliseconds(both['median_ms'])} [{quartiles(both)}]"
-    faster = ratio(row, against)
-    return (
-        f"{start}{milliseconds(row['forward']['median_ms']):>10}{milliseconds(row['backward']['median_ms']):>10}"
-        f"{times:>32}{number(faster, '.2f', 'x'):>11}{mebibytes(row.get('peak_bytes')):>12}"
-        f"{number(row.get('overhead_us'), '.0f', ' us'):>9}{number(row.get('first_call_s'), '.1f', ' s'):>8}"
-        f"{errors}{of_floor(row):>8.1f} %"
-    )
+def _median(row: dict, part: str) -> str:
+    if part in row:
+        return milliseconds(row[part]["median_ms"])
+    return "WRONG, not timed" if part == "both" else ""
 
 
 def milliseconds(value: float) -> str:
@@ -63,7 +104,7 @@ def milliseconds(value: float) -> str:
 
 
 def quartiles(spread: dict) -> str:
-    """In milliseconds, to as many digits as the times themselves."""
+    """Return both in milliseconds, to as many digits as the times themselves."""
     return " .. ".join(milliseconds(spread[key]).removesuffix(" ms") for key in ("low_ms", "high_ms"))
 
 

@@ -1,8 +1,8 @@
-"""Time: interleaved runs of all providers, so that drift of the machine hits all alike; medians with their spread.
+"""Times: interleaved runs of all providers, so that drift of the machine hits all alike; medians with their spread.
 
 On a CPU the clock is the wall's or, on a machine that is busy with other things, the CPU time of this process. On a GPU it is
 CUDA events, with the L2 cache flushed before each run and the device kept busy until the host has queued the whole of it: the
-time of the device alone. What the host does is measured on its own, as the overhead of a call on inputs so small that arithmetic
+time of the device alone. What the host does is measured apart, as the overhead of a call on inputs so small that arithmetic
 takes no time.
 """
 
@@ -11,25 +11,22 @@ import time
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
 
-from .cases import Case
-from .correctness import step
-from .counting import PASSES
+from .correctness import clear_gradients, step
+from .families.base import PASSES, Case
 
 #: GPU cycles to keep the device busy while the host queues a run: about 10 ms. A host that takes longer shows in the time.
 HEAD_START = 20_000_000
 #: Calls whose mean is the overhead of one.
 CALLS = 50
 
-
-#: What a CPU's clock reads. "cpu" counts only while this process runs: fair on a busy machine, with one thread.
+#: Clocks of a CPU. "cpu" counts only while this process runs: fair on a busy machine, with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _clock = "wall"
 
 
 def use_clock(name: str) -> None:
-    """The clock of this whole process, as `torch.set_num_threads` sets its threads."""
+    """Set the clock of this whole process, as `torch.set_num_threads` sets its threads."""
     global _clock
     _clock = name
 
@@ -54,7 +51,7 @@ class Clock:
             self.flusher = torch.empty(size, dtype=torch.uint8, device=device)
 
     def start(self) -> None:
-        """From a cold L2 and, on a GPU, with a head start for the host."""
+        """Set the first mark: on a GPU from a cold L2, with a head start for the host."""
         self.marks = []
         if self.cuda:
             self.flusher.zero_()
@@ -76,7 +73,7 @@ class Clock:
 
 
 def best(action: Callable, device: str, runs: int, at_least: int = 1) -> float:
-    """The shortest of several runs of an action, in seconds, each of `at_least` calls."""
+    """Return the shortest of several runs of an action, in seconds, each of `at_least` calls."""
     clock, calls = Clock(device), max(1, at_least)
     times = []
     for _ in range(runs + 1):
@@ -91,52 +88,44 @@ def best(action: Callable, device: str, runs: int, at_least: int = 1) -> float:
 def interleaved(
     functions: dict[str, Callable], case: Case, rounds: int, progress: Callable[[range], Iterable] = iter
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of forward, backward and both of each provider in each round: A B C A B C ..."""
+    """Return the seconds of forward, backward and both of each provider in each round: A B C A B C ..."""
     inputs, clock = case.inputs(), Clock(case.device)
     seconds = {name: {part: [] for part in PASSES} for name in functions}
     for _ in progress(range(rounds)):
         for name, function in functions.items():
-            forward, backward = one_run(function, *inputs, clock)
+            clear_gradients(inputs)
+            clock.start()
+            output = function(**inputs.tensors)
+            clock.mark()
+            output.backward(inputs.upstream)
+            clock.mark()
+            forward, backward = clock.seconds()
             for part, value in zip(PASSES, (forward, backward, forward + backward), strict=True):
                 seconds[name][part].append(value)
     return seconds
 
 
-def one_run(
-    function: Callable, student: Tensor, teachers: list[Tensor], upstream: Tensor | None, clock: Clock
-) -> tuple[float, float]:
-    """Seconds of forward and of backward."""
-    student.grad = None
-    clock.start()
-    output = function(student, teachers)
-    clock.mark()
-    output.backward(upstream)
-    clock.mark()
-    forward, backward = clock.seconds()
-    return forward, backward
-
-
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds."""
+    """Return median and quartiles in milliseconds."""
     low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4, method="inclusive"))
     return {"median_ms": median, "low_ms": low, "high_ms": high}
 
 
 def overhead(function: Callable, case: Case) -> float:
-    """Seconds that a forward and backward takes on the smallest inputs, which is all the host's doing."""
+    """Return the seconds that forward and backward take on the smallest inputs, which is all the host's doing."""
     inputs = case.smallest().inputs()
     for _ in range(3):
-        step(function, *inputs)
+        step(function, inputs)
     wait(case.device)
     start = now()
     for _ in range(CALLS):
-        step(function, *inputs)
+        step(function, inputs)
     wait(case.device)
     return (now() - start) / CALLS
 
 
 def first_call(action: Callable, device: str) -> tuple[object, float]:
-    """What an action gives, and the seconds on the wall it takes the first time, compilers in other processes included."""
+    """Return what an action returns, and its seconds on the wall the first time, compilers in other processes included."""
     wall = CLOCKS["wall"]
     start = wall()
     result = action()
@@ -145,5 +134,6 @@ def first_call(action: Callable, device: str) -> tuple[object, float]:
 
 
 def wait(device: str) -> None:
+    """Wait until the device has done all that is queued."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -2,7 +2,7 @@
 
   python benchmarks/tools/compare_commits.py A B [OPERATOR ...] [options of `lgf bench`]
 
-Both are asked the same, on the same machine, at the same time: this gives a verdict, which two runs at different times cannot.
+Both are measured alike, on the same machine, at the same time: this gives a verdict, which two runs at different times cannot.
 """
 
 import here  # isort: skip
@@ -18,16 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from lgf_bench import results
 from lgf_bench.checkout import environment, git, is_checkout
 from lgf_bench.cli import JOBS, check, parser
 from lgf_bench.compare import as_text, key_of, verdict
-from lgf_bench.counting import PASSES
-from lgf_bench.errors import UserError
-from lgf_trainer.errors import TrainerError
-from lgf_trainer.lock import claim
+from lgf_bench.families.base import PASSES
+from lgf_cli.errors import UserError
 
-#: Were both commits the same, all turns of one would be faster than all of the other, which is what `verdict` asks for, in at most
+#: Were both commits the same, all turns of one would be faster than all of the other, which `verdict` asks for, in at most
 #: 2 * 5! * 5! / 10! = 1 of 126 rows. With 3 turns it would be 1 of 10.
 TURNS = 5
 #: What the names of the folders with checkouts begin with.
@@ -42,13 +41,14 @@ def main(argv: list[str]) -> int:
     commits.add_argument("b", metavar="B", help="the commit to compare with it")
     chosen, rest = commits.parse_known_args(argv)
     arguments = parser().parse_args(rest)
-    if any(what in JOBS for what in arguments.what):
-        return refused(f"it compares operators and cases, not the job {arguments.what[0]!r}.")
     try:
+        if jobs := [what for what in arguments.what if what in JOBS]:
+            raise UserError(f"it compares operators and cases, not the job {jobs[0]!r}.")
         check(arguments)
         rows_a, rows_b = measured(chosen.a, chosen.b, arguments)
     except UserError as error:
-        return refused(str(error))
+        print(f"compare_commits.py: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ncompare_commits.py: interrupted.", file=sys.stderr)
         return 130
@@ -56,13 +56,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def refused(why: str) -> int:
-    print(f"compare_commits.py: {why}", file=sys.stderr)
-    return 2
-
-
 def measured(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]:
-    """The rows of both commits."""
+    """Return the rows of both commits."""
     if not is_checkout():
         raise UserError("commits need a git checkout of the repository.")
     for commit in (a, b):
@@ -82,21 +77,25 @@ def measured(a: str, b: str, arguments: argparse.Namespace) -> tuple[dict, dict]
 
 @contextmanager
 def _own_folder() -> Iterator[Path]:
-    """For the two checkouts, and claimed, so that other comparisons know that this one lives."""
+    """Make a folder for the two checkouts, locked for as long as this process lives."""
     folder = Path(tempfile.mkdtemp(prefix=FOLDERS))
-    with claim(folder):
+    with _lock(folder):
         try:
             yield folder
         finally:
             _remove(folder)
 
 
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / ".lock", timeout=0)
+
+
 def remove_leftovers() -> None:
-    """Remove the checkouts of comparisons that were killed: those in folders which no process holds any more."""
+    """Remove the checkouts of comparisons that were killed: those in folders that no process has locked."""
     lines = git("worktree", "list", "--porcelain").stdout.splitlines()
     checkouts = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
     for folder in {place.parent for place in checkouts if place.parent.name.startswith(FOLDERS)}:
-        with suppress(TrainerError), claim(folder):
+        with suppress(Timeout, OSError), _lock(folder):
             _remove(folder)
 
 
@@ -107,7 +106,7 @@ def _remove(folder: Path) -> None:
 
 
 def in_turns(measure: Callable[[str], list[dict]]) -> dict[str, dict[tuple, dict]]:
-    """Rows of "a" and "b", measured A B A B ..., with the median of each time over the turns, and all the turns' spread."""
+    """Return rows of "a" and "b", measured A B A B ..., with the median of each time over the turns, and all the turns' spread."""
     found: dict[str, dict[tuple, list[dict]]] = {"a": {}, "b": {}}
     for _ in range(TURNS):
         for name in found:
@@ -127,7 +126,7 @@ def _merged(rows: list[dict]) -> dict:
 
 
 def _check_out(commit: str, place: Path, device: str) -> None:
-    """The library of a commit with the benchmark of this one, built for a device."""
+    """Check out the library of a commit with the benchmark of this one, and build it for a device."""
     done = git("worktree", "add", "--detach", place, commit)
     if done.returncode:
         raise UserError(f"git could not check out {commit}: {done.stderr.strip()}")
@@ -142,16 +141,16 @@ def _check_out(commit: str, place: Path, device: str) -> None:
 
 
 def _measure(place: Path, arguments: argparse.Namespace) -> list[dict]:
-    """One run of `lgf bench` in a checkout, of times only."""
+    """Return the rows of one run of `lgf bench` in a checkout, of times only."""
     with tempfile.TemporaryDirectory(dir=place.parent) as out:
         command = [sys.executable, "-P", "-m", "lgf_bench", *arguments.what, "--out", out, "--measure"]
-        command += ["--device", arguments.device, "--rounds", str(arguments.rounds), "--window", str(arguments.window)]
+        command += ["--device", arguments.device, "--rounds", str(arguments.rounds), "--clock", arguments.clock]
         for option in ("dtypes", "shapes", "providers"):
             if values := getattr(arguments, option):
                 command += [f"--{option}", *values]
-        command += ["--clock", arguments.clock]
-        if arguments.threads:
-            command += ["--threads", str(arguments.threads)]
+        for option in ("window", "threads"):
+            if value := getattr(arguments, option):
+                command += [f"--{option}", str(value)]
         done = subprocess.run(command, env=environment(place), stdout=subprocess.DEVNULL)
         if done.returncode:
             raise UserError(f"the benchmark failed in {place.name.upper()}, with exit code {done.returncode}.")

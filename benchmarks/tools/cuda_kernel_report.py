@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA C++ kernels, for `kernel_report.py`: no GPU needed, but nvcc."""
+"""The CUDA C++ kernels as nvcc compiles them, for `kernel_report.py`: no GPU needed, but nvcc."""
 
 import importlib.util
 import os
@@ -38,13 +38,13 @@ REGISTERS, THREADS = 65536, 2048
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, or None."""
+    """Return the CUDA compiler, or None."""
     usual = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
 def cuobjdump() -> Path | None:
-    """The tool that looks into compiled kernels: the toolkit's, or the one that comes with Triton."""
+    """Return the tool that reads compiled kernels: the toolkit's, or the one that comes with Triton."""
     folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
     if nvcc():
         folders.insert(0, Path(shutil.which(nvcc()) or nvcc()).resolve().parent)
@@ -54,7 +54,7 @@ def cuobjdump() -> Path | None:
 
 
 def built_module() -> Path | None:
-    """The CUDA module for this Python, if it is there, of the sources as they are now, and can be looked into."""
+    """Return the CUDA module for this Python, if it is built of the sources as they are now and can be read."""
     module = ROOT / "lgf_kernels" / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not module.exists() or cuobjdump() is None:
         return None
@@ -72,7 +72,7 @@ class Compiled(NamedTuple):
 
 
 def compiled(arch: str) -> tuple[list[Compiled], list[str]]:
-    """What the sources compile to, and the warnings."""
+    """Return the kernels that the sources compile to, and the warnings."""
     options = ("-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", os.devnull)
     text = "".join(run(nvcc(), *options, source).stderr for source in sorted(CSRC.glob("*/*.cu")))
     found = re.findall(
@@ -89,7 +89,7 @@ def compiled(arch: str) -> tuple[list[Compiled], list[str]]:
 
 
 def held(module: Path, arch: str) -> list[Compiled]:
-    """What a built module holds for an architecture. Spills lie on the stack: all of it is taken for them."""
+    """Return the kernels of a built module for an architecture. Spills lie on the stack: all of it counts as spilled."""
     text = run(cuobjdump(), "--dump-resource-usage", module).stdout
     return [
         Compiled(name, int(registers), int(stack), int(stack) + int(local))
@@ -109,9 +109,9 @@ def run(*command) -> subprocess.CompletedProcess:
 
 
 def rows(arch: str, shared_of_sm: int, module: Path | None = None) -> Iterator[dict]:
-    """One row for every kernel, and one for every warning, that asynchronous products are made to wait included.
+    """Yield one row for every kernel, and one for every warning, as that asynchronous products have to wait.
 
-    `shared_of_sm`: shared memory of an SM in KiB. `module`: look into this one instead of compiling, if it is built for the
+    `shared_of_sm`: shared memory of an SM in KiB. `module`: read this one instead of compiling, if it is built for the
     architecture; that takes no time, but warnings are not known.
     """
     kernels, warnings = held(module, arch) if module else [], []
@@ -141,7 +141,7 @@ def rows(arch: str, shared_of_sm: int, module: Path | None = None) -> Iterator[d
 
 
 def named(mangled: str) -> tuple[str, str]:
-    """Kernel and type of `entry<Kernel<Type, number>>` or `entry<Kernel<Products<Type>, number>>`, as the compiler writes it."""
+    """Return kernel and type of a mangled `entry<Kernel<Type, number>>` or `entry<Kernel<Products<Type>, number>>`."""
     rest, names = re.search(r"entryINS0_(\w+)", mangled)[1], []
     while rest[0].isdigit():
         length = re.match(r"\d+", rest)[0]
@@ -155,7 +155,7 @@ def named(mangled: str) -> tuple[str, str]:
 
 @cache
 def sizes_of_tuned() -> dict[str, tuple[int, int]]:
-    """Threads and bytes of shared memory of the tuned kernels, as their sources have them."""
+    """Return threads and bytes of shared memory of the tuned kernels, as their sources have them."""
     lines = [f'#include "{header}.h"\n' for header in HEADERS]
     lines += ["#include <cstdio>\nint main() {\n  using namespace lgf::cuda;\n  using lgf::BFloat16;\n"]
     for kernel in TUNED.values():

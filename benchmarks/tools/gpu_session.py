@@ -1,4 +1,4 @@
-"""Everything that a GPU is needed for, in one command and as little time as there is: `make gpu`.
+"""All that a GPU is needed for, in one command and as little time as there is: `make gpu`.
 
   python benchmarks/tools/gpu_session.py --out DIR --minutes 10
 
@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from lgf_bench import ceilings, results
 from lgf_bench.checkout import ROOT, commit, environment
-from lgf_bench.errors import UserError
-from lgf_bench.table import baseline, milliseconds, number, of_floor, ratio
+from lgf_bench.table import TERMINAL, baseline, milliseconds, number, of_floor, ratio, tabulated
+from lgf_cli.errors import UserError
 
 STATE = "session.json"
 TESTS = "tests.log"
@@ -42,7 +42,7 @@ GRACE = 10
 
 
 class Step(NamedTuple):
-    """`command(seconds left, folder)` gives what to run; `share`: of the whole time, at most."""
+    """`command(seconds left, folder)` returns what to run; `share`: of the whole time, at most."""
 
     name: str
     command: Callable[[float, Path], list[str]]
@@ -53,13 +53,12 @@ LGF = (sys.executable, "-P", "-m", "lgf_cli")
 
 
 def bench(*arguments: str) -> Callable[[float, Path], list[str]]:
-    """A step of `lgf bench` on the GPU, which ends by itself when its time is over and goes on where it stopped."""
+    """Return a step of `lgf bench` on the GPU, which ends by itself when its time is over and goes on where it stopped."""
+    return lambda seconds, folder: [*LGF, "bench", *arguments, *_resumed(seconds, folder)]
 
-    def command(seconds: float, folder: Path) -> list[str]:
-        fixed = ["--device", "cuda", "--out", str(folder), "--resume", "--minutes", f"{seconds / 60:.2f}"]
-        return [*LGF, "bench", *arguments, *fixed]
 
-    return command
+def _resumed(seconds: float, folder: Path) -> list[str]:
+    return ["--device", "cuda", "--out", str(folder), "--resume", "--minutes", f"{seconds / 60:.2f}"]
 
 
 def doctor(seconds: float, folder: Path) -> list[str]:
@@ -67,23 +66,13 @@ def doctor(seconds: float, folder: Path) -> list[str]:
 
 
 def build(seconds: float, folder: Path) -> list[str]:
-    """The CUDA module, and a failure if there is none in the end."""
+    """Build the CUDA module, and fail if there is none in the end."""
     return ["env", "LGF_CUDA=on", sys.executable, "setup.py", "build_ext", "--inplace"]
 
 
 def tune(seconds: float, folder: Path) -> list[str]:
-    options = [
-        "--device",
-        "cuda",
-        "--rounds",
-        "15",
-        "--out",
-        str(folder),
-        "--resume",
-        "--minutes",
-        f"{seconds / 60:.2f}",
-    ]
-    return [sys.executable, "-P", str(here.ROOT / "benchmarks" / "tools" / "tune.py"), *options]
+    script = str(here.ROOT / "benchmarks" / "tools" / "tune.py")
+    return [sys.executable, "-P", script, "--rounds", "15", *_resumed(seconds, folder)]
 
 
 def report(seconds: float, folder: Path) -> list[str]:
@@ -91,7 +80,7 @@ def report(seconds: float, folder: Path) -> list[str]:
 
 
 def tests(seconds: float, folder: Path) -> list[str]:
-    """tests/gpu, without those that have passed already."""
+    """Run tests/gpu, without those that have passed already."""
     log = folder / TESTS
     passed = re.findall(r"^(tests/.+?) PASSED", log.read_text(), re.MULTILINE) if log.exists() else []
     skip = folder / "tests.passed"
@@ -100,7 +89,7 @@ def tests(seconds: float, folder: Path) -> list[str]:
 
 
 def sanitizer(tool: str) -> Callable[[float, Path], list[str]]:
-    """The tests that reach every kernel, under a tool of compute-sanitizer."""
+    """Return the step of the tests that reach every kernel, under a tool of compute-sanitizer."""
 
     def command(seconds: float, folder: Path) -> list[str]:
         pytest = [sys.executable, "-P", "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "-k", SANITIZED]
@@ -110,11 +99,11 @@ def sanitizer(tool: str) -> Callable[[float, Path], list[str]]:
 
 
 def under(tool: str) -> list[str]:
-    """What a command is preceded by to run our kernels, and only ours, under a tool of compute-sanitizer.
+    """Return the words before a command that put our kernels, and only ours, under a tool of compute-sanitizer.
 
-    All their names hold "lgf". torch's allocator is told to keep no memory, so that the end of a tensor is the end of an
-    allocation, past which nobody may read. Calls of CUDA that fail are no finding: torch and the driver make some to see what
-    there is, and our launchers raise an error for each of theirs.
+    All their names hold "lgf". torch's allocator keeps no memory, so that the end of a tensor is the end of an allocation,
+    past which nobody may read. Calls of CUDA that fail are no finding: torch and the driver make some to see what there is,
+    and our launchers raise an error for each of theirs.
     """
     ours = ["--kernel-name", "kns=lgf", "--report-api-errors", "no", "--error-exitcode", str(SANITIZER_ERROR)]
     return ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool, *ours]
@@ -141,7 +130,7 @@ STEPS = (
 
 
 class Session:
-    """Runs steps in order within a budget of seconds, and remembers in the folder which are done, at which commit."""
+    """Steps run in order within a budget of seconds, and a record in the folder of which are done, at which commit."""
 
     def __init__(self, steps, folder: Path, seconds: float, commit: str, execute: Callable, clock=time.monotonic):
         self.steps, self.folder, self.seconds, self.commit = steps, folder, seconds, commit
@@ -197,17 +186,17 @@ def execute(step: Step, limit: float, folder: Path) -> int | None:
 
 
 def variables() -> dict[str, str]:
-    """For a step: Python imports this checkout, installed or not, and CUDA's tools are found even if they are not on PATH."""
+    """Return the environment of a step: Python imports this checkout, and CUDA's tools are found even if not on PATH."""
     cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(cuda)])
     return environment() | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def heed_signals() -> None:
-    """Being told to end, by whatever runs this or by Ctrl-C, ends the running step too.
+    """End the running step too when this is told to end, by a signal or by Ctrl-C.
 
-    That also undoes what `nohup` and `&` in a script do, which is to have Ctrl-C ignored: steps would inherit that, and could
-    only be killed, the compilers that they had started left running into the times of the next.
+    This undoes `nohup` and `&` in a script, which have Ctrl-C ignored: steps would inherit that and could only be killed, and
+    the compilers that they had started would run on into the times of the next.
     """
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
@@ -223,30 +212,37 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def summary(folder: Path, state: dict) -> str:
-    """A short table: what ran, what the tests say, the fastest of each case."""
+    """Return a short table: what ran, what the tests say, the fastest of each case."""
     lines = ["", "steps: " + ", ".join(f"{name} {it['status']}" for name, it in state["steps"].items())]
     for name in ("tests", "memcheck", "racecheck"):
         lines += [f"{name}: {line}" for line in _last_line(folder / f"{name}.log")]
-    lines.append(f"  {'case':<26}{'type':<10}{'fastest':<12}{'time':>10}{'ratio':>20}{'of floor':>10}")
     by_case = {}
     for row in ceilings.with_floors(results.latest(results.read(folder / results.LOSSES)), folder):
         by_case.setdefault((row["case"], row["dtype"]), []).append(row)
-    for (case, dtype), rows in by_case.items():
-        timed = [row for row in rows if "both" in row]
-        if not timed:
-            lines.append(f"  {case:<26}{dtype:<10}no provider gives the right answer")
-            continue
-        best, against = min(timed, key=lambda row: row["both"]["median_ms"]), baseline(rows)
-        faster = f"{number(ratio(best, against), '.2f', 'x')} vs {against['provider']}" if against else ""
-        lines.append(
-            f"  {case:<26}{dtype:<10}{best['provider']:<12}{milliseconds(best['both']['median_ms']):>10}{faster:>20}"
-            f"{of_floor(best):>8.1f} %"
-        )
-        wrong = [row["provider"] for row in rows if row["status"] in ("wrong", "failed")]
-        lines += [f"    {provider}: WRONG or failed, see {folder.name}" for provider in wrong]
-    return "\n".join(
-        [*lines, f"everything is in {folder}; commit it under benchmarks/results and run `lgf bench report`"]
-    )
+    if by_case:
+        lines.append(tabulated([_fastest(rows) for rows in by_case.values()], TERMINAL, left=3))
+    lines += [
+        f"{case}, {dtype}: {row['provider']} is WRONG or failed, see {folder.name}"
+        for (case, dtype), rows in by_case.items()
+        for row in rows
+        if row["status"] in ("wrong", "failed")
+    ]
+    lines.append(f"everything is in {folder}; commit it under benchmarks/results and run `lgf bench report`")
+    return "\n".join(lines)
+
+
+def _fastest(rows: list[dict]) -> dict[str, str]:
+    cells = {"case": rows[0]["case"], "type": rows[0]["dtype"], "fastest": "no provider gives the right answer"}
+    best = min((row for row in rows if "both" in row), key=lambda row: row["both"]["median_ms"], default=None)
+    if best is None:
+        return cells | {"time": "", "ratio": "", "of floor": ""}
+    against = baseline(rows)
+    return cells | {
+        "fastest": best["provider"],
+        "time": milliseconds(best["both"]["median_ms"]),
+        "ratio": f"{number(ratio(best, against), '.2f', 'x')} vs {against['provider']}" if against else "",
+        "of floor": number(of_floor(best), ".1f", " %"),
+    }
 
 
 def _last_line(log: Path) -> list[str]:

@@ -109,12 +109,12 @@ class Work(NamedTuple):
 
 
 def tiles(shape: Shape, rows: int, cols: int) -> int:
-    """Of a frame."""
+    """Return the number of tiles of a frame."""
     return -(-shape.H // rows) * -(-shape.W // cols)
 
 
 def halo_tokens(shape: Shape, rows: int, cols: int) -> int:
-    """Tokens of one frame that its tiles' halos hold together; outside the frame nothing is read."""
+    """Return the tokens of one frame that its tiles' halos hold together; outside the frame nothing is read."""
 
     def reached(size: int, tile: int) -> int:
         starts = range(0, size, tile)
@@ -172,7 +172,7 @@ def band_backward(shape: Shape, rows: int = 8, passes: int | None = None) -> Wor
 
 
 def cuda(shape: Shape, gpu: Ceilings) -> list[Work]:
-    """With the height of tiles that counts less, as the launcher chooses it."""
+    """Count with the height of tiles that counts less, as the launcher chooses it."""
     return [
         min((kernel(shape, rows) for rows in (4, 8)), key=lambda work: work.estimate(gpu)[0])
         for kernel in (band_forward, band_backward)
@@ -285,7 +285,7 @@ class Relation(NamedTuple):
 
 
 def wgmma_operands(rows: int, columns: int, depth: int) -> int:
-    """Bytes of shared memory that rows x columns products read: 64 x 128 at a time."""
+    """Return the bytes of shared memory that rows x columns products read: 64 x 128 at a time."""
     return rows // 64 * (columns + -(-columns // 128) * 64) * depth * HALF
 
 
@@ -308,7 +308,7 @@ def relation(name: str, shape: Relation, gpu: Ceilings, tile: int, chunk: int, d
     )
     across, steps = -(-C // width), B * tiles * tiles * (tile // depth)  # for each block of channels
     programs = B * tiles * across
-    splits = max(1, min(gpu.sms // programs, panels.MOST_SPLITS, tiles))
+    splits = max(1, min(gpu.sms // programs, panels.MAX_SPLITS, tiles))
     parts = 2 * features * splits  # in float32
     products = Work(
         f"{name} products",
@@ -364,7 +364,7 @@ def as_text(row: dict) -> str:
 
 
 def ceilings(sms, clock, tensor, mma_share, l2, sm_from_l2, shared, memory, wait) -> Ceilings:
-    """From the units of the command line."""
+    """Return the ceilings from the units of the command line."""
     per_clock = clock * 1e9
     return Ceilings(
         sms, tensor * 1e12, mma_share, l2 * 1e12, sm_from_l2 * per_clock, shared * per_clock, memory * 1e12, wait * 1e-6

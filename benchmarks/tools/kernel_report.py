@@ -33,7 +33,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
 
@@ -132,25 +131,25 @@ class Launch(NamedTuple):
 
 @contextmanager
 def recorded(arch: int) -> Iterator[list[Launch]]:
-    """Launches made in this block are listed instead, as they would be made on this architecture."""
+    """List the launches of the block as they would be made on this architecture, instead of making them."""
     launches = []
 
     def record(kernel, grid, *arguments, **constants):
         launches.append(Launch(kernel, arguments, constants))
 
-    with mock.patch.object(launch, "run", record), mock.patch.object(launch, "architecture", lambda device: arch):
+    with launch.overridden(run=record, architecture=arch):
         yield launches
 
 
 def launches_of(case: LgfCase | RelationCase | PointCase) -> list[Launch]:
-    """What forward and backward of the loss launch."""
+    """Return the launches of forward and backward of the loss."""
     with recorded(case.arch) as launches:
         case.call()
     return launches
 
 
 def compiled(launched: Launch, arch: int):
-    """The launch's kernel, compiled for an architecture as Triton's own launch would specialise it."""
+    """Compile the kernel of a launch for an architecture, specialised as Triton's own launch would."""
     kernel, arguments, constants = launched
     options = {"enable_fp_fusion": True} | {name: constants[name] for name in OPTIONS if name in constants}
     values = {name: value for name, value in constants.items() if name not in options}
@@ -183,7 +182,7 @@ def compiled(launched: Launch, arch: int):
 
 
 def examine(launched: Launch, arch: int) -> dict:
-    """Registers, spills, shared memory, occupancy and instructions of a launch."""
+    """Return registers, spills, shared memory, occupancy and instructions of a launch."""
     binary = compiled(launched, arch)
     usage, code = machine_code(binary.asm["cubin"])
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
@@ -208,7 +207,7 @@ def examine(launched: Launch, arch: int) -> dict:
 
 
 def machine_code(cubin: bytes) -> tuple[str, str]:
-    """What the assembler reserved, and the instructions."""
+    """Return what the assembler reserved, and the instructions."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -220,7 +219,7 @@ def machine_code(cubin: bytes) -> tuple[str, str]:
 
 
 def rows(cases: list[LgfCase | RelationCase | PointCase]) -> Iterator[dict]:
-    """One row for every kernel of every case; a kernel that several cases share is compiled once."""
+    """Yield one row for every kernel of every case; a kernel that several cases share is compiled once."""
     seen = set()
     for case in tqdm(cases, desc="compiling", disable=None):
         for launched in launches_of(case):

@@ -1,4 +1,4 @@
-"""How much GPU memory a training run needs, counted from the models' shapes: no weights, no GPU.
+"""GPU memory of a training run, counted from the models' shapes: no weights, no GPU.
 
     python benchmarks/tools/recipe_memory.py [RECIPE]
 
@@ -45,7 +45,7 @@ MODELS = {
 
 
 def main(arguments: list[str]) -> int:
-    """`python benchmarks/tools/recipe_memory.py [RECIPE]`."""
+    """Run `python benchmarks/tools/recipe_memory.py [RECIPE]`."""
     tyro.cli(_print, prog="python benchmarks/tools/recipe_memory.py", description=__doc__, args=arguments)
     return 0
 
@@ -70,12 +70,12 @@ class Memory:
     working: int
 
     def total(self, shards: int = 1) -> int:
-        """On each of `shards` GPUs that share the weights and what belongs to them."""
+        """Return the bytes on each of `shards` GPUs that share the weights and what belongs to them."""
         return (self.weights + self.training) // shards + self.inputs + self.working
 
 
 def count(recipe: Recipe, **config: object) -> Memory:
-    """The memory of a recipe for a transformer of a given configuration."""
+    """Return the memory of a recipe for a transformer of a given configuration."""
     with torch.device("meta"):
         transformer = CogVideoXTransformer3DModel(**config).bfloat16().requires_grad_(False)
         frozen = _bytes([*transformer.parameters(), *transformer.buffers()])
@@ -101,7 +101,7 @@ def count(recipe: Recipe, **config: object) -> Memory:
 
 
 def table(recipe: Recipe, shards: int = 8) -> str:
-    """The memory of the models of `MODELS`, as Markdown."""
+    """Return the memory of the models of `MODELS`, as Markdown."""
     lines = [
         f"| GiB | trained parameters | frozen weights | trained: weights, gradients, AdamW | inputs of the blocks "
         f"| a block and the projector | **sum** | **sharded over {shards}** |",
@@ -128,7 +128,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def _kept(run: Callable[[], object]) -> int:
-    """Bytes that autograd keeps of a forward pass, parameters aside."""
+    """Return the bytes that autograd keeps of a forward pass, parameters aside."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _kept(run: Callable[[], object]) -> int:
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what flash attention keeps; computes nothing."""
+    """An attention that saves what flash attention saves, and computes nothing."""
 
     @staticmethod
     def forward(ctx, query, key, value):

@@ -1,1 +1,1 @@
-"""What every family of operators stands on: the table of operators, autograd, checks, numbers, launchers."""
+"""Code that every family of operators uses: the table of operators, autograd, checks, numerics, launchers."""

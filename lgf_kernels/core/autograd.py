@@ -1,4 +1,4 @@
-"""Operators as autograd and torch.compile see them, from one helper: schema, fake, autograd, vmap, and eager calls."""
+"""Registration of operators with torch: schema, fake, autograd, vmap and eager calls from one class."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from .errors import BackendUnavailableError, OnceDifferentiableError
 
 
 class Pass(NamedTuple):
-    """One direction of an operator: what computes it, and what tells the shapes of its outputs without computing."""
+    """The forward or the backward of an operator: `fake` gives the outputs' shapes and types without computing."""
 
     compute: Callable
     fake: Callable
@@ -24,17 +24,18 @@ class Pass(NamedTuple):
 class Differentiable:
     """An operator `lgf::name` with a gradient that can be taken once.
 
-    Compiled code sees the registered operator. Eager calls go through a `torch.autograd.Function` of the same name and
-    formulas instead, which saves what the dispatcher takes for an operator in Python: 0.2 ms of a forward and backward,
-    several times what small inputs take on a GPU.
+    Compiled code calls the registered operator. Eager calls go through a `torch.autograd.Function`
+    of the same name and formulas, which avoids the dispatcher's overhead for operators in Python:
+    0.2 ms of a forward and backward, several times as long as small inputs take on a GPU.
 
     Args:
         name: of the operator; its backward is `name` + "_backward".
-        function: the public function that errors speak for.
+        function: name of the public function, for error messages.
         forward, backward: `compute` and `fake` of each, with the same arguments. The gradient is that of the forward's
-            first argument; all others are constants. Under `torch.vmap` an argument `needs_grad` is set anew for each call.
+            first argument; all others are constants. Under `torch.vmap` an argument `needs_grad` is set for each
+            element.
         save: (ctx, inputs, output), as in torch.library.
-        gradients: (ctx, backward, *grads) -> one for each input, where `backward(*arguments)` runs the backward.
+        gradients: (ctx, backward, *grads) -> a gradient for each input; `backward(*arguments)` runs the backward.
     """
 
     def __init__(self, name: str, function: str, forward: Pass, backward: Pass, save: Callable, gradients: Callable):
@@ -49,7 +50,7 @@ class Differentiable:
                     "of the loss. Detach it before torch.vmap maps over it."
                 )
             if not arguments.get("needs_grad", True):
-                arguments["needs_grad"] = needs_gradient(student)  # the tensor that was mapped over did not say
+                arguments["needs_grad"] = needs_gradient(student)  # unknown for the mapped tensor
             return arguments
 
         def save_nothing(ctx, inputs, output):
@@ -69,18 +70,18 @@ class Differentiable:
 
 
 class Operation:
-    """One direction of an operator, called as it is registered in compiled code and past the dispatcher elsewhere.
+    """The forward or the backward of an operator, which eager code calls past the dispatcher.
 
-    `mapped`: of the arguments by name, as `torch.vmap` found them, those of a call for one element.
+    `mapped` takes the arguments of one element under `torch.vmap`, by name, and returns those to call with.
     """
 
     def __init__(
-        self, name: str, function: str, one_way: Pass, save: Callable, differentiate: Callable, mapped: Callable
+        self, name: str, function: str, one_pass: Pass, save: Callable, differentiate: Callable, mapped: Callable
     ):
-        self.function, self.compute, self.mapped = function, one_way.compute, mapped
-        self.names = list(inspect.signature(one_way.compute).parameters)
-        self.operator = library.custom_op(f"lgf::{name}", one_way.compute, mutates_args=())
-        self.operator.register_fake(one_way.fake)
+        self.function, self.compute, self.mapped = function, one_pass.compute, mapped
+        self.names = list(inspect.signature(one_pass.compute).parameters)
+        self.operator = library.custom_op(f"lgf::{name}", one_pass.compute, mutates_args=())
+        self.operator.register_fake(one_pass.fake)
         self.operator.register_autograd(differentiate, setup_context=save)
         self.operator.register_vmap(partial(self.one_by_one, self.operator))
         self.eager = self.autograd_function(name, save, differentiate)
@@ -88,22 +89,21 @@ class Operation:
     def __call__(self, *arguments):
         if torch.compiler.is_compiling():
             return self.operator(*arguments)
-        if not torch.is_grad_enabled() and memory_is_read(arguments):
+        if not torch.is_grad_enabled() and memory_is_readable(arguments):
             return self.compute(*arguments)
         return self.eager.apply(*arguments)
 
     def autograd_function(self, name: str, save: Callable, differentiate: Callable) -> type[torch.autograd.Function]:
-        """Make the function of eager calls. A profiler shows it under the operator's name."""
+        """Return the autograd function for eager calls. A profiler shows it under the operator's name."""
 
         def forward(*arguments):
-            return (self.compute if memory_is_read(arguments) else self.operator)(*arguments)
+            return (self.compute if memory_is_readable(arguments) else self.operator)(*arguments)
 
-        forward.__signature__ = inspect.signature(
-            forward
-        )  # autograd asks for it at each call: 30 us unless it is there
+        # Autograd reads the signature in each call: computing it anew would take 30 us.
+        forward.__signature__ = inspect.signature(forward)
 
         def backward(ctx, *grads):
-            # An operator has a gradient for each tensor of a list, a Function one for each argument.
+            # An operator returns a gradient for each tensor of a list, a Function one for each argument.
             return tuple(None if isinstance(grad, list) else grad for grad in differentiate(ctx, *grads))
 
         def jvp(ctx, *tangents):
@@ -118,7 +118,7 @@ class Operation:
         return type(f"lgf::{name}", (torch.autograd.Function,), {key: staticmethod(it) for key, it in methods.items()})
 
     def one_by_one(self, call: Callable, info, in_dims, *arguments):
-        """Call once for each element that `torch.vmap` maps over, which is a batch of videos by itself."""
+        """Call once for each element that `torch.vmap` maps over; each is a batch of videos."""
         results = []
         for i in range(info.batch_size):
             element = [selected(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)]
@@ -129,7 +129,7 @@ class Operation:
 
 
 def selected(argument, dim, i: int):
-    """Element i of what `torch.vmap` maps over: of a tensor, or of each tensor in a list."""
+    """Return element i of an argument that `torch.vmap` maps over: a tensor, or a list of tensors."""
     if dim is None:
         return argument
     if isinstance(argument, list | tuple):
@@ -138,7 +138,7 @@ def selected(argument, dim, i: int):
 
 
 def tensors_of(arguments: Iterable) -> Iterator[Tensor]:
-    """The tensors among arguments and in lists of them."""
+    """Yield the tensors among the arguments and in their lists."""
     for argument in arguments:
         if isinstance(argument, Tensor):
             yield argument
@@ -146,17 +146,18 @@ def tensors_of(arguments: Iterable) -> Iterator[Tensor]:
             yield from tensors_of(argument)
 
 
-def memory_is_read(arguments: Iterable) -> bool:
-    """Return whether computing may read the memory of these tensors, with nothing else watching.
+def memory_is_readable(arguments: Iterable) -> bool:
+    """Return whether the operator may be computed from the memory of these tensors, past the dispatcher.
 
-    A subclass, a meta tensor, zeros and one of many gradients that autograd makes at once have no memory; a negation may
-    still be to be done; a dual tensor of forward mode has a second one. A dispatch mode (a checkpoint policy, a tracer, a
-    counter of FLOP) must see the operator: torch has no public name for asking whether there is one.
+    A subclass, a meta tensor, an efficient zero tensor and a gradient of a batch that autograd
+    computes at once have no memory of their own; a negation may be pending; a dual tensor of
+    forward mode has a tangent. A dispatch mode (a checkpoint policy, a tracer, a counter of FLOP)
+    must see the operator: torch has no public function that tells whether one is active.
     """
-    return not is_in_torch_dispatch_mode() and all(map(holds_its_numbers, tensors_of(arguments)))
+    return not is_in_torch_dispatch_mode() and all(map(has_plain_memory, tensors_of(arguments)))
 
 
-def holds_its_numbers(tensor: Tensor) -> bool:
+def has_plain_memory(tensor: Tensor) -> bool:
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg():
         return False
     try:
@@ -166,14 +167,15 @@ def holds_its_numbers(tensor: Tensor) -> bool:
 
 
 def needs_gradient(student: Tensor) -> bool:
-    """Whether a backward may follow. Under `torch.vmap`, `Differentiable` asks the elements."""
+    """Return whether a backward may follow. Under `torch.vmap`, `Differentiable` checks each element."""
     return torch.is_grad_enabled() and student.requires_grad
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
-    """The autocast rule: inputs are taken as they come, and products accumulate in the types `losses` promise.
+    """Return a context that disables autocast on the tensor's device.
 
-    Under autocast the products inside an operator would be rounded to half precision; a loss must not be.
+    Autocast would round the products inside an operator to half precision. Inputs keep their types,
+    and sums accumulate in the type that the losses document.
     """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

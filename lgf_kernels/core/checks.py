@@ -1,8 +1,8 @@
-"""Every check of an argument, made before anything runs.
+"""Checks of arguments, made before anything runs.
 
-A message names the function and the argument, says what was expected and what was given, and shows the way out. The
-checks look at shapes, types and Python numbers, never at values on a device: that would make the host wait. Values of
-tensors that live on the CPU are checked inside the operators (`nonnegative`).
+A message names the function and the argument, what was expected, what was given, and the way out.
+The checks read shapes, types and Python numbers, never values on a device: that would make the host
+wait. Values of tensors on the CPU are checked inside the operators (`nonnegative`).
 """
 
 import math
@@ -56,7 +56,7 @@ def same_device(function: str, name: str, value: Tensor, student_name: str, stud
 
 
 def features(function: str, name: str, value) -> Tensor:
-    """Features of a video's frames: a floating (B, T, H, W, C) with at least two frames and nothing empty."""
+    """Check features of a video's frames: floating (B, T, H, W, C), at least two frames, no empty dimension."""
     tensor(function, name, value)
     floating(function, name, value)
     if value.ndim != 5:
@@ -84,7 +84,7 @@ def not_empty(function: str, name: str, value: Tensor, layout: str) -> None:
 
 
 def relation_features(function: str, value) -> Tensor:
-    """A student of token relations: a floating (B, F, H, W, C) or (B, F, N, C) with nothing empty."""
+    """Check a student of token relations: floating (B, F, H, W, C) or (B, F, N, C), no empty dimension."""
     tensor(function, "student", value)
     floating(function, "student", value)
     layout = "(B, F, H, W, C) or (B, F, N, C)"
@@ -99,7 +99,7 @@ def relation_features(function: str, value) -> Tensor:
 
 
 def teacher_list(function: str, name: str, teachers) -> tuple[list[Tensor], list[str]]:
-    """One tensor or a sequence of them as a list, and what to call each in a message."""
+    """Return one tensor or a sequence of them as a list, and the name of each for messages."""
     if isinstance(teachers, Tensor):
         return [tensor(function, name, teachers)], [name]
     if not isinstance(teachers, Sequence):
@@ -113,7 +113,7 @@ def teacher_list(function: str, name: str, teachers) -> tuple[list[Tensor], list
 
 
 def teacher(function: str, name: str, value: Tensor, student: Tensor, shape: tuple, layout: str, way_out: str) -> None:
-    """A constant of the given shape next to the student; a `None` in the shape stands for any size."""
+    """Check a constant of the given shape on the student's device; `None` in the shape stands for any size."""
     floating(function, name, value)
     same_device(function, name, value, "student", student)
     detached(function, name, value)
@@ -129,7 +129,10 @@ def teacher(function: str, name: str, value: Tensor, student: Tensor, shape: tup
 
 
 def teacher_weights(function: str, weights, count: int | None) -> list[float] | None:
-    """The fusion weights as floats: uniform with sum 1 if None. `count`: of the teachers, None if it is not known yet."""
+    """Return the fusion weights as floats: equal with sum 1 if None.
+
+    `count` is the number of teachers, or None before it is known.
+    """
     if weights is None:
         return None if count is None else [1 / count] * count
     if isinstance(weights, Tensor):
@@ -153,13 +156,13 @@ def teacher_weights(function: str, weights, count: int | None) -> list[float] | 
 def number(
     function: str, name: str, value, minimum: float | None = None, above: float | None = None, infinite: bool = False
 ) -> float:
-    """A Python number, finite unless it may be `infinite`, at least `minimum` or greater than `above`."""
+    """Check a Python number: finite unless `infinite`, at least `minimum`, greater than `above`."""
     wanted = ("a number" if infinite else "a finite number") + (f" >= {minimum:g}" if minimum is not None else "")
     wanted += f" > {above:g}" if above is not None else ""
     if not isinstance(value, Real):
         raise TypeError(f"{function}: `{name}` must be {wanted}, got {type(value).__name__} {value!r}.")
     value = float(value)
-    # A comparison, because math.isfinite breaks the graph of a compiled function whose numbers are symbolic.
+    # A comparison, because math.isfinite breaks the graph of a compiled function with symbolic numbers.
     finite = -math.inf < value < math.inf or (infinite and value == math.inf)
     if not finite or (minimum is not None and value < minimum) or (above is not None and value <= above):
         raise ValueError(f"{function}: `{name}` must be {wanted}, got {value!r}.")
@@ -187,7 +190,7 @@ def choice(function: str, name: str, value, choices: Sequence[str], way_out: str
 
 
 def weight_tensor(function: str, name: str, value, student: Tensor, shape: tuple, layout: str) -> Tensor:
-    """A constant tensor of weights of any real type next to the student."""
+    """Check a constant tensor of weights: any real type, the given shape, on the student's device."""
     tensor(function, name, value)
     if value.dtype.is_complex:
         raise TypeError(f"{function}: `{name}` must be real, got {value.dtype}.")
@@ -202,7 +205,7 @@ def weight_tensor(function: str, name: str, value, student: Tensor, shape: tuple
 
 
 def nonnegative(function: str, name: str, value: Tensor) -> None:
-    """Refuse negative weights, where reading them makes no host wait for a device."""
+    """Check that weights on the CPU are >= 0. On other devices reading them would make the host wait."""
     if value.device.type == "cpu" and bool((value < 0).any()):
         raise ValueError(
             f"{function}: `{name}` must be >= 0 everywhere, got a minimum of {value.min().item():g}. Clamp it: "

@@ -1,12 +1,16 @@
-"""Errors of the library beyond the plain ValueError and TypeError that bad arguments raise."""
+"""Errors of the library besides the ValueError and TypeError of invalid arguments."""
 
 
 class BackendUnavailableError(ValueError, RuntimeError):
-    """A backend was asked for by name and cannot run these inputs on this machine; the message says why.
+    """Error for a backend that was chosen by name and cannot run these inputs on this machine.
 
-    A ValueError, because the argument asks for what is not there, and a RuntimeError, because elsewhere it may be.
+    The message gives the reason. A ValueError, because the argument names a backend that cannot run
+    the call, and a RuntimeError, because it may run on another machine.
     """
 
 
 class OnceDifferentiableError(ValueError, RuntimeError):
-    """A second derivative was asked for. Also a RuntimeError: that is what torch raises for its own such functions."""
+    """Error for a second derivative.
+
+    Also a RuntimeError, as torch raises for its own once-differentiable functions.
+    """

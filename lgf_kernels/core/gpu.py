@@ -1,4 +1,4 @@
-"""Which GPUs the library's own kernels run on, whether Triton is there to compile some, and how much scratch they take."""
+"""Requirements of the GPU kernels: the architecture, Triton, and scratch memory."""
 
 import functools
 import importlib
@@ -8,30 +8,33 @@ import torch
 
 from .registry import Backend, Call
 
-#: The oldest tensor cores that multiply bfloat16, and asynchronous copies: Ampere's.
-OLDEST = (8, 0)
+#: Ampere is the oldest architecture with bfloat16 tensor cores and asynchronous copies.
+MIN_CAPABILITY = (8, 0)
 
 
 def unsupported_reason(kernels: str, device: str) -> str | None:
-    """None if this is a GPU that the library's own kernels run on, else the reason, said of `kernels`."""
+    """Return why the device cannot run the library's GPU kernels, or None; `kernels` names them in the reason."""
     kind = "ROCm" if torch.version.hip else torch.device(device).type
     if kind != "cuda":
         return f"{kernels} run on NVIDIA GPUs, not on {kind} devices"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST:
-        return "{} need sm_{}{} or newer, this is sm_{}{}".format(kernels, *OLDEST, *capability)
+    if capability < MIN_CAPABILITY:
+        return "{} need sm_{}{} or newer, this is sm_{}{}".format(kernels, *MIN_CAPABILITY, *capability)
     return None
 
 
-def triton(module: str) -> Backend:
-    """The backend whose kernels are in a module of the family."""
-    return Backend("triton", module, triton_unsupported_reason, triton_unchosen_reason)
+def triton_backend(module: str) -> Backend:
+    """Return the Triton backend with its kernels in this module of the family."""
+    return Backend("triton", module, triton_unsupported_reason, triton_unchosen_reason, verified_on=("cuda",))
 
 
 def triton_unsupported_reason(call: Call) -> str | None:
-    """None if Triton kernels run on this device, else the reason. On CPUs they are interpreted, on request."""
+    """Return why Triton kernels cannot run on the call's device, or None.
+
+    On the CPU they are interpreted, on request.
+    """
     if call.device_type != "cpu":
         return unsupported_reason("Triton kernels", call.device) or triton_import_failure()
     if os.environ.get("TRITON_INTERPRET") != "1":

@@ -1,7 +1,8 @@
-"""The two C++ modules: loading them, saying why one is not there, and what launchers pass them.
+"""The two C++ modules: loading, the reason if one is missing, and the arguments that launchers pass.
 
-`lgf_kernels._cpu` serves CPU tensors, `lgf_kernels._cuda` CUDA tensors. They know nothing of torch: the launchers pass them data
-pointers, sizes and strides. A module that is missing or fails to load keeps its reason, for `lgf doctor` and for error texts.
+`lgf_kernels._cpu` is for CPU tensors, `lgf_kernels._cuda` for CUDA tensors. They do not depend on
+torch: the launchers pass data pointers, sizes and strides. The reason why a module is missing or
+fails to load is kept for `lgf doctor` and for error messages.
 """
 
 import functools
@@ -14,21 +15,23 @@ from torch import Tensor
 from . import gpu
 from .registry import Call
 
-#: The module for tensors of a type of device.
+#: Module by device type.
 MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
-WANTING = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
+#: By device type: what building the module needs, and the variable that makes the installation fail
+#: without it.
+BUILD_NEEDS = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
 
 @functools.cache
 def load(device_type: str) -> tuple[ModuleType | None, str | None]:
-    """The module for a type of device, or None and the reason why there is none."""
+    """Return the module for a device type and None, or None and the reason why there is no module."""
     full_name = f"lgf_kernels.{MODULES[device_type]}"
     try:
         return importlib.import_module(full_name), None
     except ModuleNotFoundError as error:
         if error.name != full_name:
             return None, f"{full_name} failed to load: {error}"
-        wanting, switch = WANTING[device_type]
+        wanting, switch = BUILD_NEEDS[device_type]
         return None, (
             f"{full_name} was not built when the package was installed, usually for want of {wanting}; "
             f"with {switch}=on the installation stops and says why"
@@ -38,25 +41,20 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
 
 
 def unsupported_reason(call: Call) -> str | None:
-    """None if there is a module for the call's device and the device runs it, else the reason."""
+    """Return why the module of the call's device is missing or the device cannot run it, or None."""
     _, reason = load(call.device_type)
     return reason or (
         gpu.unsupported_reason("native CUDA kernels", call.device) if call.device_type == "cuda" else None
     )
 
 
-def cuda_unchosen_reason(call: Call) -> str:
-    """Code that has never run on a GPU must not be what a training run meets unasked."""
-    return f"{call.operator} is not chosen by itself for cuda tensors: its CUDA kernel has not been measured yet"
-
-
 def module(tensor: Tensor) -> ModuleType:
-    """The module that takes this tensor, once `unsupported_reason` has found nothing against it."""
+    """Return the module for this tensor's device, for calls without an `unsupported_reason`."""
     return load(tensor.device.type)[0]
 
 
 def described(tensor: Tensor) -> tuple:
-    """A tensor (B, T, H, W, channels) as the modules take it: address, type, channels, the four outer strides."""
+    """Describe a tensor (B, T, H, W, C) for the modules: address, type, channels, the four outer strides."""
     return tensor.data_ptr(), dtype_name(tensor), tensor.shape[-1], tensor.stride()[:4]
 
 
@@ -69,17 +67,17 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def threads() -> dict[str, int]:
-    """How the CPU module is to run: on as many threads as torch."""
+    """Return the CPU module's execution arguments: as many threads as torch uses."""
     return {"num_threads": torch.get_num_threads()}
 
 
 def stream(tensor: Tensor) -> dict[str, int]:
-    """How the CUDA module is to run: on torch's current stream of the tensor's device."""
+    """Return the CUDA module's execution arguments: torch's current stream of the tensor's device."""
     return {"device": tensor.get_device(), "stream": torch.cuda.current_stream(tensor.device).cuda_stream}
 
 
 def reciprocal_norms(features: Tensor, norms: Tensor) -> None:
-    """Let the CUDA module write 1 / max(||f||, 1e-6) of features (B, T, H, W, C) into norms."""
+    """Write 1 / max(||f||, 1e-6) of features (B, T, H, W, C) into `norms`, by the CUDA module."""
     module(features).reciprocal_norms(
         described(features), tuple(features.shape[:4]), norms.data_ptr(), dtype=dtype_name(norms), **stream(features)
     )

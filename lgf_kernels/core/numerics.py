@@ -1,46 +1,46 @@
-"""Conventions that every backend of every family shares: accumulation type, epsilon, norms, reductions over videos.
+"""Numerical conventions of all backends: accumulation type, epsilon, norms, reductions over videos.
 
-They stand here once so that two backends cannot disagree on them.
+They are defined once, so that no two backends disagree.
 """
 
 import torch
 from torch import Tensor
 
-#: Norms below this count as this (`f / max(||f||, EPS)`), so that a zero vector has similarity 0 and not NaN.
+#: Lower bound of norms, `f / max(||f||, EPS)`: a zero vector has similarity 0, not NaN.
 EPS = 1e-6
 
 
 def accumulate_dtype(student: Tensor) -> torch.dtype:
-    """float64 for a float64 student, float32 for anything else."""
+    """Return float64 for a float64 student, float32 for any other."""
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
 def last_dimension_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if its last dimension is contiguous, whatever the other strides; else a contiguous copy."""
+    """Return the tensor itself if its last dimension is contiguous, whatever the other strides, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def non_finite_to_nan(values: Tensor) -> Tensor:
-    """inf becomes NaN, anything finite stays bit for bit: an infinite loss is as broken as a NaN one, and says so."""
+    """Turn inf into NaN and leave finite values bit for bit: an infinite loss is as invalid as NaN."""
     return values + (values - values)
 
 
 def norms(features: Tensor) -> Tensor:
-    """||f||, (..., 1), for features (..., C); NaN where the sum of squares overflows.
+    """Return ||f||, (..., 1), of features (..., C), with NaN where the sum of squares overflows.
 
-    As inf it would make every similarity of finite features 0, and their loss finite and wrong.
+    A norm of inf would make every similarity of finite features 0, and their loss finite and wrong.
     """
     return non_finite_to_nan(torch.linalg.vector_norm(features, dim=-1, keepdim=True))
 
 
 def divided_by_norm(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features divided by their norms, or by EPS where those are less, and the norms (..., 1)."""
+    """Return the features divided by `max(norm, EPS)`, and the norms (..., 1)."""
     norm = norms(features)
     return features / norm.clamp_min(EPS), norm
 
 
 def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> Tensor:
-    """df = (I - f^ f^T) df^ / ||f||; where the norm was clamped it is a constant and the projection falls away."""
+    """Return df = (I - f^ f^T) df^ / ||f||. A clamped norm is a constant: there is no projection."""
     if norm is None:
         return upstream
     radial = torch.where(norm >= EPS, (upstream * unit).sum(-1, keepdim=True), 0)
@@ -53,11 +53,14 @@ def reduce_videos(losses: Tensor, reduction: str) -> Tensor:
 
 
 def video_scale(grad_loss: Tensor, reduction: str, videos: int) -> Tensor:
-    """The derivative of `reduce_videos` times the upstream gradient, shape (B,)."""
+    """Return the derivative of `reduce_videos` times the upstream gradient, (B,)."""
     scale = grad_loss / videos if reduction == "mean" else grad_loss
     return scale.expand(videos)
 
 
 def next_power_of_2(number: int) -> int:
-    """The least power of 2 that is not below a positive number. Triton's own would need Triton, and counting work does not."""
+    """Return the least power of 2 >= a positive number.
+
+    Not Triton's own, because kernel counts need no Triton.
+    """
     return 1 << (number - 1).bit_length()

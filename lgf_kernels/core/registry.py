@@ -1,34 +1,38 @@
-"""Operators, and which backend runs a call of one.
+"""The table of operators, and the choice of a backend for a call.
 
     native      C++ for CPU tensors, CUDA C++ for CUDA tensors, where their modules were built
     triton      Triton kernels (CUDA tensors)
-    portable    lean PyTorch, on any device torch has
-    reference   the literal formulas; slow and large, and so never chosen by itself
+    portable    PyTorch in little memory, on any device of torch
+    reference   the literal formulas, run only on request: slow, and large in memory
 
-A family of operators registers each of its operators with the backends that have it, in order of preference. This table is the
-only list of operators: `backends()`, `lgf doctor`, the benchmark and the tests read it. A backend says of a whole `Call` why it
-cannot run it; a call that one backend cannot run goes to the next. `backend="..."` in a call, `use_backend`, or the environment
-variable LGF_BACKEND name one instead; one that cannot run the call raises with the reason rather than falling back.
+A family registers each of its operators with its backends, in order of preference. This table is
+the only list of operators: `backends()`, `lgf doctor`, the benchmark and the tests read it. The
+first backend with neither an `unsupported_reason` nor an `unchosen_reason` for a `Call` runs it.
+The argument `backend`, `use_backend` or the environment variable LGF_BACKEND names a backend
+instead; if that one cannot run the call, an error gives the reason, and no other backend is tried.
 """
 
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import verify
 from .errors import BackendUnavailableError
 
 BACKENDS = ("native", "triton", "portable", "reference")
 
 
 class Call(NamedTuple):
-    """What decides whether a backend can run a call.
+    """The properties of a call that decide which backends can run it.
 
-    `shape`: of the first tensor, or None while torch.compile traces, when sizes may be symbols. `facts`: what the family of the
-    operator adds, as pairs of a name and a value. A call without facts asks whether the backend runs any.
+    `shape` is that of the first tensor, or None while torch.compile traces, when sizes may be
+    symbols. `facts` are properties that the family adds, as pairs (name, value); a call without
+    facts stands for any call on the device.
     """
 
     operator: str
@@ -48,52 +52,65 @@ class Call(NamedTuple):
 Reason = Callable[[Call], str | None]
 
 
-def always(call: Call) -> None:
-    """The reason of a backend that runs every call, or that may be chosen for every call: none."""
+def no_reason(call: Call) -> None:
+    """Return None: the backend can run every call, or may be chosen for every call."""
 
 
 class Backend(NamedTuple):
     """One way to run an operator.
 
     name                one of BACKENDS
-    module              in the family's package; its attribute of the operator's name is an `Implementation`
+    module              module of the family's package; its attribute with the operator's name is an `Implementation`
     unsupported_reason  why the backend cannot run a call, or None
-    unchosen_reason     why it is not chosen unless it is asked for, though it can run the call, or None
-    device_types        of the tensors that it takes; any if empty
-    limits              what it does not take, for `lgf doctor`
+    unchosen_reason     why it runs a call only on request, or None
+    device_types        types of device that it supports; all if empty
+    limits              its limits, as text for `lgf doctor`
     """
 
     name: str
     module: str
-    unsupported_reason: Reason = always
-    unchosen_reason: Reason = always
+    unsupported_reason: Reason = no_reason
+    unchosen_reason: Reason = no_reason
     device_types: tuple[str, ...] = ()
     limits: str = ""
+    verified_on: tuple[str, ...] = ()
 
 
 def never_chosen(call: Call) -> str:
     return "never chosen by itself"
 
 
-#: The last two of every operator.
+#: Rows that end the list of every operator.
 PORTABLE = Backend("portable", "portable")
 REFERENCE = Backend("reference", "reference", unchosen_reason=never_chosen)
 
 
 class Implementation(NamedTuple):
-    """An operator in one backend. `empty_residual`: room for what the forward keeps for the backward, where it keeps something."""
+    """An operator in one backend. `empty_residual` allocates what the forward keeps for the backward, if anything."""
 
     forward: Callable
     backward: Callable
     empty_residual: Callable | None = None
 
 
+class Proof(NamedTuple):
+    """The cases with which a backend proves itself.
+
+    trial      (call, large) -> a case that `verify` compares, or a larger one that it times, with the options of the call
+    variants   facts of calls that between them reach every branch of the kernels, for `lgf verify`
+    """
+
+    trial: Callable[[Call, bool], verify.Case]
+    variants: tuple[dict[str, object], ...] = ({},)
+
+
 class Operator(NamedTuple):
-    """An operator of a family (`package`), and its backends in order of preference."""
+    """An operator of a family (`package`), and its backends in order of preference. Without a proof all are trusted."""
 
     name: str
     package: str
     backends: tuple[Backend, ...]
+    proof: Proof | None = None
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -101,9 +118,9 @@ OPERATORS: dict[str, Operator] = {}
 _forced: str | None = None
 
 
-def register(name: str, package: str, *backends: Backend) -> Operator:
-    """Add an operator to the table; one of the same name is replaced."""
-    OPERATORS[name] = Operator(name, package, backends)
+def register(name: str, package: str, *backends: Backend, proof: Proof | None = None) -> Operator:
+    """Add an operator to the table, or replace the one of that name."""
+    OPERATORS[name] = Operator(name, package, backends, proof)
     return OPERATORS[name]
 
 
@@ -131,7 +148,7 @@ class use_backend:
     def __init__(self, name: str | None):
         global _forced
         if name is not None:
-            known(name, "use_backend")
+            checked_backend(name, "use_backend")
         self._previous, _forced = _forced, name
 
     def __enter__(self) -> "use_backend":
@@ -179,6 +196,8 @@ def _availability(name: str) -> tuple[bool, str]:
                 runs.append(f"{operator} on {device}" + (f" ({backend.limits})" if backend.limits else ""))
                 if note := backend.unchosen_reason(call):
                     notes.append(note)
+                elif needs_proof(backend, call):
+                    notes.append("chosen where it has answered right: `lgf verify` asks it now")
             refusals += reasons
     if not runs:
         return False, "; ".join(dict.fromkeys(refusals)) or "it has no operator for the devices that are here"
@@ -186,13 +205,16 @@ def _availability(name: str) -> tuple[bool, str]:
 
 
 def call_of(operator: str, tensor: Tensor, **facts) -> Call:
-    """The call of an operator on tensors like this one. Facts are no sizes of tensors: those may be symbols."""
+    """Return the call of an operator on tensors like this one.
+
+    Facts must not be sizes of tensors: those may be symbols.
+    """
     shape = None if torch.compiler.is_compiling() else tuple(tensor.shape)
     return Call(operator, str(tensor.device), tensor.dtype, shape, tuple(facts.items()))
 
 
 def resolve(call: Call, backend: str | None, function: str) -> str:
-    """The name of the backend that runs a call. `function`: whom an error speaks for."""
+    """Return the name of the backend that runs a call; `function` is the public function that an error names."""
     return _resolve(*call, backend, function)
 
 
@@ -205,8 +227,8 @@ def _resolve(operator, device, dtype, shape, facts, backend: str | None, functio
     }
     source, named = next(((source, name) for source, name in sources.items() if name), (None, None))
     if named is None:
-        return next(row.name for row in able(call) if row.unchosen_reason(call) is None)
-    if reason := unsupported_reason(known(named, function, source), call):
+        return chosen(call)
+    if reason := unsupported_reason(checked_backend(named, function, source), call):
         others = ", ".join(dict.fromkeys(repr(row.name) for row in able(call)))
         raise BackendUnavailableError(
             f"{function}: backend {named!r}, asked for by {source}, cannot run this: {reason}. "
@@ -215,23 +237,45 @@ def _resolve(operator, device, dtype, shape, facts, backend: str | None, functio
     return named
 
 
-# All that `torch.compiler.assume_constant_result` does, but without importing torch's compiler, and Triton with it, for everybody:
-# that takes as long as importing torch itself.
+# The effect of `torch.compiler.assume_constant_result`, without its import of torch's compiler and
+# Triton, which takes as long as importing torch itself.
 _resolve._dynamo_marked_constant = True
 
 
 def able(call: Call) -> Iterator[Backend]:
-    """The backends that can run a call, in order of preference, the oracle last."""
+    """Yield the backends that can run a call, in order of preference, with the reference last."""
     return (row for row in OPERATORS[call.operator].backends if _takes(row, call) and not row.unsupported_reason(call))
 
 
+def chosen(call: Call) -> str:
+    """Return the name of the backend that runs a call when none is named.
+
+    Those that have proven themselves on the device come first, the fastest of them before the others; then those that
+    need no proof, in order of preference.
+    """
+    rows = [row for row in able(call) if row.unchosen_reason(call) is None]
+    proven = {row.name: verdict(row, call) for row in rows if needs_proof(row, call)}
+    right = sorted((name for name, it in proven.items() if it.right), key=lambda name: proven[name].seconds)
+    return next(iter([*right, *(row.name for row in rows if row.name not in proven)]))
+
+
+def needs_proof(row: Backend, call: Call) -> bool:
+    return call.device_type in row.verified_on and OPERATORS[call.operator].proof is not None
+
+
+def verdict(row: Backend, call: Call) -> verify.Verdict:
+    """Return what a check of a backend on the call's device has found or finds now."""
+    trial, _ = OPERATORS[call.operator].proof
+    return verify.verdict(call, row.name, partial(trial, call, False), partial(trial, call, True))
+
+
 def names_of_able(operator: str, device: str = "cpu") -> list[str]:
-    """The names of the backends that run an operator on a device, in order of preference, the oracle last."""
+    """Return the names of the backends that run an operator on a device, in order of preference."""
     return [row.name for row in able(Call(operator, device))]
 
 
 def unsupported_reason(name: str, call: Call) -> str | None:
-    """Why a backend cannot run a call, or None."""
+    """Return why a backend cannot run a call, or None."""
     rows = _named(call, name)
     if not rows:
         return f"{call.operator} has no {name} kernel for {call.device_type} tensors"
@@ -247,8 +291,8 @@ def _takes(row: Backend, call: Call) -> bool:
     return not row.device_types or call.device_type in row.device_types
 
 
-def known(name: str, function: str, source: str = "`backend`") -> str:
-    """The name, if there is a backend of that name at all."""
+def checked_backend(name: str, function: str, source: str = "`backend`") -> str:
+    """Return the name if it is one of BACKENDS, else raise."""
     if name not in BACKENDS:
         raise ValueError(
             f"{function}: {source} must be one of {', '.join(map(repr, BACKENDS))}, or nothing, to let the "
@@ -258,6 +302,6 @@ def known(name: str, function: str, source: str = "`backend`") -> str:
 
 
 def implementation(operator: str, backend: str, device_type: str) -> Implementation:
-    """An operator in a backend, whose module is imported when it is first needed."""
+    """Return an operator in a backend, importing its module at the first use."""
     row, *_ = _named(Call(operator, device_type), backend)
     return getattr(importlib.import_module(f".{row.module}", OPERATORS[operator].package), operator)

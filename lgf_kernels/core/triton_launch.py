@@ -1,10 +1,10 @@
-"""What the launchers share: types, exact numbers, index width, the device, and launching with a configuration."""
+"""Launching of Triton kernels: types, exact numbers, index width, device, configurations."""
 
 import functools
 import os
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -21,55 +21,50 @@ TYPES = {
     torch.float16: tl.float16,
 }
 
-#: Arguments that a kernel is not compiled anew for, whatever divides them: a resolution must not cost seconds. Strides of
-#: features are not among them: that 16 divides them all but follows from the channels, and makes for wide loads.
+#: Arguments that Triton does not specialise on, so that a new resolution costs no compilation.
+#: Strides of features are not among them: whether 16 divides them nearly always follows from the
+#: channels, and it allows wide loads.
 FRAME_SIZES = (
-    "T",
-    "H",
-    "W",
-    "pairs",
-    "tokens",
-    "direction_stride",
-    "frames",
-    "frame_tokens",
-    "first",
-    "end",
-    "splits",
-    "points",
-    "video",
-)
+    "T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits", "points", "video",
+)  # fmt: skip
 
 INTERPRETED = triton.knobs.runtime.interpret
 
 
 def operand_type(dtype: torch.dtype, accumulate: torch.dtype, by_gradient: bool = False) -> torch.dtype:
-    """The type in which features are multiplied: half precision in its own, all else in the accumulation type.
+    """Return the type in which features are multiplied: their own for half precision, else the accumulation type.
 
-    `by_gradient`: the other operand is a gradient, which float16 has not the range for.
+    `by_gradient`: the other operand is a gradient, which may exceed the range of float16.
     """
     half = (torch.bfloat16,) if by_gradient else (torch.bfloat16, torch.float16)
     return dtype if dtype in half and accumulate == torch.float32 else accumulate
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:
-    """Triton's name of an operand's type; the interpreter multiplies the bits of bfloat16 as if they were integers."""
+    """Return Triton's type of an operand, and for half precision in the interpreter float32.
+
+    The interpreter multiplies the bits of bfloat16 as if they were integers.
+    """
     return tl.float32 if INTERPRETED and dtype.itemsize == 2 else TYPES[dtype]
 
 
 def exact(number: float) -> tuple[float, float]:
-    """A number as a sum of two of float32: Triton passes numbers in float32, which a loss in float64 would notice."""
+    """Split a number into two float32 numbers: Triton passes numbers in float32, too coarse for a loss in float64."""
     (high,) = struct.unpack("f", struct.pack("f", number))
     return high, number - high
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
-    """int32 where every offset within a frame fits, which is nearly always. Frames themselves are reached by int64."""
+    """Return int32 if every offset within a frame fits, which is usual, else int64.
+
+    Offsets of frames are always int64.
+    """
     widest = max(sum((n - 1) * s for n, s in zip(t.shape[2:], t.stride()[2:], strict=True)) for t in tensors)
     return tl.int32 if widest < 2**31 else tl.int64
 
 
 def usable(tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors as the kernels take them: the last dimension contiguous, the other strides as they come."""
+    """Return the tensors with a contiguous last dimension, as the kernels require; the other strides stay."""
     return [last_dimension_contiguous(tensor) for tensor in tensors]
 
 
@@ -78,14 +73,52 @@ def outer_strides(tensor: Tensor) -> tuple[int, ...]:
 
 
 def odd_strides(tensor: Tensor) -> tuple[int, ...]:
-    """The outer strides of cached logits as 2 n + 3: whether 16 divides n follows from the resolution, and Triton, which
-    specialises every number in a tuple on 1 and on 16, would compile a kernel for each. `tiles.from_odd` undoes it."""
+    """Return the outer strides n of cached logits as 2 n + 3, which `triton_blocks.from_odd` inverts.
+
+    Triton specialises every number in a tuple on being 1 and on divisibility by 16. For n that
+    depends on the resolution, so that a new one could cost a compilation; 2 n + 3 is never 1 and
+    always odd.
+    """
     return tuple(2 * stride + 3 for stride in outer_strides(tensor))
 
 
-@functools.cache
+class Override(NamedTuple):
+    """What `overridden` replaces.
+
+    run           (kernel, grid, *arguments, **constants) in place of every launch
+    choose        candidate configurations -> the one to launch with
+    architecture  the compute capability to launch for
+    """
+
+    run: Callable[..., None] | None = None
+    choose: Callable[[Sequence[NamedTuple]], NamedTuple] | None = None
+    architecture: int | None = None
+
+
+_override = Override()
+
+
+@contextmanager
+def overridden(**replaced) -> Iterator[None]:
+    """Launch otherwise within the block, as the tuner and the kernel report do: fields of `Override`.
+
+    It acts on all threads: backward runs in those of autograd.
+    """
+    global _override
+    before, _override = _override, _override._replace(**replaced)
+    try:
+        yield
+    finally:
+        _override = before
+
+
 def architecture(device: torch.device) -> int:
-    """The compute capability as one number, 90 for Hopper. The interpreter is taken for a Hopper."""
+    """Return the compute capability as one number, such as 90 for Hopper; 90 for the interpreter."""
+    return _override.architecture or _architecture(device)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> int:
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -94,50 +127,59 @@ def architecture(device: torch.device) -> int:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run side by side at least. The interpreter runs one."""
+    """Return the number of multiprocessors, each of which runs at least one program; 1 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, whatever device its arguments are on."""
+    """Return a context that makes the tensor's device current: Triton launches there, whatever its arguments are on."""
     return torch.cuda.device_of(tensor)
 
 
 def tiles(
     kernel, frames: int, frame: tuple[int, int], candidates: Sequence[NamedTuple], *arguments, **constants
 ) -> None:
-    """Launch one program for every tile of every frame (`fastest`)."""
+    """Launch one program for every tile of every frame (`run_configured`)."""
     H, W = frame
 
     def grid(config: dict) -> tuple[int]:
         return (frames * -(-H // config["TILE_H"]) * -(-W // config["TILE_W"]),)
 
-    fastest(kernel, grid, candidates, *arguments, **constants)
+    run_configured(kernel, grid, candidates, *arguments, **constants)
 
 
-def fastest(kernel, grid: Callable[[dict], tuple], candidates: Sequence[NamedTuple], *arguments, **constants) -> None:
-    """Launch with the first of the candidate configurations; `grid` is the programs that one takes.
+def run_configured(
+    kernel, grid: Callable[[dict], tuple], candidates: Sequence[NamedTuple], *arguments, **constants
+) -> None:
+    """Launch with the first of the candidate configurations; `grid` gives the number of programs for one.
 
-    With LGF_AUTOTUNE=1 with the fastest, which takes seconds to minutes to find, once per process and kind of call.
+    LGF_AUTOTUNE=1 selects the fastest instead, which takes seconds to minutes, once per process and
+    set of constants.
     """
-    if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED:
+    choose = _override.choose
+    if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED and choose is None:
         run(tuned(kernel, tuple(candidates), tuple(constants)), grid, *arguments, **constants)
     else:
-        config = candidates[0]._asdict()
+        config = (choose(candidates) if choose else candidates[0])._asdict()
         run(kernel, grid(config), *arguments, **constants, **config)
 
 
 def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:
-    """Every launch of this package passes here, which is where the kernel report listens.
+    """Launch a kernel; every launch of this package calls this function.
 
-    Whether products and sums are fused is said each time: Triton's own choice differs between its versions.
+
+    Fusion of products and sums is set for each kernel: Triton's default differs between its versions.
     """
-    kernel[grid](*arguments, enable_fp_fusion=enable_fp_fusion, **constants)
+    (_override.run or _launch)(kernel, grid, *arguments, enable_fp_fusion=enable_fp_fusion, **constants)
+
+
+def _launch(kernel, grid, *arguments, **constants) -> None:
+    kernel[grid](*arguments, **constants)
 
 
 @functools.cache
 def tuned(kernel, candidates: tuple[NamedTuple, ...], key: tuple[str, ...]):
-    """The kernel, timing the candidates on the first call with new constants."""
+    """Return the kernel with autotuning: the first call with new constants times the candidates."""
     configs = []
     for candidate in candidates:
         meta = candidate._asdict()

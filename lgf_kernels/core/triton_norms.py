@@ -1,8 +1,8 @@
 """Reciprocal norms of all tokens, in one launch: r = 1 / max(||f||, EPS).
 
-Cosine similarity multiplies the logits by them. Normalised copies of the features would cost as much memory as the
-features, and rounded to half precision they would cost the gradient its accuracy: where neighbours are alike, the
-gradient is a small difference of large terms.
+Cosine similarity multiplies the logits by them. Normalised copies of the features would take as
+much memory as the features and, in half precision, lose the gradient's accuracy: where neighbours
+are similar, the gradient is a small difference of large terms.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from .numerics import EPS, accumulate_dtype
 
 LEAST: tl.constexpr = tl.constexpr(EPS)
 
-#: Tokens of a program, and channels it reads at a time: a load of 16 bytes for each thread of 4 warps and half precision.
+#: Tokens of a program, and channels it reads at a time: 16 bytes in half precision for each thread
+#: of 4 warps.
 ROWS, BLOCK_C = 32, 64
 
 
@@ -50,15 +51,16 @@ def lgf_reciprocal_norms(
                 mask = (token < tokens)[:, None] & (c < CHANNELS[m])[None, :]
                 f = tl.load(rows[:, None] + c[None, :], mask=mask, other=0.0).to(ACC)
                 total += tl.sum(f * f, 1)
-            # A square that overflows would make every similarity 0: adding NaN, which inf - inf is, says so instead.
+            # inf - inf = NaN: a sum of squares that overflows gives NaN instead of similarities of 0.
             r = 1.0 / tl.maximum(tl.sqrt(total), LEAST) + (total - total)
             tl.store(norms[m] + token, r, mask=token < tokens)
 
 
 def reciprocal_norms(tensors: Sequence[Tensor], similarity: str, out: Tensor | None = None) -> tuple[Tensor, ...]:
-    """(B, T, H, W) for each of several features (B, T, H, W, C), which may differ in C and type; 1 for similarity "dot".
+    """Return the reciprocal norms (B, T, H, W) of each of several features (B, T, H, W, C); 1 for similarity "dot".
 
-    The first of them decides the accumulation type; `out`, if given, receives its norms.
+    The features may differ in C and type. The first decides the accumulation type; `out`, if given,
+    receives its norms.
     """
     B, T, H, W, _ = tensors[0].shape
     accumulate = accumulate_dtype(tensors[0])
@@ -84,6 +86,6 @@ def reciprocal_norms(tensors: Sequence[Tensor], similarity: str, out: Tensor | N
         ROWS=ROWS,
         BLOCK_C=BLOCK_C,
         num_warps=4,
-        enable_fp_fusion=False,  # threads that share a token would disagree about its last bit, and write it all at once
+        enable_fp_fusion=False,  # threads that share a token could differ in the last bit of what they all write
     )
     return norms

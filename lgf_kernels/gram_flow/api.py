@@ -1,4 +1,4 @@
-"""Local Gram Flow and its loss, as functions and modules: the docstrings are the specification, and every argument is checked."""
+"""Local Gram Flow and its loss, as functions and modules, with the specification and the checks of all arguments."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..core.registry import call_of, known, resolve
+from ..core.registry import call_of, checked_backend, resolve
 from . import operators
-from .options import checked_options, checked_window
+from .options import LgfOptions, checked_options, checked_window
 from .window import pairs_shape, reversed_logits, window_mask
 
 
@@ -69,7 +69,7 @@ def local_gram_flow(
         boundary=boundary,
         direction=direction,
     )
-    call = call_of("local_gram_flow", features, window=options.window)
+    call = call_of("local_gram_flow", features, **_facts(options))
     return operators.local_gram_flow(features, options, resolve(call, backend, here))
 
 
@@ -147,7 +147,7 @@ def lgf_kl_loss(
         token_weight: a, (B, T-1, H, W) of any real type, bool masks included, >= 0, without gradient. Indexed by the
             query's position in pair t, in either direction. All zeros give 0/0 = NaN with "mean", as torch's own
             weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
-            values raise on the CPU and are not looked for on other devices, where looking would make the host wait.
+            values raise on the CPU and are not checked on other devices, where reading them would make the host wait.
         reduction: "mean" (default), "sum" (`sum_i a_i KL_i`) or "none" (`a_i KL_i`).
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
@@ -265,7 +265,7 @@ def lgf_kl_loss_from_logits(
 
 
 def _logits_direction(function: str, given: str | None, direction: str) -> str:
-    """The direction of a cache: that of the loss, unless it is said."""
+    """Return the direction of a cache: that given, else that of the loss, "forward" for "both"."""
     if given is None:
         return "backward" if direction == "backward" else "forward"
     return checks.choice(function, "logits_direction", given, ("forward", "backward"))
@@ -277,9 +277,15 @@ def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, fro
         shape = pairs_shape(student)
         checks.weight_tensor(here, "token_weight", token_weight, student, shape, "(B, T-1, H, W)")
         token_weight = token_weight.to(accumulate_dtype(student))
-    call = call_of("lgf_kl", student, window=options.window, teachers=len(teachers), from_logits=from_logits)
+    facts = {"teachers": len(teachers), "from_logits": from_logits, "token_weight": token_weight is not None}
+    call = call_of("lgf_kl", student, **_facts(options), **facts)
     name = resolve(call, backend, here)
     return operators.lgf_kl(student, teachers, weights, token_weight, options, from_logits, name)
+
+
+def _facts(options: LgfOptions) -> dict:
+    """Return what decides which kernel runs: all options but the temperature, which a compiled function may have as a symbol."""
+    return {name: value for name, value in options._asdict().items() if name != "temperature"}
 
 
 class LocalGramFlowKLLoss(nn.Module):
@@ -328,7 +334,7 @@ class LocalGramFlowKLLoss(nn.Module):
         )
         checked_options("LocalGramFlowKLLoss", **self.options)
         self.teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, count=None)
-        self.backend = backend and known(backend, "LocalGramFlowKLLoss")
+        self.backend = backend and checked_backend(backend, "LocalGramFlowKLLoss")
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
@@ -397,7 +403,7 @@ class LocalGramFlowKLLossFromLogits(nn.Module):
         checked_options(here, **self.options)
         self.logits_direction = _logits_direction(here, logits_direction, direction)
         self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
-        self.backend = backend and known(backend, here)
+        self.backend = backend and checked_backend(backend, here)
 
     def forward(
         self, student: Tensor, teacher_logits: Tensor | Sequence[Tensor], token_weight: Tensor | None = None

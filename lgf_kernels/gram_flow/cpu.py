@@ -1,4 +1,4 @@
-"""Launchers of the C++ module for CPU tensors: they allocate the outputs and pass addresses."""
+"""Launchers of the C++ module for CPU tensors, which allocate the outputs and pass addresses."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, win
 
 
 def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
-    """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
+    """Return the logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
     features = last_dimension_contiguous(features)
     logits = features.new_empty((*pairs_shape(features), options.window**2), dtype=accumulate_dtype(features))
     module(features).local_gram_flow(
@@ -27,7 +27,7 @@ def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
 
 
 def flow_backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) -> Tensor:
-    # The logits outside the frame are constants, so their gradient is ignored, be it NaN.
+    # Logits outside the frame are constants: their gradient is ignored, even NaN.
     inside = window_mask(*features.shape[2:4], options.window, features.device)
     grad_logits = torch.where(inside, grad_logits.to(accumulate_dtype(features)), 0.0).contiguous()
     return features_gradient(features, {options.direction: grad_logits}, options)
@@ -42,7 +42,7 @@ def loss_forward(
     from_logits: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and for backward d KL_i / d zS (`empty_residual`), if needed."""
+    """Return the loss and, if `needs_grad`, the residual d KL_i / d zS (`empty_residual`)."""
     student = last_dimension_contiguous(student)
     teachers = [last_dimension_contiguous(teacher) for teacher in teachers]
     residual = empty_residual(student, options, needs_grad)
@@ -80,7 +80,7 @@ def loss_backward(
 def features_gradient(
     features: Tensor, grad_logits: dict[str, Tensor], options: LgfOptions, scales: Tensor | None = None
 ) -> Tensor:
-    """Gradient of `sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
+    """Return the gradient of `sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
     `grad_logits[direction]` (B, T-1, H, W, K*K) and `scales` (B, T-1, H, W) are contiguous, in the accumulation type.
     """

@@ -1,4 +1,4 @@
-"""Launchers of the CUDA C++ module: they allocate the outputs and pass addresses."""
+"""Launchers of the CUDA C++ module, which allocate the outputs and pass addresses."""
 
 import math
 
@@ -13,7 +13,7 @@ from .window import pairs_shape, reduce_tokens, token_scale
 
 
 def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
-    """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
+    """Return the logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
     features = last_dimension_contiguous(features)
     logits = features.new_empty((*pairs_shape(features), options.window**2), dtype=accumulate_dtype(features))
     norms = empty_norms(features, options)
@@ -52,7 +52,7 @@ def loss_forward(
     from_logits: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and for backward the residual (`Residual`), if needed."""
+    """Return the loss and, if `needs_grad`, the residual (`Residual`)."""
     student = last_dimension_contiguous(student)
     teachers = [last_dimension_contiguous(teacher) for teacher in teachers]
     residual = empty_residual(student, options, needs_grad)
@@ -111,11 +111,12 @@ def features_gradient(
     scale: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
-    """Gradient of `factor * scale * sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
+    """Return the gradient of `factor * scale * sum scales[i] * grad_logits[direction][i, d] * z[i, d]`.
 
-    `grad_logits[direction]` (B, T-1, H, W, K, row), with rows as `window_row` has them, is contiguous, in the accumulation
-    type or that of a residual. So are `scales` (B, T-1, H, W) and the one number `scale`. `norms`: the reciprocal norms of
-    the features, where `empty_norms` makes room for some.
+    The sum is over the directions given. `grad_logits[direction]` (B, T-1, H, W, K, row), with
+    `window_row(K)` numbers a row, is contiguous, in the accumulation type or that of a residual. So
+    are `scales` (B, T-1, H, W) and the single number `scale`. `norms` are the features' reciprocal
+    norms, or None where `empty_norms` returns None.
     """
     features = last_dimension_contiguous(features)
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
@@ -139,26 +140,26 @@ def features_gradient(
 
 
 def window_row(window: int) -> int:
-    """Numbers from one row of a window to the next in a gradient by the logits (B, T-1, H, W, K * row).
+    """Return the row length of a window in a gradient by the logits (B, T-1, H, W, K * row).
 
-    One is left unused after each, which aligns the rows of a window of 7.
+    The last number of each row is unused, which aligns the rows of a window of 7.
     """
     return window + 1
 
 
 def empty_norms(features: Tensor, options: LgfOptions, count: int = 1) -> Tensor | None:
-    """Room for reciprocal norms (count, B, T, H, W), which are kept for cosine similarity alone."""
+    """Allocate reciprocal norms (count, B, T, H, W) for cosine similarity; return None for others."""
     if options.similarity != "cosine":
         return None
     return features.new_empty((count, *features.shape[:4]), dtype=accumulate_dtype(features))
 
 
 class Residual:
-    """What a forward keeps for its backward, in one buffer of bytes.
+    """The tensors that a forward keeps for its backward, in one buffer of bytes.
 
-    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row), with rows as `window_row` has them. In bfloat16 for a bfloat16
-            student, whose own gradient is no finer; otherwise in the accumulation type
-    norms   the student's reciprocal norms (1, B, T, H, W), or None where none are kept (`empty_norms`)
+    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row), with rows of `window_row(K)` numbers; in bfloat16 for a
+            bfloat16 student, whose own gradient is no finer, otherwise in the accumulation type
+    norms   the student's reciprocal norms (1, B, T, H, W), or None without cosine similarity (`empty_norms`)
     """
 
     def __init__(self, residual: Tensor, student: Tensor, options: LgfOptions):
@@ -174,15 +175,18 @@ class Residual:
 
     @classmethod
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
-        """Bytes of the two parts. The slots come first: K (K + 1) is even, which aligns the norms."""
-        tokens = len(options.directions) * math.prod(pairs_shape(student))  # of sizes that may be symbols
+        """Return the bytes of slots and norms.
+
+        The slots come first: K (K + 1) is even, which aligns the norms.
+        """
+        tokens = len(options.directions) * math.prod(pairs_shape(student))  # sizes may be symbols
         slots = tokens * options.window * window_row(options.window) * cls.slots_dtype(student).itemsize
         keeps_norms = options.similarity == "cosine"
         return slots, math.prod(student.shape[:4]) * accumulate_dtype(student).itemsize if keeps_norms else 0
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
-    """Room for a `Residual`; empty if no gradient is needed."""
+    """Allocate the buffer of a `Residual`, empty unless `needs_grad`."""
     return student.new_empty((sum(Residual.sizes(student, options)) if needs_grad else 0,), dtype=torch.uint8)
 
 

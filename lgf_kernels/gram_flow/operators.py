@@ -5,29 +5,32 @@ from torch import Tensor
 
 from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
-from ..core.gpu import triton
+from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, Backend, Call, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, Call, Proof, implementation, register
 from . import reference
 from .options import LgfOptions
+from .trial import FLOW_VARIANTS, LOSS_VARIANTS, trial
 from .window import pairs_shape
 
-#: As many teachers as fit in what a CUDA C++ kernel is passed (`kMaxTeachers` in csrc/cuda/gram_flow/calls.h).
-MOST_TEACHERS = 15
+#: Most teachers that the parameters of a CUDA C++ kernel hold (`kMaxTeachers` in csrc/cuda/gram_flow/calls.h).
+MAX_TEACHERS = 15
 
 
 def cuda_unsupported_reason(call: Call) -> str | None:
     teachers = call.fact("teachers", 0)
-    if teachers > MOST_TEACHERS:
-        return f"its CUDA C++ kernels take at most {MOST_TEACHERS} teachers, and there are {teachers}"
+    if teachers > MAX_TEACHERS:
+        return f"its CUDA C++ kernels take at most {MAX_TEACHERS} teachers, and there are {teachers}"
     return native.unsupported_reason(call)
 
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
-CUDA = Backend("native", "cuda", cuda_unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
-register("local_gram_flow", __package__, CPU, CUDA, triton("triton_flow"), PORTABLE, REFERENCE)
-CUDA_LOSS = CUDA._replace(limits=f"at most {MOST_TEACHERS} teachers")
-register("lgf_kl", __package__, CPU, CUDA_LOSS, triton("triton_loss"), PORTABLE, REFERENCE)
+CUDA = Backend("native", "cuda", cuda_unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
+CUDA_LOSS = CUDA._replace(limits=f"at most {MAX_TEACHERS} teachers")
+PROOF = Proof(trial, FLOW_VARIANTS)
+register("local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE, proof=PROOF)
+PROOF = Proof(trial, LOSS_VARIANTS)
+register("lgf_kl", __package__, CPU, CUDA_LOSS, triton_backend("triton_loss"), PORTABLE, REFERENCE, proof=PROOF)
 
 
 # ---- local_gram_flow: features (B, T, H, W, C) to logits (B, T-1, H, W, K*K) ------------------------------------

@@ -1,4 +1,4 @@
-"""The options of the Local Gram Flow losses, as the operators pass them on: checked once, then carried whole."""
+"""Options of the Local Gram Flow losses, checked once and passed on as one tuple."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ BOUNDARIES = ("exclude", "zero")
 DIVERGENCES = ("kl", "l2")
 DIRECTIONS = ("forward", "backward", "both")
 
-#: Largest window any backend takes: kernels keep a token's K*K logits in registers.
+#: Largest window of all backends: kernels keep a token's K*K logits in registers.
 MAX_WINDOW = 15
 
 
 class LgfOptions(NamedTuple):
-    """Everything of a Local Gram Flow loss that is not a tensor. The meanings are those of `lgf_kernels.lgf_kl_loss`."""
+    """The options of a Local Gram Flow loss that are not tensors, as documented in `lgf_kernels.lgf_kl_loss`."""
 
     window: int = 7
     temperature: float = 0.1
@@ -48,7 +48,7 @@ def checked_window(function: str, value) -> int:
 def checked_options(
     function: str, directions: Sequence[str] = DIRECTIONS, direction_hint: str = "", **given
 ) -> LgfOptions:
-    """The options of a Local Gram Flow operator; those not given keep their defaults."""
+    """Check the options of a Local Gram Flow operator; those not given keep their defaults."""
     tests = {
         "window": lambda v: checked_window(function, v),
         "temperature": lambda v: number(function, "temperature", v, above=0.0),

@@ -1,22 +1,24 @@
-"""Local Gram Flow and its loss by small matrix products: one pair of frames at a time, one block of columns at a time.
+"""Local Gram Flow and its loss by small matrix products, one pair of frames and one block of columns at a time.
 
     z[y, x, dy, dx] = < q[y, x], k[y+dy, x+dx] >
 
-The tile is a row of at most BLOCK queries against the K rows of keys above, at and below it, with a halo of r columns
-on either side: a dense product of (BLOCK, C) by (C, K * (BLOCK + 2r)), batched over the rows of the frame. The keys of
-successive rows overlap, so one padded block of the key frame serves all of them as a strided view; the wanted logits
-are the diagonals of the product, a strided view again. Outside the frame the padding makes the products 0.
+A tile is a row of at most BLOCK queries by the K rows of keys around it, with a halo of r columns
+on either side: a dense product of (BLOCK, C) by (C, K * (BLOCK + 2r)), batched over the rows of the
+frame. The keys of successive rows overlap, so they are strided views of one padded block of the key
+frame; the logits of the windows are the diagonals of the product, also a strided view. The padding
+makes the products outside the frame 0.
 
-The gradient is the same product the other way round, with the gradients g on the diagonals of an otherwise zero
-matrix: `sum_d g[i, d] k[i + d]`. It serves both sides of a pair, because the key side, `dk[j] = sum_d g[j - d, d]
-q[j - d]`, is a query side with `transpose_window(g)` for g. Each gradient is gathered and written once.
+The gradient `sum_d g[i, d] k[i + d]` is a product of the keys with a matrix that holds the
+gradients g on its diagonals and 0 elsewhere. The same function computes the key side,
+`dk[j] = sum_d g[j - d, d] q[j - d]`, which is a query side with `transpose_window(g)` for g. Each
+gradient is gathered and written once.
 
-The loss takes one pair of frames at a time:
+The loss is computed one pair of frames at a time:
 
     KL_i = sum_d P[i, d] (log P[i, d] - log Q[i, d])          d KL_i / d zS[i, d] = (Q - P)[i, d] / tau
     L2_i = mean_d (zS[i, d] - zT[i, d])^2                     d L2_i / d zS[i, d] = 2 (zS - zT)[i, d] / count_i
 
-Only the logits' gradients are kept for backward: K*K numbers a token, and the teachers are not needed again.
+The backward needs the student and the logits' gradients, K*K numbers a token, but no teacher.
 """
 
 import itertools
@@ -31,13 +33,13 @@ from ..core.registry import Implementation
 from .options import LgfOptions
 from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, window_mask
 
-#: Queries of a row per tile. Wider tiles waste more of the dense product on pairs outside the window, narrower ones
-#: make the product too small to be fast.
+#: Most queries of a tile. Wider tiles compute more pairs outside the window, narrower ones make the
+#: products too small to be fast.
 BLOCK = 16
 
 
 def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:
-    """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
+    """Return the logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
     shape = (*pairs_shape(features), options.window**2)
     logits = features.new_empty(shape, dtype=accumulate_dtype(features))
     for b, t, pair in frame_pairs(features, options):
@@ -50,7 +52,7 @@ def flow_backward(grad_logits: Tensor, features: Tensor, options: LgfOptions) ->
 
 
 def frame_pairs(features: Tensor, options: LgfOptions, dtype: torch.dtype | None = None) -> Iterator:
-    """Yield (b, t, logits (H, W, K*K)) for every pair of successive frames. `dtype`: in which to compute."""
+    """Yield (b, t, logits (H, W, K*K)) for every pair of successive frames, computed in `dtype`."""
     B, T, H, W, _ = features.shape
     dtype = dtype or accumulate_dtype(features)
     outside = ~window_mask(H, W, options.window, features.device)
@@ -66,10 +68,10 @@ def frame_pairs(features: Tensor, options: LgfOptions, dtype: torch.dtype | None
 def features_gradient(
     features: Tensor, grad_logits: dict[str, Tensor], scale: Tensor | None, options: LgfOptions
 ) -> Tensor:
-    """Gradient of `sum scale[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
+    """Return the gradient of `sum scale[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
-    `grad_logits[direction]` is (B, T-1, H, W, K*K), `scale` (B, T-1, H, W). What stands outside the frame is ignored, be
-    it NaN: the logits there are constants.
+    `grad_logits[direction]` is (B, T-1, H, W, K*K), `scale` (B, T-1, H, W). Logits outside the
+    frame are constants: their gradient is ignored, even NaN.
     """
     B, T, H, W, _ = features.shape
     dtype, window = accumulate_dtype(features), options.window
@@ -81,7 +83,7 @@ def features_gradient(
         return pair if scale is None else {direction: g * scale[b, t, :, :, None] for direction, g in pair.items()}
 
     def as_query(pair: dict[str, Tensor], query_direction: str) -> Tensor:
-        """The pair's gradients as seen from the frame that `query_direction` takes the queries from."""
+        """Return the pair's gradients with the queries in the frame where `query_direction` has them."""
         sides = [g if direction == query_direction else transpose_window(g, window) for direction, g in pair.items()]
         return sides[0] if len(sides) == 1 else sides[0] + sides[1]
 
@@ -103,7 +105,7 @@ def features_gradient(
 
 
 def normalised(frame: Tensor, options: LgfOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The frame (H, W, C) that the products are made of, and the norms (H, W, 1) it was divided by, if it was."""
+    """Return the frame (H, W, C), for cosine similarity normalised, and its norms (H, W, 1) or None."""
     frame = frame.to(dtype)
     if options.similarity == "dot":
         return frame, None
@@ -111,7 +113,7 @@ def normalised(frame: Tensor, options: LgfOptions, dtype: torch.dtype) -> tuple[
 
 
 def window_products(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """z[y, x, d] = < q[y, x], k[y+dy, x+dx] >, (H, W, K*K), from two frames (H, W, C)."""
+    """Return z[y, x, d] = < q[y, x], k[y+dy, x+dx] >, (H, W, K*K), of two frames (H, W, C)."""
     H, W, _ = queries.shape
     z = queries.new_empty(H, W, window * window)
     for columns, rows in column_blocks(keys, window):
@@ -121,7 +123,7 @@ def window_products(queries: Tensor, keys: Tensor, window: int) -> Tensor:
 
 
 def window_sums(g: Tensor, keys: Tensor, window: int) -> Tensor:
-    """s[y, x] = sum_d g[y, x, d] k[y+dy, x+dx], (H, W, C), from g (H, W, K*K) and a frame of keys (H, W, C)."""
+    """Return s[y, x] = sum_d g[y, x, d] k[y+dy, x+dx], (H, W, C), of g (H, W, K*K) and keys (H, W, C)."""
     H = g.shape[0]
     sums = torch.empty_like(keys)
     for columns, rows in column_blocks(keys, window):
@@ -133,7 +135,7 @@ def window_sums(g: Tensor, keys: Tensor, window: int) -> Tensor:
 
 
 def column_blocks(keys: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (columns of queries, their keys (H, K * (width + 2r), C) row by row), for all columns of the frame."""
+    """Yield (columns of queries, their keys (H, K * (width + 2r), C) row by row) until all columns are covered."""
     H, W, C = keys.shape
     r = window // 2
     blocks = -(-W // BLOCK)
@@ -146,28 +148,28 @@ def column_blocks(keys: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def padded(frame: Tensor, halo: tuple[int, int, int, int]) -> Tensor:
-    """The frame (H, W, ...) with zeros to the left and right, above and below, contiguous for the views that are made of it.
+    """Pad the frame (H, W, ...) with zeros, contiguous as its strided views require.
 
-    Where nothing is to be added, for a window of 1, `F.pad` keeps the strides of the frame.
+    `F.pad` keeps the frame's strides where it adds nothing, as for a window of 1.
     """
     return F.pad(frame, (0, 0, *halo)).contiguous()
 
 
 def diagonals(tile: Tensor, window: int) -> Tensor:
-    """View (H, width, K, K) of a tile (H, width, K * (width + 2r)): the keys in each query's own window."""
+    """Return the view (H, width, K, K) of a tile (H, width, K * (width + 2r)) on the keys in each query's window."""
     H, width, keys = tile.shape
     row = keys // window
     return tile.as_strided((H, width, window, window), (width * keys, keys + 1, row, 1), tile.storage_offset())
 
 
 def transpose_window(g: Tensor, window: int) -> Tensor:
-    """g^T[j, e] = g[j + e, -e], 0 where j + e lies outside: the same pairs of tokens, seen from the keys."""
+    """Return g^T[j, e] = g[j + e, -e], 0 where j + e lies outside: the same pairs, with keys and queries swapped."""
     H, W, _ = g.shape
     r = window // 2
     halo = padded(g, (r, r, r, r))
     column = window * window
     row = (W + 2 * r) * column
-    # Stepping to the next key row moves one row down and one offset back; likewise for columns.
+    # A step to the next row of the window is one row down and one offset back; likewise for columns.
     strides = (row, column, row - window, column - 1)
     return halo.as_strided((H, W, window, window), strides, column - 1).reshape(H, W, column)
 
@@ -184,7 +186,7 @@ def loss_forward(
     from_logits: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and for backward the residual d KL_i / d zS, (directions, B, T-1, H, W, K*K), if needed."""
+    """Return the loss and, if `needs_grad`, the residual d KL_i / d zS, (directions, B, T-1, H, W, K*K)."""
     values = student.new_zeros(pairs_shape(student), dtype=accumulate_dtype(student))
     residual = empty_residual(student, options, needs_grad)
     share = 1 / len(options.directions)
@@ -208,7 +210,7 @@ def loss_backward(
 
 
 def fused_pairs(teachers, teacher_weights, options: LgfOptions, from_logits: bool, dtype: torch.dtype):
-    """Yield the fused teacher's logits (H, W, K*K), pair of frames by pair of frames."""
+    """Yield the fused teacher's logits (H, W, K*K) of each pair of frames."""
     if from_logits:
         streams = [(z for video in teacher for z in video) for teacher in teachers]
     else:
@@ -226,7 +228,7 @@ class Divergence:
         inside = window_mask(*student.shape[2:4], options.window, student.device)
         member = inside if options.boundary == "exclude" else torch.ones_like(inside)
         self.outside, self.count = ~inside, member.sum(-1, keepdim=True).to(dtype)
-        # Added to the logits: -inf takes a position out of the softmax.
+        # Added to the logits: -inf excludes a position from the softmax.
         self.bias = torch.zeros_like(member, dtype=dtype).masked_fill_(~member, -torch.inf)
 
     def __call__(self, zS: Tensor, zT: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
@@ -235,9 +237,10 @@ class Divergence:
     def kl(self, zS: Tensor, zT: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
         log_p, log_q = self.log_softmax(zT), self.log_softmax(zS)
         p, q = log_p.exp(), log_q.exp()
-        # Outside the window both are -inf and their difference NaN; p is 0 there and so must be the term.
+        # Positions excluded from the softmax have -inf - -inf = NaN; with p = 0 the term is 0.
         difference = (log_p - log_q).masked_fill_(self.bias.isinf(), 0)
-        # Adding Q - P, which sums to 0, cancels the rounding of the log-sums: near convergence that is all there is.
+        # Adding Q - P, which sums to 0, cancels the rounding of the log-sums, all that is left of
+        # KL near convergence.
         excess = q.sub_(p)
         value = torch.addcmul(excess, p, difference).sum(-1)
         return value, excess.div_(self.options.temperature) if needs_grad else None

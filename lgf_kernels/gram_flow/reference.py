@@ -1,9 +1,9 @@
-"""The oracle of Local Gram Flow and its loss: the formulas written out literally.
+"""Reference of Local Gram Flow and its loss: the formulas, literally.
 
     z[b, t, y, x, d] = < f[b, t, y, x], f[b, t+1, y+dy, x+dx] >       d = (dy, dx) in [-r, r]^2, r = (K-1)/2
 
-with f the L2-normalised features for similarity "cosine" and the features themselves for "dot"; z = 0 outside the
-frame. SAM2VideoX, section 4.2. And of the loss, sections 4.3 and 4.4:
+with f the L2-normalised features for similarity "cosine" and the features themselves for "dot";
+z = 0 outside the frame (SAM2VideoX, section 4.2). The loss (sections 4.3 and 4.4):
 
     zT[i, d] = sum_m w_m z_m[i, d]                                                the fused teacher
     P = softmax(zT / tau), Q = softmax(zS / tau)                                  over the window
@@ -22,7 +22,7 @@ from .window import reduce_tokens, window_mask
 
 
 def local_gram_flow(features: Tensor, options: LgfOptions, dtype: torch.dtype | None = None) -> Tensor:
-    """(B, T-1, H, W, K*K) from features (B, T, H, W, C), differentiable. `dtype`: in which to compute."""
+    """Return the logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), computed in `dtype`; differentiable."""
     f = features.to(dtype or accumulate_dtype(features))
     if options.similarity == "cosine":
         f = f / norms(f).clamp_min(EPS)
@@ -37,7 +37,7 @@ def local_gram_flow(features: Tensor, options: LgfOptions, dtype: torch.dtype | 
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, options: LgfOptions) -> Tensor:
-    """KL_i or L2_i, (B, T-1, H, W), from the logits (B, T-1, H, W, K*K) of student and fused teacher."""
+    """Return KL_i or L2_i, (B, T-1, H, W), from the logits (B, T-1, H, W, K*K) of student and fused teacher."""
     zS, zT = student_logits, teacher_logits
     inside = window_mask(zS.shape[2], zS.shape[3], options.window, zS.device)
     zS, zT = zS.where(inside, 0.0), zT.where(inside, 0.0)
@@ -53,13 +53,13 @@ def divergence(student_logits: Tensor, teacher_logits: Tensor, options: LgfOptio
 
 
 def fused_teacher(teachers, teacher_weights, from_logits: bool, options: LgfOptions, dtype: torch.dtype) -> Tensor:
-    """zT: the weighted sum of the teachers' logits (never of their features)."""
+    """Return zT, the weighted sum of the teachers' logits (never of their features)."""
     z = [t.to(dtype) if from_logits else local_gram_flow(t, options, dtype) for t in teachers]
     return sum(w * z_m for w, z_m in zip(teacher_weights, z, strict=True))
 
 
 def token_losses(student, teachers, teacher_weights, options: LgfOptions, from_logits: bool = False) -> Tensor:
-    """KL_i (B, T-1, H, W): for direction "both" the mean of the two directions."""
+    """Return KL_i or L2_i, (B, T-1, H, W); for direction "both" the mean of the two directions."""
     dtype = accumulate_dtype(student)
     values = []
     for direction in options.directions:
@@ -70,6 +70,6 @@ def token_losses(student, teachers, teacher_weights, options: LgfOptions, from_l
 
 
 def lgf_kl(student, teachers, teacher_weights, token_weight, options: LgfOptions, from_logits: bool = False) -> Tensor:
-    """The loss, reduced as `options.reduction` says."""
+    """Return the loss, reduced by `options.reduction`."""
     values = token_losses(student, teachers, teacher_weights, options, from_logits)
     return reduce_tokens(values, token_weight, options.reduction)

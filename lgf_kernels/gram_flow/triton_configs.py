@@ -1,10 +1,10 @@
-"""How the kernels are cut and scheduled: a small table, made ahead of time.
+"""Tile sizes and scheduling of the Triton kernels, as a table made ahead of time.
 
-The choice depends on the architecture, the type, the window, the channels and whether there are teachers, never on T, H
-and W: a Triton kernel takes seconds to compile, and a new resolution must not cost that. The first row of each table
-entry is what runs; the others are what LGF_AUTOTUNE=1 times against it. The first rows were chosen from what they compile
-to (`make kernel-report`): next to no spilled registers on Ampere, Hopper and Blackwell with a window of 7. They have yet to be
-timed.
+The choice depends on the architecture, the type, the window, the channels and whether there are
+teachers, never on T, H and W: a Triton kernel takes seconds to compile, and a new resolution must
+not cost that. The first row of each entry runs; LGF_AUTOTUNE=1 times the others against it. The
+first rows were chosen by their compiled code (`make kernel-report`): next to no spilled registers
+on Ampere, Hopper and Blackwell with a window of 7. They have not been timed yet.
 """
 
 import functools
@@ -14,7 +14,7 @@ import torch
 
 from ..core.numerics import next_power_of_2
 
-#: Queries in a tile, and the tokens of its padded halo, at most, for their logits to fit in registers.
+#: Tile sizes, and the most tokens of a padded halo, whose logits fit in registers.
 TILES = ((8, 8), (4, 8), (4, 4))
 MAX_HALO = 256
 
@@ -40,7 +40,8 @@ class Backward(NamedTuple):
     num_stages: int
 
 
-#: By bytes of an operand. One Gram needs half the registers of several, so 4 warps hold it and two programs share an SM.
+#: By bytes of an operand. One Gram takes half the registers of several: 4 warps hold it, and two
+#: programs share an SM.
 FORWARD = {
     2: [Forward(8, 8, 64, 8, 2), Forward(8, 8, 32, 8, 2), Forward(8, 8, 64, 8, 3), Forward(8, 8, 64, 4, 2)],
     4: [Forward(4, 8, 16, 8, 2), Forward(8, 8, 16, 8, 2), Forward(4, 8, 32, 8, 2)],
@@ -54,7 +55,8 @@ BACKWARD = {
     4: [Backward(4, 8, 2, 64, 8, 2), Backward(8, 8, 2, 64, 8, 1)],
     8: [Backward(4, 4, 2, 16, 8, 1)],
 }
-#: Where the products are made twice (cosine similarity, more channels than a block), what lies between takes registers.
+#: For products that are computed twice (cosine similarity, more channels than a block): values kept
+#: in between take registers.
 BACKWARD_TWO_PASSES = {
     2: [Backward(8, 8, 4, 128, 8, 2), Backward(8, 8, 4, 64, 8, 2), Backward(8, 8, 8, 128, 8, 2)],
 }
@@ -62,7 +64,7 @@ BACKWARD_TWO_PASSES = {
 
 @functools.cache
 def forward(window: int, channels: int, teachers: int, operand: torch.dtype, architecture: int) -> list[Forward]:
-    """For the Gram of the student and of `teachers` teachers, of at most so many channels."""
+    """Return configurations for the Grams of a student and `teachers` teachers of at most `channels` channels."""
     rows = FORWARD[operand.itemsize]
     if teachers == 0:
         rows = FORWARD_ONE_GRAM.get((architecture, operand.itemsize), rows)
@@ -71,7 +73,7 @@ def forward(window: int, channels: int, teachers: int, operand: torch.dtype, arc
 
 @functools.cache
 def backward(window: int, channels: int, operand: torch.dtype, architecture: int) -> list[Backward]:
-    """For the gradient of features of so many channels, from products of this type."""
+    """Return configurations for the gradient by features of `channels` channels, with products of type `operand`."""
     rows = BACKWARD[operand.itemsize]
     if channels > rows[0].BLOCK_C:
         rows = BACKWARD_TWO_PASSES.get(operand.itemsize, rows)
@@ -79,7 +81,7 @@ def backward(window: int, channels: int, operand: torch.dtype, architecture: int
 
 
 def fitted(row, window: int, channels: int):
-    """The row with its tile cut to what the window leaves registers for, and its block to the channels there are."""
+    """Return the row with its tile reduced until the halo fits in registers, and its block to the channels."""
     height, width = next(tile for tile in TILES if tile[0] <= row.TILE_H and tile[1] <= row.TILE_W and (
         halo_size(tile, window) <= MAX_HALO or tile == TILES[-1]))  # fmt: skip
     return row._replace(TILE_H=height, TILE_W=width, BLOCK_C=min(row.BLOCK_C, max(16, next_power_of_2(channels))))
@@ -91,5 +93,5 @@ def halo_size(tile: tuple[int, int], window: int) -> int:
 
 @functools.cache
 def slot_row(window: int) -> int:
-    """Slots of a row of the window: K, padded to a power of two."""
+    """Return the slots of a row of the window: K, padded to a power of two."""
     return max(4, next_power_of_2(window))

@@ -4,15 +4,16 @@
     df^_i = sum_d g[i, d] f^_{i+d} + sum_d g[i-d, d] f^_{i-d}                     as a query, as a key
     df_i = (df^_i - < df^_i, f^_i > f^_i) / ||f_i||                               similarity "cosine"
 
-Forward: one program a tile of queries (`tiles`). Backward: one program a tile of tokens, which gathers what its tokens
-owe to the halo in the next frame and to that in the previous one, and writes its gradient once: no atomics, and the
-same bits every time. A token is a query towards one of the two frames and a key towards the other; with both
-directions it is both towards both. Towards a frame the gradient is the product of (tile, halo) coefficients g with the
-halo's features, so what is a query there and what a key only decides where g is read: in the token's own window, at
-offset d, or in the other token's window, at offset -d.
+Forward: one program for each tile of queries (`triton_tiles`). Backward: one program for each tile
+of tokens, which adds the contributions of its halos in the next and in the previous frame and
+writes the gradient once: no atomics, and the same bits in every run. A token is a query of the pair
+with one of these frames and a key of the pair with the other; with both directions it is both in
+both pairs. The contribution of a frame is the product of (tile, halo) coefficients g with the
+halo's features. For a query, g is read from the token's own window, at offset d; for a key, from
+the other token's window, at offset -d.
 
-The part of df^ along f^ must be known before any channel is written. With more channels than fit in registers the
-products are therefore made twice, once for that part and once to be written.
+The part of df^ along f^ must be known before any channel is written. With more channels than fit in
+registers the products are therefore computed twice, first for that part and then for the result.
 """
 
 import torch
@@ -85,10 +86,10 @@ def _coefficients(
     WINDOW: tl.constexpr,
     SLOT_ROW: tl.constexpr,
 ):
-    """g (tile, part of the halo): by how much of each token of the halo the gradient of each token of the tile grows.
+    """Return g (tile, part of the halo): the factors of the halo's tokens in the gradient of the tile's tokens.
 
-    `as_query`, `as_key`, `scale`: the gradients by the logits of this pair of frames in which the tile's tokens are
-    queries, those in which they are keys, and the scales of the pair's queries.
+    `as_query` and `as_key` are the gradients by this pair's logits in which the tile's tokens are
+    queries and keys; `scale` are the scales of the pair's queries.
     """
     own, other = y * W + x, other_y * W + other_x
     own_in_frame = (y < other_H) & (x < W)
@@ -169,10 +170,11 @@ def lgf_backward(
         acc = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
         for side in tl.static_range(2):  # the next frame, then the previous one
             other_t = t + 1 - 2 * side
-            other_H = tl.where((other_t >= 0) & (other_t < T), H, 0)  # no such frame is one without rows
+            other_H = tl.where((other_t >= 0) & (other_t < T), H, 0)  # a missing frame has no rows
             other_frame = video + other_t.to(tl.int64) * stride[1]
             pair = (b * (T - 1) + t - side).to(tl.int64) * H * W
-            # Towards the next frame a token is a query of the forward direction and a key of the backward one.
+            # In the pair with the next frame a token is a query of direction "forward" and a key of
+            # "backward".
             forward_logits = grad_logits + pair * (WINDOW * SLOT_ROW)
             backward_logits = forward_logits + direction_stride
             for row in range(0, HALO_H, ROWS):
@@ -193,7 +195,7 @@ def lgf_backward(
                 acc = dot(g, load_channels(other_frame, places, other_in_frame, c0, C, BLOCK_C), acc, OPERAND)
         if COSINE:
             unit = load_channels(frame, y * stride[2] + x * stride[3], in_frame, c0, C, BLOCK_C).to(ACC) * r[:, None]
-            # A vector so short that its norm counts as EPS is divided by a constant, and nothing is projected.
+            # A norm clamped to EPS is a constant: there is no projection.
             part = tl.where(r < SHORT, tl.sum(acc * unit, 1), 0.0)
             along += tl.where(step < CHUNKS, part, 0.0)
             acc = (acc - along[:, None] * unit) * r[:, None]
@@ -204,7 +206,7 @@ def lgf_backward(
 
 
 def forward(features: Tensor, options: LgfOptions) -> Tensor:
-    """Logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
+    """Return the logits (B, T-1, H, W, K*K) of features (B, T, H, W, C), in the accumulation type."""
     (features,) = launch.usable([features])
     B, T, H, W, C = features.shape
     accumulate = accumulate_dtype(features)
@@ -248,11 +250,12 @@ def features_gradient(
     factor: float,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Gradient of `factor * sum scale[i] * grad_logits[direction, i, d] * z[direction, i, d]`.
+    """Return the gradient of `factor * sum scale[i] * grad_logits[direction, i, d] * z[direction, i, d]`.
 
-    `norms` are the features' reciprocal ones. `grad_logits` (directions, B, T-1, H, W, K * row) is contiguous, of any
-    floating type, with a window's rows `row` apart; `scale` is one number, or (B, T-1, H, W) and contiguous. What stands
-    outside the frame is ignored, be it NaN: the logits there are constants.
+    `norms` are the features' reciprocal norms. `grad_logits` (directions, B, T-1, H, W, K * row) is
+    contiguous, of any floating type, with a window's rows `row` apart; `scale` is one number, or
+    (B, T-1, H, W) and contiguous. Logits outside the frame are constants: their gradient is
+    ignored, even NaN.
     """
     (features,) = launch.usable([features])
     B, T, H, W, C = features.shape

@@ -1,16 +1,17 @@
-"""The Local Gram Flow loss in one pass: Grams, softmaxes, divergence, and its gradient by the student's logits.
+"""The Local Gram Flow loss in one kernel: Grams, softmaxes, divergence, and its gradient by the student's logits.
 
     zT = sum_m w_m z_m                                                            the fused teacher, logits not features
     P = softmax(zT / tau), Q = softmax(zS / tau), u = log P - log Q               over the window
     KL_i = sum_d (P u + Q - P)[i, d]          d KL_i / d zS[i, d] = (Q - P)[i, d] / tau, zero outside the frame
     L2_i = mean_d (zS - zT)[i, d]^2           d L2_i / d zS[i, d] = 2 (zS - zT)[i, d] / count_i
 
-The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is small, its series
-replaces a sum of numbers that cancel.
+The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is
+small, its series avoids the cancellation of the sum.
 
-One program a tile of queries and a direction. The gradient by the logits, K*K numbers a token, is all that the backward
-needs besides the student: it reads no teacher. It is kept in bfloat16 for a bfloat16 student, whose own gradient is no
-finer, and for the others in the accumulation type (float16 has not the range).
+One program for each tile of queries and direction. The backward reads the student and the gradient
+by the logits, K*K numbers a token, but no teacher. That gradient is kept in bfloat16 for a bfloat16
+student, whose own gradient is no finer, and otherwise in the accumulation type, because float16
+lacks the range.
 """
 
 import torch
@@ -32,16 +33,16 @@ from .window import pairs_shape, reduce_tokens, token_scale
 
 @triton.jit
 def _kl_term(p, q, u):
-    """P u + Q - P = P (e^-u - 1 + u), by the series of e^-u - 1 + u where its terms would cancel."""
+    """Return P u + Q - P = P (e^-u - 1 + u), by the series of e^-u - 1 + u where the sum would cancel."""
     series = 0.5 - u * (1 / 6 - u * (1 / 24 - u * (1 / 120 - u * (1 / 720 - u / 5040))))
-    # The terms left out of the series reach the precision of the type at SMALL.
+    # At SMALL the omitted terms of the series reach the precision of the type.
     SMALL: tl.constexpr = 0.25 if u.dtype == tl.float32 else 0.005
     return tl.where(tl.abs(u) < SMALL, p * u * u * series, p * u + (q - p))
 
 
 @triton.jit
 def _divergence(zS, zT, member, inside, inverse_tau, KL: tl.constexpr):
-    """KL or l2 of each token (tile,), and its gradient by the student's logits (tile, SLOTS)."""
+    """Return KL or l2 of each token (tile,), and its gradient by the student's logits (tile, SLOTS)."""
     if KL:
         s = tl.where(member, zS * inverse_tau, float("-inf"))
         t = tl.where(member, zT * inverse_tau, float("-inf"))
@@ -59,7 +60,7 @@ def _divergence(zS, zT, member, inside, inverse_tau, KL: tl.constexpr):
         count = tl.sum(member.to(zS.dtype), 1)
         value = tl.sum(difference * difference, 1) / count
         gradient = difference * (2.0 / count)[:, None]
-    # An infinite divergence is as broken as a NaN, and says so, in the gradient too.
+    # inf - inf = NaN: an infinite divergence becomes NaN, in the gradient too.
     broken = value - value
     return value + broken, tl.where(inside, gradient + broken[:, None], 0.0)
 
@@ -80,7 +81,7 @@ def lgf_kl_forward(
     H,
     W,
     CHANNELS: tl.constexpr,
-    OPERANDS: tl.constexpr,
+    HALVES: tl.constexpr,
     WINDOW: tl.constexpr,
     SLOT_ROW: tl.constexpr,
     EXCLUDE: tl.constexpr,
@@ -95,7 +96,7 @@ def lgf_kl_forward(
     ACC: tl.constexpr = values.dtype.element_ty
     tiles = tl.cdiv(H, TILE_H) * tl.cdiv(W, TILE_W)
     tile = tl.program_id(0) % tiles
-    pair = tl.program_id(0) // tiles  # of both directions, one after the other
+    pair = tl.program_id(0) // tiles  # over both directions, one after the other
     reverse = FIRST_REVERSED + pair // pairs
     b = pair % pairs // (T - 1)
     t = pair % pairs % (T - 1)
@@ -109,7 +110,8 @@ def lgf_kl_forward(
     for m in tl.static_range(1, len(features)):
         z = window_logits(
             features[m], strides[m], norms[m], b, query_t, key_t, tile,
-            T, H, W, CHANNELS[m], OPERANDS[m], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+            T, H, W, CHANNELS[m], features[m].dtype.element_ty if HALVES[m] else ACC,
+            ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
         )  # fmt: skip
         zT += exact(weights[m - 1], ACC) * z
     for m in tl.static_range(len(caches)):
@@ -122,7 +124,8 @@ def lgf_kl_forward(
         zT += exact(weights[m], ACC) * z.to(ACC)
     zS = window_logits(
         features[0], strides[0], norms[0], b, query_t, key_t, tile,
-        T, H, W, CHANNELS[0], OPERANDS[0], ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
+        T, H, W, CHANNELS[0], features[0].dtype.element_ty if HALVES[0] else ACC,
+        ACC, WINDOW, SLOT_ROW, TILE_H, TILE_W, BLOCK_C, INDEX,
     )  # fmt: skip
     zS, zT = tl.where(inside, zS, 0.0), tl.where(inside, zT, 0.0)
     value, gradient = _divergence(zS, zT, member, inside, exact(inverse_tau, ACC), KL)
@@ -142,7 +145,7 @@ def forward(
     from_logits: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and for backward the residual (`Residual`), if needed."""
+    """Return the loss and, if `needs_grad`, the residual (`Residual`)."""
     student, *teachers = launch.usable([student, *teachers])
     features, caches = ([student], teachers) if from_logits else ([student, *teachers], [])
     B, T, H, W, _ = student.shape
@@ -176,7 +179,8 @@ def forward(
             H,
             W,
             CHANNELS=tuple(channels),
-            OPERANDS=tuple(launch.triton_type(operand) for operand in operands),
+            # Which features are multiplied in their own type. Types themselves are no constants that Triton can write down.
+            HALVES=tuple(launch.triton_type(operand).primitive_bitwidth == 16 for operand in operands),
             WINDOW=options.window,
             SLOT_ROW=configs.slot_row(options.window),
             EXCLUDE=options.boundary == "exclude",
@@ -184,7 +188,7 @@ def forward(
             FIRST_REVERSED=int(options.direction == "backward"),
             KEEP=needs_grad,
             INDEX=launch.index_type(*features, *caches),
-            # In the sum of squares of l2, threads that share a token would come to several results.
+            # Fused, the sum of squares of l2 could differ between threads that share a token.
             enable_fp_fusion=options.divergence == "kl",
         )
     values = values[0] if len(values) == 1 else values.mean(0)
@@ -206,9 +210,9 @@ def backward(
 
 
 class Residual:
-    """What a forward keeps for its backward, in one buffer of bytes.
+    """The tensors that a forward keeps for its backward, in one buffer of bytes.
 
-    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row), a window's rows a power of two apart so that they are aligned
+    slots   d KL_i / d zS (directions, B, T-1, H, W, K * row); row is a power of two, which aligns a window's rows
     norms   the student's reciprocal norms (B, T, H, W)
     """
 
@@ -227,14 +231,17 @@ class Residual:
 
     @classmethod
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
-        """Bytes of the two parts. The slots come first: their number is a multiple of four, which aligns the norms."""
+        """Return the bytes of slots and norms.
+
+        The slots come first: their number is a multiple of 4, which aligns the norms.
+        """
         B, T, H, W, _ = student.shape
         slots = len(options.directions) * B * (T - 1) * H * W * options.window * configs.slot_row(options.window)
         return slots * cls.slots_dtype(student).itemsize, B * T * H * W * accumulate_dtype(student).itemsize
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
-    """Room for a `Residual`; empty if no gradient is needed."""
+    """Allocate the buffer of a `Residual`, empty unless `needs_grad`."""
     return student.new_empty((sum(Residual.sizes(student, options)) if needs_grad else 0,), dtype=torch.uint8)
 
 

@@ -1,10 +1,11 @@
-"""The tile that every Local Gram Flow kernel works on, and the product of its tokens with their halo.
+"""Tiles of the Local Gram Flow kernels, and the products of their tokens with their halo.
 
-A program owns a tile of TILE_H x TILE_W tokens of one frame. The tokens of another frame that lie within reach of a
-tile are its halo: a box of (TILE_H + K - 1) x (TILE_W + K - 1), padded to powers of two. The dense product of a tile
-with its halo holds every logit of the tile and five times as many that nobody asked for. The tensor cores do not mind,
-but exponentials, masks and registers would, so `window_logits` gathers those that count into slots, and everything
-after it works on slots:
+A program processes a tile of TILE_H x TILE_W tokens of one frame. The tokens of another frame in
+the windows of a tile are its halo: a box of (TILE_H + K - 1) x (TILE_W + K - 1), padded to powers
+of two. The dense product of a tile with its halo holds every logit of the tile and five times as
+many products outside the windows. They are cheap on the tensor cores, but not in exponentials,
+masks and registers, so `window_logits` gathers the logits into slots, and all further steps work on
+slots:
 
     dense (tile, halo)   z[q, k] = < query q, key k >                    a matrix product
     slots (tile, SLOTS)  z[q, s] = z[q, key at offset (dy, dx)]          s = dy * SLOT_ROW + dx,  0 <= dy, dx < K
@@ -20,7 +21,7 @@ from ..core.triton_blocks import dot, load_channels
 
 @triton.jit
 def tile_tokens(tile, W, TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.constexpr):
-    """The corner of a tile, and the rows and columns of its tokens."""
+    """Return the corner of a tile, and the rows and columns of its tokens."""
     across = tl.cdiv(W, TILE_W)
     y0 = (tile // across).to(INDEX) * TILE_H
     x0 = (tile % across).to(INDEX) * TILE_W
@@ -32,7 +33,7 @@ def tile_tokens(tile, W, TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.c
 def halo_tokens(
     y0, x0, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PADDED_ROWS: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Rows and columns of the ROWS x COLUMNS tokens from (y0, x0) on, padded, and which of them are in the frame."""
+    """Return rows and columns of the ROWS x COLUMNS tokens from (y0, x0) on, padded, and which are in the frame."""
     n = tl.arange(0, PADDED_ROWS * PADDED)
     y = y0 + n // PADDED
     x = x0 + n % PADDED
@@ -42,9 +43,9 @@ def halo_tokens(
 
 @triton.jit
 def window_slots(y, x, H, W, WINDOW: tl.constexpr, SLOT_ROW: tl.constexpr):
-    """Of each query and slot (tile, SLOTS): its key's place in the frame, and whether it lies in the frame.
+    """Return the key's place in the frame of each query and slot (tile, SLOTS), and whether it lies in the frame.
 
-    Also which slots hold a key at all (SLOTS,).
+    The third result is which slots hold a key (SLOTS,); the others are padding.
     """
     s = tl.arange(0, SLOT_ROW * SLOT_ROW)
     used = (s // SLOT_ROW < WINDOW) & (s % SLOT_ROW < WINDOW)
@@ -57,10 +58,11 @@ def window_slots(y, x, H, W, WINDOW: tl.constexpr, SLOT_ROW: tl.constexpr):
 @triton.jit
 def gather_slots(z, TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                  SLOT_ROW: tl.constexpr):  # fmt: skip
-    """From (tile, halo) to (tile, SLOTS): the window's columns first, then its rows.
+    """Gather (tile, halo) into (tile, SLOTS): the window's columns first, then its rows.
 
-    Two short gathers, each along an axis that a warp holds in a handful of lanes: a gather along the whole halo makes
-    Triton shuffle every register of a row past every slot, five times the instructions.
+    Each of the two gathers is along an axis that a few lanes of a warp hold. For one gather along
+    the whole halo Triton shuffles every register of a row for every slot: five times the
+    instructions.
     """
     TILE: tl.constexpr = TILE_H * TILE_W
     d = tl.arange(0, SLOT_ROW)
@@ -95,9 +97,9 @@ def window_logits(
     BLOCK_C: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """Logits (tile, SLOTS) of a tile of queries in frame `query_t` with keys in frame `key_t`.
+    """Return the logits (tile, SLOTS) of a tile of queries in frame `query_t` with keys in frame `key_t`.
 
-    Outside the frame they are anything: the halo is 0 there, but 0 * inf and 0 * NaN are not.
+    Logits outside the frame are undefined: the halo is 0 there, but 0 * inf and 0 * NaN are NaN.
     """
     ROWS: tl.constexpr = triton.next_power_of_2(TILE_H + WINDOW - 1)
     COLUMNS: tl.constexpr = triton.next_power_of_2(TILE_W + WINDOW - 1)

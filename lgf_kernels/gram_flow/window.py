@@ -1,4 +1,4 @@
-"""What every backend of Local Gram Flow shares: the window, and how the tokens' losses are reduced."""
+"""Functions of all backends of Local Gram Flow: the window, and the reduction of the tokens' losses."""
 
 import math
 
@@ -11,7 +11,7 @@ from .options import LgfOptions
 
 
 def window_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
-    """bool (H, W, K*K): whether offset d = (dy, dx) of the token (y, x) lies inside the frame. d runs row by row."""
+    """Return which offsets (dy, dx), row by row, of each token lie inside the frame, bool (H, W, K*K)."""
     offset = torch.arange(window, device=device) - window // 2
     y = torch.arange(height, device=device)[:, None] + offset
     x = torch.arange(width, device=device)[:, None] + offset
@@ -21,16 +21,16 @@ def window_mask(height: int, width: int, window: int, device: torch.device | Non
 
 
 def pairs_shape(features: Tensor) -> tuple[int, ...]:
-    """(B, T-1, H, W): one entry for each query token of features (B, T, H, W, C)."""
+    """Return (B, T-1, H, W): one entry for each query token of features (B, T, H, W, C)."""
     B, T, H, W, _ = features.shape
     return (B, T - 1, H, W)
 
 
 def reversed_logits(logits: Tensor) -> Tensor:
-    """Logits (B, T-1, H, W, K*K) of direction "backward" from those of direction "forward", or the other way round.
+    """Return logits (B, T-1, H, W, K*K) of direction "backward" from those of direction "forward", or vice versa.
 
-    Both hold the same products: that of a query i in frame t+1 with its key j = i + d in frame t is that of the query j
-    with its key i = j - d. Positions outside the frame are 0 in both.
+    Both hold the same products: that of query i in frame t+1 with key j = i + d in frame t is that
+    of query j with key i = j - d. Positions outside the frame are 0 in both.
     """
     window = math.isqrt(logits.shape[-1])
     reach = window // 2
@@ -41,7 +41,7 @@ def reversed_logits(logits: Tensor) -> Tensor:
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:
-    """Room for d KL_i / d zS, (directions, B, T-1, H, W, K*K): what a forward keeps for its backward. Empty if it need not."""
+    """Allocate d KL_i / d zS, (directions, B, T-1, H, W, K*K), kept for the backward; empty unless `needs_grad`."""
     shape = (len(options.directions), *pairs_shape(student), options.window**2) if needs_grad else (0,)
     return student.new_empty(shape, dtype=accumulate_dtype(student))
 
@@ -58,7 +58,7 @@ def reduce_tokens(values: Tensor, token_weight: Tensor | None, reduction: str) -
 
 
 def token_scale(grad_loss: Tensor, token_weight: Tensor | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
-    """d loss / d v_i times the upstream gradient: the derivative of `reduce_tokens`, shape (B, T-1, H, W)."""
+    """Return d loss / d v_i, the derivative of `reduce_tokens`, times the upstream gradient, (B, T-1, H, W)."""
     scale = grad_loss
     if reduction == "mean":
         scale = scale / (torch.Size(shape).numel() if token_weight is None else token_weight.sum())

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..core import checks
-from ..core.registry import call_of, known, resolve
+from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 from .options import checked_options, constant, small_frames
 
@@ -61,7 +61,7 @@ def point_correspondence(
     here = "point_correspondence"
     options = checked_options(here, temperature=temperature, window=window)
     _checked_points(here, features, queries, options.window)
-    name = resolve(call_of("point_correspondence", features), backend, here)
+    name = resolve(call_of("point_correspondence", features, window=options.window), backend, here)
     return operators.point_correspondence(features, queries, options, name)
 
 
@@ -138,7 +138,7 @@ def point_correspondence_loss(
             here, "weight", weight, features, shape, "(B, N, T)",
             "Give a number for every query in every frame: weight.expand(...) brings it to that shape.",
         )  # fmt: skip
-    name = resolve(call_of("point_correspondence", features), backend, here)
+    name = resolve(call_of("point_correspondence", features, window=options.window), backend, here)
     return operators.point_correspondence_loss(features, queries, targets, weight, options, name)
 
 
@@ -185,7 +185,7 @@ class PointCorrespondenceLoss(nn.Module):
         here = "PointCorrespondenceLoss"
         self.options = dict(temperature=temperature, distance=distance, delta=delta, window=window, reduction=reduction)
         checked_options(here, **self.options)
-        self.backend = backend and known(backend, here)
+        self.backend = backend and checked_backend(backend, here)
 
     def forward(self, features: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         return point_correspondence_loss(features, queries, targets, weight, backend=self.backend, **self.options)

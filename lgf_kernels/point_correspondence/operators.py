@@ -5,15 +5,24 @@ from torch import Tensor
 
 from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
-from ..core.gpu import triton
+from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, Backend, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
 from . import reference
 from .distance import places_gradient, places_shape, reduced, state_shape
 from .options import PointOptions, queries_inside
+from .trial import VARIANTS, trial
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
-register("point_correspondence", __package__, CPU, triton("triton_kernels"), PORTABLE, REFERENCE)
+register(
+    "point_correspondence",
+    __package__,
+    CPU,
+    triton_backend("triton_kernels"),
+    PORTABLE,
+    REFERENCE,
+    proof=Proof(trial, VARIANTS),
+)
 
 
 def _backend(features: Tensor, backend: str):

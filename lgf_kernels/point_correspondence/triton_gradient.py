@@ -183,7 +183,7 @@ def coefficients(points: Points, video: int, first: int, out: Tensor) -> None:
     """Fill the blocks (frames, points, tokens), in whole tiles, for some frames from the first on."""
     _, T, H, W, C = points.features.shape
     N = points.queries.shape[1]
-    launch.fastest(
+    launch.run_configured(
         lgf_points_coefficients,
         lambda config: (triton.cdiv(N, points.tile), out.shape[2] // config["TILE_P"], len(out)),
         configs.coefficients(C, out.dtype, launch.architecture(out.device)),
@@ -216,7 +216,7 @@ def add_products(points: Points, video: int, first: int, blocks: Tensor, out: Te
     _, _, H, W, C = points.features.shape
     queries = points.sampled if points.queries.dtype != blocks.dtype else points.queries
     rows = triton.cdiv(out.shape[1], points.tile)
-    launch.fastest(
+    launch.run_configured(
         lgf_points_products,
         lambda config: (rows, triton.cdiv(C, config["BLOCK_C"]), len(out)),
         # A sum cannot be timed by repeating it.

@@ -134,7 +134,7 @@ def search(
     """Fill the places and the state from features and f_q (B, N, C) in the type of the products, and reciprocal norms."""
     B, T, H, W, C = features.shape
     N = queries.shape[1]
-    launch.fastest(
+    launch.run_configured(
         lgf_points_search,
         lambda config: (triton.cdiv(N, config["TILE_Q"]), T, B),
         configs.search(C, queries.dtype, launch.architecture(features.device)),

@@ -1,11 +1,11 @@
-"""Token relation distances, as functions and a module: the docstrings are the specification, and every argument is checked."""
+"""Token relation distances, as functions and a module, with the specification and the checks of all arguments."""
 
 import torch
 from torch import Tensor, nn
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..core.registry import call_of, known, resolve
+from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 
 
@@ -26,12 +26,14 @@ def token_relation_loss(
         D[i, j]   = relu( |S_Z[i, j] - S_M[i, j]| - margin )
         loss_b    = sum_{f, g} pair_weight[f, g] * mean_{i in frame f, j in frame g} D[i, j]
 
-    No n x n matrix is ever stored. (Half of one in half precision is, by the GPU kernels for a gradient, where it fits
-    in 1 GiB, or as many MiB as the variable LGF_SCRATCH_MIB says; parts of one at a time where it does not.) The
-    gradient flows to the student only, and once; it is made in the forward, so a forward whose student requires grad
-    costs both. Pairs of frames of weight 0 are no part of the loss and cost nothing, unless the portable backend runs on
-    a GPU, where reading the weights would make the host wait. NaN or inf in the features of a frame with any weight gives
-    NaN; in those of a frame without, the loss is not touched, but the gradient may be NaN.
+    No n x n matrix is ever stored. (For a gradient, the GPU kernels store half of one in half
+    precision if it fits in 1 GiB, or as many MiB as the variable LGF_SCRATCH_MIB says, and
+    otherwise parts of it, one at a time.) The gradient flows to the student only, and once; it is
+    computed in the forward, so a forward whose student requires grad costs both. Pairs of frames of
+    weight 0 are no part of the loss and cost nothing, unless the portable backend runs on a GPU,
+    where reading the weights would make the host wait. NaN or inf in the features of a frame with
+    any weight gives NaN; in those of a frame without weight it leaves the loss unchanged, but the
+    gradient may be NaN.
 
     Args:
         student: (B, F, H, W, C) or (B, F, N, C) float32, bfloat16, float16 or float64. All arithmetic accumulates in
@@ -39,7 +41,7 @@ def token_relation_loss(
         teacher: the same shape but for the channels, any of those types, without gradient.
         pair_weight: c, (F, F), real, >= 0, on the student's device, without gradient; usually from
             `moalign_pair_weight` or `videorepa_pair_weight`. The distances are symmetric, so only
-            `(c + c^T) / 2` matters. Negative values raise on the CPU and are not looked for on other devices.
+            `(c + c^T) / 2` matters. Negative values raise on the CPU and are not checked on other devices.
         margin: >= 0. Differences up to it are forgiven. 0 (default) is MoAlign's, 0.1 VideoREPA's.
         reduction: over the videos of the batch: "mean" (default), "sum" or "none".
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
@@ -73,7 +75,7 @@ def token_relation_loss(
     if student.ndim == 5:
         student, teacher = student.flatten(2, 3), teacher.flatten(2, 3)
     pair_weight = pair_weight.to(accumulate_dtype(student))
-    name = resolve(call_of("token_relation", student), backend, here)
+    name = resolve(call_of("token_relation", student, reduction=reduction), backend, here)
     return operators.token_relation(student, teacher, pair_weight, margin, reduction, name)
 
 
@@ -87,7 +89,7 @@ def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.dev
 
     Args:
         num_frames: F, at least 1.
-        tau: in frames, > 0; how far apart two frames may be and still count. The paper uses 10. With `math.inf` all do alike.
+        tau: in frames, > 0; how far apart two frames may be and still count. The paper uses 10. `math.inf` weighs all alike.
         device: of the result; torch's default device if None.
 
     Returns:
@@ -209,10 +211,10 @@ class TokenRelationLoss(nn.Module):
         self.tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
         self.margin = MARGINS[form] if margin is None else checks.number(here, "margin", margin, minimum=0.0)
         self.reduction = checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
-        self.backend = backend and known(backend, here)
+        self.backend = backend and checked_backend(backend, here)
 
     def pair_weight(self, num_frames: int, device=None) -> Tensor:
-        """The form's frame-pair weights, (F, F) float32."""
+        """Return the form's frame-pair weights, (F, F) float32."""
         if self.form == "moalign":
             return moalign_pair_weight(num_frames, self.tau, device=device)
         relations = self.form.partition("-")[2] or "all"

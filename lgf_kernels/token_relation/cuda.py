@@ -1,4 +1,4 @@
-"""Launches the token relation distances of the CUDA module, a panel of stored coefficients after the other."""
+"""Launchers of the CUDA module for token relation distances, one panel of coefficients after the other."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,18 @@ from . import panels
 from .panels import Panel, backward
 from .portable import empty_residual
 
-#: The largest coefficients in float16 are near 2^12, and every one to 2^-26 of them is a normal number.
+#: Scale of the largest coefficients in float16: coefficients down to 2^-26 of it are normal numbers.
 LARGEST = 2.0**12
 
 
 class Pairs(NamedTuple):
-    """What the kernels take of a call. Tensors of tokens are (B, 1, 1, n, C), or (B, n) where they hold one number each.
+    """The arguments of the kernels. Tensors of tokens are (B, 1, 1, n, C), or (B, n) for one number a token.
 
     g[i, j] = 2 w[i, j] sign(d[i, j]) p_i p_j        dz_i = o_i sum_j g[i, j] x_j
 
-    In float16, which has not the range of a gradient, p, x and o hold powers of 2 of their own for each token; otherwise
-    p is the reciprocal norm, x the student and o absent.
+    float16 lacks the range of a gradient: there p (`coefficient_norms`), x (`factors`) and o
+    (`row_scale`) contain a power of 2 for each token. Otherwise p is the reciprocal norm, x the
+    student, and o None.
     """
 
     student: Tensor
@@ -56,7 +57,7 @@ class Pairs(NamedTuple):
 def forward(
     student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and for backward the gradient of each video's own loss (B, F, N, C), if needed."""
+    """Return the loss and, if `needs_grad`, the gradient of each video's own loss (B, F, N, C)."""
     accumulate = accumulate_dtype(student)
     gradient = empty_residual(student, needs_grad)
     with torch.cuda.device_of(student):
@@ -71,7 +72,7 @@ def forward(
 
 def described_pairs(student: Tensor, teacher: Tensor, weight: Tensor, margin: float) -> Pairs:
     frame_tokens = student.shape[2]
-    student, teacher = in_one_row(student), in_one_row(teacher)
+    student, teacher = flattened_tokens(student), flattened_tokens(teacher)
     r, q = (norms_of(features, weight.dtype) for features in (student, teacher))
     cut = module(student).relation_cut(described(student), described(teacher), student.get_device())
     _, coefficient_dtype, _, _ = cut
@@ -81,23 +82,26 @@ def described_pairs(student: Tensor, teacher: Tensor, weight: Tensor, margin: fl
     return Pairs(student, teacher, x, r, q, p, o, weight, frame_tokens, margin, *cut)
 
 
-def in_one_row(features: Tensor) -> Tensor:
-    """(B, 1, 1, n, C): the tokens of all frames after each other, copied where their strides do not let them be."""
+def flattened_tokens(features: Tensor) -> Tensor:
+    """Return (B, 1, 1, n, C), the tokens of all frames in one dimension, copied where the strides require it."""
     return last_dimension_contiguous(features.flatten(1, 2))[:, None, None]
 
 
 def norms_of(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """The reciprocal norms (B, n) of features (B, 1, 1, n, C)."""
+    """Return the reciprocal norms (B, n) of features (B, 1, 1, n, C)."""
     norms = features.new_empty((len(features), features.shape[3]), dtype=dtype)
     reciprocal_norms(features, norms)
     return norms
 
 
 def within_float16(student: Tensor, r: Tensor, weight: Tensor, frame_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x, p and o, by which coefficients and factors fit in float16 whatever the norms and weights.
+    """Return x, p and o of `Pairs`, in the range of float16 for all norms and weights.
 
-    x_i = b_i z_i, as long as z^_i but for a factor of 2, with b a power of 2, and exact but for what is below 2^-14;
-    p_i = r_i / b_i sqrt(a);  o_i = b_i / a, where a takes the largest of all 2 w to LARGEST.
+        x_i = b_i z_i            b_i a power of 2, so that ||x_i|| is 1 up to a factor of 2
+        p_i = r_i / b_i sqrt(a)  a scales the largest 2 w to LARGEST
+        o_i = b_i / a
+
+    x is exact for numbers from 2^-14 on.
     """
     b = torch.exp2(torch.log2(r).round())
     a = LARGEST * frame_tokens**2 / (2 * weight.max().clamp(min=1e-20))
@@ -131,7 +135,7 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         coefficients.data_ptr(),
         coefficient_dtype=pairs.coefficient_dtype,
         rows=(panel.first, panel.end),
-        parts=as_taken(parts),
+        parts=described_parts(parts),
         **stream(gradient),
     )
     return parts
@@ -143,13 +147,14 @@ def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
         pairs.video,
         pairs.student_norms.data_ptr(),
         None if pairs.row_scale is None else pairs.row_scale.data_ptr(),
-        as_taken(parts),
+        described_parts(parts),
         gradient.data_ptr(),
         **stream(gradient),
     )
 
 
-def as_taken(parts: Tensor) -> tuple[int, int, int]:
+def described_parts(parts: Tensor) -> tuple[int, int, int]:
+    """Describe parts for the module: address, number, stride."""
     return parts.data_ptr(), len(parts), parts.stride(0)
 
 

@@ -1,17 +1,29 @@
-"""The operator `lgf::token_relation`, and the backends that run it. Its gradient is made in the forward, scaled in the backward."""
+"""The operator `lgf::token_relation`, and the backends that run it.
+
+The forward computes the gradient, the backward scales it.
+"""
 
 import torch
 from torch import Tensor
 
 from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
-from ..core.gpu import triton
+from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, Backend, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
 from . import reference
+from .trial import VARIANTS, trial
 
-CUDA = Backend("native", "cuda", native.unsupported_reason, native.cuda_unchosen_reason, ("cuda",))
-register("token_relation", __package__, CUDA, triton("triton_kernels"), PORTABLE, REFERENCE)
+CUDA = Backend("native", "cuda", native.unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
+register(
+    "token_relation",
+    __package__,
+    CUDA,
+    triton_backend("triton_kernels"),
+    PORTABLE,
+    REFERENCE,
+    proof=Proof(trial, VARIANTS),
+)
 
 
 def token_relation(

@@ -1,13 +1,14 @@
-"""Token relation distances by tiles on the upper triangle: no n x n matrix, and both sides of a pair from one tile.
+"""Token relation distances by tiles of the upper triangle, without an n x n matrix.
 
     D[i, j] = relu( |S_Z[i, j] - S_M[i, j]| - margin )
     loss_b = sum_{f, g} c[f, g] / N^2 * sum_{i in f, j in g} D[i, j]
     dz^_i = 2 / N^2 * sum_j c[f_i, f_j] sign(S_Z - S_M)[i, j] 1[|S_Z - S_M|[i, j] > margin] z^_j
 
-A tile is a block of queries i against a block of keys j, for all videos of the batch at once. D and the gradient's
-coefficients are symmetric, so a tile right of the diagonal counts twice in the loss, and gives the rows of its
-queries and, transposed, those of its keys. Loss and gradient are made in the same pass: the upstream gradient is one
-number a video and scales the result in backward.
+A tile is a block of queries i by a block of keys j, for all videos of the batch at once. D and the
+gradient's coefficients are symmetric, so a tile right of the diagonal counts twice in the loss; it
+contributes to the gradient of its queries and, transposed, to that of its keys. The forward
+computes loss and gradient together: the upstream gradient is one number a video, by which the
+backward scales the result.
 """
 
 import itertools
@@ -28,13 +29,13 @@ from ..core.numerics import (
 )
 from ..core.registry import Implementation
 
-#: Tokens on a side of a tile, at most. Tiles of a few hundred keep torch's products near their peak and their
-#: temporaries in cache.
+#: Most tokens on a side of a tile. Tiles of a few hundred keep torch's products near peak speed and
+#: their temporaries in cache.
 TILE_TOKENS = 1024
-#: Small frames are grouped up to so many tokens. Where some weights are 0 and can be read, to fewer, so that more tiles
-#: can be left out.
+#: Most tokens of a group of small frames; fewer where some weights are 0 and can be read, so that
+#: more tiles are skipped.
 GROUP_TOKENS, GROUP_TOKENS_SPARSE = 512, 128
-#: Elements of a tile over the whole batch, at most.
+#: Most elements of a tile over the whole batch.
 TILE_ELEMENTS = 2**22
 
 
@@ -53,7 +54,7 @@ class Block:
 def forward(
     student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and for backward the gradient of each video's own loss (B, F, N, C), if needed.
+    """Return the loss and, if `needs_grad`, the gradient of each video's own loss (B, F, N, C).
 
     student (B, F, N, C), teacher (B, F, N, C'), pair_weight (F, F).
     """
@@ -93,15 +94,15 @@ def backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.d
 
 
 def empty_residual(student: Tensor, needs_grad: bool) -> Tensor:
-    """What `forward` makes for `backward`; empty where no gradient is asked for."""
+    """Allocate the gradient that `forward` keeps for `backward`, empty unless `needs_grad`."""
     return student.new_empty(student.shape if needs_grad else (0,), dtype=accumulate_dtype(student))
 
 
 def tiles(frames: int, tokens_per_frame: int, videos: int, c: Tensor) -> Iterator[tuple[Block, Block]]:
-    """The tiles on and right of the diagonal that some weight of c makes count.
+    """Yield the tiles on and right of the diagonal with a weight of c that is not 0.
 
-    Only weights on the CPU are read: elsewhere that would make the host wait for the device, and a tile of weight 0
-    adds 0.
+    Only weights on the CPU are read: elsewhere that would make the host wait for the device. A tile
+    of weight 0 adds 0.
     """
     used = (c != 0).tolist() if c.device.type == "cpu" else None
     dense = used is None or all(map(all, used))
@@ -128,14 +129,15 @@ def token_blocks(frames: int, tokens_per_frame: int, videos: int, group_tokens: 
 
 
 def by_frames(tile: Tensor, rows: Block, columns: Block) -> Tensor:
-    """View (B, frames, tokens, frames, tokens) of a tile (B, tokens, tokens)."""
+    """Return the view (B, frames, tokens, frames, tokens) of a tile (B, tokens, tokens)."""
     return tile.unflatten(2, (columns.frame_count, -1)).unflatten(1, (rows.frame_count, -1))
 
 
 def sum_of_distances(per_frame: Tensor) -> Tensor:
-    """sum |x| over the tokens of each pair of frames: (B, frames, frames), rows first to keep float32 exact enough.
+    """Return sum |x| over the tokens of each pair of frames, (B, frames, frames).
 
-    Not `vector_norm(ord=1)`: it would need no copy of |x|, but is several times slower on a CPU.
+    Rows are summed first, which keeps float32 accurate enough. `vector_norm(ord=1)` would need no
+    copy of |x|, but is several times slower on a CPU.
     """
     return per_frame.abs().sum(4).sum(2)
 

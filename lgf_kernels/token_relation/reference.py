@@ -1,4 +1,4 @@
-"""Token relation distances, literally.
+"""Reference of token relation distances: the formulas, literally.
 
     S_Z[i, j] = < z^_i, z^_j >, S_M[i, j] = < m^_i, m^_j >            all pairs of the n = F*N tokens of a video
     D[i, j] = relu( |S_Z[i, j] - S_M[i, j]| - margin )
@@ -14,7 +14,7 @@ from ..core.numerics import EPS, accumulate_dtype, non_finite_to_nan, norms, red
 
 
 def video_losses(student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float) -> Tensor:
-    """loss_b (B,) from student (B, F, N, C), teacher (B, F, N, C') and pair_weight (F, F), differentiable."""
+    """Return loss_b (B,) of student (B, F, N, C), teacher (B, F, N, C') and pair_weight (F, F); differentiable."""
     dtype = accumulate_dtype(student)
     B, frames, N, _ = student.shape
     z, m = (f.to(dtype).flatten(1, 2) for f in (student, teacher))
@@ -27,5 +27,5 @@ def video_losses(student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: 
 
 
 def token_relation(student, teacher, pair_weight, margin: float, reduction: str) -> Tensor:
-    """The loss, reduced over the videos of the batch."""
+    """Return the loss, reduced over the videos of the batch."""
     return reduce_videos(video_losses(student, teacher, pair_weight, margin), reduction)

@@ -1,9 +1,10 @@
-"""How the kernels are cut and scheduled: a small table, made ahead of time.
+"""Tile sizes and scheduling of the Triton kernels, as a table made ahead of time.
 
-The choice depends on the architecture, the type, the channels and whether frames are small, never on their number: a Triton kernel
-takes seconds to compile, and a new resolution must not cost that. The first row of each table entry is what runs; the others are
-what LGF_AUTOTUNE=1 times against it. The first rows were chosen from what they compile to (`make kernel-report`): no spilled
-registers on Hopper with 256 channels or more. They have yet to be timed.
+The choice depends on the architecture, the type, the channels and whether frames are small, never
+on their number: a Triton kernel takes seconds to compile, and a new resolution must not cost that.
+The first row of each entry runs; LGF_AUTOTUNE=1 times the others against it. The first rows were
+chosen by their compiled code (`make kernel-report`): no spilled registers on Hopper with 256
+channels or more. They have not been timed yet.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from ..core.numerics import next_power_of_2
 
 
 class Distances(NamedTuple):
-    """Token relations of a pair of tiles, BLOCK_C channels at a time."""
+    """Distances of a pair of tiles, BLOCK_C channels at a time."""
 
     BLOCK_C: int
     num_warps: int
@@ -22,7 +23,7 @@ class Distances(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Coefficients of a tile by BLOCK_K tokens at a time, for BLOCK_C channels of the gradient."""
+    """Products of a tile's coefficients with BLOCK_K tokens at a time, for BLOCK_C channels of the gradient."""
 
     BLOCK_K: int
     BLOCK_C: int
@@ -30,8 +31,9 @@ class Products(NamedTuple):
     num_stages: int
 
 
-#: Tokens of a tile of relations by bytes of an operand, the largest that leaves registers for two Grams: in frames of
-#: at least so many tokens, and in smaller ones, where a weight for each pair takes registers too.
+#: By bytes of an operand: the most tokens of a tile whose two Grams fit in registers, for frames of
+#: at least as many tokens, and for smaller frames, where a weight for each pair takes registers
+#: too.
 RELATION_TILES = {2: (128, 64), 4: (64, 64), 8: (32, 32)}
 
 #: By bytes of an operand.
@@ -48,19 +50,19 @@ PRODUCTS = {
 
 
 def relation_tile(operand: torch.dtype, frame_tokens: int) -> int:
-    """For products of this type, and frames of so many tokens."""
+    """Return the tokens of a tile, for products of type `operand` and frames of `frame_tokens` tokens."""
     large, small = RELATION_TILES[operand.itemsize]
     return large if frame_tokens >= large else small
 
 
 def distances(channels: int, operand: torch.dtype, architecture: int) -> list[Distances]:
-    """For features of at most so many channels."""
+    """Return the configurations for features of at most `channels` channels."""
     most = max(16, next_power_of_2(channels))
     return [row._replace(BLOCK_C=min(row.BLOCK_C, most)) for row in DISTANCES[operand.itemsize]]
 
 
 def products(channels: int, operand: torch.dtype, tile: int, architecture: int) -> list[Products]:
-    """For a gradient of so many channels."""
+    """Return the configurations for a gradient of `channels` channels."""
     most = max(16, next_power_of_2(channels))
     return [
         row._replace(BLOCK_K=min(row.BLOCK_K, tile), BLOCK_C=min(row.BLOCK_C, most))

@@ -1,4 +1,4 @@
-"""Distances of pairs of tiles, and the blocks of coefficients that a gradient is made of (`triton_kernels`)."""
+"""Distances of pairs of tiles, and blocks of coefficients for the gradient (`triton_kernels`)."""
 
 import triton
 import triton.language as tl
@@ -64,7 +64,7 @@ def lgf_relation_distances(
         d = scaled(s_z, student_norms, i, j, tokens) - s_m
 
         w = pair_weights(weight, row, column, frames, frame_tokens, TILE, LARGE_FRAMES) * scale
-        # The weight with the sign of the difference; 0 where that is forgiven, which a NaN is not.
+        # The weight with the sign of the difference; 0 for a difference within the margin, but not for NaN.
         w = tl.where(tl.abs(d) <= margin, 0.0, tl.where(d > 0, w, -w))
         total = tl.sum(tl.sum(tl.where(w == 0, 0.0, tl.abs(w) * (tl.abs(d) - margin)), 1), 0)
         tl.store(sums, tl.where(row == column, total, 2 * total))
@@ -83,10 +83,10 @@ def lgf_relation_distances(
 
 
 def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | None) -> None:
-    """The sums of each pair of tiles, and their coefficients if asked for."""
+    """Write the sum of each pair of tiles and, unless None, their coefficients."""
     B, frames, N, C = pairs.student.shape
     couples, width = triton.cdiv(panel.end - panel.first, 2), 2 * pairs.tiles - panel.first - panel.end + 1
-    launch.fastest(
+    launch.run_configured(
         lgf_relation_distances,
         lambda config: (triton.cdiv(couples, GROUP.value) * GROUP.value * width, B),
         configs.distances(max(C, pairs.teacher.shape[-1]), pairs.widest, launch.architecture(pairs.student.device)),
@@ -114,5 +114,5 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         INDEX=pairs.index,
         KEEP=coefficients is not None,
         TILE=pairs.tile,
-        enable_fp_fusion=False,  # a product that is subtracted unrounded would differ from an equal one, and have a sign
+        enable_fp_fusion=False,  # fused, the difference of two equal products would be a rounding error with a sign
     )

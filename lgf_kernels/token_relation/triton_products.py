@@ -1,4 +1,4 @@
-"""Products of coefficients with features, and their projection: the gradient of token relations (`triton_kernels`)."""
+"""Gradient of token relations: products of coefficients with features, and their projection (`triton_kernels`)."""
 
 import triton
 import triton.language as tl
@@ -34,7 +34,7 @@ def _add_products(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """acc + sum_j g[i, j] z_j over the tiles begin .. end - 1, which lie before the tile if TRANSPOSED, else not."""
+    """Return acc + sum_j g[i, j] z_j over the tiles begin .. end - 1, all before `tile` if TRANSPOSED, else none."""
     PARTS: tl.constexpr = TILE // BLOCK_K
     n, k = tl.arange(0, TILE), tl.arange(0, BLOCK_K)
     for step in range(begin * PARTS, end * PARTS):
@@ -74,7 +74,7 @@ def lgf_relation_products(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out[split, b, i] = sum_j g[i, j] z_j over the blocks of a panel, for tiles from its first row on."""
+    """Write out[split, b, i] = sum_j g[i, j] z_j over the blocks of a panel, for tiles from its first row on."""
     ACC: tl.constexpr = out.dtype.element_ty
     tokens = frames * frame_tokens
     tiles = tl.cdiv(tokens, TILE)
@@ -133,7 +133,7 @@ def lgf_relation_project(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """gradient = the sum of the parts, less what of it lies along z^. A part may be the gradient itself."""
+    """Write the sum of the parts, without its component along z^, to the gradient (which may be the only part)."""
     ACC: tl.constexpr = gradient.dtype.element_ty
     tokens = frames * frame_tokens
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -147,7 +147,7 @@ def lgf_relation_project(
     for c0 in range(0, C, BLOCK_C):
         unit = load_channels(student, rows, mask, c0, C, BLOCK_C).to(ACC) * r[:, None]
         along += tl.sum(_sum_of_parts(parts, part_stride, splits, places, mask, c0, C, BLOCK_C) * unit, 1)
-    # A vector so short that its norm counts as EPS is divided by a constant, and nothing is projected.
+    # A norm clamped to EPS is a constant: there is no projection.
     along = tl.where(r < SHORT, along, 0.0)
     for c0 in range(0, C, BLOCK_C):
         unit = load_channels(student, rows, mask, c0, C, BLOCK_C).to(ACC) * r[:, None]
@@ -158,17 +158,21 @@ def lgf_relation_project(
 
 
 def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor) -> Tensor:
-    """Add the panel's part of sum_j g[i, j] z_j to the gradient, or where one panel is all return it in parts to be summed."""
+    """Add the panel's part of sum_j g[i, j] z_j to the gradient.
+
+    If one panel is all, return the sums in several parts instead, where that fills the GPU better.
+    """
     B, frames, N, C = pairs.student.shape
     rows = pairs.tiles - panel.first
     candidates = configs.products(C, coefficients.dtype, pairs.tile, launch.architecture(gradient.device))
     programs = rows * B * triton.cdiv(C, candidates[0].BLOCK_C)
     side_by_side = launch.multiprocessors(gradient.device)
     parts = panels.room_for_parts(gradient, panel, pairs.tiles, programs, side_by_side)
-    launch.fastest(
+    launch.run_configured(
         lgf_relation_products,
         lambda config: (rows, len(parts) * triton.cdiv(C, config["BLOCK_C"]), B),
-        candidates if panel.first == 0 else candidates[:1],  # a sum cannot be timed by repeating it
+        # Timing repeats the kernel, which must not add to the gradient more than once.
+        candidates if panel.first == 0 else candidates[:1],
         coefficients,
         pairs.student,
         launch.outer_strides(pairs.student),

@@ -1,4 +1,4 @@
-"""The tiles of a video's tokens, pairs of them and the weights of their frames, which the kernels of token relations share."""
+"""Tiles of a video's tokens, pairs of tiles, and the weights of their frames, for the token relation kernels."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,23 @@ from ..core import triton_launch as launch
 from ..core.triton_blocks import dot, load_channels
 from . import triton_configs as configs
 
-#: Rows of tiles side by side in launch order, so that the columns they share are read from the L2 cache.
+#: Rows of tiles adjacent in launch order, so that their common columns are read from the L2 cache.
 GROUP: tl.constexpr = tl.constexpr(4)
 
 
 @triton.jit
 def block_index(row, column, first, tiles):
-    """Where the block (row, column) stands among those of rows first, first + 1, ...: row by row, from the diagonal on."""
+    """Return the index of block (row, column) from row `first` on, where each row begins at the diagonal."""
     row = tl.cast(row, tl.int64)
     return (row - first) * (2 * tiles - first - row + 1) // 2 + (column - row)
 
 
 @triton.jit
 def pair_of_tiles(program, first, end, tiles):
-    """The pair of tiles of a program, among those with first <= row < end and column >= row.
+    """Return the pair of tiles of a program, among those with first <= row < end and column >= row.
 
-    The a-th row is followed by the a-th from the end: all of these couples are equally long, and a rectangle of programs
-    covers them. Programs too many get column = tiles.
+    The a-th row is followed by the a-th from the end: all such couples are equally long, so a
+    rectangle of programs covers them. Surplus programs get column = tiles.
     """
     width = 2 * tiles - first - end + 1
     a = program // (GROUP * width) * GROUP + program % GROUP
@@ -42,14 +42,14 @@ def pair_of_tiles(program, first, end, tiles):
 
 @triton.jit
 def token_offsets(token, frame_tokens, stride, INDEX: tl.constexpr):
-    """Of tokens counted through a video, from its first element."""
+    """Return the offsets of tokens, numbered through the video, from its first element."""
     return (token // frame_tokens).to(INDEX) * stride[1] + (token % frame_tokens).to(INDEX) * stride[2]
 
 
 @triton.jit
 def gram(video, stride, i, j, tokens, frame_tokens, C: tl.constexpr, BLOCK_C: tl.constexpr, OPERAND: tl.constexpr,
           ACC: tl.constexpr, INDEX: tl.constexpr):  # fmt: skip
-    """< f_i, f_j > of the tokens i and j; 0 past the last token."""
+    """Return < f_i, f_j > of the tokens i and j; 0 past the last token."""
     rows, columns = token_offsets(i, frame_tokens, stride, INDEX), token_offsets(j, frame_tokens, stride, INDEX)
     z = tl.zeros((i.shape[0], j.shape[0]), ACC)
     for c0 in range(0, C, BLOCK_C):
@@ -67,7 +67,7 @@ def scaled(z, reciprocal_norms, i, j, tokens):
 
 @triton.jit
 def _corner_weights(weight, row, column, frames, frame_tokens, TILE: tl.constexpr):
-    """c of the frames of the first and last tokens of both tiles."""
+    """Return c of the frames of the first and last tokens of both tiles."""
     last = frames * frame_tokens - 1
     f, f_last = row * TILE // frame_tokens, tl.minimum(row * TILE + TILE - 1, last) // frame_tokens
     g, g_last = column * TILE // frame_tokens, tl.minimum(column * TILE + TILE - 1, last) // frame_tokens
@@ -77,13 +77,16 @@ def _corner_weights(weight, row, column, frames, frame_tokens, TILE: tl.constexp
 
 @triton.jit
 def pair_weights(weight, row, column, frames, frame_tokens, TILE: tl.constexpr, LARGE_FRAMES: tl.constexpr):
-    """c[f_i, f_j] (TILE, TILE). Tiles no larger than a frame touch two at most: then four numbers tell everything."""
+    """Return c[f_i, f_j] (TILE, TILE).
+
+    Tiles no larger than a frame touch at most two, and four numbers give all of it.
+    """
     i, j = row * TILE + tl.arange(0, TILE), column * TILE + tl.arange(0, TILE)
     if LARGE_FRAMES:
         near_near, near_far, far_near, far_far = _corner_weights(weight, row, column, frames, frame_tokens, TILE)
         i_near = i < (row * TILE // frame_tokens + 1) * frame_tokens
         j_near = j < (column * TILE // frame_tokens + 1) * frame_tokens
-        # Rows first: a thread holds a few of them, but of the columns a quarter.
+        # Rows first: a thread holds a few rows, but a quarter of the columns.
         near, far = tl.where(i_near, near_near, far_near), tl.where(i_near, near_far, far_far)
         return tl.where(j_near[None, :], near[:, None], far[:, None])
     else:
@@ -104,7 +107,7 @@ def any_weight(weight, row, column, frames, frame_tokens, TILE: tl.constexpr, LA
 
 @triton.jit
 def reach(weight, tile, frames, frame_tokens, TILE: tl.constexpr, FRAMES: tl.constexpr):
-    """Tiles begin .. end - 1: from the first to the last that has a token in a frame of weight towards this tile's."""
+    """Return the range begin .. end - 1 of tiles that holds all frames with a weight to a frame of this tile."""
     g = tl.arange(0, FRAMES)
     tokens = frames * frame_tokens
     begin, end = tokens, 0
@@ -116,7 +119,7 @@ def reach(weight, tile, frames, frame_tokens, TILE: tl.constexpr, FRAMES: tl.con
 
 
 class Pairs(NamedTuple):
-    """What the kernels take of a call: features (B, F, N, C), reciprocal norms (B, F, N), symmetric weights (F, F)."""
+    """The arguments of the kernels: features (B, F, N, C), reciprocal norms (B, F, N), symmetric weights (F, F)."""
 
     student: Tensor
     teacher: Tensor
@@ -148,12 +151,12 @@ class Pairs(NamedTuple):
 
     @property
     def padded_frames(self) -> int:
-        """A power of two, and the same for nearly all videos: a kernel is compiled for it."""
+        """The frames, padded to a power of two that most videos share, because a kernel is compiled for each."""
         return max(64, triton.next_power_of_2(self.student.shape[1]))
 
     @property
     def index(self) -> tl.dtype:
-        """Wide enough for every offset within a video."""
+        """An integer type that holds every offset within a video."""
         return launch.index_type(self.student.unsqueeze(1), self.teacher.unsqueeze(1))
 
     def of(self, videos: slice) -> "Pairs":

@@ -1,4 +1,4 @@
-"""The command `lgf`, apart from the library so that help and completion need not wait for torch."""
+"""The command `lgf`, outside the library so that help and completion do not import torch."""
 
 from .main import main, run
 

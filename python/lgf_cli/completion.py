@@ -1,17 +1,17 @@
-"""Print what makes a shell complete the words of `lgf` with Tab.
+"""Print the script with which a shell completes the words of `lgf` on Tab.
 
   eval "$(lgf completion bash)"                                  in ~/.bashrc
   eval "$(lgf completion zsh)"                                   in ~/.zshrc, after compinit
   lgf completion fish > ~/.config/fish/completions/lgf.fish      once
 
-The words are those of the installed version; no Python runs when Tab is pressed.
+The script contains the words of the installed version; no Python runs when Tab is pressed.
 """
 
 import argparse
 import importlib.util
 from pathlib import Path
 
-from . import doctor
+from . import doctor, verify
 
 BASH = """\
 _lgf() {{
@@ -43,11 +43,12 @@ def main(arguments: list[str]) -> int:
 
 
 def words() -> dict[str, list[str]]:
-    """What may follow each command, beside files. The options of those that import torch are left to their --help."""
+    """Return the words that may follow each command, besides files; for commands that import torch only --help."""
     from .main import COMMANDS
 
     return {name: ["--help"] for name in COMMANDS} | {
         "doctor": _words(doctor.parser()),
+        "verify": _words(verify.parser()),
         "train": ["--help", *recipes()],
         "eval": ["--help", "vbench", "fvd", "motion"],
         "completion": _words(parser()),
@@ -59,7 +60,7 @@ def _words(command: argparse.ArgumentParser) -> list[str]:
 
 
 def recipes() -> list[str]:
-    """The names of those that come with the trainer, which is not imported for them."""
+    """Return the names of the trainer's own recipes, without importing the trainer."""
     trainer = importlib.util.find_spec("lgf_trainer")
     folders = trainer.submodule_search_locations if trainer else []
     return sorted(path.stem for folder in folders for path in Path(folder, "recipes").glob("*.yaml"))

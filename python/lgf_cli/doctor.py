@@ -1,7 +1,7 @@
-"""Say what is installed, what runs on this machine, and why the rest does not.
+"""Report what is installed, what runs on this machine, and why the rest does not.
 
-Made to be pasted into a bug report: versions, devices, backends, the compile options of the native modules, and the
-environment variables that change anything. No paths, user or host names.
+For bug reports: versions, devices, backends, the compile options of the native modules, and the
+environment variables that have an effect. It contains no paths, user names or host names.
 
   lgf doctor            for people
   lgf doctor --json     for programs
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    from lgf_kernels import doctor  # which imports torch: help does without
+    from lgf_kernels import doctor  # imports torch, which help does not need
 
     report = doctor.examine()
     print(json.dumps(report, indent=2) if options.json else doctor.as_text(report))

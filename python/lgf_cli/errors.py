@@ -1,8 +1,8 @@
-"""Mistakes that are the user's to mend."""
+"""Error for mistakes that the user can correct."""
 
 
 class UserError(ValueError):
-    """Bad input or bad surroundings: the message, one line, says what is wrong and what to do.
+    """Error for invalid input or environment, with a message of one line: what is wrong, and what to do.
 
-    The command prints it without a traceback and exits with 1.
+    The command prints the message without a traceback and exits with 1.
     """

@@ -1,4 +1,4 @@
-"""One subcommand per job, each imported only when it is run."""
+"""Dispatch of the subcommands, each imported only when it runs."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from .errors import UserError
 
 
 class Command(NamedTuple):
-    """A subcommand: its module, which has main(arguments) -> exit code, what it does, and the extra that it needs."""
+    """A subcommand: its module with main(arguments) -> exit code, its summary, and the extra that it needs."""
 
     module: str
     summary: str
@@ -20,13 +20,14 @@ class Command(NamedTuple):
 
     @property
     def needs(self) -> str:
-        """What to install for it."""
+        """The requirement to install for it."""
         return f'"lgf-kernels[{self.extra}]"' if self.extra else "lgf-kernels"
 
 
 COMMANDS = {
-    "doctor": Command("lgf_cli.doctor", "say what is installed, what runs here and why not; paste it into bug reports"),
-    "bench": Command("lgf_bench.cli", "time and memory of the losses, next to what one would run instead"),
+    "doctor": Command("lgf_cli.doctor", "report what is installed, what runs here, and why the rest does not"),
+    "verify": Command("lgf_cli.verify", "check and time every backend on this machine against plain PyTorch"),
+    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives"),
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),
     "train": Command(
@@ -34,7 +35,7 @@ COMMANDS = {
     ),
     "sample": Command("lgf_trainer.sample", "generate videos with and without a trained LoRA", "train"),
     "eval": Command("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion", "train"),
-    "completion": Command("lgf_cli.completion", "print what makes a shell complete these words with Tab"),
+    "completion": Command("lgf_cli.completion", "print the script that completes these words in a shell on Tab"),
 }
 
 
@@ -43,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
         return run(f"lgf {name}", COMMANDS[name].module, rest, COMMANDS[name].needs)
-    parser().parse_args(arguments)  # help, the version, or an error: there is no such command
+    parser().parse_args(arguments)  # help, the version, or an error for an unknown command
     raise AssertionError("unreachable")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the first word alone; what follows it is each command's own."""
+    """Return the parser of the first word; each command parses the rest."""
     result = argparse.ArgumentParser(
         prog="lgf",
         description="Relational alignment losses for video diffusion, without the Gram matrices.",
@@ -62,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(command: str, module: str, arguments: list[str], needs: str) -> int:
-    """`main(arguments)` of a module. A mistake of the user, a missing package and Ctrl-C end `command` in one line."""
+    """Run `main(arguments)` of a module.
+
+    A user error, a missing package and Ctrl-C end with a message of one line.
+    """
     main = imported(command, module, needs).main
     try:
         return main(arguments)
@@ -74,7 +78,7 @@ def run(command: str, module: str, arguments: list[str], needs: str) -> int:
 
 
 def imported(command: str, module: str, needs: str) -> ModuleType:
-    """A module that imports more than the library itself does. What is not here ends `command` in one line."""
+    """Import the module of a command. A missing package ends with a message of one line."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

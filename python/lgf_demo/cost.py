@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from lgf_bench.cases import Case
 from lgf_bench.correctness import step
+from lgf_bench.families.gram_flow import LgfKl
 from lgf_bench.memory import peak_memory
-from lgf_bench.providers import BACKENDS, provider, providers
+from lgf_bench.providers import BACKENDS, provider, runnable
 from lgf_bench.timing import interleaved, spread
 
 #: About the token grid of CogVideoX at 480 x 720, with few frames and channels.
@@ -17,12 +17,12 @@ def measure_cost(
     shape: tuple[int, ...] = SHAPE, rounds: int = 5, backend: str | None = None, progress: Callable = iter
 ) -> dict[str, dict[str, float | None]]:
     """Median milliseconds, peak MB (None where the system does not tell) and the loss of each form, by its name."""
-    case = Case("lgf_kl", shape, (shape[-1], shape[-1]), "the demo's own size")
-    first = next(name for name in providers(case) if name in BACKENDS)
+    case = LgfKl(shape)
+    first = next(name for name in runnable(case) if name in BACKENDS)
     ours = {None: first, "reference": "eager"}.get(backend, backend)  # as `lgf bench` calls them
     forms = {LIBRARY: ours, "F.unfold": "eager-unfold", "loop over shifts": "eager"}
     losses = {name: provider(form, case) for name, form in forms.items()}
-    values = {name: step(loss, *case.inputs()).item() for name, loss in losses.items()}
+    values = {name: step(loss, case.inputs()).item() for name, loss in losses.items()}
     seconds = interleaved(losses, case, rounds, progress)
     costs = {}
     for name, form in forms.items():

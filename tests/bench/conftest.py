@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 from bench_helpers import SMALL
-from lgf_bench import cases
+from lgf_bench.families import CASES
 
 
 @pytest.fixture
 def git(monkeypatch):
-    """A function that runs git in a folder, without the settings of whoever runs the tests: signatures, hooks, templates."""
+    """Return a function that runs git in a folder, without the settings of the user: signatures, hooks, templates."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
@@ -24,20 +24,20 @@ def git(monkeypatch):
 
 @pytest.fixture
 def small_cases():
-    importlib.import_module("tune")  # which takes its cases from the real ones, when it is imported
-    real = dict(cases.CASES)
+    importlib.import_module("tune")  # which takes its cases from the real ones when it is imported
+    real = dict(CASES)
     replace(SMALL)
     yield
     replace(real)
 
 
 def replace(others):
-    """In place, since others have imported it, and in their order, in which the report has them."""
-    cases.CASES.clear()
-    cases.CASES.update(others)
+    """Replace the cases in place, since others have imported the table, and in their order, which is the report's."""
+    CASES.clear()
+    CASES.update(others)
 
 
 @pytest.fixture
 def ceiling():
-    """Of a machine with round numbers: 1 GB/s, 1 GFLOP/s."""
+    """Return the ceilings of a machine with round numbers: 1 GB/s, 1 GFLOP/s."""
     return {"device": "a machine", "threads": 1, "torch": "2", "copy": 1e9, "L2": 2e9, "gemm": {"float32": 1e9}}

@@ -1,4 +1,4 @@
-"""`lgf bench`: every provider gives the answer, a wrong one is not timed, the numbers are kept, and mistakes are explained."""
+"""`lgf bench`: every answer is checked, a wrong one is not timed, the numbers are kept, and mistakes are explained."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import bench_helpers
 import pytest
 import torch
-from lgf_bench import ceilings, cli, measure, providers, results, runner, sweeps
+from lgf_bench import ceilings, cli, families, measure, processes, providers, results, runner
 from lgf_cli import main
 
 pytest.importorskip("tqdm")
@@ -24,6 +24,15 @@ def quick_ceilings(monkeypatch):
     monkeypatch.setattr(ceilings, "GEMM", {"cpu": 64})
 
 
+def refused(arguments: list[str]) -> str:
+    """Return the one line that a command ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    line = stopped.value.code
+    assert line.startswith("lgf bench: ") and "\n" not in line
+    return line
+
+
 def lines_of(provider: str, text: str) -> list[str]:
     return [line for line in text.splitlines() if line.split()[:1] == [provider]]
 
@@ -34,7 +43,7 @@ def test_table_and_file(tmp_path, capsys):
     text = capsys.readouterr().out
     (line,) = lines_of("eager", text)
     assert "1.00x" in line and line.endswith("%") and "MiB" in line and " us" in line
-    assert "not here: liger (" in text and "floor: forward" in text
+    assert "Not here: liger (" in text and "floor: forward" in text
     rows = {row["provider"]: row for row in results.read(tmp_path / "results" / "losses.jsonl")}
     assert set(rows) == {"eager", "portable", "liger"} and rows["liger"]["status"] == "absent"
     for row in (rows["eager"], rows["portable"]):
@@ -55,19 +64,22 @@ def test_a_wrong_or_failing_provider_is_shown_and_not_timed(monkeypatch, capsys,
         if name != "portable":
             return right(name, case)
 
-        def broken(student, teachers):
+        def broken(**tensors):
             if factor == "raise":
                 raise RuntimeError("no\nsuch kernel")
-            return factor * right(name, case)(student, teachers)
+            return factor * right(name, case)(**tensors)
 
         return broken
 
     monkeypatch.setattr(measure, "provider", off)
     command = ["bench", "small-lgf", "--providers", "eager", "portable", "--out", str(tmp_path)]
     assert main([*command, "--rounds", "2", "--measure", "overhead", "first"]) == 0
-    (line,) = lines_of("portable", capsys.readouterr().out)
-    assert ("FAILED: RuntimeError: no such kernel" if factor == "raise" else "WRONG") in line
-    assert " ms" not in line and "MiB" not in line and "%" not in line
+    text = capsys.readouterr().out
+    if factor == "raise":
+        assert not lines_of("portable", text) and "\nFAILED: portable (RuntimeError: no such kernel)\n" in text
+    else:
+        (line,) = lines_of("portable", text)
+        assert "WRONG" in line and " ms" not in line and "MiB" not in line and "%" not in line
     row = results.read(tmp_path / "losses.jsonl")[-1]
     assert row["status"] == ("failed" if factor == "raise" else "wrong")
     if factor != "raise":
@@ -79,7 +91,9 @@ def test_a_wrong_gradient_alone_is_wrong(monkeypatch, capsys):
     right = providers.provider
 
     def off(name, case):
-        return lambda s, t: right("eager", case)(s.detach() + 1.01 * (s - s.detach()), t)
+        return lambda student, teachers: right("eager", case)(
+            student=student.detach() + 1.01 * (student - student.detach()), teachers=teachers
+        )
 
     monkeypatch.setattr(measure, "provider", off)
     main(["bench", "small-lgf", "--providers", "portable", *QUICK])
@@ -98,7 +112,11 @@ def test_operators_types_shapes_and_large_cases(capsys):
     assert text.count("bfloat16") >= 2
     main(["bench", "--shapes", "1,2,3,4,5", "1,2,3,4", "--window", "3", "--providers", "portable", *QUICK])
     text = capsys.readouterr().out
-    assert "\nlgf_kl-1x2x3x4x5-k3:" in text and "\ntoken_relation-1x2x3x4" in text
+    assert "\nlgf_kl-1x2x3x4x5-k3:" in text and "\nlocal_gram_flow-1x2x3x4x5-k3:" in text
+    assert "\ntoken_relation-1x2x3x4:" in text
+    main(["bench", "lgf_kl", "--shapes", "1,2,3,4,5", "--providers", "portable", *QUICK])
+    text = capsys.readouterr().out
+    assert "\nlgf_kl-1x2x3x4x5:" in text and "local_gram_flow" not in text
     main(["bench", "lgf_kl", "--providers", "portable", *QUICK])
     assert "small-large" not in capsys.readouterr().out
     main(["bench", "small-large", "--providers", "portable", *QUICK])
@@ -177,7 +195,7 @@ def test_a_case_that_cannot_be_measured_stops_no_other(monkeypatch, capsys, tmp_
     assert {row["case"] for row in results.read(tmp_path / "losses.jsonl")} == {"small-cached"}
 
 
-def test_a_provider_that_breaks_the_device_is_left_out_of_a_new_process(monkeypatch, capsys, tmp_path):
+def test_a_provider_that_breaks_the_device_ends_the_measurement_and_is_left_out_of_the_next(monkeypatch, tmp_path):
     """As an illegal access on a GPU does: nothing works afterwards in this process."""
     right = providers.provider
 
@@ -186,26 +204,26 @@ def test_a_provider_that_breaks_the_device_is_left_out_of_a_new_process(monkeypa
             raise RuntimeError("illegal memory access")
         return right(name, case)
 
-    class Started(Exception):
-        pass
-
-    def execv(program, arguments):
-        raise Started(arguments)
-
-    monkeypatch.setenv(providers.BROKEN, "{}")
     monkeypatch.setattr(measure, "provider", breaking)
     monkeypatch.setattr(measure, "device_works", lambda device: False)
-    monkeypatch.setitem(providers.BACKENDS, "native", providers.BACKENDS["native"]._replace(why_not=lambda case: None))
-    monkeypatch.setattr(runner.os, "execv", execv)
-    command = ["bench", "small-lgf", "--providers", "native", "portable", *QUICK]
-    assert main(command) == 2 and "--providers" in capsys.readouterr().err  # nothing kept: nothing to go on from
-    with pytest.raises(Started) as started:
-        main([*command, "--out", str(tmp_path)])
-    assert started.value.args[0][-1] == "--resume"
-    assert main([*command, "--out", str(tmp_path), "--resume"]) == 0
+    runs = providers.BACKENDS["native"]._replace(unsupported_reason=lambda case: None)
+    monkeypatch.setitem(providers.BACKENDS, "native", runs)
+    command = ["small-lgf", "--providers", "native", "portable", *QUICK, "--dtypes", "float32", "--out", str(tmp_path)]
+    arguments = cli.parser().parse_args(command)
+    with pytest.raises(processes.BrokenDeviceError) as broken:
+        cli.run(arguments, {})
+    assert broken.value.args == ("native", "RuntimeError: illegal memory access")
+    assert cli.run(arguments, {"native": "broke the GPU", "chunked": "broke it too"}) == 0
     rows = {row["provider"]: row for row in results.read(tmp_path / "losses.jsonl")}
-    assert rows["portable"]["status"] == "right" and rows["native"]["status"] == "absent"
-    assert "broke the GPU: RuntimeError: illegal memory access" in rows["native"]["why"]
+    assert set(rows) == {"native", "portable"} and rows["portable"]["status"] == "right"
+    assert rows["native"]["status"] == "absent" and rows["native"]["why"] == "broke the GPU"
+
+
+def test_on_a_gpu_a_run_has_a_process_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "device_unsupported_reason", lambda device: None)
+    monkeypatch.setattr(processes, "run_isolated", lambda job, arguments: asked.append(job) or 0)
+    assert main(["bench", "small-lgf", "--device", "cuda"]) == 0 and asked == [cli.run]
 
 
 def test_the_time_that_is_given_is_kept(capsys):
@@ -232,11 +250,12 @@ def test_sweeps_measure_times_and_memory_and_keep_their_sizes(monkeypatch, capsy
         size = case.shape[1] - 1
         return [bench_helpers.row(case=name, provider="portable", both={"median_ms": size**2}, peak_bytes=size)]
 
-    pairs = {"pairs": sweeps.sweeps("cpu")["pairs"]}
-    monkeypatch.setattr(sweeps, "sweeps", lambda device: pairs)
+    pairs = {"pairs": families.sweeps(gpu=False)["pairs"]}
+    monkeypatch.setattr(families, "sweeps", lambda gpu: pairs)
     monkeypatch.setattr(runner, "measure_case", measuring)
     assert main(["bench", "sweeps", "--rounds", "2", "--out", str(tmp_path)]) == 0
-    assert "portable   time exponent  2.00, memory  1.00" in capsys.readouterr().out
+    (line,) = lines_of("portable", capsys.readouterr().out)
+    assert line.split()[1:3] == ["2.00", "1.00"] and "2: 4 ms" in line
     rows = results.read(tmp_path / results.SWEEPS)
     assert [(it["sweep"], it["size"]) for it in rows] == [("pairs", size) for size in pairs["pairs"].cases]
 
@@ -265,10 +284,15 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["small-lgf", "--providers", "cudnn"], "portable"),
         (["--shapes", "1,2,x"], "1,13,30,45,256"),
         (["--shapes", "1,2,3"], "B,T,H,W,C"),
+        (["--shapes", "1,2,0,4"], "token_relation takes B,F,N,C"),
         (["--shapes", "1,1,3,4,5"], "T at least 2"),
         (["lgf_kl", "--shapes", "1,2,3,4"], "B,T,H,W,C"),
+        (["lgf_kl", "token_relation", "--shapes", "1,2,3,4"], "1,2,3,4: lgf_kl takes"),
         (["small-lgf", "--shapes", "1,2,3,4"], "operator"),
         (["--shapes", "1,2,3,4,5", "--window", "4"], "odd"),
+        (["--window", "5"], "--shapes"),
+        (["--shapes", "1,2,3,4", "--window", "5"], "--window"),
+        (["sweeps", "--shapes", "1,2,3,4"], "operator"),
         (["sweeps", "step"], "job"),
         (["step", "--config", "5b"], "GPU"),
         (["--device", "gpu"], "cpu, cuda"),
@@ -284,52 +308,47 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
     ],
     ids=str,
 )
-def test_mistakes_are_explained(arguments, says, capsys):
-    assert main(["bench", *arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("lgf bench:") and says in message
+def test_mistakes_are_explained(arguments, says):
+    assert says in refused(arguments)
 
 
 def test_events_and_streams_are_those_of_the_device_asked_for(monkeypatch):
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(cli, "why_not_device", lambda device: None)
     monkeypatch.setattr(runner, "run_cases", lambda *arguments: 0)
     for device in ("cuda:1", "cuda", "cpu"):
-        assert main(["bench", "--device", device]) == 0
+        assert cli.run(cli.parser().parse_args(["--device", device]), {}) == 0
     assert current == ["cuda:1"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_gpu(capsys):
-    assert main(["bench", "--device", "cuda"]) == 2
-    assert "torch sees no CUDA device" in capsys.readouterr().err
+def test_no_gpu():
+    assert "torch sees no CUDA device" in refused(["--device", "cuda"])
 
 
-def test_out_that_is_a_file(tmp_path, capsys):
+def test_out_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
-    assert main(["bench", "--out", str(tmp_path / "file")]) == 2
-    assert "is a file" in capsys.readouterr().err
+    assert "is a file" in refused(["--out", str(tmp_path / "file")])
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody may write")
-def test_out_that_cannot_be_written(capsys):
-    assert main(["bench", "small-lgf", "--providers", "portable", *QUICK, "--out", "/proc/self/results"]) == 2
-    assert "/proc/self/results/ceilings.json cannot be written" in capsys.readouterr().err
+def test_out_that_cannot_be_written():
+    line = refused(["small-lgf", "--providers", "portable", *QUICK, "--out", "/proc/self/results"])
+    assert "/proc/self/results/ceilings.json cannot be written" in line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
-def test_out_on_a_full_disk(tmp_path, capsys):
+def test_out_on_a_full_disk(tmp_path):
     (tmp_path / "losses.jsonl").symlink_to("/dev/full")
-    assert main(["bench", "small-lgf", "--providers", "portable", *QUICK, "--out", str(tmp_path)]) == 2
-    assert "losses.jsonl cannot be written: No space left on device" in capsys.readouterr().err
+    line = refused(["small-lgf", "--providers", "portable", *QUICK, "--out", str(tmp_path)])
+    assert "losses.jsonl cannot be written: No space left on device" in line
 
 
-def test_without_tqdm(monkeypatch, capsys):
+@pytest.mark.parametrize("package", ["tqdm", "tabulate"])
+def test_without_a_package(monkeypatch, package):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else real(name))
-    assert main(["bench"]) == 2
-    assert "[bench]" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else real(name))
+    assert refused([]) == f'lgf bench: {package} is not installed. Get it with: pip install "lgf-kernels[bench]"'
 
 
 def test_help_names_everything(capsys):

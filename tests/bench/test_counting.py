@@ -1,27 +1,30 @@
 """The floor against numbers counted by hand and by brute force."""
 
 import pytest
-from lgf_bench.cases import Case
-from lgf_bench.counting import Work, work
+from lgf_bench.families.base import Work
+from lgf_bench.families.gram_flow import LgfKl, LocalGramFlow
+from lgf_bench.families.token_relation import TokenRelation
 
 import lgf_kernels as lgf
+
+SHAPE = (1, 2, 2, 3, 5)
 
 
 def test_local_gram_flow_loss_by_hand():
     """One pair of 2 x 3 frames, window 3: rows reach 4 of 6 positions, columns 7 of 9; 28 of 54 are inside."""
-    found = work(Case("lgf_kl", (1, 2, 2, 3, 5), (4, 6), "", window=3))
+    found = LgfKl(SHAPE, window=3, teacher_channels=(4, 6)).work()
     assert found["forward"] == Work(2 * 28 * (5 + 4 + 6), 2 * 6 * (5 + 4 + 6) * 4)
     assert found["backward"] == Work(2 * 2 * 28 * 5, 2 * (2 * 6 * 5) * 4)
     assert found["both"] == Work(2 * 28 * 15 + 4 * 28 * 5, 2 * 6 * (5 + 4 + 6) * 4 + 2 * 6 * 5 * 4)
 
 
 def test_cached_logits_are_read_in_half_precision_and_cost_no_products():
-    found = work(Case("lgf_kl", (1, 2, 2, 3, 5), (4, 6), "", window=3, cached=True))
+    found = LgfKl(SHAPE, window=3, teacher_channels=(4, 6), cached=True).work()
     assert found["forward"] == Work(2 * 28 * 5, 2 * 6 * 5 * 4 + 2 * (6 * 9) * 2)
 
 
 def test_logits_are_written_and_their_gradient_is_read():
-    found = work(Case("local_gram_flow", (1, 2, 2, 3, 5), (), "", window=3, dtype="bfloat16"))
+    found = LocalGramFlow(SHAPE, window=3, dtype="bfloat16").work()
     features, logits = 2 * 6 * 5 * 2, 6 * 9 * 4
     assert found["forward"] == Work(2 * 28 * 5, features + logits)
     assert found["backward"] == Work(4 * 28 * 5, 2 * features + logits)
@@ -30,22 +33,21 @@ def test_logits_are_written_and_their_gradient_is_read():
 
 @pytest.mark.parametrize("window", [1, 3, 7, 15])
 def test_positions_inside_are_those_of_the_mask(window):
-    found = work(Case("local_gram_flow", (2, 4, 5, 9, 1), (), "", window=window))
     inside = int(lgf.local_window_mask(5, 9, window).sum())
-    assert found["forward"].flop == 2 * (2 * 3 * inside)
+    assert LocalGramFlow((2, 4, 5, 9, 1), window=window).work()["forward"].flop == 2 * (2 * 3 * inside)
 
 
 def test_token_relations_by_hand():
     """2 frames of 3 tokens, all pairs weighted: 21 of the 36 products of a symmetric Gram; 36 coefficients."""
-    found = work(Case("token_relation", (4, 2, 3, 5), (7,), ""))
-    assert found["forward"] == Work(4 * 2 * 21 * (5 + 7), 4 * 6 * (5 + 7) * 4)
+    found = TokenRelation((4, 2, 3, 5), 7).work()
+    weight = 2 * 2 * 4
+    assert found["forward"] == Work(4 * 2 * 21 * (5 + 7), 4 * 6 * (5 + 7) * 4 + weight)
     assert found["backward"] == Work(4 * 2 * 36 * 5, 2 * (4 * 6 * 5) * 4)
 
 
 def test_pairs_of_weight_0_cost_nothing():
-    spatial = work(Case("token_relation", (1, 2, 3, 5), (7,), "", form="videorepa-spatial"))
+    spatial, temporal = (TokenRelation((1, 2, 3, 5), 7, f"videorepa-{kind}").work() for kind in ("spatial", "temporal"))
     assert spatial["forward"].flop == 2 * (2 * 6) * (5 + 7) and spatial["backward"].flop == 2 * (2 * 9) * 5
-    temporal = work(Case("token_relation", (1, 2, 3, 5), (7,), "", form="videorepa-temporal"))
     assert temporal["forward"].flop == 2 * 9 * (5 + 7)
 
 
@@ -56,6 +58,6 @@ def test_the_floor_is_the_slower_of_both():
 
 def test_the_floors_known_for_a_large_gpu():
     """At 4.3 TB/s, in bfloat16 and with two teachers: 72 us forward and 96 us in one pass on SAM2's grid."""
-    found = work(Case("lgf_kl", (1, 49, 64, 64, 256), (256, 256), "", dtype="bfloat16"))
+    found = LgfKl((1, 49, 64, 64, 256), dtype="bfloat16").work()
     assert 1e6 * found["forward"].seconds(790e12, 4.3e12) == pytest.approx(72, abs=1)
     assert 1e6 * found["both"].seconds(790e12, 4.3e12) == pytest.approx(96, abs=1)

@@ -1,16 +1,20 @@
-"""What the numbers rest on: the truth, the providers' answers, the clocks, the memory, the ceilings."""
+"""The basis of the numbers: the truth, the providers' answers, the clocks, the memory, the ceilings."""
 
 import json
+import pickle
 import sys
 import time
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from bench_helpers import SMALL
-from lgf_bench import cases, ceilings, correctness, measure, memory, providers, timing
-from lgf_bench.counting import Work
+from lgf_bench import ceilings, correctness, families, measure, memory, providers, results, timing
+from lgf_bench.families import gram_flow, token_relation
+from lgf_bench.families.base import Case, Work, on_backend
+from lgf_bench.families.gram_flow import LgfKl
+from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
 
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
@@ -23,20 +27,70 @@ WHERE = [
 @pytest.mark.parametrize("name", SMALL)
 def test_the_truth_in_parts_is_the_truth(name, monkeypatch):
     case = SMALL[name]
-    student, teachers, upstream = case.inputs()
-    student = student.detach().double().requires_grad_()
-    teachers = teachers if case.cached else [teacher.double() for teacher in teachers]
-    upstream = None if upstream is None else upstream.double()
-    whole = correctness.step(lambda s, t: case.call()(s, t, backend="reference"), student, teachers, upstream)
+    whole = case.inputs().double()
+    output = correctness.step(on_backend("reference", case), whole)
+    answer = correctness.Answer(output, correctness.gradients(whole))
     for matrix in (2**24, 600):  # groups of all frames, of one frame
-        monkeypatch.setattr(correctness, "MATRIX", matrix)
-        assert max(correctness.errors(correctness.Answer(whole, student.grad), correctness.truth(case))) < 1e-14
+        monkeypatch.setattr(token_relation, "MATRIX", matrix)
+        assert max(correctness.errors(answer, correctness.truth(case))) < 1e-14
+
+
+@dataclass(frozen=True)
+class TwoLeaves(Case):
+    """sum(a * b * c), by two tensors of which one is in a list."""
+
+    operator = "two_leaves"
+    differentiable = ("a", "others")
+
+    def layout(self):
+        return {"a": self.empty(*self.shape), "others": [self.empty(*self.shape)], "c": self.empty(*self.shape)}
+
+    def call(self, *, a, others, c, backend=None):
+        return (a * others[0] * c).sum()
+
+    def flop(self):
+        return 6, 12
+
+
+def test_gradients_are_of_every_tensor_that_requires_one_and_the_worst_counts():
+    case = TwoLeaves((3,))
+    a, (b,), c = case.inputs().tensors.values()
+    true = correctness.truth(case)
+    assert [gradient.dtype for gradient in true.gradients] == [torch.float64] * 2
+    torch.testing.assert_close(true.gradients, [(b * c).detach().double(), (a * c).detach().double()])
+    assert correctness.errors(correctness.answer(case.call, case), true) == pytest.approx((0, 0), abs=1e-6)
+
+    def one_off(a, others, c):
+        return case.call(a=a, others=[others[0].detach() + 1.5 * (others[0] - others[0].detach())], c=c)
+
+    def none_of_one(a, others, c):
+        return case.call(a=a, others=[others[0].detach()], c=c)
+
+    for function, expected in ((one_off, 0.5), (none_of_one, 1.0)):
+        assert correctness.errors(correctness.answer(function, case), true)[1] == pytest.approx(expected, rel=1e-5)
+    assert case.work()["backward"] == Work(12, 2 * 2 * 3 * 4)
+    assert case.work()["forward"] == Work(6, 3 * 3 * 4)
+
+
+def test_inputs_are_the_same_every_time_and_differ_from_each_other():
+    case = SMALL["small-window"]
+    (one, again), other = (case.tensors() for _ in range(2)), case.tensors()["teachers"][0]
+    assert torch.equal(one["student"], again["student"]) and not torch.equal(one["student"], other)
+
+
+def test_a_family_is_found_by_its_file():
+    files = Path(families.__file__).parent.glob("*.py")
+    assert {file.__name__.rpartition(".")[2] for file in families._FILES} == {it.stem for it in files} - {"__init__"}
+    assert {"lgf_kl", "local_gram_flow", "token_relation"} <= set(families.OPERATORS)
+    assert {"pairs", "tokens", "channels", "window", "relations"} <= set(families.sweeps(gpu=True))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_provider_is_right(name):
     case = SMALL[name]
-    here = [provider for provider in providers.providers(case) if not providers.table()[provider].compiles]
+    here = [
+        provider for provider in providers.runnable(case) if not providers.providers(case.operator)[provider].compiles
+    ]
     assert {"eager", "portable"} <= set(here)
     true = correctness.truth(case)
     for provider in here:
@@ -71,30 +125,30 @@ def test_what_is_wrong_is_not_right():
     assert not correctness.is_right((2e-4, 0.0), relation)
 
 
-def test_who_is_offered():
+def test_the_providers_offered():
     here = providers.offered(SMALL["small-cached"])
     assert here["eager"] is None and "features" in here["natten"]
     assert "chunked" not in here and "bmm" not in providers.offered(SMALL["small-relation"])
-    huge = cases.Case("token_relation", (1, 1000, 1000, 8), (8,), "")
+    huge = TokenRelation((1, 1000, 1000, 8))
     assert "GiB" in providers.offered(huge)["eager"] and providers.offered(huge)["portable"] is None
 
 
 def test_a_fifth_of_the_memory_stays_free(monkeypatch):
     monkeypatch.setattr(providers, "free_memory", lambda device: 100 * 2**30)
-    assert providers.why_not_memory(80 * 2**30, "cpu") is None
-    assert providers.why_not_memory(81 * 2**30, "cpu") == "needs about 81 GiB, 100 GiB are free"
+    assert providers.memory_shortage(80 * 2**30, "cpu") is None
+    assert providers.memory_shortage(81 * 2**30, "cpu") == "needs about 81 GiB, 100 GiB are free"
     monkeypatch.setattr(providers, "free_memory", lambda device: None)
-    assert providers.why_not_memory(81 * 2**30, "cpu") is None
+    assert providers.memory_shortage(81 * 2**30, "cpu") is None
 
 
 @pytest.mark.parametrize("measure", WHERE)
 def test_the_guessed_memory_is_that_of_the_measurement(measure):
     """Within a factor of two, or the guard against running out of memory is none."""
-    relation = cases.Case("token_relation", (1, 8, 200, 16), (16,), "")
-    flow = cases.Case("lgf_kl", (1, 5, 24, 32, 64), (64, 64), "")
+    relation = TokenRelation((1, 8, 200, 16))
+    flow = LgfKl((1, 5, 24, 32, 64))
     for case, names in ((relation, ("eager",)), (flow, ("eager", "eager-unfold", "bmm"))):
         for name in names:
-            ratio = providers.table()[name].needs(case) / measure(case, name)
+            ratio = providers.providers(case.operator)[name].needs(case) / measure(case, name)
             assert 0.5 < ratio < 2, (name, ratio)
 
 
@@ -140,7 +194,8 @@ def test_runs_are_interleaved_and_halves_add_up(wall):
 def test_every_run_begins_without_a_gradient():
     """Adding to the last one's would be timed too."""
     found = []
-    timing.interleaved({"a": lambda student, _: found.append(student.grad) or student.sum()}, SMALL["small-lgf"], 3)
+    function = {"a": lambda student, teachers: found.append(student.grad) or student.sum()}
+    timing.interleaved(function, SMALL["small-lgf"], 3)
     assert found == [None] * 3
 
 
@@ -167,8 +222,8 @@ def test_the_cpu_clock_does_not_count_waiting(wall):
 
 
 def test_the_first_call_is_timed_without_making_its_inputs(monkeypatch, ceiling, wall):
-    real = cases.Case.inputs
-    monkeypatch.setattr(cases.Case, "inputs", lambda case: wall.move(100.0) or real(case))
+    real = Case.inputs
+    monkeypatch.setattr(Case, "inputs", lambda case: wall.move(100.0) or real(case))
     (row,) = measure_case("small-lgf", SMALL["small-lgf"], Plan(["portable"], 2, ("first",), ceiling))
     assert row["first_call_s"] == 0.0
 
@@ -187,7 +242,7 @@ def test_overhead_is_of_the_smallest_inputs(monkeypatch):
         time.sleep(0.001)
         return student.sum()
 
-    assert timing.overhead(function, cases.CASES["cogvideox-latent"]) >= 0.001
+    assert timing.overhead(function, families.CASES["cogvideox-latent"]) >= 0.001
     assert shapes == {(1, 2, 8, 8, 16)}
     times = iter([10.0, 60.0])
     monkeypatch.setattr(timing, "now", lambda: next(times))
@@ -207,7 +262,8 @@ def test_a_row_says_what_was_measured_of_whom(monkeypatch, ceiling):
     monkeypatch.setattr(timing, "first_call", lambda action, device: (action(), 1.0))
     monkeypatch.setattr(timing, "overhead", lambda function, case: 3e-6)
     monkeypatch.setattr(memory, "peak_memory", lambda case, name, function: {"eager": 11, "portable": 12}[name])
-    monkeypatch.setitem(providers.BASELINES, "eager", providers.BASELINES["eager"]._replace(compiles=True))
+    eager = gram_flow.BASELINES["eager"]._replace(compiles=True)
+    monkeypatch.setitem(gram_flow.BASELINES, "eager", eager)
     rows = {row["provider"]: row for row in measure_case("small-lgf", case, Plan(list(right), 2, ceiling=ceiling))}
     assert timed == right, "the functions whose answers were checked"
     assert rows["eager"]["peak_bytes"] == 11 and rows["portable"]["peak_bytes"] == 12
@@ -225,7 +281,7 @@ def test_output_and_gradient_are_no_part_of_the_peak(monkeypatch, risen, peak):
 @pytest.mark.parametrize("measure", WHERE)
 def test_memory_counts_what_is_allocated(measure):
     """Eager token relations hold several n x n matrices; the tiles of the portable backend do not."""
-    case = cases.Case("token_relation", (1, 8, 300, 16), (16,), "")
+    case = TokenRelation((1, 8, 300, 16))
     matrix = (8 * 300) ** 2 * 4
     assert measure(case, "eager") > 3 * matrix
     assert measure(case, "portable") < matrix
@@ -247,15 +303,15 @@ def test_memory_is_measured_whatever_the_operator(name, provider, measure):
 def test_the_fresh_process_measures_the_same_case_with_the_same_threads(monkeypatch):
     case, asked = SMALL["small-cached"], []
 
-    def run(command, **options):
+    def in_this_process(function, *arguments):
         torch.set_num_threads(7)
-        return SimpleNamespace(returncode=0, stdout=json.dumps(memory._of_job(command[-1])))
+        return function(*pickle.loads(pickle.dumps(arguments)))
 
     def rise(case, provider):
         asked.append((case, provider, torch.get_num_threads()))
         return 5
 
-    monkeypatch.setattr(memory.subprocess, "run", run)
+    monkeypatch.setattr(memory, "in_fresh_process", in_this_process)
     monkeypatch.setattr(memory, "_high_water_rise", rise)
     before = torch.get_num_threads()
     try:
@@ -297,8 +353,8 @@ def test_ceilings_are_positive_and_kept(tmp_path, monkeypatch):
     assert (better["copy"], better["L2"]) == (found["copy"], 1e15)
     assert better["gemm"] == {"float32": found["gemm"]["float32"], "bfloat16": 1e15}
     monkeypatch.setattr(ceilings, "_copy", lambda *_: pytest.fail("measured again"))
-    other = json.loads((tmp_path / ceilings.FILE).read_text()) | {"threads": 99}
-    (tmp_path / ceilings.FILE).write_text(json.dumps(other))
+    other = json.loads((tmp_path / results.CEILINGS).read_text()) | {"threads": 99}
+    (tmp_path / results.CEILINGS).write_text(json.dumps(other))
     with pytest.raises(pytest.fail.Exception):
         ceilings.ceilings("cpu", ("float32",), tmp_path)
 

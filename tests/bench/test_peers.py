@@ -1,4 +1,4 @@
-"""Other people's kernels: the identities they are used through, and how they are called, on stand-ins that do what they do."""
+"""Other people's kernels: the identities they are used through, and how they are called, on stand-ins that compute the same."""
 
 import sys
 from types import ModuleType
@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench_helpers import SMALL
-from lgf_bench import correctness, peers
-from lgf_bench.cases import Case
+from lgf_bench import correctness
+from lgf_bench.families import gram_flow_peers as peers
+from lgf_bench.families.gram_flow import LgfKl
 
 CASES = [
     SMALL["small-lgf"],
-    Case("lgf_kl", (2, 3, 7, 8, 8), (5, 3, 8), "", window=3),
-    Case("lgf_kl", (1, 2, 7, 7, 4), (9,), ""),
+    LgfKl((2, 3, 7, 8, 8), 3, teacher_channels=(5, 3, 8)),
+    LgfKl((1, 2, 7, 7, 4), teacher_channels=(9,)),
 ]
 
 
@@ -48,9 +49,8 @@ def test_the_identity_is_exact(case):
 def test_flexattention_gives_the_loss():
     """Its backward needs a GPU; the forward of the uncompiled form does not."""
     for case in CASES:
-        student, teachers, _ = case.inputs()
         with torch.no_grad():
-            loss = peers.flex_attention(case, compiled=False)(student.detach(), teachers)
+            loss = peers.flex_attention(case, compiled=False)(**case.tensors())
         assert torch.allclose(loss.double(), correctness.truth(case).output, rtol=1e-5)
 
 
@@ -117,8 +117,12 @@ def test_liger(name, monkeypatch):
 
 def test_who_is_not_here_says_why_and_how_to_get_it(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    assert "pip install spatial-correlation-sampler" in peers.PEERS["correlation"].why_not(SMALL["small-lgf"])
-    gpu = Case("lgf_kl", (1, 2, 3, 4, 5), (5,), "", device="cuda")
-    assert peers.PEERS["natten"].why_not(gpu) == "not installed: pip install natten"
-    assert peers.PEERS["liger"].why_not(gpu) == "not installed: pip install liger-kernel"
-    assert "CPU" in peers.PEERS["flexattention"].why_not(SMALL["small-lgf"])
+
+    def reason(name, case):
+        return peers.PEERS[name].unsupported_reason(case)
+
+    assert "pip install spatial-correlation-sampler" in reason("correlation", SMALL["small-lgf"])
+    gpu = LgfKl((1, 2, 3, 4, 5), device="cuda")
+    assert reason("natten", gpu) == "not installed: pip install natten"
+    assert reason("liger", gpu) == "not installed: pip install liger-kernel"
+    assert "CPU" in reason("flexattention", SMALL["small-lgf"])

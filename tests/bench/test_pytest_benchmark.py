@@ -16,18 +16,18 @@ from lgf_bench.providers import provider
 @pytest.mark.parametrize("factor", [1.0, 1.01])
 def test_a_wrong_answer_is_not_timed(monkeypatch, factor):
     timed, losses = [], importlib.import_module("test_losses")
-    monkeypatch.setattr(losses, "provider", lambda name, case: lambda *inputs: factor * provider(name, case)(*inputs))
+    monkeypatch.setattr(losses, "provider", lambda name, case: lambda **inputs: factor * provider(name, case)(**inputs))
     benchmark = SimpleNamespace(extra_info={}, pedantic=lambda run, **_: timed.append(run()))
     try:
         losses.test_forward_and_backward(benchmark, "small-lgf", SMALL["small-lgf"], "portable")
     except AssertionError as error:
-        assert "errors of output and gradient" in str(error)
+        assert "errors of output and gradients" in str(error)
     assert len(timed) == (factor == 1.0)
 
 
 @pytest.fixture(scope="module")
 def errors():
-    """What `pytest benchmarks` says with each of some options, all in one process, which takes longer to start than that."""
+    """Return how `pytest benchmarks` ends with each of some options: in one process, which takes longer to start than all."""
     options = {"device": ["--device", "cuda"], "plugin": ["-p", "no:benchmark"]}
     code = f"""if True:
         import pytest

@@ -114,8 +114,8 @@ def test_the_most_informative_steps_come_first_and_leave_time_for_others():
 
 def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
     from lgf_bench import cli
-    from lgf_bench.cases import CASES, OPERATORS
-    from lgf_bench.providers import table
+    from lgf_bench.families import CASES, OPERATORS
+    from lgf_bench.providers import all_names
 
     for step in session.STEPS:
         command = step.command(60, tmp_path)
@@ -123,7 +123,7 @@ def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
             arguments = cli.parser().parse_args(command[command.index("bench") + 1 :])
             known = (*OPERATORS, *CASES, *cli.JOBS)
             assert set(arguments.what) <= set(known) and str(arguments.out) == str(tmp_path)
-            assert set(arguments.providers or ()) <= set(table())
+            assert set(arguments.providers or ()) <= set(all_names())
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_the_summary_is_short_and_tells_what_is_wrong(tmp_path):
     assert "racecheck: RACECHECK SUMMARY: 2 hazards displayed" in text
     line = next(line for line in text.splitlines() if "cogvideox-latent" in line)
     assert "triton" in line and "5.00x vs eager" in line and "50.0 %" in line
-    assert "bmm: WRONG" in text and "no provider gives the right answer" in text
+    assert "cogvideox-latent, float32: bmm is WRONG" in text and "no provider gives the right answer" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

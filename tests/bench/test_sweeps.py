@@ -2,8 +2,8 @@
 
 import pytest
 from bench_helpers import row
-from lgf_bench import plots, sweeps
-from lgf_bench.errors import UserError
+from lgf_bench import families, plots, sweeps
+from lgf_cli.errors import UserError
 
 
 def swept(provider: str, exponent: float, sizes=(2, 4, 8, 16), **values) -> list[dict]:
@@ -53,19 +53,19 @@ def test_types_have_curves_of_their_own():
 
 
 def test_text_shows_the_exponents():
-    text = sweeps.as_text("pairs", sweeps.sweeps("cpu")["pairs"], swept("native", 1.5))
+    text = sweeps.as_text("pairs", families.sweeps(gpu=False)["pairs"], swept("native", 1.5))
     assert "1.50" in text and "1.00" in text and "T - 1" in text
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_sizes_are_those_of_the_cases(device):
-    found = sweeps.sweeps(device)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_sizes_are_those_of_the_cases(gpu):
+    found = families.sweeps(gpu)
     for size, case in found["pairs"].cases.items():
         assert case.shape[1] - 1 == size
     for size, case in found["tokens"].cases.items():
         assert case.shape[2] * case.shape[3] == size
     for size, case in found["channels"].cases.items():
-        assert case.shape[-1] == size and case.teacher_channels == (size, size)
+        assert case.shape[-1] == size and case.channels == (size, size)
     for size, case in found["window"].cases.items():
         assert case.window == size
     for size, case in found["relations"].cases.items():

@@ -1,4 +1,4 @@
-"""The tuner: what it tries, that the choice reaches the kernels, and what it says. The kernels run in Triton's interpreter."""
+"""The tuner: what it tries, that the choice reaches the kernels, and its report. The kernels run in Triton's interpreter."""
 
 import pytest
 
@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import tune
 from bench_helpers import SMALL
-from lgf_bench import results
+from lgf_bench import correctness, results
+from lgf_bench.families.base import on_backend
 
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_configs as configs
@@ -27,32 +28,58 @@ def test_candidates_are_the_rows_and_their_neighbours():
 
 def test_every_table_of_the_configurations_is_tuned():
     tables = {
-        (module, name)
+        name: type(next(iter(value.values()))[0])
         for module in (configs, relation_configs)
         for name, value in vars(module).items()
         if isinstance(value, dict) and name.isupper() and name != "RELATION_TILES"
     }
-    assert {(table.configs, table.name) for table in tune.TABLES} == tables
-    assert all(hasattr(table.configs, table.function) for table in tune.TABLES)
+    assert {table.name: table.rows for table in tune.TABLES} == tables
 
 
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off where there is a GPU")
 def test_what_is_chosen_reaches_the_kernels_and_wrong_answers_are_not_timed(monkeypatch):
-    chosen, real = [], launch.run
-    monkeypatch.setattr(launch, "run", lambda kernel, grid, *a, **c: chosen.append(c) or real(kernel, grid, *a, **c))
+    chosen = []
+
+    def run(kernel, grid, *arguments, **constants):
+        chosen.append(constants)
+        launch._launch(kernel, grid, *arguments, **constants)
+
     few = [configs.Forward(4, 8, 16, 8, 2), configs.Forward(4, 4, 16, 4, 1), configs.Forward(4, 4, 8, 4, 1)]
     monkeypatch.setattr(tune, "candidates", lambda own: few)
-    original = configs.forward
     case = replace(SMALL["small-lgf"], shape=(1, 2, 5, 6, 8), window=3)
-    table = tune.Table(configs, "FORWARD", "forward", case, "forward")
-    rows = tune.tune(table, case, rounds=2)
-    assert configs.forward is original
-    forwards = [(c["TILE_H"], c["TILE_W"], c["BLOCK_C"]) for c in chosen if "TEACHERS" in c or "OPERANDS" in c]
+    table = tune.Table("FORWARD", configs.Forward, case, "forward")
+    before = launch._override
+    with launch.overridden(run=run):
+        rows = tune.tune(table, case, rounds=2)
+    assert launch._override is before
+    forwards = [(c["TILE_H"], c["TILE_W"], c["BLOCK_C"]) for c in chosen if "TEACHERS" in c or "HALVES" in c]
     assert {(4, 8, 16), (4, 4, 16)} <= set(forwards)
     by_name = {row["candidate"]: row for row in rows}
     assert by_name[str(few[0])]["status"] == "right" and by_name[str(few[0])]["median_ms"] > 0
     for row in rows:
         assert ("median_ms" in row) == (row["status"] == "right")
+
+
+@pytest.mark.skipif(not launch.INTERPRETED, reason="the interpreter is off where there is a GPU")
+def test_the_choice_reaches_the_backward_pass_too():
+    """Which runs in a thread of autograd."""
+    kinds = []
+
+    def choose(rows):
+        kinds.append(type(rows[0]))
+        return rows[0]
+
+    case = replace(SMALL["small-lgf"], shape=(1, 2, 5, 6, 8), window=3)
+    with launch.overridden(choose=choose):
+        correctness.answer(on_backend("triton", case), case)
+    assert {configs.Forward, configs.Backward} <= set(kinds)
+
+
+def test_overrides_nest_and_end_with_their_block():
+    device = launch.torch.device("cpu")
+    with launch.overridden(architecture=80), launch.overridden(run=print):
+        assert launch.architecture(device) == 80 and launch._override.run is print
+    assert launch.architecture(device) == 90 and launch._override == launch.Override()
 
 
 def test_finished_tables_are_not_tuned_again_and_the_time_is_kept(monkeypatch, tmp_path, capsys):
@@ -66,8 +93,8 @@ def test_finished_tables_are_not_tuned_again_and_the_time_is_kept(monkeypatch, t
     )
     monkeypatch.setattr(tune, "as_text", lambda *_: "")
     options = Namespace(device="cuda", dtypes=("bfloat16",), rounds=2, minutes=1.0, resume=True, out=tmp_path)
-    results.append(tmp_path / tune.TUNE, [{"table": "BACKWARD", "dtype": "bfloat16", "commit": "abc"}])
-    results.append(tmp_path / tune.TUNE, [{"table": "FORWARD", "dtype": "bfloat16", "commit": "old"}])
+    results.append(tmp_path / results.TUNE, [{"table": "BACKWARD", "dtype": "bfloat16", "commit": "abc"}])
+    results.append(tmp_path / results.TUNE, [{"table": "FORWARD", "dtype": "bfloat16", "commit": "old"}])
     tune.run(options)
     assert tuned == [table.name for table in tune.TABLES if table.name != "BACKWARD"]
     tune.run(options)
@@ -77,7 +104,7 @@ def test_finished_tables_are_not_tuned_again_and_the_time_is_kept(monkeypatch, t
     assert len(tuned) == len(tune.TABLES) - 1 and "not begun" in capsys.readouterr().out
 
 
-def test_failures_and_wrong_answers_are_said():
+def test_failures_and_wrong_answers_are_shown():
     row = {"candidate": "Forward(1)", "status": "right", "median_ms": 2.0, "low_ms": 1.0, "high_ms": 3.0}
     faster = row | {"candidate": "Forward(2)", "median_ms": 1.5}
     failed = {"candidate": "Forward(3)", "status": "failed", "why": "OutOfResources: shared memory"}

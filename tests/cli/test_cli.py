@@ -1,4 +1,4 @@
-"""The command `lgf` around its subcommands: what must not wait for torch, and completion by a real shell."""
+"""The command `lgf` without its subcommands: no import of torch, and completion by a real shell."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The choice of a backend: order, overrides, and what is said of one that cannot."""
+"""Choice of a backend: order, overrides, and the reasons of a backend that cannot run a call."""
 
 import subprocess
 import sys
@@ -8,14 +8,14 @@ import torch
 from support.numerics import backends_of, features
 
 import lgf_kernels as lgf
-from lgf_kernels.core import gpu, native, registry
+from lgf_kernels.core import gpu, native, registry, verify
 from lgf_kernels.core.registry import Call
 from lgf_kernels.gram_flow import operators
 
 
 @pytest.fixture
 def run_by(monkeypatch):
-    """A function that says which backend a call ran on."""
+    """A function that returns the backend that a call ran on."""
     seen = []
     real = registry.implementation
 
@@ -133,12 +133,17 @@ def test_an_operator_without_a_kernel_says_so():
     )
 
 
-def test_native_on_cuda_is_not_chosen_before_it_is_measured(hopper):
+def test_kernels_on_cuda_are_chosen_only_where_they_have_answered_right(hopper, monkeypatch):
     cuda = Call("lgf_kl", "cuda")
     assert next(registry.able(cuda)).name == "native"
-    assert registry._resolve(*cuda, None, "f") in ("triton", "portable")
+    verdicts = {"native": (False, "wrong", float("inf")), "triton": (True, "right", 1.0)}
+    monkeypatch.setattr(registry.verify, "verdict", lambda call, name, *cases: verify.Verdict(*verdicts[name]))
+    right = [row.name for row in registry.able(cuda) if verdicts.get(row.name, (True,))[0]]
+    assert registry.resolve(cuda, None, "f") == right[0] in ("triton", "portable")
+    verdicts["native"] = (True, "right", 0.5)
+    assert registry.resolve(cuda, None, "f") == "native"
     reason = lgf.backends()[0].reason
-    assert "lgf_kl is not chosen by itself for cuda tensors: its CUDA kernel has not been measured yet" in reason
+    assert "chosen where it has answered right: `lgf verify` asks it now" in reason
     assert "lgf_kl on cuda (at most 15 teachers)" in reason
 
 

@@ -1,10 +1,10 @@
-"""What nvcc makes of the CUDA kernels, where it is installed; no GPU is needed."""
+"""CUDA kernels as nvcc compiles them, where it is installed; no GPU is needed."""
 
 import cuda_kernel_report
 import pytest
 
 HALVES = ("bfloat16", "float16")
-#: Registers at most, and blocks that an SM holds on Ampere (the A100) and on Hopper: what the tuned kernels were cut for.
+#: Largest number of registers, and blocks of an SM on Ampere (the A100) and on Hopper, for which the tuned kernels are designed.
 DESIGN = {
     "BandForward 4": (168, {"80": 2, "90a": 3}),
     "BandForward 8": (128, {"80": 1, "90a": 2}),

@@ -1,4 +1,4 @@
-"""Every backend that takes CUDA tensors, against the oracle in float64 on the same device."""
+"""Every backend for CUDA tensors, against the oracle in float64 on the same device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""compute-sanitizer sees our kernels and notices what it is there for: without that, finding nothing says nothing."""
+"""compute-sanitizer on the kernels: it must find a read past the end, or a run without findings proves nothing."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The CPU module by itself: instruction sets, threads, types at the edges, and bad calls."""
+"""The CPU kernels of Local Gram Flow: instruction sets, threads, extremes of types, and bad calls."""
 
 import os
 import subprocess

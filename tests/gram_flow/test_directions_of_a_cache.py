@@ -1,4 +1,4 @@
-"""Cached logits of one direction serve the losses of both."""
+"""Losses of both directions from cached logits of one."""
 
 import pytest
 import torch

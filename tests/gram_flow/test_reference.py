@@ -1,4 +1,4 @@
-"""The oracle for Local Gram Flow against the formulas written as loops over Python floats, and against gradcheck."""
+"""The oracle of Local Gram Flow against loops over Python floats, and gradcheck."""
 
 import itertools
 import math

@@ -36,24 +36,43 @@ except lgf.BackendUnavailableError as error:
 assert "frame_difference on cpu" in lgf.backends()[2].reason
 print("right")
 """
+MEASURE = """
+import sys, lgf_bench, lgf_kernels as lgf
+from lgf_bench import results
+from lgf_cli import main
+assert lgf.__file__.startswith({place!r}) and lgf_bench.__file__.startswith({place!r})
+out = ["--out", "results"]
+options = ["--providers", "eager", "portable", "native", "--rounds", "2", "--measure", "overhead", *out]
+assert main(["bench", "frame_difference", "--shapes", "1,3,4,5,8", *options]) == 0
+rows = {{row["provider"]: row for row in results.read(results.Path("results", results.LOSSES))}}
+assert {{name: row["status"] for name, row in rows.items()}} == {{"eager": "right", "portable": "right", "native": "absent"}}
+for row in (rows["eager"], rows["portable"]):
+    assert row["case"] == "frame_difference-1x3x4x5x8" and row["tensors"] == {{"features": [1, 3, 4, 5, 8]}}
+    assert row["gradient_error"] < 1e-5 and row["both"]["median_ms"] > 0 and row["bytes"]["forward"] == 480 * 4
+try:
+    main(["bench", "frame_difference", "--shapes", "1,1,4,5,8", *options])
+except SystemExit as stopped:
+    assert stopped.code == "lgf bench: --shapes 1,1,4,5,8: frame_difference takes B,T,H,W,C with T at least 2."
+"""
 
 
 def files_of_the_steps() -> dict[str, str]:
     """Return the files that CONTRIBUTING shows: the name of each stands before its block of code."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    return dict(re.findall(r"`((?:lgf_kernels|tests)/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.S))
+    return dict(re.findall(r"`((?:lgf_kernels|benchmarks|tests)/[\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.S))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A copy of the library and of the tests of all families, with the operator."""
+    """Return a copy of the library, the bench, the command and the tests of all families, with the operator added."""
     place = tmp_path_factory.mktemp("copy")
-    for folder in ("lgf_kernels", *(f"tests/{name}" for name in ("core", "support", "models", *families()))):
+    tests = (f"tests/{name}" for name in ("core", "support", "models", *families()))
+    for folder in ("lgf_kernels", "benchmarks/lgf_bench", "python/lgf_cli", *tests):
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for file in ("pyproject.toml", "tests/conftest.py"):
         shutil.copy(ROOT / file, place / file)
     files = files_of_the_steps()
-    assert len(files) == 6
+    assert len(files) == 7
     for name, content in files.items():
         path = place / name
         path.parent.mkdir(exist_ok=True)
@@ -64,7 +83,8 @@ def place(tmp_path_factory):
 
 
 def python(place, *arguments) -> subprocess.CompletedProcess:
-    environment = {"PYTHONPATH": str(place), "PATH": os.defpath, "HOME": str(place)}
+    path = os.pathsep.join(map(str, (place, place / "python", place / "benchmarks")))
+    environment = {"PYTHONPATH": path, "PATH": os.defpath, "HOME": str(place)}
     command = [sys.executable, "-P", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=place)
 
@@ -80,3 +100,8 @@ def test_the_tests_of_all_families_run_for_it(place):
     chosen = f"frame_difference and ({' or '.join(names)})"
     done = python(place, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen)
     assert re.search(r"^6 passed", done.stdout, re.M), done.stdout + done.stderr
+
+
+def test_the_bench_finds_the_operator_and_measures_it(place):
+    done = python(place, "-c", MEASURE.format(place=str(place)))
+    assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr

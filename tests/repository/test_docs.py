@@ -1,4 +1,4 @@
-"""What the documentation shows runs, and shows what it says."""
+"""Examples, numbers and links of the documentation."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""What the commands and scripts say where packages beyond those of the library itself are missing: one line, with the way out."""
+"""Messages of commands and scripts where packages beyond the library's own are missing: one line, with the way out."""
 
 import json
 import os

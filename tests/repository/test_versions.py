@@ -1,4 +1,4 @@
-"""Which versions of other packages are promised, which are tested, and what `lgf doctor` says of others."""
+"""Versions of other packages: promised, tested, and reported by `lgf doctor`."""
 
 import re
 import tomllib
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lgf_kernels import doctor
-from lgf_kernels.tested import TESTED, numbers, untested
+from lgf_kernels.tested import TESTED, numbers, untested_reason
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,15 +61,15 @@ def test_the_tested_range_is_that_of_the_constraints():
     ],
 )
 def test_versions_outside_the_range_are_said(package, version, expected):
-    said = untested(package, version)
+    said = untested_reason(package, version)
     assert (said is None) if expected is None else said.startswith(expected)
 
 
 def test_a_patch_of_the_newest_is_taken_for_it():
     low, high = TESTED["torch"]
     major, minor, patch = numbers(high)
-    assert untested("torch", f"{major}.{minor}.{patch + 1}") is None
-    assert untested("torch", f"{major}.{minor + 1}.0") == f"newer than any tested, {low} to {high}"
+    assert untested_reason("torch", f"{major}.{minor}.{patch + 1}") is None
+    assert untested_reason("torch", f"{major}.{minor + 1}.0") == f"newer than any tested, {low} to {high}"
 
 
 def test_doctor_says_so(monkeypatch):

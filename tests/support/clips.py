@@ -1,4 +1,4 @@
-"""Video files that tests write, and where real ones may be."""
+"""Video files that tests write, and the folder of real ones."""
 
 import os
 from fractions import Fraction
@@ -12,7 +12,7 @@ REAL = Path(os.environ.get("LGF_TEST_VIDEOS", Path(__file__).parents[3] / "share
 def write_frames(
     path: Path, frames, times, time_base, *, format=None, aspect=None, options=None, metadata=None
 ) -> Path:
-    """Frames (height, width, 3) of uint8, each on screen from its time (in time bases) on."""
+    """Write frames (height, width, 3) of uint8, each shown from its time (in time bases) on."""
     import av
 
     with av.open(str(path), "w", format=format, options=options or {}) as container:
@@ -32,7 +32,7 @@ def write_frames(
 
 
 def write_clip(path: Path, frames: int, rate: int = 8, shift: int = 2, seed: int = 0, **options) -> Path:
-    """A smooth random picture of 96 x 160 pixels that moves to the right."""
+    """Write a smooth random picture of 96 x 160 pixels that moves to the right."""
     coarse = torch.rand(1, 3, 8, 16, generator=torch.Generator().manual_seed(seed))
     picture = torch.nn.functional.interpolate(coarse, size=(96, 160), mode="bicubic").clamp(0, 1)[0]
     pixels = [(255 * picture.roll(shift * t, 2)).byte().permute(1, 2, 0) for t in range(frames)]

@@ -1,7 +1,11 @@
 """Parts of the families' folders of tests that tests of all families use.
 
 `calls.py` of a family has LOSSES: name -> a function `(student, teacher, **options) -> loss` of one number, for features
-(B, T, H, W, C) and (B, T, H, W, C'). `triton_cases.py`, of a family with Triton kernels, has what `support/triton.py` names.
+(B, T, H, W, C) and (B, T, H, W, C').
+
+`triton_cases.py` of a family with Triton kernels has CASES and BUGS, calls that the model of a GPU runs, and mistakes that
+it must notice; rows_of_tables, a call for every configuration; quicken, which cuts the kernels for the interpreter; and
+launch_every_kernel, which calls every launcher at one resolution.
 """
 
 import importlib

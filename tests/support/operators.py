@@ -1,4 +1,4 @@
-"""The losses of all families as PyTorch's machinery meets them."""
+"""Calls of the losses of all families, and what they do in PyTorch's dispatcher."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Products of options. `make test` runs so few combinations that any two values meet, `make test-all` all of them."""
+"""Products of options. `make test` runs a few combinations with every pair of values, `make test-all` runs all."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from allpairspy import AllPairs
 
 
 def every_pair(**arguments):
-    """Parametrize a test with the product of some arguments' values; what a covering of all pairs can do without is slow.
+    """Parametrize a test with the product of some arguments' values; combinations beyond a covering of all pairs are slow.
 
     The values of an argument are a sequence, or a dictionary of those of several options, which a test gets as one dictionary.
     """
@@ -15,7 +15,7 @@ def every_pair(**arguments):
 
 
 def every_value(**arguments):
-    """The same, where it is enough for the quick run that every value is met once."""
+    """Parametrize likewise, where one combination for each value is enough in the quick run."""
 
     def cover(places):
         return [[i % len(place) for place in places] for i in range(max(map(len, places)))]

@@ -11,6 +11,7 @@ import sys
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -46,6 +47,8 @@ def compiled() -> dict[str, int]:
 def main(family: str) -> None:
     launch_every_kernel = importlib.import_module(f"{family}.triton_cases").launch_every_kernel
     driver.set_active(Hopper())
+    # With a hook, such as monitors set, Triton writes the constants of a kernel as JSON: all must be names or numbers.
+    knobs.runtime.jit_post_compile_hook = lambda **about: None
     launch.run = bind
     for resolution in ((3, 16, 16), (2, 16, 16), (5, 9, 19), (3, 1, 33), (2, 17, 1), (2, 1, 1)):
         launch_every_kernel(*resolution)

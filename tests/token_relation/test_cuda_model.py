@@ -143,7 +143,7 @@ def test_several_blocks_share_the_sum_of_a_tile(tensor_cores, videos, processors
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_order_of_warps_and_the_number_of_blocks_change_no_bit(tensor_cores, monkeypatch, dtype):
     """But for how many blocks share a sum, which only the gradient would show."""
-    monkeypatch.setattr(panels, "MOST_SPLITS", 1)
+    monkeypatch.setattr(panels, "MAX_SPLITS", 1)
     student, teacher = inputs((2, 3, TILE - 20, 16), 72, dtype)
     c, results = lgf.moalign_pair_weight(3), []
     for processors, reverse in ((1, 0), (2, 1), (3, 0), (7, 1), (100, 0)):

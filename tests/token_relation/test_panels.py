@@ -1,4 +1,4 @@
-"""How token relations are cut to a budget: every block once, the gradient projected once, when its last panel is in."""
+"""Panels of token relations within a budget: every block once, and one projection of the gradient, after its last panel."""
 
 import pytest
 import torch

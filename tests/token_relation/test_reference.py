@@ -1,4 +1,4 @@
-"""The oracle for token relations against loops over Python floats, the papers' own formulas, and gradcheck."""
+"""The oracle of token relations against loops over Python floats, the papers' formulas, and gradcheck."""
 
 import itertools
 import math

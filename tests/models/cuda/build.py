@@ -1,4 +1,4 @@
-"""Builds the CUDA module's sources, bindings included, for the model of a GPU: a Python module that runs them on the CPU."""
+"""Build of the CUDA module's sources and bindings for the model of a GPU: a Python module that runs them on the CPU."""
 
 import ctypes
 import fcntl
@@ -39,13 +39,13 @@ def run(*command) -> None:
 
 @cache
 def pattern() -> list[str]:
-    """The option, where the compiler has it."""
+    """Return the option, if the compiler has it."""
     known = subprocess.run([*COMPILER, PATTERN, "-fsyntax-only", "-x", "c++", os.devnull], capture_output=True)
     return [] if known.returncode else [PATTERN]
 
 
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
-    """Compile a source, unless another process has done so or is about to."""
+    """Compile a source, unless another process has done so or is doing so."""
     includes = [f"-I{csrc}", f"-I{MODEL}"]
     with open(f"{output}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -124,7 +124,7 @@ def differs(source: str, csrc: Path) -> bool:
 
 
 def broken(place: Path, file: str, right: str, wrong: str) -> Path:
-    """A copy of the sources with one thing wrong."""
+    """Return a copy of the sources with one mistake."""
     shutil.copytree(ROOT / "csrc", place / "csrc")
     path = place / "csrc" / "cuda" / file
     text = path.read_text()

@@ -1,15 +1,15 @@
-// A functional model of what csrc/cuda/device.h asks of a GPU, in plain C++: the kernels run on it unchanged, on a CPU.
+// Functional model of a GPU in plain C++, with the functions of csrc/cuda/common/device.h: the kernels run on a CPU unchanged.
 //
-// The threads of a block are fibres that take turns. A warp runs on until all its lanes wait at a barrier, and only then
-// the next one, so that a missing barrier shows as one warp reading what another has not written, or has overwritten. The
-// order of warps and lanes can be reversed. Shuffles, matrix loads and products meet per warp. An asynchronous copy
-// spoils its destination at once and lands only when it is waited for. Shared memory starts as NaN of every type.
+// The threads of a block are fibres. A warp runs until all its lanes wait at a barrier, and only then the next one, so that
+// with a missing barrier one warp reads what another has not written, or has overwritten. The order of warps and lanes can
+// be reversed. Shuffles, matrix loads and products synchronise a warp. An asynchronous copy overwrites its destination with
+// NaN at once and completes only when it is waited for. Shared memory starts as NaN of every type.
 //
-// Asynchronous products of a warpgroup spoil their sums at once, and land when the four warps wait for them. They read
-// shared memory as their descriptors say. They fail where an operand has been written meanwhile, or has come by an
-// asynchronous copy that no fence made known, or where the fence for the sums or the commit is missing.
+// Asynchronous products of a warpgroup overwrite their sums with NaN at once, and complete when the four warps wait for them.
+// They read shared memory by their descriptors. They fail where an operand has been written meanwhile, or was copied
+// asynchronously without a fence, or where the fence for the sums or the commit is missing.
 //
-// The model knows nothing of time, of caches, of banks but for matrix loads, and of races within a warp.
+// The model has no time, no caches, no banks except for matrix loads, and no races within a warp.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ void multiprocessors(int& count, int& shared_bytes, int& shared_bytes_of_block);
 void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
                 const std::function<void(char* shared)>& kernel);
 
-// What the fibre that is running asks for. They return when it has been done.
+// Operations of the running fibre. They return when they are complete.
 int thread();
 std::int64_t block();
 std::int64_t blocks();

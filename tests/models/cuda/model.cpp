@@ -1,5 +1,5 @@
-// The model's scheduler, and what warps do together.
-#undef _FORTIFY_SOURCE  // which would take a jump from one stack to another for an error
+// Scheduler of the model, and the operations of whole warps.
+#undef _FORTIFY_SOURCE  // which reports a jump from one stack to another as an error
 #include <setjmp.h>
 #include <ucontext.h>
 

@@ -1,4 +1,4 @@
-"""What instructions compute, on arrays of one element a thread. Approximate ones err as much as they may."""
+"""Arithmetic of instructions, on arrays of one element a thread. Approximate instructions have the largest error allowed."""
 
 import numpy as np
 
@@ -11,29 +11,29 @@ TYPES = {
 
 
 def unsigned(bits: int) -> type:
-    """The type of a register of so many bits."""
+    """Return the type of a register of so many bits."""
     return {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[bits]
 
 
 def wide(kind: str) -> str:
-    """The type of products of this one."""
+    """Return the type of the products of a type."""
     return kind[0] + str(2 * int(kind[1:]))
 
 
 def approximate(exact: np.ndarray, error: float, dtype: type = np.float32) -> np.ndarray:
-    """A result off by its relative error, up or down as its last bits have it; what is exact on a GPU too stays so."""
+    """Return a result with its relative error, up or down by its last bits; results that are exact on a GPU stay exact."""
     scramble = (exact.astype(np.float32).view(np.uint32) * np.uint32(2654435761)) >> np.uint32(31)
     noise = np.where(scramble == 1, error, -error)
     return np.where((exact == 0) | (exact == 1), exact, exact * (1 + noise)).astype(dtype)
 
 
 def flushed(x: np.ndarray) -> np.ndarray:
-    """Subnormal numbers as 0."""
+    """Return the values with subnormal numbers as 0."""
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
 
 
 def canonical(x: np.ndarray) -> np.ndarray:
-    """A result with the one NaN that a GPU computes, whose bits threads agree about."""
+    """Return a result with the NaN of a GPU, so that all threads have the same bits."""
     nan = np.isnan(x)
     if not nan.any():
         return x
@@ -42,20 +42,20 @@ def canonical(x: np.ndarray) -> np.ndarray:
 
 
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c, rounded once."""
+    """Return a b + c, rounded once."""
     between = np.float64 if a.dtype.itemsize < 8 else np.longdouble
     return (a.astype(between) * b.astype(between) + c.astype(between)).astype(a.dtype)
 
 
 def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of integers, rounded towards 0. Divided by 0 it is anything."""
+    """Return the quotient of integers, rounded towards 0. It is undefined for a divisor of 0."""
     b = np.where(b == 0, b.dtype.type(1), b)
     floor = a // b
     return floor + ((floor < 0) & (floor * b != a)).astype(a.dtype)
 
 
 def shifted(x: np.ndarray, by: np.ndarray, left: bool) -> np.ndarray:
-    """All bits are lost in a shift by as many as there are, or more, but for the sign's."""
+    """Shift. All bits except the sign's are lost in a shift by as many as there are, or more."""
     bits = 8 * x.dtype.itemsize
     clamped = np.minimum(by, bits - 1).astype(x.dtype)
     result = x << clamped if left else x >> clamped
@@ -64,7 +64,7 @@ def shifted(x: np.ndarray, by: np.ndarray, left: bool) -> np.ndarray:
 
 
 def bit_field(x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Bits start .. start + length - 1, the last of which is the sign of a signed field. Of fields within the number."""
+    """Return bits start .. start + length - 1, a field within the number; the last is the sign of a signed field."""
     bits = 8 * x.dtype.itemsize
     assert (start + length <= bits).all() and (length > 0).all(), "a field beyond the number"
     top = (bits - start - length).astype(x.dtype)
@@ -72,7 +72,7 @@ def bit_field(x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarra
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:
-    """The bits of float32 rounded to nearest, ties to even."""
+    """Return the bits of float32 rounded to nearest, ties to even."""
     bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
@@ -83,19 +83,19 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def tf32(x: np.ndarray) -> np.ndarray:
-    """The bits of float32 rounded to tf32, ties away from 0."""
+    """Return the bits of float32 rounded to tf32, ties away from 0."""
     bits = x.view(np.uint32)
     return np.where(np.isnan(x), bits, (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000))
 
 
 def towards_zero(x: np.ndarray) -> np.ndarray:
-    """float64 to float32 as the tensor cores round."""
+    """Round float64 to float32 like the tensor cores."""
     nearest = x.astype(np.float32)
     return np.where(np.abs(nearest.astype(np.float64)) > np.abs(x), np.nextafter(nearest, np.float32(0)), nearest)
 
 
 def convert(x: np.ndarray, kind: str) -> np.ndarray:
-    """A number in another type; the bits of bfloat16 and tf32, which numpy has not."""
+    """Return a number in another type; for bfloat16 and tf32, which numpy has not, their bits."""
     if kind == "bf16":
         return bfloat16(x)
     if kind == "tf32":
@@ -115,7 +115,7 @@ COMPARISONS = {
 
 
 def compare(how: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`num`, `nan`; ordered comparisons are false of NaN, those with a u at the end true."""
+    """Compare. Ordered comparisons are false for NaN, those with a u at the end are true."""
     if a.dtype.kind != "f":
         return COMPARISONS[how](a, b)
     unordered = np.isnan(a) | np.isnan(b)

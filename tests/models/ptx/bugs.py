@@ -27,20 +27,20 @@ def past_the_end() -> None:
 
 
 def masked_without_other() -> float:
-    """0 if such a load gave zeros, as Triton's do today."""
+    """Return NaN where masked elements of a load are read, 0 if the load gave zeros, as Triton's do today."""
     y = torch.empty(128)
     launcher.run(doubled, (1,), torch.ones(100), y, 100, MASKED=True, BLOCK=128, num_warps=4)
     return y[100:].sum().item()
 
 
 def between_the_elements() -> None:
-    """Of a tensor with a stride that the kernel does not know of."""
+    """Read a tensor with a stride that is not passed to the kernel."""
     x = torch.ones(256)[::2]
     launcher.run(doubled, (1,), x, torch.empty(128), 128, MASKED=False, BLOCK=128, num_warps=4)
 
 
 def not_aligned() -> None:
-    """A kernel compiled for 16 bytes at a time of tensors that begin with such, launched with another."""
+    """Launch a kernel compiled for tensors aligned to 16 bytes with a tensor that is not."""
     constants = dict(MASKED=False, BLOCK=128, num_warps=1, enable_fp_fusion=True)
     compiled = doubled.warmup(torch.ones(128), torch.empty(128), 128, grid=(1,), **constants)
     with mock.patch.object(doubled, "warmup", lambda *arguments, **constants: compiled):
@@ -48,7 +48,7 @@ def not_aligned() -> None:
 
 
 def edited(old: str, new: str) -> None:
-    """A kernel whose compiled code is changed."""
+    """Run a kernel whose compiled code is changed."""
     prepared = launcher.prepared
     student = features(1, 1, 128, 40, dtype=torch.bfloat16)
     with mock.patch.object(launcher, "prepared", lambda ptx: prepared(ptx.replace(old, new))):

@@ -27,7 +27,9 @@ from .memory import Fault
 def offer_triton() -> None:
     """Let every operator's Triton backend run CPU tensors."""
     for operator in list(registry.OPERATORS.values()):
-        rows = [r._replace(unsupported_reason=registry.always) if r.name == "triton" else r for r in operator.backends]
+        rows = [
+            r._replace(unsupported_reason=registry.no_reason) if r.name == "triton" else r for r in operator.backends
+        ]
         registry.register(operator.name, operator.package, *rows)
 
 

@@ -1,4 +1,4 @@
-"""What each instruction does: a function of the machine, the instruction and its operands, to the registers it writes."""
+"""Effects of instructions: functions of the machine, the instruction and its operands, to the registers they write."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ POISON = 0xFFFFFFFFFFFFFFFF
 
 
 def compiled(op: Instruction, program: Program) -> Callable:
-    """The instruction as a function of the machine."""
+    """Return the instruction as a function of the machine."""
     function = FUNCTIONS[op.name]
     targets = [] if op.name in ("st", "cp", "bar") else flat(op.operands[:1])
     sources = op.operands[len(targets) > 0 :]
@@ -40,7 +40,7 @@ def compiled(op: Instruction, program: Program) -> Callable:
 
 
 def kinds(op: Instruction, count: int) -> list[str]:
-    """The types of an instruction's operands, where they are not all its own."""
+    """Return the types of an instruction's operands where they differ from the instruction's."""
     if op.name in ("shl", "shr", "bfe"):
         return [op.kind, "u32", "u32"][:count]
     if op.name == "selp":
@@ -55,7 +55,7 @@ def kinds(op: Instruction, count: int) -> list[str]:
 
 
 def reader(operand, kind: str, program: Program) -> Callable:
-    """From the machine, an operand as an array of this type; of an address the place, of operands in braces a list."""
+    """Return a function from the machine to an operand as an array of this type; an address gives the place, braces a list."""
     if isinstance(operand, list):
         reads = [reader(part, kind, program) for part in operand]
         return lambda machine: [read(machine) for read in reads]
@@ -84,7 +84,7 @@ def reader(operand, kind: str, program: Program) -> Callable:
 
 
 def extended(value: np.ndarray, bits: int) -> np.ndarray:
-    """The bits of a value in a register that may be longer: a signed one keeps its sign."""
+    """Return the bits of a value in a register that may be longer: a signed value keeps its sign."""
     if value.dtype.kind == "f":
         value = value.view(math.unsigned(8 * value.dtype.itemsize))
     return value.astype(math.unsigned(bits), copy=False)
@@ -101,7 +101,7 @@ def product(op: Instruction, a, b):
 
 
 def converted(op: Instruction, a, *lower):
-    """cvt.to.from; of two numbers to a pair the first is the upper half."""
+    """Convert (cvt.to.from). The first of two numbers is the upper half of a pair."""
     to, source = op.modifiers[-2:]
     if source == "bf16":
         a = math.from_bfloat16(a)
@@ -124,13 +124,13 @@ def root(op: Instruction, a):
 
 
 def reciprocal(op: Instruction, a):
-    """Approximate, in float64: of the upper half, and in the upper half."""
+    """Approximate in float64, from the upper half to the upper half."""
     upper = np.uint64(0xFFFFFFFF00000000)
     return ((1 / (a.view(np.uint64) & upper).view(np.float64)).view(np.uint64) & upper).view(np.float64)
 
 
 def moved(op: Instruction, source):
-    """Also a register to several in braces, and several to one: the first holds the lowest bits."""
+    """Move, also from a register to several in braces and from several to one: the first holds the lowest bits."""
     if isinstance(source, list):
         return np.stack(source, 1).view(TYPES[op.kind])[:, 0]
     if not isinstance(op.operands[0], list):
@@ -200,7 +200,7 @@ def matrix_product(machine, op, a, b, c):
 
 
 def matrix_load(machine, op, address):
-    """Matrices of 8 rows of 16 bytes; the i-th eight lanes say where the rows of the i-th begin."""
+    """Load matrices of 8 rows of 16 bytes; the i-th eight lanes have the addresses of the rows of the i-th."""
     count = len(op.operands[0])
     elements = np.zeros((machine.threads, 8), np.uint16)
     rows = machine.mask(op.guard) & (machine.lane < 8 * count)
@@ -236,7 +236,7 @@ def store(machine, op, address, values):
 
 
 def copy(machine, op, *operands):
-    """cp.async: from global to shared memory, not before it is waited for; where the source's size is 0 come zeros."""
+    """Copy from global to shared memory (cp.async), complete when it is waited for; zeros where the source's size is 0."""
     mask = machine.mask(op.guard)
     if op.modifiers[1] == "commit_group":
         machine.copies.commit(mask)

@@ -1,4 +1,4 @@
-"""Launches of Triton kernels, compiled for Ampere as Triton would for these very arguments, and run on the model."""
+"""Launches of Triton kernels, compiled for Ampere as Triton compiles them for the same arguments, and run on the model."""
 
 import ctypes
 import functools
@@ -35,7 +35,7 @@ class Ampere:
 
 
 def launched_on_model(launch) -> None:
-    """The library's launchers launch here from now on."""
+    """Let the library's launchers launch on the model."""
     driver.set_active(Ampere())
     launch.run = run
     launch.architecture = lambda device: ARCHITECTURE
@@ -63,7 +63,7 @@ def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) ->
 
 
 def passed(signature, arguments):
-    """The arguments that are passed at all: those that are constants of the kernel are not."""
+    """Yield the arguments that are passed, which excludes the constants of the kernel."""
     for kind, value in zip(signature, arguments, strict=False):  # the constants come last
         if isinstance(kind, tuple):
             yield from passed(kind, value)
@@ -73,7 +73,7 @@ def passed(signature, arguments):
 
 @functools.cache
 def prepared(ptx: str) -> tuple[Program, list, dict[str, int]]:
-    """The program, what its instructions do, and the narrowest access to each memory in bytes."""
+    """Return the program, the effects of its instructions, and the narrowest access to each memory in bytes."""
     program = parse(ptx)
     granules = {"global": 8, "shared": 8}
     for op in itertools.chain(*program.blocks):
@@ -111,7 +111,7 @@ class Arena:
         return ORIGIN + start + tensor.data_ptr() - storage.data_ptr()
 
     def give_back(self) -> None:
-        """What the kernel has written, to the tensors themselves."""
+        """Copy what the kernel has written to the tensors."""
         for start, data in self.storages.values():
             data[:] = self.memory.content[start : start + len(data)]
 

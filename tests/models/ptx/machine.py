@@ -1,4 +1,4 @@
-"""Thread blocks side by side: their registers, and who runs when."""
+"""Thread blocks side by side: their registers and their schedule."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from .parser import Instruction, Program
 
 
 def executable(program: Program) -> list[list[tuple[Instruction, Callable | None]]]:
-    """Each instruction with what it does; None is for those that say who runs next."""
+    """Return each instruction with its effect; None for those that decide which threads run next."""
     return [[(op, None if op.ends_block else compiled(op, program)) for op in block] for block in program.blocks]
 
 
 class Launch(NamedTuple):
-    """What all blocks of a grid share. `granule`: the narrowest access to shared memory, in bytes."""
+    """The data that all blocks of a grid share. `granule`: the narrowest access to shared memory, in bytes."""
 
     program: Program
     code: list
@@ -28,7 +28,7 @@ class Launch(NamedTuple):
 
 
 class Copies:
-    """Asynchronous copies under way. Each thread waits for its own groups of them."""
+    """Asynchronous copies in progress. Each thread waits for its own groups of them."""
 
     def __init__(self, threads: int):
         self.committed = np.zeros(threads, np.int64)
@@ -43,7 +43,7 @@ class Copies:
         self.committed += mask
 
     def wait(self, machine: "Machine", mask: np.ndarray, groups: int) -> None:
-        """Until all but so many of the last groups have landed."""
+        """Complete all but so many of the last groups."""
         left = []
         for threads, group, granules, values in self.under_way:
             landed = mask[threads] & (group < self.committed[threads] - groups)
@@ -54,7 +54,7 @@ class Copies:
 
 
 class Machine:
-    """Runs blocks of a grid, the rows (x, y, z, number) of `blocks`. Of the threads that can go on the hindmost do."""
+    """Execution of blocks of a grid, the rows (x, y, z, number) of `blocks`. Of the threads that can run, the hindmost run."""
 
     def __init__(self, launch: Launch, blocks: np.ndarray):
         self.launch, self.parameters = launch, launch.parameters
@@ -89,14 +89,14 @@ class Machine:
         self.registers[name] = value
 
     def mask(self, guard: tuple[str, bool] | None) -> np.ndarray:
-        """The threads that an instruction is for."""
+        """Return the threads that execute an instruction."""
         if guard is None:
             return self.active
         name, negated = guard
         return self.active & (self.registers[name] ^ negated)
 
     def access(self, space: str, address: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Of the threads of a mask: the addresses, where the part of memory begins that is theirs, and who they are."""
+        """Return, for the threads of a mask, their addresses, the beginnings of their parts of memory, and their stamps."""
         return address[mask], self.shared_part[mask] if space == "shared" else 0, self.who[mask]
 
     def memory(self, space: str) -> Memory:
@@ -125,7 +125,7 @@ class Machine:
                     self.pass_barriers()
 
     def step(self, ready: np.ndarray) -> None:
-        """The basic block that the hindmost threads have come to."""
+        """Return the basic block that the hindmost threads have reached."""
         at = self.at[ready].min()
         active = ready & (self.at == at)
         self.active = self.everyone if active.all() else active

@@ -1,4 +1,4 @@
-"""Products of the tensor cores: whose registers hold which elements, after the PTX manual.
+"""Products of the tensor cores, with the elements in registers as in the PTX manual.
 
 A fragment is an array (registers, threads). With g = lane // 4 and t = lane % 4 the rows and columns of a thread's elements
 are listed register by register.
@@ -14,14 +14,14 @@ g, t = np.arange(32) // 4, np.arange(32) % 4
 
 
 def filled(shape: tuple[int, int], places, elements: np.ndarray) -> np.ndarray:
-    """Matrices (warps, *shape) in float64 from the elements (n, threads) at these places."""
+    """Return matrices (warps, *shape) in float64 from the elements (n, threads) at these places."""
     matrix = np.zeros((elements.shape[1] // 32, *shape))
     matrix[:, *map(np.array, places)] = elements.reshape(len(elements), -1, 32).swapaxes(0, 1)
     return matrix
 
 
 def product(m: int, n: int, k: int, places: tuple, operands: Callable, sums: type, rounded: Callable) -> Callable:
-    """A function of fragments a (m, k), b (k, n) and c (m, n), to the fragment a b + c."""
+    """Return a function from fragments a (m, k), b (k, n) and c (m, n) to the fragment a b + c."""
     a_places, b_places, c_places = places
 
     def multiply(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
@@ -33,13 +33,13 @@ def product(m: int, n: int, k: int, places: tuple, operands: Callable, sums: typ
 
 
 def halves(registers: np.ndarray) -> np.ndarray:
-    """The two 16 bits of each register, one after the other."""
+    """Return the two 16 bits of each register, one after the other."""
     pairs = registers.view(np.uint16).reshape(len(registers), -1, 2)
     return pairs.swapaxes(1, 2).reshape(2 * len(registers), -1)
 
 
 def tf32(registers: np.ndarray) -> np.ndarray:
-    """The tensor cores ignore the lowest bits."""
+    """Return the numbers without the lowest bits, which the tensor cores ignore."""
     return (registers & np.uint32(0xFFFFE000)).view(np.float32)
 
 

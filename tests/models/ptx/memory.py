@@ -1,4 +1,4 @@
-"""Memory that notices: accesses out of bounds or not aligned, races between warps, copies read before they have landed."""
+"""Memory with checks: accesses out of bounds or not aligned, races between warps, copies read before they are complete."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ MANY_WARPS, MANY_BLOCKS = 2**WARP_BITS - 1, 2**62
 
 
 class Fault(Exception):
-    """What a GPU would not forgive, or might not."""
+    """Error for what fails on a GPU, or may fail."""
 
 
 def stamp(block: np.ndarray, barriers: np.ndarray, warp: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def stamp(block: np.ndarray, barriers: np.ndarray, warp: np.ndarray) -> np.ndarr
 
 
 def concurrent(other: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Whether nothing orders two accesses: of two blocks, or of two warps of a block with no barrier in between."""
+    """Return whether two accesses are unordered: of two blocks, or of two warps of a block without a barrier between them."""
     suspects = (other >= 0) & (other != own)
     if suspects.any():
         difference = other ^ own
@@ -26,7 +26,7 @@ def concurrent(other: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 class Memory:
-    """Bytes, in granules of the narrowest access, each with who has written and who has read it last.
+    """Bytes, in granules of the narrowest access, each with the stamps of its last write and its last read.
 
     `limit` is one thread block's part, which is all it may address. `valid`: the granules that may be accessed at all.
     """
@@ -41,7 +41,7 @@ class Memory:
         self.in_flight = np.zeros(granules, bool)
 
     def places(self, address: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
-        """The granules (n, size / granule) of accesses of so many bytes, checked."""
+        """Check accesses of so many bytes, and return their granules (n, size / granule)."""
         address = address.astype(np.int64) - self.origin
         self.refuse((address < 0) | (address + size > self.limit), address, size, "out of bounds")
         self.refuse(address % size != 0, address, size, "not aligned")
@@ -55,7 +55,7 @@ class Memory:
             raise Fault(f"an access to {size} bytes of {self.name} at {address[bad][0]}, {why}")
 
     def load(self, address, base, who: np.ndarray, dtype: type, count: int) -> np.ndarray:
-        """(n, count) elements."""
+        """Load (n, count) elements."""
         granules = self.places(address, base, np.dtype(dtype).itemsize * count)
         who = who[:, None]
         self.check(self.writer[granules], who, "read while another warp writes it")
@@ -89,7 +89,7 @@ class Memory:
         self.writer[granules] = who
 
     def begin_copy(self, address, base, who: np.ndarray, size: int) -> np.ndarray:
-        """Where an asynchronous copy will land, which until then nothing may touch."""
+        """Mark the destination of an asynchronous copy, which nothing may access until the copy is complete."""
         granules = self.places(address, base, size)
         self.note_write(granules, who)
         self.in_flight[granules] = True

@@ -1,4 +1,4 @@
-"""PTX, as the compiler writes it, taken apart into basic blocks of instructions."""
+"""Parser of the compiler's PTX, into basic blocks of instructions."""
 
 import re
 from typing import NamedTuple
@@ -28,17 +28,17 @@ class Instruction(NamedTuple):
 
     @property
     def ends_block(self) -> bool:
-        """Whether another basic block begins after it."""
+        """Return whether another basic block begins after it."""
         return self.name in ("bra", "brx", "bar", "ret") and self.modifiers[:1] != ("warp",)
 
     @property
     def space(self) -> str:
-        """The memory of a load or a store; of an asynchronous copy the one that it goes to."""
+        """Return the memory of a load or a store, and the destination of an asynchronous copy."""
         return next(SPACES[word] for word in self.modifiers if word in SPACES)
 
     @property
     def kind(self) -> str:
-        """The type operated on, which comes last."""
+        """Return the type operated on, which comes last."""
         return self.modifiers[-1] if self.modifiers else ""
 
     def __str__(self) -> str:
@@ -134,5 +134,5 @@ def parse_operand(text: str):
 
 
 def flat(operands) -> list[str]:
-    """The names and numbers in operands, those in braces too."""
+    """Yield the names and numbers in operands, including those in braces."""
     return [name for operand in operands for name in (operand if isinstance(operand, list) else [operand])]

@@ -7,7 +7,7 @@ TOLERANCES = {"float64": (1e-12, 1e-12), "float32": (1e-6, 5e-6), "bfloat16": (1
 
 
 def results_of(*names: str) -> dict[str, dict]:
-    """Return for every case the errors, or what the kernel did that it must not."""
+    """Return for every case the errors, or the fault of the kernel."""
     rows = json_lines("-m", "models.ptx.cases", *names)
     return {row.pop("case"): row for row in rows}
 

@@ -1,4 +1,4 @@
-"""The spellings of PTX that the model understands. Any other is an error, not a guess at what it might mean."""
+"""Spellings of PTX that the model accepts. Any other is an error, and never guessed at."""
 
 import re
 
@@ -57,7 +57,7 @@ INSTRUCTION = re.compile(
 
 
 class Unknown(NotImplementedError):
-    """PTX that the model has not learnt. To teach it: a spelling here, and what it does in `instructions`."""
+    """Error for PTX that the model does not know. To add it: a spelling here, and its effect in `instructions`."""
 
 
 def unknown(what: str, why: str) -> Unknown:
@@ -65,7 +65,7 @@ def unknown(what: str, why: str) -> Unknown:
 
 
 def require_known(statement: str, name: str, modifiers: str, operands: tuple) -> None:
-    """An instruction whose every word has a meaning here."""
+    """Require that every word of an instruction is known."""
     if name not in MODIFIERS:
         raise unknown(statement, f"no instruction {name}")
     if not re.fullmatch(MODIFIERS[name], modifiers):

@@ -1,4 +1,4 @@
-"""Other people's kernels that could compute Local Gram Flow. None is required; those that are not installed are named.
+"""Other people's kernels that can compute Local Gram Flow. None is required; those that are not installed are named.
 
 Neighbourhood attention (NATTEN, FlexAttention) never shows its logits, but the loss needs only what attention returns. With
 `P`, `Q` the softmaxes of teacher and student, `A_P(v)` attention under `P` of the values `v`, and lse from the same kernels::
@@ -7,7 +7,7 @@ Neighbourhood attention (NATTEN, FlexAttention) never shows its logits, but the 
     E_P[zS]_i = < s_i, A_P(s)_i >,   E_P[zT]_i = < t_i, A_P(t)_i >
 
 The fused teacher is attention over the concatenation of `sqrt(w_m) t_m`. The gradient of lse(zS / tau), which not every
-kernel has, is that of `< s_i, A_Q(s)_i > / tau` with Q held fixed. All of it exact, up to rounding in the features' type.
+kernel has, is that of `< s_i, A_Q(s)_i > / tau` with Q held fixed. All of it is exact, up to rounding in the features' type.
 """
 
 import importlib.util
@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import Case
-from .providers import LGF, Loss, Provider, from_logits, unit
+import lgf_kernels as lgf
+
+from .base import Loss, Provider
+from .gram_flow import BOTH, GramFlow, LgfKl, from_logits, unit
 
 #: (query frames, key frames, values), all (pairs, H, W, C) and the first two without gradient -> A(v) (pairs, H, W, C),
 #: and the log-sum-exp of the logits / tau (pairs, H, W).
@@ -27,7 +29,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def kl_by_attention(attend: Attention, temperature: float = 0.1) -> Loss:
-    """LGF-KL from a kernel that knows neighbourhood attention only, with windows cut at the edge of the frame."""
+    """Return LGF-KL by a kernel of neighbourhood attention, with windows cut at the edge of the frame."""
 
     def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
         s, t = unit(student), torch.cat([unit(x) / len(teachers) ** 0.5 for x in teachers], dim=-1)
@@ -58,8 +60,8 @@ def _window_blocks(height: int, width: int, window: int, device: torch.device):
     return create_block_mask(near, None, None, height * width, height * width, device=device)
 
 
-def flex_attention(case: Case, compiled: bool = True) -> Loss:
-    """FlexAttention over the tokens of a frame, with the window as its block mask."""
+def flex_attention(case: LgfKl, compiled: bool = True) -> Loss:
+    """Return the loss by FlexAttention over the tokens of a frame, with the window as its block mask."""
     from torch.nn.attention.flex_attention import AuxRequest
     from torch.nn.attention.flex_attention import flex_attention as flex
 
@@ -81,8 +83,8 @@ OUTSIDE = 60.0
 ALIGNMENT = 8
 
 
-def natten(case: Case) -> Loss:
-    """NATTEN's 2-D neighbourhood attention.
+def natten(case: LgfKl) -> Loss:
+    """Return the loss by NATTEN's 2-D neighbourhood attention.
 
     Its windows move inwards at the edge of a frame. On a frame padded by the radius they do not, for the queries inside; one
     more channel gives the padding a logit so low that it drops out of the softmax.
@@ -97,7 +99,7 @@ def natten(case: Case) -> Loss:
         channels = widest + 1 + -(widest + 1) % ALIGNMENT
 
         def framed(x: Tensor, inside: float, outside: float) -> Tensor:
-            """One head of so many channels, the last of which is `inside` or `outside`."""
+            """Return one head of so many channels, the last of which is `inside` or `outside`."""
             x = F.pad(F.pad(x, (0, channels - 1 - x.shape[-1])), (0, 0, r, r, r, r))
             last = F.pad(x.new_full((len(x), H, W), inside), (r, r, r, r), value=outside)
             return torch.cat([x, last.unsqueeze(-1)], -1).unsqueeze(-2)
@@ -111,7 +113,7 @@ def natten(case: Case) -> Loss:
 
 
 def correlation_logits(features: Tensor, window: int) -> Tensor:
-    """Pytorch-Correlation-extension: its correlation volume of two frames is the Gram of Local Gram Flow."""
+    """Call Pytorch-Correlation-extension, whose correlation volume of two frames is the Gram of Local Gram Flow."""
     from spatial_correlation_sampler import spatial_correlation_sample
 
     B, T = features.shape[:2]
@@ -120,11 +122,9 @@ def correlation_logits(features: Tensor, window: int) -> Tensor:
     return volume.flatten(1, 2).permute(0, 2, 3, 1).unflatten(0, (B, T - 1))
 
 
-def liger(case: Case, temperature: float = 0.1) -> Loss:
-    """Liger's fused KL divergence on the logits of the eager loop: the usual way to have one step of the loss fused."""
+def liger(case: LgfKl, temperature: float = 0.1) -> Loss:
+    """Return Liger's fused KL divergence of the eager loop's logits: the usual way to have one step of the loss fused."""
     from liger_kernel.ops.kl_div import LigerKLDivLossFunction
-
-    import lgf_kernels as lgf
 
     def logits(features: Tensor) -> Tensor:
         return lgf.local_gram_flow(features, window=case.window, backend="reference")
@@ -140,35 +140,37 @@ def liger(case: Case, temperature: float = 0.1) -> Loss:
     return loss
 
 
-def _why_not(module: str, package: str, cuda_only: str | None, cached: bool = False) -> Callable[[Case], str | None]:
-    def why_not(case: Case) -> str | None:
-        if case.cached and not cached:
+def _unsupported(module: str, package: str, not_on_cpu: str | None, cached: bool = False) -> Callable:
+    """Return the reason of a package that may be missing, run on GPUs alone, or need the features of the teachers."""
+
+    def unsupported_reason(case: GramFlow) -> str | None:
+        if "cached" in case.options() and not cached:
             return "needs the teachers' features, not their logits"
-        if cuda_only and case.device == "cpu":
-            return cuda_only
+        if not_on_cpu and case.device == "cpu":
+            return not_on_cpu
         if importlib.util.find_spec(module) is None:
             return f"not installed: pip install {package}"
         return None
 
-    return why_not
+    return unsupported_reason
 
 
+_LOSS = (LgfKl.operator,)
 PEERS = {
     "flexattention": Provider(
-        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", ("lgf_kl",), flex_attention,
-        _why_not("torch", "torch", "torch's FlexAttention has no backward on CPUs"),
+        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", _LOSS, flex_attention,
+        _unsupported("torch", "torch", "torch's FlexAttention has no backward on CPUs"),
         compiles=True,
     ),
     "natten": Provider(
-        "NATTEN, likewise", ("lgf_kl",), natten,
-        _why_not("natten", "natten", "NATTEN has no backward on CPUs"),
+        "NATTEN, likewise", _LOSS, natten, _unsupported("natten", "natten", "NATTEN has no backward on CPUs")
     ),
     "correlation": Provider(
-        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", LGF, partial(from_logits, correlation_logits),
-        _why_not("spatial_correlation_sampler", "spatial-correlation-sampler", None, cached=True),
+        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", BOTH, partial(from_logits, correlation_logits),
+        _unsupported("spatial_correlation_sampler", "spatial-correlation-sampler", None, cached=True),
     ),
     "liger": Provider(
-        "Liger's KL divergence of the eager loop's logits", ("lgf_kl",), liger,
-        _why_not("liger_kernel", "liger-kernel", "Liger's Triton kernels need a GPU", cached=True),
+        "Liger's KL divergence of the eager loop's logits", _LOSS, liger,
+        _unsupported("liger_kernel", "liger-kernel", "Liger's Triton kernels need a GPU", cached=True),
     ),
 }  # fmt: skip

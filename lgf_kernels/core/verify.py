@@ -1,0 +1,248 @@
+"""Proof of a backend on the machine where it runs: its answers and its time on a small case, kept in a file.
+
+Compiled kernels depend on device, driver and compiler. One that has answered wrongly, or not at all, on this device must not be
+chosen unasked, so the first call of each kind compares it with the portable backend, once, and keeps the verdict:
+
+    {XDG_CACHE_HOME or ~/.cache}/lgf_kernels/verified/<digest of what the verdict depends on>.json
+
+One file a verdict, replaced as a whole: processes that check the same thing at the same time write the same file. A folder that
+cannot be written means that each process checks anew. The variable LGF_VERIFY changes this:
+
+    off      choose without a check, in the order of preference
+    force    check anew in this process, whatever is kept
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Largest relative error by norm of a right answer. A wrong kernel is off by far more; a gradient of token relations, which jumps
+#: where two features agree, by up to 1e-2 in any type.
+TOLERANCE = 3e-2
+#: Timed runs of a right backend; the shortest counts.
+RUNS = 5
+MODES = ("off", "force")
+
+
+class Verdict(NamedTuple):
+    """What a check found. `seconds`: of a forward and backward on the larger case, infinite for a backend that is not right."""
+
+    right: bool
+    reason: str
+    seconds: float
+
+
+#: A case of an operator: runs it on a backend, by name, and returns the tensors to compare.
+Case = Callable[[str], Sequence[Tensor]]
+
+_verdicts: dict[str, Verdict] = {}
+_lock = threading.Lock()
+
+
+def mode() -> str | None:
+    """Return the value of LGF_VERIFY, or None."""
+    value = os.environ.get("LGF_VERIFY") or None
+    if value not in (None, *MODES):
+        raise ValueError(
+            f"the variable LGF_VERIFY must be one of {', '.join(map(repr, MODES))}, or not set; got {value!r}."
+        )
+    return value
+
+
+def verdict(call: NamedTuple, backend: str, small: Callable[[], Case], large: Callable[[], Case]) -> Verdict:
+    """Return the verdict on a backend for calls of this kind: the one that is kept, or that of a check.
+
+    Args:
+        call: what the verdict is of (`registry.Call`); its shape is not part of it.
+        small, large: build a ragged case to compare and a larger one to time, with the options of the call.
+    """
+    if mode() == "off":
+        return Verdict(True, "not checked: LGF_VERIFY=off", 0.0)
+    key = key_of(call, backend)
+    with _lock:
+        if key not in _verdicts:
+            found = None if mode() == "force" else read(key)
+            if found is None:
+                if reason := impossible_reason(call.device):
+                    return Verdict(False, reason, float("inf"))
+                found = in_a_thread_of_its_own(lambda: check(call, backend, small, large))
+                write(key, found)
+                if not found.right:
+                    warnings.warn(report(call, backend, found.reason), RuntimeWarning, stacklevel=2)
+            _verdicts[key] = found
+        return _verdicts[key]
+
+
+def forget() -> None:
+    """Forget the verdicts of this process; those in files stay."""
+    _verdicts.clear()
+
+
+def key_of(call: NamedTuple, backend: str) -> str:
+    """Return everything that a verdict depends on, as one line of JSON."""
+    facts = {name: value for name, value in call.facts}
+    what = {"operator": call.operator, "backend": backend, "dtype": str(call.dtype), "facts": facts}
+    return json.dumps(what | machine(call.device), sort_keys=True, default=str)
+
+
+@functools.cache
+def machine(device: str) -> dict[str, str]:
+    """Return what code runs and on what: device, driver, torch, Triton, and the files of the library."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "driver": driver() if cuda else "",
+        "torch": torch.__version__,
+        "triton": triton_version(),
+        "library": digest_of_library(),
+    }
+
+
+def driver() -> str:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().partition("\n")[0]
+    except OSError:
+        return "unknown"
+
+
+def triton_version() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def digest_of_library() -> str:
+    """Return a digest of the library's code and modules: the version alone does not change with each change of them."""
+    whole = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for file in sorted(file for pattern in ("**/*.py", "*.so", "*.pyd") for file in root.glob(pattern)):
+        whole.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return whole.hexdigest()
+
+
+# ---- the check ----------------------------------------------------------------------------------------------------
+
+
+def impossible_reason(device: str) -> str | None:
+    """Return why nothing can be checked now, or None. A check allocates, compiles and waits for the device."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "not checked yet, which is impossible while a CUDA graph is captured: call it once before"
+    return None
+
+
+def in_a_thread_of_its_own(action: Callable[[], Verdict]) -> Verdict:
+    """Run where no autocast, grad mode, dispatch mode, transform or stream of the caller applies."""
+    found: list[Verdict] = []
+    thread = threading.Thread(target=lambda: found.append(action()), name="lgf verify")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def check(call: NamedTuple, backend: str, small: Callable[[], Case], large: Callable[[], Case]) -> Verdict:
+    """Compare a backend with the portable one on the small case, and time it on the large one."""
+    try:
+        with torch.cuda.device(call.device) if torch.device(call.device).type == "cuda" else nullcontext():
+            case = small()
+            error = worst_error(case(backend), case("portable"))
+            if error <= TOLERANCE:
+                return Verdict(True, f"right within {error:.0e}", shortest(large(), backend, call.device))
+            reason = f"a relative error of {error:.2g} on a small case"
+    except Exception as error:  # a compiler or a driver may fail in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return Verdict(False, reason, float("inf"))
+
+
+def worst_error(given: Sequence[Tensor], true: Sequence[Tensor]) -> float:
+    """Return the largest relative error by norm; infinite where shapes differ or an answer is not finite."""
+    errors = [
+        (torch.linalg.vector_norm(a.double() - b.double()) / torch.linalg.vector_norm(b.double())).item()
+        if a.shape == b.shape
+        else float("inf")
+        for a, b in zip(given, true, strict=True)
+    ]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def shortest(case: Case, backend: str, device: str) -> float:
+    """Return the shortest time of a run, in seconds; the first run, which compiles, does not count."""
+    times = []
+    for _ in range(RUNS + 1):
+        wait(device)
+        start = time.perf_counter()
+        case(backend)
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def report(call: NamedTuple, backend: str, reason: str) -> str:
+    return (
+        f"lgf_kernels: the {backend} kernels of {call.operator} do not work here and are not used: {reason}. The next backend "
+        f"runs instead. Please report this, with the output of `lgf doctor` and: {key_of(call, backend)}"
+    )
+
+
+def pattern(shape: Sequence[int], seed: int, call: NamedTuple) -> Tensor:
+    """Return numbers in (-0.5, 0.5) without order, of the call's type and on its device; the same every time.
+
+    Without a random generator, whose state belongs to the caller.
+    """
+    index = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device=call.device)
+    return (((index + 1e4 * seed) * 12.9898).sin() * 43758.5453).frac().div(2).view(shape).to(call.dtype)
+
+
+# ---- the files ----------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lgf_kernels", "verified")
+
+
+def file_of(key: str) -> Path:
+    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def read(key: str) -> Verdict | None:
+    """Return the verdict that is kept, if there is a whole one for this very key."""
+    try:
+        kept = json.loads(file_of(key).read_text())
+        return Verdict(kept["right"], kept["reason"], float(kept["seconds"])) if kept["key"] == key else None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(key: str, found: Verdict) -> None:
+    """Keep a verdict, unless the folder cannot be written or there is no home."""
+    try:
+        file = file_of(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
+        try:
+            with open(handle, "w") as out:
+                json.dump({"key": key, **found._asdict()}, out)
+            os.replace(unfinished, file)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+    except (OSError, RuntimeError):
+        return

@@ -1,0 +1,33 @@
+"""Cases with which a backend of token relations proves itself (`core/verify.py`)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.numerics import accumulate_dtype
+from ..core.registry import Call, implementation
+from ..core.verify import Case, pattern
+
+#: (B, F, N): ragged tiles that run over the ends of frames; and some 4,000 tokens.
+SMALL, LARGE = (2, 3, 95), (1, 8, 512)
+#: Channels where the call does not tell them, in traced code.
+CHANNELS = 64
+MARGIN = 0.05
+VARIANTS = ({}, {"reduction": "none"})
+
+
+def trial(call: Call, large: bool) -> Case:
+    """Return a forward and backward with the call's type, and weights of which some are 0."""
+    shape = (*(LARGE if large else SMALL), call.shape[-1] if call.shape else CHANNELS)
+    student, teacher = pattern(shape, 0, call), pattern(shape, 1, call)
+    weight = pattern((shape[1], shape[1]), 2, call).abs().to(accumulate_dtype(student))
+    weight[0, -1] = weight[-1, 0] = 0
+    reduction = call.fact("reduction", "mean")
+
+    def run(backend: str) -> Sequence[Tensor]:
+        forward, backward, _ = implementation(call.operator, backend, call.device_type)
+        value, residual = forward(student, teacher, weight, MARGIN, reduction, True)
+        return value, backward(torch.ones_like(value), residual, reduction, student.dtype)
+
+    return run
