@@ -56,11 +56,15 @@ COEFFICIENTS = {
     4: [Coefficients(64, 32, 4, 2), Coefficients(32, 32, 4, 2)],
     8: [Coefficients(32, 16, 4, 1)],
 }
+#: The same on Hopper without a window, whose masks take registers: larger tiles read less from the L2 cache.
+WIDE_COEFFICIENTS = {2: [Coefficients(128, 64, 8, 3), Coefficients(64, 64, 8, 3)]}
 PRODUCTS = {
     2: [Products(64, 128, 8, 3), Products(64, 256, 8, 3), Products(32, 256, 8, 4)],
     4: [Products(32, 64, 4, 2), Products(32, 128, 8, 2)],
     8: [Products(16, 32, 4, 1)],
 }
+#: The same from Hopper on, for tokens: sums over frames and tokens take more registers.
+PRODUCTS_FOR_TOKENS = {2: [Products(64, 256, 8, 3), Products(64, 128, 8, 3)]}
 
 
 def search(channels: int, operand: torch.dtype, architecture: int) -> list[Search]:
@@ -72,17 +76,19 @@ def search(channels: int, operand: torch.dtype, architecture: int) -> list[Searc
     return [row._replace(BLOCK_C=min(row.BLOCK_C, most)) for row in rows]
 
 
-def coefficients(channels: int, operand: torch.dtype, architecture: int) -> list[Coefficients]:
+def coefficients(channels: int, operand: torch.dtype, windowed: bool, architecture: int) -> list[Coefficients]:
     """Return the rows for coefficients of this type, from features of so many channels."""
     most, tile = max(16, next_power_of_2(channels)), TILES[operand.itemsize]
     rows = COEFFICIENTS[operand.itemsize]
+    if architecture == 90 and not windowed:
+        rows = WIDE_COEFFICIENTS.get(operand.itemsize, rows)
     return [row._replace(TILE_P=min(row.TILE_P, tile), BLOCK_C=min(row.BLOCK_C, most)) for row in rows]
 
 
-def products(channels: int, operand: torch.dtype, architecture: int) -> list[Products]:
+def products(channels: int, operand: torch.dtype, for_tokens: bool, architecture: int) -> list[Products]:
     """Return the rows for a gradient of so many channels, from coefficients of this type."""
     most, tile = max(16, next_power_of_2(channels)), TILES[operand.itemsize]
-    return [
-        row._replace(BLOCK_K=min(row.BLOCK_K, tile), BLOCK_C=min(row.BLOCK_C, most))
-        for row in PRODUCTS[operand.itemsize]
-    ]
+    rows = PRODUCTS[operand.itemsize]
+    if architecture >= 90 and for_tokens:
+        rows = PRODUCTS_FOR_TOKENS.get(operand.itemsize, rows)
+    return [row._replace(BLOCK_K=min(row.BLOCK_K, tile), BLOCK_C=min(row.BLOCK_C, most)) for row in rows]

@@ -186,7 +186,7 @@ def coefficients(points: Points, video: int, first: int, out: Tensor) -> None:
     launch.run_configured(
         lgf_points_coefficients,
         lambda config: (triton.cdiv(N, points.tile), out.shape[2] // config["TILE_P"], len(out)),
-        configs.coefficients(C, out.dtype, launch.architecture(out.device)),
+        configs.coefficients(C, out.dtype, points.window > 0, launch.architecture(out.device)),
         points.features,
         launch.outer_strides(points.features),
         points.norms,
@@ -220,7 +220,7 @@ def add_products(points: Points, video: int, first: int, blocks: Tensor, out: Te
         lgf_points_products,
         lambda config: (rows, triton.cdiv(C, config["BLOCK_C"]), len(out)),
         # A sum cannot be timed by repeating it.
-        configs.products(C, blocks.dtype, launch.architecture(out.device))[: None if tokens else 1],
+        configs.products(C, blocks.dtype, tokens, launch.architecture(out.device))[: None if tokens else 1],
         blocks,
         points.features,
         launch.outer_strides(points.features),

@@ -20,8 +20,10 @@ from lgf_kernels.point_correspondence import triton_kernels
 
 # Before `quick_interpreter` exchanges them.
 SEARCH = {row for rows in (*configs.SEARCH.values(), *configs.SEARCH_IN_BLOCKS.values()) for row in rows}
-COEFFICIENTS = {row for rows in configs.COEFFICIENTS.values() for row in rows}
-PRODUCTS = {row for rows in configs.PRODUCTS.values() for row in rows}
+COEFFICIENTS = {
+    row for table in (configs.COEFFICIENTS, configs.WIDE_COEFFICIENTS) for rows in table.values() for row in rows
+}
+PRODUCTS = {row for table in (configs.PRODUCTS, configs.PRODUCTS_FOR_TOKENS) for rows in table.values() for row in rows}
 
 pytestmark = pytest.mark.usefixtures("overflow_checks")
 
@@ -112,10 +114,11 @@ def test_wide_indices(monkeypatch):
 def test_the_table_has_a_row_for_every_call(channels, operand):
     for architecture in (80, 86, 89, 90, 100, 120):
         assert configs.search(channels, operand, architecture)
-        for row in configs.coefficients(channels, operand, architecture):
-            assert configs.TILES[operand.itemsize] % row.TILE_P == 0
-        for row in configs.products(channels, operand, architecture):
-            assert configs.TILES[operand.itemsize] % row.BLOCK_K == 0
+        for either in (False, True):
+            for row in configs.coefficients(channels, operand, either, architecture):
+                assert configs.TILES[operand.itemsize] % row.TILE_P == 0
+            for row in configs.products(channels, operand, either, architecture):
+                assert configs.TILES[operand.itemsize] % row.BLOCK_K == 0
 
 
 def test_points_on_one_token_are_summed_in_order():

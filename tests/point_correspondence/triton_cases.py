@@ -31,10 +31,10 @@ BUGS = {}
 def rows_of_tables() -> Iterator[Case]:
     """Yield a call for each row of the tables of configurations, with more channels than its block and with fewer."""
     dtypes = {2: "bfloat16", 4: "float32", 8: "float64"}
-    for table in ("SEARCH", "SEARCH_IN_BLOCKS", "COEFFICIENTS", "PRODUCTS"):
-        for size, rows in getattr(configs, table).items():
+    for name in ("SEARCH", "SEARCH_IN_BLOCKS", "COEFFICIENTS", "WIDE_COEFFICIENTS", "PRODUCTS", "PRODUCTS_FOR_TOKENS"):
+        for size, rows in getattr(configs, name).items():
             for row in rows:
-                chosen_by = (configs, "search" if table.startswith("SEARCH") else table.lower())
+                chosen_by = (configs, type(row).__name__.lower())
                 for channels in (row.BLOCK_C - 4, row.BLOCK_C + 12):
                     yield case(dtypes[size], (1, 2, 9, 16, channels), 133, {}, row=row, chosen_by=chosen_by)
 
@@ -45,6 +45,8 @@ def quicken() -> None:
     configs.SEARCH_IN_BLOCKS.update({size: [configs.Search(64, 256, 256, 8, 2)] for size in configs.SEARCH_IN_BLOCKS})
     configs.TILES.update(dict.fromkeys(configs.TILES, 128))
     configs.COEFFICIENTS.update({size: [configs.Coefficients(128, 256, 8, 2)] for size in configs.COEFFICIENTS})
+    configs.WIDE_COEFFICIENTS.clear()
+    configs.PRODUCTS_FOR_TOKENS.clear()
     configs.PRODUCTS.update({size: [configs.Products(128, 256, 8, 2)] for size in configs.PRODUCTS})
 
 
