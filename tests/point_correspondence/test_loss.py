@@ -127,6 +127,14 @@ def test_temperatures(backend, temperature, window):
     )
 
 
+def test_the_first_of_equal_similarities_is_the_middle_of_the_window(backend):
+    """In the same tile and in another: 600 tokens are alike."""
+    f = torch.zeros(1, 2, 1, 600, 2)
+    f[..., 0] = 1
+    places = lgf.point_correspondence(f, torch.zeros(1, 1, 3), window=2, backend=backend)
+    torch.testing.assert_close(places[0, 0], torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_scales(backend, scale):
     against_reference(backend, scale * features(1, 3, 6, 7, 12), *points(1, 20, 3, 6, 7), temperature=0.3)
@@ -147,13 +155,14 @@ def test_not_a_number_in_is_not_a_number_out(backend, at, window, bad):
     f = features(1, 3, 6, 17, 8)
     queries, targets, _ = points(1, 30, 3, 6, 17)
     queries[..., 0] = torch.arange(30) % 2
+    queries[0, :4, 0] = 0
     queries[0, :4, 1:] = torch.tensor([[3.0, 5.0], [2.0, 5.0], [3.0, 4.0], [3.0, 4.5]])
     f[0, 0 if at == "a query" else 2, 3, 5, 3] = bad
     losses = lgf.point_correspondence_loss(f, queries, targets, window=window, reduction="none", backend=backend)[0]
     y, x = queries[0, :, 1], queries[0, :, 2]
     if at == "a query":
         hit = (queries[0, :, 0] == 0) & ((y - 3).abs() < 1) & ((x - 5).abs() < 1)
-        assert hit[0] and not hit[1] and hit.sum() < 10
+        assert hit[0] and not hit[1] and not hit[2] and hit[3] and hit.sum() < 10
         expected = hit[:, None].expand(30, 3).clone()
         expected[queries[0, :, 0] == 1, 0] = True  # found in the frame of the broken token
     else:
