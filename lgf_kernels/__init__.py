@@ -3,9 +3,9 @@
     import lgf_kernels as lgf
     loss = lgf.lgf_kl_loss(student_features, [teacher_forward, teacher_backward])
 
-Local Gram Flow with KL (SAM2VideoX) and token relation distances (VideoREPA, MoAlign) as PyTorch
-operators with autograd, `torch.compile` and autocast. Start with `lgf_kl_loss`; the command
-`lgf doctor` reports what runs on this machine.
+Local Gram Flow with KL (SAM2VideoX), token relation distances (VideoREPA, MoAlign) and point
+correspondence (Track4Gen) as PyTorch operators with autograd, `torch.compile` and autocast. Start with
+`lgf_kl_loss`; the command `lgf doctor` reports what runs on this machine.
 """
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ from .gram_flow.api import (
     local_gram_flow,
     local_window_mask,
 )
+from .point_correspondence.api import PointCorrespondenceLoss, point_correspondence, point_correspondence_loss
 from .token_relation.api import TokenRelationLoss, moalign_pair_weight, token_relation_loss, videorepa_pair_weight
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LocalGramFlowKLLoss",
     "LocalGramFlowKLLossFromLogits",
     "OnceDifferentiableError",
+    "PointCorrespondenceLoss",
     "TokenRelationLoss",
     "__version__",
     "backends",
@@ -36,6 +38,8 @@ __all__ = [
     "local_gram_flow",
     "local_window_mask",
     "moalign_pair_weight",
+    "point_correspondence",
+    "point_correspondence_loss",
     "token_relation_loss",
     "use_backend",
     "videorepa_pair_weight",

@@ -46,13 +46,14 @@ from triton.compiler import ASTSource
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_loss as lgf_kl
 from lgf_kernels.gram_flow.options import LgfOptions
+from lgf_kernels.point_correspondence import triton_kernels as point_correspondence
 from lgf_kernels.token_relation import triton_kernels as token_relation
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.
 SHARED = {80: (164, 163), 90: (228, 227), 100: (228, 227)}
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
-OPERATORS = ("lgf_kl", "token_relation", "cuda")
+OPERATORS = ("lgf_kl", "token_relation", "point_correspondence", "cuda")
 #: What nvcc calls the architectures that the CUDA C++ kernels are built for.
 NVCC = {80: "80", 90: "90a"}
 #: Of the compiler, which a launch names among the kernel's constants.
@@ -103,6 +104,25 @@ class RelationCase(NamedTuple):
         return f"{self.dtype:<9} C {self.channels:<5}teacher {self.teacher_channels:<5}N {self.frame_tokens:<6}"
 
 
+class PointCase(NamedTuple):
+    """One way to call point correspondence, with a gradient; a window of 0 is none."""
+
+    arch: int
+    dtype: str
+    channels: int
+    window: int = 0
+
+    def call(self) -> None:
+        features = torch.empty(1, 3, 16, 16, self.channels, dtype=DTYPES[self.dtype], device="meta")
+        queries = torch.empty(1, 1024, 3, device="meta")
+        options = (0.05, self.window or None)
+        places, state = point_correspondence.forward(features, queries, *options)
+        point_correspondence.backward(places, features, queries, places, state, *options)
+
+    def __str__(self) -> str:
+        return f"{self.dtype:<9} C {self.channels:<5}window {self.window:<3}"
+
+
 class Launch(NamedTuple):
     kernel: object
     arguments: tuple
@@ -121,7 +141,7 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(case: LgfCase | RelationCase) -> list[Launch]:
+def launches_of(case: LgfCase | RelationCase | PointCase) -> list[Launch]:
     """Return the launches of forward and backward of the loss."""
     with recorded(case.arch) as launches:
         case.call()
@@ -142,7 +162,9 @@ def compiled(launched: Launch, arch: int):
             return tuple(describe((*path, i), name, v) for i, v in enumerate(value))
         if isinstance(value, torch.Tensor):
             attributes[path] = [["tt.divisibility", 16]]
-            return "*" + {"bfloat16": "bf16"}.get(dtype := str(value.dtype)[6:], dtype.replace("float", "fp"))
+            return "*" + {"bfloat16": "bf16", "int64": "i64"}.get(
+                dtype := str(value.dtype)[6:], dtype.replace("float", "fp")
+            )
         if isinstance(value, float):
             return "fp32"
         if value == 1 and name not in launch.FRAME_SIZES:
@@ -196,7 +218,7 @@ def machine_code(cubin: bytes) -> tuple[str, str]:
     return tuple(outputs)
 
 
-def rows(cases: list[LgfCase | RelationCase]) -> Iterator[dict]:
+def rows(cases: list[LgfCase | RelationCase | PointCase]) -> Iterator[dict]:
     """Yield one row for every kernel of every case; a kernel that several cases share is compiled once."""
     seen = set()
     for case in tqdm(cases, desc="compiling", disable=None):
@@ -215,7 +237,8 @@ def rows(cases: list[LgfCase | RelationCase]) -> Iterator[dict]:
 
 
 def configuration_names(launched: Launch) -> list[str]:
-    names = ("TILE_H", "TILE_W", "TILE", "ROWS", "BLOCK_K", "BLOCK_C", "KEEP", "num_warps", "num_stages")
+    tiles = ("TILE_H", "TILE_W", "TILE", "TILE_Q", "TILE_P", "TOKENS")
+    names = (*tiles, "ROWS", "BLOCK_K", "BLOCK_C", "KEEP", "num_warps", "num_stages")
     return [name for name in names if name in launched.constants]
 
 
@@ -254,6 +277,8 @@ def main() -> int:
             cases.append(LgfCase(*case, teachers, window, teachers == 0))
     if "token_relation" in arguments.operator:
         cases += [RelationCase(*case) for case in itertools.product(*shared, arguments.teacher_channels)]
+    if "point_correspondence" in arguments.operator:
+        cases += [PointCase(*case, window) for case in itertools.product(*shared) for window in (0, 5)]
     for row in rows(cases):
         print(json.dumps(row) if arguments.json else as_text(row), flush=True)
     if "cuda" in arguments.operator and cuda_kernel_report.nvcc() is None:

@@ -56,7 +56,7 @@ def same_device(function: str, name: str, value: Tensor, student_name: str, stud
 
 
 def features(function: str, name: str, value) -> Tensor:
-    """Check features of Local Gram Flow: floating (B, T, H, W, C), at least two frames, no empty dimension."""
+    """Check features of a video's frames: floating (B, T, H, W, C), at least two frames, no empty dimension."""
     tensor(function, name, value)
     floating(function, name, value)
     if value.ndim != 5:
@@ -69,7 +69,7 @@ def features(function: str, name: str, value) -> Tensor:
     if value.shape[1] < 2:
         raise ValueError(
             f"{function}: `{name}` must have at least 2 frames (T in (B, T, H, W, C)), because the loss compares each "
-            f"frame with the next; got {value.shape[1]} in {_shape(value)}. Channels come last and frames second: "
+            f"frame with others; got {value.shape[1]} in {_shape(value)}. Channels come last and frames second: "
             "permute if yours are elsewhere."
         )
     return value

@@ -1,4 +1,4 @@
-"""Requirements of the GPU kernels: the architecture, and Triton."""
+"""Requirements of the GPU kernels: the architecture, Triton, and scratch memory."""
 
 import functools
 import importlib
@@ -53,3 +53,14 @@ def triton_import_failure() -> str | None:
     except Exception as error:
         return f"triton cannot be imported: {error}"
     return None
+
+
+def scratch_bytes(default_mib: int) -> int:
+    """Return the most that kernels store for themselves at a time: LGF_SCRATCH_MIB mebibytes, or the default."""
+    given = os.environ.get("LGF_SCRATCH_MIB", str(default_mib))
+    if not given.isdecimal() or int(given) == 0:
+        raise ValueError(
+            f"LGF_SCRATCH_MIB must be a number of mebibytes, such as {default_mib}, the default here; got {given!r}. "
+            "Less takes the work in more and smaller parts."
+        )
+    return int(given) << 20

@@ -24,7 +24,9 @@ TYPES = {
 #: Arguments that Triton does not specialise on, so that a new resolution costs no compilation.
 #: Strides of features are not among them: whether 16 divides them nearly always follows from the
 #: channels, and it allows wide loads.
-FRAME_SIZES = ("T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits")
+FRAME_SIZES = (
+    "T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits", "points", "video",
+)  # fmt: skip
 
 INTERPRETED = triton.knobs.runtime.interpret
 

@@ -6,13 +6,13 @@ each pair of tiles (row, column >= row). A panel is as many rows of tiles as fit
 blocks of one panel are computed, multiplied, and overwritten by those of the next.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..core import gpu
 from ..core.numerics import video_scale
 
 #: Most programs that share the sum of a tile. Each writes a partial gradient.
@@ -96,13 +96,7 @@ def room_for_parts(gradient: Tensor, panel: Panel, tiles: int, programs: int, si
 
 def scratch_bytes() -> int:
     """Return the most bytes of coefficients stored at a time: LGF_SCRATCH_MIB mebibytes, or 1 GiB."""
-    given = os.environ.get("LGF_SCRATCH_MIB", "1024")
-    if not given.isdecimal() or int(given) == 0:
-        raise ValueError(
-            f"LGF_SCRATCH_MIB must be a number of mebibytes, such as 1024, the default; got {given!r}. "
-            "Less takes the token relations in more and smaller parts."
-        )
-    return int(given) << 20
+    return gpu.scratch_bytes(1024)
 
 
 def backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:

@@ -65,6 +65,7 @@ def test_vmap_is_a_call_for_each(loss, recwarn):
     mapped = values_and_gradient(lambda leaf: torch.vmap(loss, in_dims=(4, 0))(leaf, teacher))
     alone = values_and_gradient(lambda leaf: torch.stack(list(map(loss, leaf.unbind(4), teacher))))
     torch.testing.assert_close(mapped, alone)
+    torch.compiler.reset()  # to it the losses are one function, and a function may be compiled only so many times
     compiled = torch.compile(torch.vmap(loss, in_dims=(4, 0)), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(values_and_gradient(lambda leaf: compiled(leaf, teacher)), alone)
     in_common = torch.vmap(loss, in_dims=(4, None))(student, teacher[0])

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("module", ["gram_flow.api", "token_relation.api", "core.registry"])
+@pytest.mark.parametrize("module", ["gram_flow.api", "token_relation.api", "point_correspondence.api", "core.registry"])
 def test_docstring_examples(module):
     module = importlib.import_module(f"lgf_kernels.{module}")
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -101,7 +101,10 @@ def convert(x: np.ndarray, kind: str) -> np.ndarray:
     if kind == "tf32":
         return tf32(x)
     if x.dtype.kind == "f" and TYPES[kind] not in (np.float16, np.float32, np.float64):
-        raise NotImplementedError(f"rounding to {kind}")
+        limits = np.iinfo(TYPES[kind])
+        inside = (x >= limits.min) & (x < 2.0**limits.bits / (2 if limits.min else 1))
+        # Towards 0: the model knows no other rounding to integers. What does not fit is never to be used.
+        return np.where(inside, x, 0).astype(TYPES[kind])
     return x.astype(TYPES[kind])
 
 

@@ -105,6 +105,8 @@ def converted(op: Instruction, a, *lower):
     to, source = op.modifiers[-2:]
     if source == "bf16":
         a = math.from_bfloat16(a)
+    if to == source and "rzi" in op.modifiers:
+        return np.trunc(a)
     if not to.endswith("x2"):
         return math.convert(a, to)
     upper, lower = (math.convert(x, to[:-2]).view(np.uint16).astype(np.uint32) for x in (a, *lower))

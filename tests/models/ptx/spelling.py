@@ -32,6 +32,7 @@ MODIFIERS = {
     "selp": rf"{BITS}|{INTEGER}|{FLOAT}",
     "setp": rf"(eq|ne)\.{BITS}|(eq|ne|lt|le|gt|ge|lo|ls|hi|hs)\.{INTEGER}|((eq|ne|lt|le|gt|ge)u?|num|nan)\.((ftz\.)?f32|f16|f64)",
     "cvt": rf"{INTEGER}\.{INTEGER}|rzi\.(ftz\.)?{INTEGER}\.f32|rzi\.{INTEGER}\.f64|rn\.f(32|64)\.{INTEGER}"
+           r"|rzi\.((ftz\.)?f32\.f32|f64\.f64)"
            r"|f32\.(bf16|f16)|f64\.f32|rn\.f32\.f64|rn\.(f16|bf16|f16x2|bf16x2)\.f32|rna\.tf32\.f32",
     "sqrt": r"(rn|approx)\.(ftz\.)?f32|rn\.f64", "rcp": r"approx\.ftz\.f64", "ex2": r"approx\.(ftz\.)?f32",
     "shfl": r"sync\.(bfly|idx)\.b32", "redux": r"sync\.(add\.[su]32|(min|max)\.[su]32)",

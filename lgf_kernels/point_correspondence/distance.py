@@ -1,0 +1,83 @@
+"""From predicted places to the loss, and back to the gradient of the places: what every backend shares."""
+
+import torch
+from torch import Tensor
+
+from ..core.numerics import accumulate_dtype, non_finite_to_nan
+from .options import PointOptions
+
+
+def places_shape(features: Tensor, queries: Tensor) -> tuple[int, ...]:
+    """(B, N, T, 2)."""
+    return (*queries.shape[:2], features.shape[1], 2)
+
+
+def state_shape(features: Tensor, queries: Tensor, window: int | None) -> tuple[int, ...]:
+    """(B, N, T, 1), or 2 with a window."""
+    return (*places_shape(features, queries)[:3], 1 if window is None else 2)
+
+
+def empty_places(features: Tensor, queries: Tensor) -> Tensor:
+    """Room for the places, in the accumulation type."""
+    return features.new_empty(places_shape(features, queries), dtype=accumulate_dtype(features))
+
+
+def empty_state(features: Tensor, queries: Tensor, window: int | None) -> Tensor:
+    """Room for what a forward keeps beside the places: the logarithm of the softmax's sum, lse, and with a window the number
+    of the token that it is around."""
+    return features.new_empty(state_shape(features, queries, window), dtype=accumulate_dtype(features))
+
+
+def token_places(features: Tensor) -> Tensor:
+    """r, (H*W, 2): the row and column of each token of a frame, in the accumulation type."""
+    H, W = features.shape[2:4]
+    places = torch.arange(H * W, device=features.device)
+    return torch.stack([places // W, places % W], -1).to(accumulate_dtype(features))
+
+
+def window_mask(peak: Tensor, places: Tensor, window: int) -> Tensor:
+    """bool (..., H*W): the tokens at most `window` rows and columns from the one numbered `peak` (...)."""
+    return ((places - places[peak][..., None, :]).abs() <= window).all(-1)
+
+
+def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype) -> Tensor:
+    """w, (B, N, T), 1 if None; 0 in a query's own frame. Contiguous, so that strides decide no order of a sum."""
+    elsewhere = queries[..., :1] != torch.arange(frames, device=queries.device)
+    return elsewhere.to(dtype) if weight is None else torch.where(elsewhere, weight.to(dtype), 0).contiguous()
+
+
+def point_losses(places: Tensor, targets: Tensor, w: Tensor, options: PointOptions) -> Tensor:
+    """w l, (B, N, T). Where w is 0 nothing is read, be it NaN."""
+    used = w != 0
+    difference = torch.where(used[..., None], places - targets.to(places.dtype), 0)
+    e = torch.linalg.vector_norm(difference, dim=-1)
+    if options.distance == "huber":
+        e = torch.where(e <= options.delta, e.square() / 2, options.delta * (e - options.delta / 2))
+    return non_finite_to_nan(torch.where(used, w * e, 0))
+
+
+def reduced(places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions) -> Tensor:
+    """The loss of the places (B, N, T, 2): `sum w l / sum w` for "mean"."""
+    w = used_weight(queries, weight, places.shape[2], places.dtype)
+    values = point_losses(places, targets, w, options)
+    if options.reduction == "none":
+        return values
+    total = values.sum()
+    return total / w.sum() if options.reduction == "mean" else total
+
+
+def places_gradient(
+    grad_loss: Tensor, places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions
+) -> Tensor:
+    """g, (B, N, T, 2): the derivative of `reduced` with respect to the places, times the upstream gradient."""
+    w = used_weight(queries, weight, places.shape[2], places.dtype)
+    scale = grad_loss * w
+    if options.reduction == "mean":
+        scale = scale / w.sum()
+    difference = places - targets.to(places.dtype)
+    e = torch.linalg.vector_norm(difference, dim=-1)
+    if options.distance == "huber":
+        scale = torch.where(e <= options.delta, scale, scale * options.delta / e)
+    else:
+        scale = torch.where(e == 0, 0, scale / e)
+    return torch.where(w[..., None] != 0, scale[..., None] * difference, 0)
