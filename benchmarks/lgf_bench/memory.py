@@ -36,7 +36,11 @@ def _in_threads(threads: int, case: Case, name: str) -> int | None:
 
 
 def rise(action: Callable[[], object], device: str) -> int | None:
-    """Return the bytes by which memory in use exceeds, at its peak within the action, what is in use before."""
+    """Return the bytes by which memory in use exceeds, at its peak within the action, what is in use before.
+
+    On a CPU the process keeps glibc's smallest limits afterwards (`_return_free_memory`), which slows allocation down:
+    take times before.
+    """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -68,12 +72,22 @@ def _high_water_rise(case: Case, name: str) -> int | None:
     return _one_step(case, function if warm_up is case else provider(name, case))
 
 
+#: Options of glibc's mallopt (malloc.h), and the size from which on a block is mapped alone and returned when it is freed.
+TRIM_THRESHOLD, MMAP_THRESHOLD, SMALLEST = -1, -3, 128 * 1024
+
+
 def _return_free_memory() -> None:
-    """Give what the allocator holds free back to the system: reusing it would not show in the high-water mark."""
+    """Return the allocator's free memory to the system, and let it do so by itself from here on.
+
+    Memory that is reused does not show in the high-water mark. Memory that is kept shows too much: glibc raises its limits
+    with the largest block that was freed, up to 64 MB of free memory that stays in use, unless they are set.
+    """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim:
-        trim(0)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.mallopt(MMAP_THRESHOLD, SMALLEST)
+        library.mallopt(TRIM_THRESHOLD, SMALLEST)
+        library.malloc_trim(0)
 
 
 def _high_water_mark() -> int:

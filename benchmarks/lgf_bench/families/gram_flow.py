@@ -219,7 +219,7 @@ BOTH = tuple(case.operator for case in OPERATORS)
 BASELINES = {
     "eager-unfold": Provider(
         "torch.nn.functional.unfold of every feature map", BOTH, partial(from_logits, unfolded_logits),
-        needs=lambda case: 3 * case.window**2 * case.map_bytes,
+        needs=lambda case: 2.5 * case.window**2 * case.map_bytes,
     ),
     "eager": Provider(
         "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH,
@@ -228,6 +228,6 @@ BASELINES = {
     "compile": Provider("torch.compile of eager", BOTH, compiled, needs=lambda case: 8 * case.map_bytes, compiles=True),
     "bmm": Provider(
         "batched products of 8 x 8 queries with their halos, then a gather", BOTH, partial(from_logits, blocked_logits),
-        needs=lambda case: 20 * case.map_bytes,
+        needs=lambda case: 12 * case.map_bytes,
     ),
 }  # fmt: skip
