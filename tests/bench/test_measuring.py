@@ -17,7 +17,6 @@ from lgf_bench.families.gram_flow import LgfKl
 from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
 
-
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
 WHERE = [
     pytest.param(memory._high_water_rise, id="here"),
