@@ -35,7 +35,7 @@ from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipelin
 from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20
-CAPTION = "A subject moves."
+CAPTION = "It moves."
 
 RECIPE = """\
 base: {base}

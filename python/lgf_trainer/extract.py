@@ -57,7 +57,8 @@ def run(options: Options) -> None:
     if not report.written and not report.present:
         why = "what the videos lack is said above"
         if {reason for _, reason, _ in report.skipped} == {"no box"}:
-            why = f"teachers such as {', '.join(teachers)} need a subject: give boxes or masks, or --detect"
+            need = [name for name in teachers if Teacher.find(name).needs_subject]
+            why = f"teachers such as {', '.join(need)} need a subject: give boxes or masks, or --detect"
         raise TrainerError(f"no window was made: {why}")
 
 

@@ -301,7 +301,7 @@ def test_windows_with_other_dino_features_have_other_keys(run, clip, models):
     assert len(frozenset().union(*keys.values())) == 5
     with pytest.raises(TrainerError, match=r"was made with dino_model = .*, and this run has nothing"):
         run(clip, "--teacher", "none", out="two")
-    with pytest.raises(TrainerError, match=r"was made with dino_model = .*dino, and this run has .*dino3"):
+    with pytest.raises(TrainerError, match=r"was made with dino_model = .*dino', and this run has .*dino3"):
         run(clip, "--teacher", "none", *dino(models, "dino3"), out="two")
 
 

@@ -121,7 +121,7 @@ def must_be_made_with(wanted: dict[str, Any], path: Path, found: dict[str, Any],
         TrainerError: the first setting that differs, and the way out.
     """
     for name in sorted(wanted.keys() | found.keys()):
-        here, now = (settings.get(name, "nothing") for settings in (found, wanted))
+        here, now = (repr(settings[name]) if name in settings else "nothing" for settings in (found, wanted))
         if here != now:
             raise TrainerError(f"{path} was made with {name} = {here}, and this run has {now}. {way_out}")
 
