@@ -6,11 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-import bench_helpers
 import pytest
 import torch
 from lgf_bench import ceilings, cli, families, measure, processes, providers, results, runner
 from lgf_cli import main
+from support import bench_cases
 
 pytest.importorskip("tqdm")
 pytestmark = pytest.mark.usefixtures("small_cases", "quick_ceilings")
@@ -248,7 +248,7 @@ def test_sweeps_measure_times_and_memory_and_keep_their_sizes(monkeypatch, capsy
     def measuring(name, case, plan):
         assert plan.metrics == ("memory",)
         size = case.shape[1] - 1
-        return [bench_helpers.row(case=name, provider="portable", both={"median_ms": size**2}, peak_bytes=size)]
+        return [bench_cases.row(case=name, provider="portable", both={"median_ms": size**2}, peak_bytes=size)]
 
     pairs = {"pairs": families.sweeps(gpu=False)["pairs"]}
     monkeypatch.setattr(families, "sweeps", lambda gpu: pairs)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_helpers import SMALL
 from lgf_bench import ceilings, correctness, families, measure, memory, providers, results, timing
 from lgf_bench.families import gram_flow, token_relation
 from lgf_bench.families.base import Case, Work, on_backend
 from lgf_bench.families.gram_flow import LgfKl
 from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
+from support.bench_cases import SMALL
 
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
 WHERE = [

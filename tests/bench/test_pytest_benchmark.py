@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench_helpers import SMALL
 from lgf_bench import results
 from lgf_bench.providers import provider
+from support.bench_cases import SMALL
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])

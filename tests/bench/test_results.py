@@ -8,13 +8,13 @@ import sys
 
 import compare_commits
 import pytest
-from bench_helpers import row
 from lgf_bench import compare, report, results, table
 from lgf_bench.families import CASES
 from lgf_bench.families.base import each
 from lgf_bench.table import baseline, described, of_floor, quartiles, ratio
 from lgf_cli import main
 from lgf_cli.errors import UserError
+from support.bench_cases import row
 
 
 def times(median: float) -> dict:

@@ -1,9 +1,9 @@
 """Exponents on synthetic costs, and the pictures."""
 
 import pytest
-from bench_helpers import row
 from lgf_bench import families, plots, sweeps
 from lgf_cli.errors import UserError
+from support.bench_cases import row
 
 
 def swept(provider: str, exponent: float, sizes=(2, 4, 8, 16), **values) -> list[dict]:

@@ -8,9 +8,9 @@ from argparse import Namespace
 from dataclasses import replace
 
 import tune
-from bench_helpers import SMALL
 from lgf_bench import correctness, results
 from lgf_bench.families.base import on_backend
+from support.bench_cases import SMALL
 
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_configs as configs
