@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lgf_bench import correctness, results, timing
-from lgf_bench.choices import DTYPES
 from lgf_bench.families import CASES
 from lgf_bench.families.base import Case, Loss
 from lgf_bench.measure import checked
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> int:
         prog="tune.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"], metavar="DTYPE")
+    parser.add_argument("--dtypes", nargs="+", choices=correctness.TOLERANCE, default=["bfloat16"], metavar="DTYPE")
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each candidate (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"add the numbers to {results.TUNE} in DIR")
     parser.add_argument("--resume", action="store_true", help="leave out what --out has already, of this commit")

@@ -27,7 +27,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("lgf_cli.doctor", "report what is installed, what runs here, and why the rest does not"),
     "verify": Command("lgf_cli.verify", "check and time every backend on this machine against plain PyTorch"),
-    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives"),
+    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives", "bench"),
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),
     "train": Command("lgf_trainer.train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"),
@@ -80,4 +80,5 @@ def imported(command: str, module: str, needs: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{command}: {error.name} is not installed. Get it with: pip install {needs}") from error
+        package = (error.name or "").partition(".")[0]
+        raise SystemExit(f"{command}: {package} is not installed. Get it with: pip install {needs}") from error

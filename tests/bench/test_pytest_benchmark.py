@@ -46,7 +46,7 @@ def errors():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("device", "--device cuda: torch sees no CUDA device here"),
+        ("device", "--device cuda: torch sees no CUDA device here; `lgf doctor`"),
         ("plugin", "pytest-benchmark is not installed. Get it with: pip install"),
     ],
 )

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 #: (the package that is missing, the command), by the name that the command gives itself.
 RUNS = {
     "lgf extract": ("tyro", "-m lgf_cli extract"),
+    "lgf bench": ("tabulate", "-m lgf_cli bench"),
+    "lgf bench report": ("matplotlib", "-m lgf_cli bench report"),
     "python -m lgf_demo.playground": ("tyro", "-m lgf_demo.playground tiny"),
     "recipe_memory.py": ("diffusers", "benchmarks/tools/recipe_memory.py"),
     "kernel_report.py": ("triton", "benchmarks/tools/kernel_report.py"),
@@ -36,6 +38,8 @@ def ended(tmp_path_factory):
     ("name", "needed"),
     [
         ("lgf extract", '"lgf-kernels[train]"'),
+        ("lgf bench", '"lgf-kernels[bench]"'),
+        ("lgf bench report", '"lgf-kernels[bench]"'),
         ("python -m lgf_demo.playground", '"lgf-kernels[train]"'),
         ("recipe_memory.py", '"lgf-kernels[train]"'),
         ("kernel_report.py", "triton tqdm"),
