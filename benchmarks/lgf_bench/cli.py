@@ -18,7 +18,6 @@ them out. How to read the tables:
 import argparse
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,7 +137,7 @@ def run(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
     if job == "ceilings":
         print(ceilings.as_text(ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out, again=True)))
     else:
-        imported(f"lgf bench {job}", f"{__package__}.{job}", '"lgf-kernels[bench]"').run(arguments)
+        imported(f"lgf bench {job}", f"{__package__}.{job}", '"lgf-kernels[bench,train]"').run(arguments)
     return 0
 
 
@@ -180,7 +179,7 @@ def check(arguments: argparse.Namespace) -> None:
 def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
     """Return what is asked for by name: of shapes, of operators, or of cases; a CPU gets large cases only by their names."""
     if arguments.shapes:
-        return dict(_cases_of_shapes(arguments))
+        return _cases_of_shapes(arguments)
     cpu = arguments.device == "cpu"
     asked = arguments.what or OPERATORS
     return {
@@ -190,11 +189,11 @@ def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
     }
 
 
-def _cases_of_shapes(arguments: argparse.Namespace) -> Iterator[tuple[str, Case]]:
-    """Yield the cases of each shape: of the operators named, all of which must take it, or of all that do."""
+def _cases_of_shapes(arguments: argparse.Namespace) -> dict[str, Case]:
+    """Return the cases of each shape: of the operators named, all of which must take it, or of all that do."""
     if wrong := [what for what in arguments.what if what not in OPERATORS]:
         raise UserError(f"--shapes goes with an operator, not with {wrong[0]!r}; choose from {', '.join(OPERATORS)}.")
-    cases = {}
+    cases, window = {}, arguments.window
     for text in arguments.shapes:
         if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
             raise UserError(f"--shapes takes numbers with commas, such as 1,13,30,45,256; got {text!r}.")
@@ -204,12 +203,18 @@ def _cases_of_shapes(arguments: argparse.Namespace) -> Iterator[tuple[str, Case]
         if not takers or (arguments.what and takers != asked):
             forms = (f"{name} takes {OPERATORS[name].shapes}" for name in asked if name not in takers)
             raise UserError(f"--shapes {text}: {'; '.join(forms)}.")
-        cases |= {f"{name}-{'x'.join(map(str, shape))}": OPERATORS[name](shape) for name in takers}
-    windowed = [name for name, case in cases.items() if "window" in case.options()]
-    if arguments.window is not None and not windowed:
+        for operator in takers:
+            case, name = OPERATORS[operator](shape), f"{operator}-{text.replace(',', 'x')}"
+            if window not in (None, getattr(case, "window", window)):
+                case, name = _with_window(case, window), f"{name}-k{window}"
+            cases[name] = case
+    if window is not None and not any(hasattr(case, "window") for case in cases.values()):
         raise UserError("--window: none of the operators that take these --shapes has a window.")
-    for name, case in cases.items():
-        if arguments.window is None or name not in windowed or case.window == arguments.window:
-            yield name, case
-        else:
-            yield f"{name}-k{arguments.window}", replace(case, window=arguments.window)
+    return cases
+
+
+def _with_window(case: Case, window: int) -> Case:
+    try:
+        return replace(case, window=window)
+    except ValueError as error:
+        raise UserError(f"--window: {error}") from error

@@ -9,8 +9,7 @@ from lgf_cli.errors import UserError
 
 from . import ceilings, families, plots, results, sweeps
 from .families import CASES
-from .step import as_text as step_as_text
-from .table import HOW_TO_READ, PAGE, described, milliseconds, of_case
+from .table import HOW_TO_READ, PAGE, described, milliseconds, of_case, of_step
 
 PAGE_FILE = results.ROOT / "docs" / "performance.md"
 PICTURES = "performance"
@@ -63,7 +62,7 @@ def _of_device(device: Path) -> Iterator[str]:
     if steps := {row["config"]: row for row in results.read(device / results.STEP)}:
         yield "### How much of a training step that is\n"
         for row in steps.values():
-            yield f"{step_as_text(row)} `{row['command']}`, commit {row['commit']}.\n"
+            yield f"{of_step(row, PAGE)} `{row['command']}`, commit {row['commit']}.\n"
     order = list(CASES)
     rows.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
     for (name, dtype), rows_of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):

@@ -63,6 +63,30 @@ def of_case(rows: list[dict], form: str) -> str:
     return ("\n\n" if form == PAGE else "\n").join(parts)
 
 
+def of_step(row: dict, form: str) -> str:
+    """Return what a row of training steps says: sentences around a table."""
+    model = f"{row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video tokens"
+    share = 100 * row["counted_loss_flop"] / row["counted_step_flop"]
+    return (
+        f"A training step of the {row['config']} configuration: {model}, {milliseconds(row['plain']['step_ms'])} without "
+        "alignment. With LGF-KL from cached teacher logits it takes, and needs beyond model, optimiser and inputs:\n\n"
+        f"{tabulated([_step_cells(name, it) for name, it in (('none', row['plain']), *row['losses'].items())], form)}\n\n"
+        f"Counted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
+        f"{row['counted_loss_flop'] / 1e9:.1f} GFLOP, {share:.4f} %."
+    )
+
+
+def _step_cells(name: str, it: dict) -> dict[str, str]:
+    alone = it.get("loss_ms")
+    return {
+        "loss": name,
+        "step": milliseconds(it["step_ms"]),
+        "memory": mebibytes(it["peak_bytes"]),
+        "the loss alone": "" if alone is None else milliseconds(alone),
+        "of the step": "" if alone is None else number(100 * alone / it["step_ms"], ".1f", " %"),
+    }
+
+
 def as_text(name: str, about: str, rows: list[dict]) -> str:
     """Return a case for a terminal."""
     floor = ", ".join(f"{part} {milliseconds(value)}" for part, value in rows[0]["floor_ms"].items())

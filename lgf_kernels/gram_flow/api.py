@@ -9,7 +9,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
-from .options import LgfOptions, checked_options, checked_window
+from .options import checked_options, checked_window, loss_facts
 from .window import pairs_shape, reversed_logits, window_mask
 
 
@@ -69,7 +69,7 @@ def local_gram_flow(
         boundary=boundary,
         direction=direction,
     )
-    call = call_of("local_gram_flow", features, **_facts(options))
+    call = call_of("local_gram_flow", features, **options.facts())
     return operators.local_gram_flow(features, options, resolve(call, backend, here))
 
 
@@ -277,15 +277,9 @@ def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, fro
         shape = pairs_shape(student)
         checks.weight_tensor(here, "token_weight", token_weight, student, shape, "(B, T-1, H, W)")
         token_weight = token_weight.to(accumulate_dtype(student))
-    facts = {"teachers": len(teachers), "from_logits": from_logits, "token_weight": token_weight is not None}
-    call = call_of("lgf_kl", student, **_facts(options), **facts)
+    call = call_of("lgf_kl", student, **loss_facts(options, len(teachers), from_logits, token_weight))
     name = resolve(call, backend, here)
     return operators.lgf_kl(student, teachers, weights, token_weight, options, from_logits, name)
-
-
-def _facts(options: LgfOptions) -> dict:
-    """Return what decides which kernel runs: all options but the temperature, which a compiled function may have as a symbol."""
-    return {name: value for name, value in options._asdict().items() if name != "temperature"}
 
 
 class LocalGramFlowKLLoss(nn.Module):

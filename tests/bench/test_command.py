@@ -292,6 +292,7 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["--window", "5"], "--shapes"),
         (["--shapes", "1,2,3,4", "--window", "5"], "--window"),
         (["sweeps", "--shapes", "1,2,3,4"], "operator"),
+        (["point_correspondence", "--shapes", "1,2,3,4,5,6", "--window", "-1"], "--window"),
         (["sweeps", "step"], "job"),
         (["step", "--config", "5b"], "GPU"),
         (["--device", "gpu"], "cpu, cuda"),

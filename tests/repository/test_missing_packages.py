@@ -16,6 +16,7 @@ RUNS = {
     "lgf extract": ("tyro", "-m lgf_cli extract"),
     "lgf bench": ("tabulate", "-m lgf_cli bench"),
     "lgf bench report": ("matplotlib", "-m lgf_cli bench report"),
+    "lgf bench step": ("diffusers", "-m lgf_cli bench step"),
     "python -m lgf_demo.playground": ("tyro", "-m lgf_demo.playground tiny"),
     "recipe_memory.py": ("diffusers", "benchmarks/tools/recipe_memory.py"),
     "kernel_report.py": ("triton", "benchmarks/tools/kernel_report.py"),
@@ -39,7 +40,8 @@ def ended(tmp_path_factory):
     [
         ("lgf extract", '"lgf-kernels[train]"'),
         ("lgf bench", '"lgf-kernels[bench]"'),
-        ("lgf bench report", '"lgf-kernels[bench]"'),
+        ("lgf bench report", '"lgf-kernels[bench,train]"'),
+        ("lgf bench step", '"lgf-kernels[bench,train]"'),
         ("python -m lgf_demo.playground", '"lgf-kernels[train]"'),
         ("recipe_memory.py", '"lgf-kernels[train]"'),
         ("kernel_report.py", "triton tqdm"),
