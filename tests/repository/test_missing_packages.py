@@ -43,7 +43,7 @@ def ended(tmp_path_factory):
         ("lgf bench report", '"lgf-kernels[bench,train]"'),
         ("lgf bench step", '"lgf-kernels[bench,train]"'),
         ("python -m lgf_demo.playground", '"lgf-kernels[train]"'),
-        ("recipe_memory.py", '"lgf-kernels[train]"'),
+        ("recipe_memory.py", '"lgf-kernels[bench,train]"'),
         ("kernel_report.py", "triton tqdm"),
     ],
 )
