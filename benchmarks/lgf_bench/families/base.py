@@ -203,6 +203,14 @@ def compiled(case: Case, make: Callable[[Case], Loss] = eager) -> Loss:
     return torch.compile(make(case), dynamic=False)
 
 
+class Tuned(NamedTuple):
+    """A table of a family's `triton_configs.py`, the case whose kernels use it, and the pass that shows its effect."""
+
+    table: str
+    case: Case
+    part: str = "both"
+
+
 class Sweep(NamedTuple):
     """Cases by the size that varies, which is called `quantity`."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import lgf_kernels as lgf
 from lgf_kernels.gram_flow.options import LgfOptions, loss_facts
 
-from .base import Case, Loss, Provider, Sweep, Tensors, compiled, eager
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled, eager
 
 LATENT = (1, 13, 30, 45, 256)
 
@@ -147,6 +147,15 @@ CASES = {
         for K in (3, 5, 9, 11, 13, 15)
     },
 }
+
+#: More channels than a block of the backward kernel.
+_WIDE = LgfKl((*LATENT[:-1], 512), teacher_channels=(256, 256))
+TUNED = (
+    Tuned("FORWARD", CASES["cogvideox-latent"], "forward"),
+    Tuned("BACKWARD", CASES["cogvideox-latent"], "backward"),
+    Tuned("FORWARD_ONE_GRAM", CASES["cogvideox-latent-cached"], "forward"),
+    Tuned("BACKWARD_TWO_PASSES", _WIDE, "backward"),
+)
 
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:

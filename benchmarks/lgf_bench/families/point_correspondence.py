@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
 
-from .base import Case, Loss, Provider, Sweep, Tensors, compiled
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled
 
 TEMPERATURE, DELTA = 0.05, 1.0
 #: Points at a time: of the oracle, and of the eager loop.
@@ -95,6 +95,16 @@ CASES = {
     },
     "points-512-13x30x45-window": _points(512, 13, 30, 45, window=5),
 }
+
+_POINTS, _WINDOW = CASES["points-1024-13x30x45"], CASES["points-512-13x30x45-window"]
+TUNED = (
+    Tuned("SEARCH", _POINTS, "forward"),
+    Tuned("SEARCH_IN_BLOCKS", PointCorrespondence((*_POINTS.shape[:-1], 512)), "forward"),
+    Tuned("COEFFICIENTS", _WINDOW, "backward"),
+    Tuned("WIDE_COEFFICIENTS", _POINTS, "backward"),
+    Tuned("PRODUCTS", _POINTS, "backward"),
+    Tuned("PRODUCTS_FOR_TOKENS", _POINTS, "backward"),
+)
 
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
 
-from .base import Case, Loss, Provider, Sweep, Tensors, compiled, eager
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled, eager
 
 #: Elements of a matrix of relations that the oracle makes at a time.
 MATRIX = 2**24
@@ -104,6 +104,8 @@ CASES = {
     "videorepa-24x1350": _videos("videorepa", 1350, 768, "VideoREPA at full resolution, 30 x 45 tokens", large=True),
     "moalign-24x1350": _videos("moalign", 1350, 64, "MoAlign at full resolution, 30 x 45 tokens", large=True),
 }
+
+TUNED = (Tuned("DISTANCES", CASES["videorepa-24x150"]), Tuned("PRODUCTS", CASES["videorepa-24x150"]))
 
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:
