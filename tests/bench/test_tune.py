@@ -14,7 +14,7 @@ from lgf_bench import correctness, results
 from lgf_bench.families import TUNED
 from lgf_bench.families.base import Tuned, on_backend
 from support.bench_cases import SMALL
-from support.families import families
+from support.families import of_every_family
 
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.gram_flow import triton_configs as configs
@@ -30,7 +30,9 @@ def test_candidates_are_the_rows_and_their_neighbours():
 
 
 def test_every_table_of_the_configurations_is_tuned():
-    modules = {name: importlib.import_module(f"lgf_kernels.{name}.triton_configs") for name in families()}
+    modules = {
+        name: importlib.import_module(f"lgf_kernels.{name}.triton_configs") for name in of_every_family("triton_cases")
+    }
     tables = {
         (name, table)
         for name, module in modules.items()
