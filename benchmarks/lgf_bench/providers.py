@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from lgf_kernels.core.registry import BACKENDS as NAMES
-from lgf_kernels.core.registry import Call, unsupported_reason
+from lgf_kernels.core.registry import unsupported_reason
 
 from .families import OPERATORS, baselines_and_peers
 from .families.base import Case, Loss, Provider, on_backend
@@ -15,7 +15,7 @@ def _backend(name: str) -> Provider:
     def reason(case: Case) -> str | None:
         if name == "triton" and case.device == "cpu":
             return "Triton only interprets its kernels on a CPU: right, but nothing to time"
-        return unsupported_reason(name, Call(case.operator, case.device))
+        return unsupported_reason(name, case.registry_call())
 
     return Provider(f"this library's backend {name!r}", tuple(OPERATORS), partial(on_backend, name), reason)
 

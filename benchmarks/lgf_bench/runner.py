@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from . import ceilings, families, results, sweeps, timing
 from .families.base import Case
 from .measure import Plan, measure_case
@@ -98,8 +100,6 @@ def run_sweeps(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
 
 def progress(items: Iterable, doing: str) -> Iterable:
     """Return the items behind a bar on a terminal, and behind nothing elsewhere."""
-    from tqdm import tqdm
-
     return tqdm(items, desc=doing, leave=False, disable=None)
 
 

@@ -27,7 +27,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("lgf_cli.doctor", "report what is installed, what runs here, and why the rest does not"),
     "verify": Command("lgf_cli.verify", "check and time every backend on this machine against plain PyTorch"),
-    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives"),
+    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives", "bench"),
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
     "extract": Command("lgf_trainer.commands:extract", "videos -> caches of latents, text and teacher logits", "train"),
     "train": Command(
@@ -90,4 +90,5 @@ def imported(command: str, module: str, needs: str) -> ModuleType:
 
 def missing(command: str, error: ModuleNotFoundError, needs: str) -> SystemExit:
     """Return the end of a command that lacks a package."""
-    return SystemExit(f"{command}: {error.name} is not installed. Get it with: pip install {needs}")
+    package = (error.name or "").partition(".")[0]
+    return SystemExit(f"{command}: {package} is not installed. Get it with: pip install {needs}")

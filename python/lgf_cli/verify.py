@@ -13,6 +13,7 @@ Training checks for itself: kernels on a GPU are chosen only where they have ans
 
 import argparse
 import json
+import re
 import sys
 
 from .errors import UserError
@@ -52,20 +53,17 @@ def main(arguments: list[str]) -> int:
 
 
 def checked_device(given: str | None) -> str:
+    """Return the device that --device names, or the one to take without it. torch must see the device here."""
     import torch
 
     if given is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(given)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", given):
         raise UserError(f"--device must be cpu, cuda or cuda:N, got {given!r}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {given}: torch sees {torch.cuda.device_count()} CUDA devices; `lgf doctor` says more."
-        )
+    kind, _, index = given.partition(":")
+    if kind == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
+        seen = f"{count} CUDA devices, counted from 0" if count else "no CUDA device here"
+        raise UserError(f"--device {given}: torch sees {seen}; `lgf doctor` says more.")
     return given
 
 

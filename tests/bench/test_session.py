@@ -12,8 +12,8 @@ import time
 import gpu_session as session
 import pytest
 import torch
-from bench_helpers import row
 from lgf_bench import checkout, results
+from support.bench_cases import row
 
 
 class World:

@@ -36,10 +36,10 @@ def rows_of_tables() -> Iterator[Case]:
     for table in ("FORWARD", "FORWARD_ONE_GRAM", "BACKWARD", "BACKWARD_TWO_PASSES"):
         for key, rows in getattr(configs, table).items():
             loss, teachers = ("local_gram_flow", ()) if "ONE" in table else ("lgf_kl_loss", (24,))
-            dtype, choice = dtypes[key[1] if isinstance(key, tuple) else key], table.split("_")[0].lower()
+            dtype = dtypes[key[1] if isinstance(key, tuple) else key]
             for row in rows:
                 call = Case(loss, dtype, (1, 2, 9, 9, row.BLOCK_C + 8), teachers, {})
-                yield call._replace(row=row, chosen_by=(configs, choice))
+                yield call._replace(row=row)
 
 
 def quicken() -> None:

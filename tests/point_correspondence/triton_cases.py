@@ -34,9 +34,8 @@ def rows_of_tables() -> Iterator[Case]:
     for name in ("SEARCH", "SEARCH_IN_BLOCKS", "COEFFICIENTS", "WIDE_COEFFICIENTS", "PRODUCTS", "PRODUCTS_FOR_TOKENS"):
         for size, rows in getattr(configs, name).items():
             for row in rows:
-                chosen_by = (configs, type(row).__name__.lower())
                 for channels in (row.BLOCK_C - 4, row.BLOCK_C + 12):
-                    yield case(dtypes[size], (1, 2, 9, 16, channels), 133, {}, row=row, chosen_by=chosen_by)
+                    yield case(dtypes[size], (1, 2, 9, 16, channels), 133, {}, row=row)
 
 
 def quicken() -> None:

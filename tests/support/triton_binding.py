@@ -49,10 +49,10 @@ def main(family: str) -> None:
     driver.set_active(Hopper())
     # With a hook, such as monitors set, Triton writes the constants of a kernel as JSON: all must be names or numbers.
     knobs.runtime.jit_post_compile_hook = lambda **about: None
-    launch.run = bind
-    for resolution in ((3, 16, 16), (2, 16, 16), (5, 9, 19), (3, 1, 33), (2, 17, 1), (2, 1, 1)):
-        launch_every_kernel(*resolution)
-        print(json.dumps(compiled()), flush=True)
+    with launch.overridden(run=bind):
+        for resolution in ((3, 16, 16), (2, 16, 16), (5, 9, 19), (3, 1, 33), (2, 17, 1), (2, 1, 1)):
+            launch_every_kernel(*resolution)
+            print(json.dumps(compiled()), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 import ctypes
 import functools
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+
+from lgf_kernels.core import triton_launch as launch
 
 from .arithmetic import TYPES
 from .machine import Launch, Machine, executable
@@ -34,11 +38,12 @@ class Ampere:
         return 0
 
 
-def launched_on_model(launch) -> None:
-    """Let the library's launchers launch on the model."""
+@contextmanager
+def launched_on_model() -> Iterator[None]:
+    """Let the library's launchers launch on the model within the block. The driver stays."""
     driver.set_active(Ampere())
-    launch.run = run
-    launch.architecture = lambda device: ARCHITECTURE
+    with launch.overridden(run=run, architecture=ARCHITECTURE):
+        yield
 
 
 def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:
