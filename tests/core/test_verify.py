@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lgf_cli import verify as command
+from lgf_cli.errors import UserError
 
 import lgf_kernels as lgf
 from lgf_kernels import verification
@@ -283,3 +285,13 @@ def test_a_gpu_is_timed_by_its_own_clock_behind_a_head_start_for_the_host(monkey
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("sleep"), raising=False)
     assert verify.shortest(lambda backend: done.append(backend), "native", "cuda:0") == 2e-3
     assert done == (verify.RUNS + 1) * ["sleep", "mark", "native", "mark", "wait"]
+
+
+def test_lgf_verify_compiles_in_several_processes_first(tmp_path):
+    """A check that kills its process is left to those that are made in order."""
+    folders = [tmp_path / name for name in "abc"]
+    command.compile_ahead(os.mkdir, folders, 2)
+    assert all(folder.is_dir() for folder in folders)
+    command.compile_ahead(os._exit, [1], 1)
+    with pytest.raises(UserError, match="--jobs must be at least 1, got 0"):
+        command.main(["--device", "cpu", "--jobs", "0"])
