@@ -72,7 +72,7 @@ def bench(*arguments: str) -> Command:
 
 
 def tune(seconds: float, folder: Path) -> list[str]:
-    return [sys.executable, "-P", str(TOOLS / "tune.py"), "--rounds", "15", *_resumed(seconds, folder)]
+    return [sys.executable, str(TOOLS / "tune.py"), "--rounds", "15", *_resumed(seconds, folder)]
 
 
 def report(seconds: float, folder: Path) -> list[str]:
@@ -134,7 +134,7 @@ HEADLINE = ("cogvideox-latent", "cogvideox-latent-cached", "moalign-24x150", "vi
 QUICK = ("eager", "eager-unfold", "bmm", "chunked", "native", "triton", "portable")
 VERIFY = fixed(*LGF, "verify", "--device", "cuda", "--jobs", WORKERS)
 BENCH, PYTEST, TRITON = ("tqdm", "tabulate"), ("pytest",), ("triton",)
-BUILD = fixed(sys.executable, "-P", TOOLS / "build_cuda.py")
+BUILD = fixed(sys.executable, TOOLS / "build_cuda.py")
 SANITIZER = {"packages": PYTEST, "programs": ("compute-sanitizer",)}
 #: What only a GPU can tell comes first, then whether and how fast the kernels compute, then everything else.
 STEPS = (

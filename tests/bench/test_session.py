@@ -199,6 +199,19 @@ def test_a_dry_run_says_what_is_missing_and_runs_nothing(monkeypatch, capsys):
     assert "begins after   10 s" in second and second.endswith("LACKS no_such, no-such-program")
 
 
+def test_every_tool_of_a_step_starts_in_a_bare_checkout(tmp_path, monkeypatch):
+    """Its own folder is among those that Python searches, and nothing else is set."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    commands = {step.name: step.command(60, tmp_path) for step in steps.STEPS}
+    tools = {name: words for name, words in commands.items() if any(word.endswith(".py") for word in words[:3])}
+    assert set(tools) == {"build", "tune"}
+    for words in tools.values():
+        script = next(index for index, word in enumerate(words) if word.endswith(".py"))
+        command = [*words[: script + 1], "--help"]
+        done = subprocess.run(command, cwd=tmp_path, env=steps.variables(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def sanitized():
     """(name, parameters) of the tests of tests/gpu that are chosen for sanitizers, with the backends that a GPU would have."""
