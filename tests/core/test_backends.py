@@ -140,13 +140,13 @@ def test_a_module_that_the_driver_cannot_load_is_a_reason(monkeypatch, hopper):
     assert [registry.unsupported_reason("native", call) for call in calls] == [None] * 3 and probed == [1]
 
     def probe(device):
-        raise RuntimeError("CUDA driver version is insufficient (the driver is for CUDA 12.4 or older)")
+        raise RuntimeError("CUDA driver version is insufficient (the driver supports CUDA 12.4)")
 
     module.probe = probe
     reason = registry.unsupported_reason("native", Call("lgf_kl", "cuda"))
     assert reason == (
         "the kernels of lgf_kernels._cuda cannot be loaded: "
-        "CUDA driver version is insufficient (the driver is for CUDA 12.4 or older)"
+        "CUDA driver version is insufficient (the driver supports CUDA 12.4)"
     )
     assert "native" not in {row.name for row in registry.able(Call("token_relation", "cuda"))}
     assert reason in lgf.backends()[0].reason

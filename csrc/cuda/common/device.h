@@ -217,8 +217,9 @@ void check_loads(int device) {
   int driver = 0;
   cudaDriverGetVersion(&driver);
   const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
-  throw std::runtime_error(std::string(cudaGetErrorString(error)) + " (the driver is for CUDA " + version(driver) +
-                           " or older, the module was built by CUDA " + version(CUDART_VERSION) + ")");
+  throw std::runtime_error(std::string(cudaGetErrorString(error)) + " (" +
+                           (driver ? "the driver supports CUDA " + version(driver) : "there is no driver") +
+                           ", the module was built by CUDA " + version(CUDART_VERSION) + ")");
 }
 
 // Launches a kernel: a class with kThreads, kBlocksPerSm (which limits its registers), Params, and run(params, shared).
