@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data.cache import WindowCache
+from .data.flow import Source
 from .data.report import Report, Skipped
 from .data.sources import Clip, list_clips
 from .data.subject import Detector, prompt_id, subject_of
@@ -129,6 +130,7 @@ def main(arguments: list[str]) -> int:
         lambda: _load(options, settings, state.device),
         Student(range(0, settings["frames"], step), tuple(grid)),
         needs_subject=any(Teacher.find(name).needs_subject for name in teachers),
+        sidecars=tuple(sorted({own.files for own in teachers.values() if getattr(own, "files", "")})),
         max_frames=options.max_frames,
         allow_empty_captions=options.allow_empty_captions,
         quiet=not state.is_main_process,
@@ -265,6 +267,7 @@ class Extraction:
         load_models: called once, when the first window is to be made.
         student: whom teachers teach.
         needs_subject: a teacher does.
+        sidecars: endings of files beside the videos that teachers read.
         max_frames: no window goes beyond this frame of its video.
         allow_empty_captions: a video without a caption gets an empty one, instead of being skipped.
         quiet: show no progress.
@@ -277,13 +280,14 @@ class Extraction:
         student: Student,
         needs_subject: bool,
         *,
+        sidecars: tuple[str, ...] = (),
         max_frames: int,
         allow_empty_captions: bool = False,
         quiet: bool = False,
     ):
         self.cache, self.settings, self.report = cache, cache.settings, Report()
         self._load_models, self._max_frames, self._quiet = load_models, max_frames, quiet
-        self._student, self._needs_subject = student, needs_subject
+        self._student, self._needs_subject, self._sidecars = student, needs_subject, sidecars
         self._allow_empty_captions = allow_empty_captions
 
     def run(self, clips: Sequence[Clip]) -> Report:
@@ -318,6 +322,7 @@ class Extraction:
         try:
             with clip.open() as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
+            beside = [self._sidecar(clip, suffix) for suffix in self._sidecars]
             video = Video(clip.name, self.settings["fps"], clip.open)
         except VideoError as error:
             raise Skipped("cannot be decoded", str(error)) from error
@@ -331,7 +336,7 @@ class Extraction:
         windows = {}
         for start in range(0, frames - length + 1, self.settings["stride"]):
             try:
-                key = self._key(content, start, caption, clip)
+                key = self._key(content, start, caption, clip, beside)
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
@@ -351,13 +356,25 @@ class Extraction:
             return False
         return True
 
-    def _key(self, content: str, start: int, caption: str, clip: Clip) -> str:
+    def _sidecar(self, clip: Clip, suffix: str) -> str:
+        """Return the hash of a file beside a video."""
+        opener = clip.sidecar(suffix)
+        if opener is None:
+            raise Skipped(
+                f"no {suffix}", f"there is none beside it, named as the video but for its ending: NAME{suffix}"
+            )
+        with opener() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _key(self, content: str, start: int, caption: str, clip: Clip, beside: list[str]) -> str:
         """Content of the video, first frame, caption, prompt and settings, hashed: what makes a window what it is.
+
+        And content of the files beside the video, where teachers read such.
 
         The windows of a video stand next to each other in the order of keys.
         """
         prompt = prompt_id(clip, start, self.settings.get("detect", "")) if self._needs_subject else None
-        made_of = [content, start, caption, prompt, self.settings]
+        made_of = [content, start, caption, prompt, self.settings, *beside]
         return f"{content[:16]}-{start:05d}-{_hash(made_of)[:16]}"
 
     def _extract(self, job: Job, models: Models, progress: tqdm) -> None:
@@ -386,9 +403,10 @@ class Extraction:
         if self._needs_subject:
             subject = subject_of(clip, start, pixels[0], fit, models.detector)
             about["box"] = subject.tolist() if subject.shape == (4,) else None
+        student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:
             try:
-                tensors |= teacher(video, subject, self._student)
+                tensors |= teacher(video, subject, student)
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
         for name, tensor in tensors.items():

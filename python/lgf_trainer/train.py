@@ -108,7 +108,9 @@ class TrainingRun:
             last = self.generator.layers - 1
             raise TrainerError(f"alignment.block is {recipe.alignment.block}, and the model has blocks 0 to {last}")
         if self.objective:
-            self.objective.check(shapes, self.generator.grid_of_moments(shapes["latents"]), self.cache.folder)
+            grid = self.generator.grid_of_moments(shapes["latents"])
+            self.objective.check(shapes, grid, self.cache.folder)
+            self.objective.check_head(recipe.projector, shapes, grid, self.cache.folder)
         if recipe.model.train == "full":
             weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
             must_fit(weights, self.accelerator.device, shards=processes if recipe.run.shard else 1)

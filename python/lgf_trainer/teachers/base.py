@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..data.flow import Source
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
 
@@ -19,10 +20,11 @@ class LostSubject(TrainerError):
 
 
 class Student(NamedTuple):
-    """Whom a teacher teaches: the frames that are compared, and the rows and columns of the student's tokens."""
+    """The student's side of a window: the frames that are compared, and the rows and columns of its tokens."""
 
     frames: range
     grid: tuple[int, int]
+    source: Source | None = None  # of the window, for teachers that read files beside the video
 
 
 class Teacher(ByName, ABC, kind="teachers"):
