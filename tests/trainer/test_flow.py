@@ -92,7 +92,7 @@ def test_tracks_follow_affine_flow():
 def test_a_flow_back_that_leads_elsewhere_ends_tracks_for_good():
     forward, backward = constant(1.5, 0, 4), constant(-1.5, 0, 4)
     backward[1] = 0  # 1.5 pixels from where they came
-    tracks, visible = tracks_from_flow(NeighbourFlow(forward, backward), 40)
+    _, visible = tracks_from_flow(NeighbourFlow(forward, backward), 40)
     begin = (visible[:, 0] & visible[:, 1]).nonzero()[:, 0]
     assert len(begin) and not visible[begin, 2:].any()
     late = ~visible[:, 0] & visible[:, 3]
@@ -113,7 +113,10 @@ def test_places_that_no_track_covers_get_tracks_of_their_own():
 def test_pairs_of_tubelets():
     """On a video whose frame k is filled with k."""
     counter = torch.arange(49)
-    for pairs, first, second in (("first", range(1, 47, 2), range(3, 49, 2)), ("boundary", range(2, 48, 2), range(3, 49, 2))):
+    for pairs, first, second in (
+        ("first", range(1, 47, 2), range(3, 49, 2)),
+        ("boundary", range(2, 48, 2), range(3, 49, 2)),
+    ):
         one, other = tubelet_pairs(49, pairs)
         assert counter[one].tolist() == list(first) and counter[other].tolist() == list(second)
         assert len(one) == 23
@@ -152,7 +155,9 @@ def test_teachers_on_flow_beside_the_video(tmp_path):
     teacher = Flow(Flow.Options(files=".flow.safetensors", size=(128, 192)), CPU)
     flow = teacher(video, None, student)["flow"]
     assert flow.shape == (3, 2, 128, 192) and flow.dtype == torch.float16
-    torch.testing.assert_close(flow.float(), constant(2 * 2 * 192 / 64, 2 * 128 / 48, 3, (128, 192)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        flow.float(), constant(2 * 2 * 192 / 64, 2 * 128 / 48, 3, (128, 192)), rtol=1e-3, atol=1e-3
+    )
     boundary = Flow(Flow.Options(files=".flow.safetensors", pairs="boundary"), CPU)(video, None, student)["flow"]
     torch.testing.assert_close(boundary.float(), flow.float() / 2, rtol=1e-3, atol=1e-3)
     found = Tracks(Tracks.Options(files=".flow.safetensors", points=10), CPU)(video, None, student)
@@ -176,7 +181,9 @@ def test_files_that_hold_no_flow(tmp_path, array, message):
 def test_tracks_need_the_flow_back(tmp_path):
     source = video_beside(tmp_path, constant(1, 0, 8).numpy())
     with pytest.raises(Skipped, match="no flow back"):
-        Tracks(Tracks.Options(files=".flow.npy"), CPU)(torch.zeros(9, 3, 48, 64), None, Student(range(9), (3, 4), source))
+        Tracks(Tracks.Options(files=".flow.npy"), CPU)(
+            torch.zeros(9, 3, 48, 64), None, Student(range(9), (3, 4), source)
+        )
 
 
 def test_both_directions_in_one_array(tmp_path):
@@ -215,7 +222,7 @@ def test_the_flow_teacher_runs_raft_at_its_size(raft_file):
 @pytest.mark.parametrize("weights", ["C_T_SKHT_V9", "raft_large-file"])
 def test_weights_that_raft_cannot_have(weights, raft_file):
     weights = raft_file if weights.endswith("file") else weights
-    with pytest.raises(TrainerError, match="of RAFT cannot be loaded.*C_T_SKHT_V2"):
+    with pytest.raises(TrainerError, match=r"of RAFT cannot be loaded.*C_T_SKHT_V2"):
         Raft(FlowOptions("large", weights), CPU)
 
 
