@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .data.cache import WindowCache
 from .runtime.errors import TrainerError
-from .runtime.files import write_atomically
 
 Paths = tyro.conf.Positional[tuple[Path, ...]]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -38,6 +36,7 @@ def vbench(results: Paths, /, output: File = None) -> None:
         output: Also write the numbers there, as JSON.
     """
     from .evaluation import vbench as scores
+    from .runtime.files import write_atomically
 
     if not results:
         raise TrainerError("eval vbench: name result files of VBench-I2V, or folders of them")
@@ -83,10 +82,11 @@ def fvd(
         cache: Keep features there by the content of the video: a run that was stopped goes on, a second one is quick.
         output: Also write the numbers there, as JSON.
     """
+    from .data.cache import WindowCache
     from .data.sources import find_videos
     from .evaluation.fvd import Clips, Network, features_of, frechet_distance
     from .runtime.distributed import choose_device
-    from .runtime.files import content_hash
+    from .runtime.files import content_hash, write_atomically
 
     folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
     for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
@@ -145,6 +145,7 @@ def motion(
     """
     from .data.sources import find_videos
     from .evaluation import pictures as motion_pictures
+    from .runtime.files import write_atomically
 
     if not inputs:
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")

@@ -1,34 +1,19 @@
-"""`lgf extract`: videos -> a cache of what training needs of them, so that no teacher or encoder runs while training.
-
-Every video is read at the model's rate, resized and cut to the model's picture, in windows of the model's length that
-begin every 20 frames. Of each window the cache holds the VAE's posterior, the embedding of the caption, and what teachers say:
-SAM2 the Local Gram Flow of its memory features of the subject, tracked forward and backward in time; with --dino, or --teachers
-sam2 dino, DINO its features too, for REPA. --teachers dino makes a cache for REPA alone, of videos without boxes.
-
-    lgf extract videos/ --output cache --detect "a person . an animal"
-    lgf extract clips.jsonl --output cache                    boxes and captions from a manifest
-    lgf extract shards/ --output cache                        .tar shards in webdataset format
-    accelerate launch -m lgf_cli extract videos/ --output cache     one process for each GPU, on any number of nodes
-
-Stop it whenever you like: what is there is kept, and the same command goes on from there. Videos that are damaged, too
-short, or have no caption or box are left out and listed at the end.
-"""
+"""Extraction: videos -> a cache of what training needs of them."""
 
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import tyro
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from .commands import ExtractOptions as Options
 from .data.cache import WindowCache
 from .data.flow import Source
 from .data.report import Report, Skipped
@@ -39,86 +24,19 @@ from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
 from .runtime.settings import from_settings, parse_yaml, to_settings
-from .runtime.text import with_help
 from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
 
 
-@dataclass
-class Options:
-    """Make a cache of what training needs of videos: latents, text, and the teacher's Local Gram Flow."""
+def run(options: Options) -> None:
+    """Make what is missing of a cache, and report what was left out.
 
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Videos, folders of them, JSONL manifests, webdataset .tar shards or folders of those. A manifest has lines like
-    {"video": "dog.mp4", "caption": "a dog runs", "box": [x0, y0, x1, y1]}; beside a video may stand its caption as .txt
-    and such fields as .json."""
-    output: Path
-    """Folder of the cache. If there is one made with the same options, what it lacks is added."""
-    model: str = "THUDM/CogVideoX-5b-I2V"
-    """CogVideoX or Wan2.1 pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and text
-    encoder, once)."""
-    frames: int | None = None
-    """Frames of a window (default: what the model was made for, 49 for CogVideoX, 81 for Wan2.1)."""
-    height: int | None = None
-    """Height in pixels (default: the model's, 480)."""
-    width: int | None = None
-    """Width in pixels (default: the model's, 720)."""
-    fps: float | None = None
-    """Frames a second (default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1)."""
-    stride: int = 20
-    """Frames from one window's beginning to the next."""
-    max_frames: int = 100
-    """No window goes beyond this frame of its video."""
-    allow_empty_captions: bool = False
-    """Give videos without a caption an empty one, instead of leaving them out."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of VAE, T5 and what is stored of them (default: bfloat16 on a GPU, float32 on a CPU). Teachers are float32."""
-    vae_tiling: bool = False
-    """Encode videos in tiles: takes less memory, and changes latents a little."""
-
-    teachers: tuple[str, ...] = ()
-    """Teachers by name: sam2, dino, or one of yours (docs/trainer.md). Default: what --teacher and --dino say."""
-    teacher_options: tuple[str, ...] = ()
-    """Settings of teachers, each as NAME.FIELD=VALUE, such as dino.model=facebook/dinov2-large."""
-    teacher: Literal["transformers", "sam2", "none"] = "transformers"
-    """Implementation of SAM2: that of transformers, or the sam2 package (pip install "lgf-kernels[sam2]"). none: without
-    SAM2, so that no subject is needed."""
-    teacher_model: str = "facebook/sam2.1-hiera-large"
-    """Weights of SAM2: a name on the Hugging Face hub (downloaded once), a folder (transformers), or
-    CONFIG.yaml:CHECKPOINT.pt (sam2)."""
-    detect: str = ""
-    """What to look for with GroundingDINO in windows without a box or mask, such as "a person . an animal"."""
-    detector: str = "IDEA-Research/grounding-dino-base"
-    """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloaded once)."""
-    detect_threshold: float = 0.3
-    """How sure GroundingDINO must be, between 0 and 1."""
-    time: Literal["frames", "latent"] = "frames"
-    """Frames that the teacher is compared in: all (the student is interpolated to them), or those of the latents."""
-    window: int = 7
-    """Side of the window of Local Gram Flow, in tokens."""
-    similarity: Literal["cosine", "dot"] = "cosine"
-    """Of features in Local Gram Flow."""
-    boundary: Literal["exclude", "zero"] = "exclude"
-    """What Local Gram Flow makes of positions outside of the picture."""
-    save_features: bool = False
-    """Store SAM2's features too, for losses on features: several times the size."""
-    save_masks: bool = False
-    """Store the subject's masks too, for mask supervision."""
-    dino: bool = False
-    """Store DINO's features of the same frames too, one vector for each token (features_dino), for REPA and other losses on
-    given features: several times the size."""
-    dino_model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m"
-    """Weights of DINOv3 or DINOv2: a folder, or a name on the Hugging Face hub (downloaded once). The paper's is DINOv3, of a
-    size that it does not say; its weights must be asked for on the hub, those of facebook/dinov2-large need not."""
-
-
-def main(arguments: list[str]) -> int:
-    """Run the command with its arguments; the exit status."""
-    options = tyro.cli(with_help(Options), args=arguments, prog="lgf extract", description=__doc__)
+    Raises:
+        TrainerError: the options do not go together, or there is not a single window in the end.
+    """
     started = time.monotonic()
     _check(options)
-
     state = this_process()
     clips = list_clips(options.sources)
     generator, teachers = Generator.read(options.model), _teachers(options)
@@ -155,7 +73,6 @@ def main(arguments: list[str]) -> int:
             else ("what the videos lack is said above")
         )
         raise TrainerError(f"no window was made: {why}")
-    return 0
 
 
 def _check(options: Options) -> None:

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import tyro
 from accelerate.utils import gather_object
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from .commands import SampleOptions as Options
 from .data.export import Frames, decode_video, encode_video, frame_grid, made_with, side_by_side
 from .data.prompts import Request, read_list
 from .data.video import Fit, VideoError
@@ -21,78 +20,10 @@ from .generators.lora import find_lora, load_lora
 from .runtime.distributed import choose_device, this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash, must_be_writable, write_atomically
-from .runtime.text import with_help
 
 
-@dataclass(frozen=True)
-class Options:
-    """Generate videos without and with a LoRA, from the same seed.
-
-    Writes OUTPUT/without/NAME.mp4, OUTPUT/with/NAME.mp4 and OUTPUT/grid/NAME.png (frames of both, a row each). Every
-    mp4 says in its metadata how it was made. Videos that are there, made alike, are kept: stop it whenever you like and
-    run it again. On several GPUs: accelerate launch -m lgf_cli sample ...
-
-    Everything is read from this machine, unless --model is the name of a model on the Hugging Face hub.
-
-        lgf sample --model CogVideoX-5b-I2V --lora run --image dog.png --prompt "A dog runs." --output out
-        lgf sample --model CogVideoX-5b-I2V --lora run --prompts vbench.jsonl --output out --samples 5
-    """
-
-    model: str
-    """A CogVideoX or Wan2.1 pipeline: a folder as save_pretrained writes it, or a name on the hub such as
-    THUDM/CogVideoX-5b-I2V, which is downloaded."""
-    output: Path
-    """Folder for the results."""
-    prompt: str | None = None
-    """What the video shows."""
-    image: Path | None = None
-    """First frame, for image-to-video models: a picture, or a video whose first frame is taken."""
-    prompts: Path | None = None
-    """Instead of --prompt and --image, a list: .jsonl (an object a line) or .tsv (the first line names the columns)
-    with prompt, image (relative to the list), name and seed."""
-    lora: Path | None = None
-    """LoRA with its metadata, as lgf train writes it: the .safetensors file or its folder."""
-    lora_weight: float = 1.0
-    """Factor on the LoRA; 1 is what was trained."""
-    compare: bool = True
-    """Also generate without the LoRA."""
-    side_by_side: bool = False
-    """Also write OUTPUT/both/NAME.mp4: without on the left, with on the right."""
-    samples: int = 1
-    """Videos for each prompt, with seeds SEED, SEED + 1, ...; more than one are called NAME-0, NAME-1, ..."""
-    seed: int = 0
-    """Seed of the noise."""
-    steps: int = 50
-    """Denoising steps. The paper's 50."""
-    guidance: float | None = None
-    """Classifier-free guidance scale; 1 is none. Default: the paper's 6, and 5 for Wan2.1."""
-    negative_prompt: str = ""
-    """What the video shall not show."""
-    frames: int | None = None
-    """Frames of the video, 1 more than a multiple of 8 (Wan2.1: of 4). Default: the model's (49; 81)."""
-    height: int | None = None
-    """Height in pixels. Default: the model's (480)."""
-    width: int | None = None
-    """Width in pixels. Default: the model's (720; 832)."""
-    fit: Literal["refuse", "crop", "stretch"] = "refuse"
-    """An image of other proportions than the video: say so and stop, take the largest part from its middle, or distort."""
-    fps: float | None = None
-    """Frames per second of the mp4. Default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1."""
-    grid_frames: int = 8
-    """Columns of the grid."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of weights and activations. auto: bfloat16 on an accelerator, float32 on a CPU."""
-    device: str = "auto"
-    """Such as cuda, cuda:1 or cpu. auto: the first accelerator, one for each process, or the CPU."""
-    offload: Literal["none", "model", "sequential"] = "none"
-    """Keep weights in the CPU's memory but for the part at work (model) or its layer at work (sequential, slow)."""
-    tile_vae: bool = False
-    """Decode in tiles: less memory, slightly other pixels."""
-
-
-def main(arguments: list[str]) -> int:
-    """Run `lgf sample ARGUMENTS`; 0 when all videos are there."""
-    options = tyro.cli(with_help(Options), args=arguments, prog="lgf sample")
+def run(options: Options) -> None:
+    """Generate the videos that are missing, and their grids."""
     requests = _requests(options)
 
     process = this_process()
@@ -122,7 +53,6 @@ def main(arguments: list[str]) -> int:
     if process.is_main_process:
         print(f"{total} videos are in {options.output}, and their grids in {options.output / 'grid'}", flush=True)
     process.destroy_process_group()
-    return 0
 
 
 class Video(NamedTuple):

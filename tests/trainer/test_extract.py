@@ -20,7 +20,7 @@ pytest.importorskip("tyro")
 
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf_command
-from lgf_trainer import extract
+from lgf_trainer import commands, extract
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.data.sources import list_clips
 from lgf_trainer.data.subject import not_black
@@ -101,7 +101,7 @@ def run_into(models):
 
     def run_extract(folder, *arguments, model="pipeline"):
         options = ["--output", folder, "--model", models / model, "--teacher-model", models / "sam2", "--stride", 5]
-        assert extract.main([str(a) for a in (*arguments, *options)]) == 0
+        assert commands.extract([str(a) for a in (*arguments, *options)]) == 0
         return WindowCache(folder)
 
     return run_extract
@@ -726,7 +726,7 @@ def test_bad_options_are_refused(arguments, message, models, clip, tmp_path, mon
     defaults = {"--model": models / "pipeline", "--teacher-model": models / "sam2"}
     words = [str(w) for n, v in defaults.items() if n not in arguments for w in (n, v)]
     with pytest.raises(TrainerError, match=message) as raised:
-        extract.main([*sources, *arguments, "--output", "cache", *words])
+        commands.extract([*sources, *arguments, "--output", "cache", *words])
     assert "\n" not in str(raised.value)
 
 

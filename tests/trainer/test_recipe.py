@@ -8,6 +8,7 @@ from support.programs import flowing
 
 pytest.importorskip("tyro")
 
+from lgf_trainer.commands import parse_recipe
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.recipe import (
     Optimiser,
@@ -16,11 +17,11 @@ from lgf_trainer.runtime.recipe import (
     check,
     differences,
     flatten,
+    is_pattern,
     read_recipe,
     shipped_recipes,
     to_settings,
 )
-from lgf_trainer.train import parse
 
 #: What the paper states.
 PAPER = {
@@ -86,7 +87,7 @@ def test_every_key_is_explained(terminal):
 
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        parse(["sam2videox", "--help"])
+        parse_recipe(["sam2videox", "--help"])
     text = flowing(shown.getvalue())
     for key in flatten(Recipe()):
         assert f"--{key}".replace("_", "-") in text or f"--{key}" in text, key
@@ -95,7 +96,7 @@ def test_every_key_is_explained(terminal):
 
 def test_command_line_overrides_the_file(tmp_path):
     path = write(tmp_path / "r.yaml", "training: {steps: 7, batch: 4}\nalignment: {schedule: [[0, 0], [10, 1]]}")
-    recipe = parse([path, "--training.steps", "9", "--run.shard", "True", "--training.ema", "0.9"])
+    recipe = parse_recipe([path, "--training.steps", "9", "--run.shard", "True", "--training.ema", "0.9"])
     assert (recipe.training.steps, recipe.training.batch, recipe.training.ema) == (9, 4, 0.9)
     assert recipe.run.shard and recipe.alignment.schedule == ((0, 0.0), (10, 1.0))
 
@@ -112,6 +113,14 @@ def test_a_bare_no_and_null(tmp_path):
     )
     recipe = read_recipe(path)
     assert (recipe.training.precision, recipe.training.ema, recipe.run.tracker) == ("no", None, "none")
+
+
+def test_targets_are_a_list_or_one_text(tmp_path):
+    pattern = r"blocks\.\d+\.(to_q|to_k)"
+    for text, targets in {f"'{pattern}'": (pattern,), "[to_q, to_k]": ("to_q", "to_k"), "to_q": ("to_q",)}.items():
+        recipe = read_recipe(write(tmp_path / "r.yaml", f"model: {{targets: {text}}}"))
+        assert recipe.model.targets == targets and is_pattern(targets) == (targets == (pattern,))
+    assert parse_recipe(["sam2videox", "--model.targets", pattern]).model.targets == (pattern,)
 
 
 def test_a_base_is_merged_group_by_group(tmp_path):
@@ -205,9 +214,9 @@ def test_mistakes_are_named_in_one_line(text, message, tmp_path):
 def test_a_command_without_a_recipe():
     for arguments in ([], ["--training.steps", "3"]):
         with pytest.raises(TrainerError, match="name a recipe first: a YAML file, or one of bidirectional-lgf,"):
-            parse(arguments)
+            parse_recipe(arguments)
     with pytest.raises(TrainerError, match=r"there is no recipe gone\.yaml"):
-        parse(["gone.yaml"])
+        parse_recipe(["gone.yaml"])
 
 
 def test_rates_of_the_paper():

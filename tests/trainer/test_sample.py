@@ -21,12 +21,14 @@ import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from lgf_trainer import sample as sample_module
+from lgf_trainer.commands import SampleOptions as Options
+from lgf_trainer.commands import sample as main
 from lgf_trainer.data import export
 from lgf_trainer.data.prompts import Request, read_list
 from lgf_trainer.generators import lora
 from lgf_trainer.runtime import files as files_module
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.sample import Options, Sampler, main
+from lgf_trainer.sample import Sampler
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image

@@ -197,7 +197,8 @@ class Generator(ByName, ABC, kind="generators"):
 
             transformer.requires_grad_(False)
             add_lora(transformer, model)
-            return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(transformer).items()}
+            layers = get_peft_model_state_dict(transformer)
+            return {f"transformer.{name}": tuple(tensor.shape) for name, tensor in layers.items()}
         return {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
 
     @abstractmethod
@@ -365,9 +366,8 @@ def add_lora(transformer: nn.Module, model: recipe.Model) -> None:
     """A new LoRA in float32."""
     from peft import LoraConfig
 
-    lora = LoraConfig(
-        r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
-    )
+    targets = model.targets[0] if recipe.is_pattern(model.targets) else list(model.targets)
+    lora = LoraConfig(r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=targets)
     try:
         transformer.add_adapter(lora)
     except ValueError as error:

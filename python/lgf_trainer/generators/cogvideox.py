@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDDIMScheduler
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
 from ..runtime.errors import TrainerError
 from ..runtime.hub import pretrained
-from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
+from .base import Encoders, Generator, Inputs, Tensors, diffusers, posterior_sample
 
 IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's deviation, as CogVideoX-I2V was trained
 
@@ -43,9 +40,9 @@ class CogVideoX(Generator):
         self.image_scale = 1 / self.scale if vae["invert_scale_latents"] else self.scale  # 1.5 was trained with it
 
     @cached_property
-    def schedule(self) -> CogVideoXDDIMScheduler:
+    def schedule(self) -> Any:
         """The noise schedule that the model was trained with."""
-        return pretrained(CogVideoXDDIMScheduler, self.path, subfolder="scheduler", revision=self.revision)
+        return pretrained(diffusers("CogVideoXDDIMScheduler"), self.path, subfolder="scheduler", revision=self.revision)
 
     def grid_of(self, hidden, conditions):
         frames, _, height, width = hidden[1:]
@@ -123,7 +120,10 @@ class CogVideoX(Generator):
         return Inputs(hidden, target, conditions)
 
     def rotary_embedding(self, frames: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotary position embedding for latents of `frames` x `height` x `width`, as the pipelines make it."""
+        """Return the rotary position embedding of latents of `frames` x `height` x `width`, as the pipelines make it."""
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed
+        from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
+
         config, patch = self.config, self.patch[1]
         grid = (height // patch, width // patch)
         base = (config["sample_height"] // patch, config["sample_width"] // patch)
@@ -149,10 +149,8 @@ class CogVideoX(Generator):
         return size
 
 
-def v_prediction(
-    schedule: CogVideoXDDIMScheduler, latents: Tensor, noise: Tensor, timestep: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(noisy latents, velocity sqrt(a) noise - sqrt(1 - a) latents), in float32.
+def v_prediction(schedule: Any, latents: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (noisy latents, velocity sqrt(a) noise - sqrt(1 - a) latents), in float32.
 
     In bfloat16 diffusers' schedulers round the cumulative alphas, and the target of the first noise steps is then wrong by
     as much as itself.

@@ -1,7 +1,6 @@
 """Base of the alignment terms: what the projected features are asked to look like."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,15 +11,10 @@ from ..projector import Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
-from ..runtime.settings import from_settings, is_group
+from ..runtime.settings import NoOptions, from_settings, is_group
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, torch.Size]
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """Of an objective that has none."""
 
 
 class Objective(ByName, kind="objectives"):

@@ -1,7 +1,7 @@
 """Devices, and several processes: copies of the model (DDP) or shards of it (FSDP2), and tensors whole again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TRAINED = 16  # bytes for a weight that is trained in float32: itself, its gradient, both moments of AdamW
 
 
-def parallelise(model: nn.Module, blocks: nn.ModuleList, *, processes: int, shard: bool) -> nn.Module:
+def parallelise(model: nn.Module, blocks: Iterable[nn.Module], *, processes: int, shard: bool) -> nn.Module:
     """The model for several processes; itself for one.
 
     Sharded, every block is gathered only while it runs. Gradients are means over the processes either way.

@@ -68,6 +68,7 @@ class Metrics:
 
     Args:
         path: of a file with one JSON object for each step, or None to write none (on all processes but the first).
+        names: of the two losses.
         done: steps that an earlier run has made; what it wrote about later ones is dropped, they come again.
         mean: the mean of a tensor over all processes.
         log: (values, step) -> None, to the tracker.
@@ -77,12 +78,14 @@ class Metrics:
         self,
         path: Path | None,
         *,
+        names: tuple[str, str] = ("diffusion", "alignment"),
         done: int,
         device: torch.device,
         mean: Callable[[Tensor], Tensor],
         log: Callable[[dict[str, float], int], None],
     ):
         self.path, self.done, self.mean, self.log = path, done, mean, log
+        self.names = (*names, "gradient")
         self.watch = Stopwatch(device)
         self._pending: list[tuple[Losses, dict[str, float]]] = []
         if path:
@@ -103,8 +106,9 @@ class Metrics:
         rows = []
         for row, (_, facts), (seconds, share) in zip(values, self._pending, self.watch.read(), strict=True):
             self.done += 1
-            _must_be_finite(self.done, row)
-            rows.append({**dict(zip(Losses._fields, row, strict=True)), **facts, "seconds": seconds, "share": share})
+            losses = dict(zip(self.names, row, strict=True))
+            _must_be_finite(self.done, losses)
+            rows.append({**losses, **facts, "seconds": seconds, "share": share})
             self.log(rows[-1], self.done)
             if self.path:
                 with open(self.path, "a") as file:
@@ -125,8 +129,8 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     return kept
 
 
-def _must_be_finite(step: int, row: list[float]) -> None:
-    names = ("the diffusion loss", "the alignment loss", "the gradient")
-    for name, value in zip(names, row, strict=True):
+def _must_be_finite(step: int, losses: dict[str, float]) -> None:
+    for name, value in losses.items():
         if not math.isfinite(value):
-            raise TrainerError(f"step {step}: {name} is {value}. {_WHAT_TO_TRY}")
+            what = name if name == "gradient" else f"{name} loss"
+            raise TrainerError(f"step {step}: the {what} is {value}. {_WHAT_TO_TRY}")

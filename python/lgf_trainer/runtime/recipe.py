@@ -5,6 +5,7 @@ stand beside the fields; pydantic checks them, and the types.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from .errors import TrainerError
 from .settings import flatten, from_settings, merge, parse_yaml, read_yaml, to_settings
 
+NAME = re.compile(r"[\w.]+")  # of a module
 SHIPPED = resources.files("lgf_trainer").joinpath("recipes")
 
 Count = Annotated[int, Field(ge=1)]
@@ -32,6 +34,10 @@ def _word(value: Any) -> Any:
 
 
 Word = BeforeValidator(_word)
+#: One text, or a list of them; a tuple, because pydantic takes no list for one that does not come from JSON itself.
+Words = BeforeValidator(
+    lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+)
 
 #: On the command line, `{margin: 0.2}`.
 Mapping = Annotated[
@@ -67,8 +73,9 @@ class Model:
     """The LoRA's output is scaled by alpha / rank."""
     dropout: Decay = 0.0
     """Dropout in front of the LoRA."""
-    targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """The linear layers that get a LoRA: all of attention."""
+    targets: Annotated[tuple[str, ...], Words] = ("to_k", "to_q", "to_v", "to_out.0")
+    """The linear layers that get a LoRA: ends of their names (default: all of attention), or one regular expression that matches
+    whole names, as `transformer_blocks\\.\\d+\\.attn1\\.(to_q|to_k)`."""
     gradient_checkpointing: bool = True
     """Keep only the input of each block and run it again in the backward pass: slower, far less memory."""
 
@@ -242,6 +249,10 @@ class Recipe:
 
     start_from: str | None = None
     """Folder of another run, whose weights this one begins with: a stage after a stage. Its optimiser starts anew."""
+    task: str = "diffusion"
+    """What is trained: diffusion with an alignment term, or a task of yours (docs/trainer.md)."""
+    task_options: Mapping = field(default_factory=dict)
+    """Of a task of yours, as `task_options: {width: 64}`; its file says which there are."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     alignment: Alignment = field(default_factory=Alignment)
@@ -259,6 +270,15 @@ def check(recipe: Recipe) -> None:
     """
     build(to_settings(recipe))
     alignment, head = recipe.alignment, recipe.projector
+    if is_pattern(recipe.model.targets):
+        try:
+            re.compile(recipe.model.targets[0])
+        except re.error as error:
+            raise TrainerError(f"model.targets is no regular expression: {error}") from error
+    elif wrong := [name for name in recipe.model.targets if not NAME.fullmatch(name)]:
+        raise TrainerError(
+            f"model.targets must be ends of names or one regular expression alone, got {wrong[0]!r} among others"
+        )
     names, weights = len(alignment.features), len(alignment.weights)
     if not names:
         raise TrainerError("alignment.features must be one name at least, got 0")
@@ -279,6 +299,11 @@ def check(recipe: Recipe) -> None:
     steps = [step for step, _ in alignment.schedule]
     if steps != sorted(steps):
         raise TrainerError("alignment.schedule must have its points in the order of their steps")
+
+
+def is_pattern(targets: tuple[str, ...]) -> bool:
+    """Return whether `model.targets` is a regular expression: one text that cannot be the end of a name."""
+    return len(targets) == 1 and not NAME.fullmatch(targets[0])
 
 
 def shipped_recipes() -> list[str]:

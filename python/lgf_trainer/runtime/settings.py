@@ -26,6 +26,11 @@ _WORDS = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Options of what has none."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1, but for numbers such as 1e-4, which it would read as text."""
 
