@@ -197,6 +197,7 @@ def tracks(
         windows: Windows of a cache to draw.
     """
     from .evaluation import tracks as pictures
+    from .runtime.files import write_atomically
 
     if not caches:
         raise TrainerError("eval tracks: name caches that lgf extract --teachers tracks made")
