@@ -6,13 +6,16 @@ Nothing here imports torch, which takes seconds: each command imports its module
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import docstring_parser
 import tyro
 
 from .runtime.errors import TrainerError
-from .runtime.recipe import Recipe, read_recipe, shipped_recipes
+from .runtime.recipe import Count, Finite, Positive, Recipe, Share, read_recipe, shipped_recipes
+from .runtime.settings import from_settings, to_settings
+
+T = TypeVar("T")
 
 EXTRACT = """Make a cache of what training needs of videos, so that no teacher or encoder runs while training.
 
@@ -52,7 +55,7 @@ Recipes: {}."""
 
 def extract(arguments: list[str]) -> int:
     """Run `lgf extract ARGUMENTS`; return the exit status."""
-    options = tyro.cli(with_help(ExtractOptions), args=arguments, prog="lgf extract", description=EXTRACT)
+    options = _parse(ExtractOptions, arguments, "lgf extract", EXTRACT)
     from .extract import run
 
     run(options)
@@ -79,11 +82,18 @@ def train(arguments: list[str]) -> int:
 
 def sample(arguments: list[str]) -> int:
     """Run `lgf sample ARGUMENTS`; return the exit status."""
-    options = tyro.cli(with_help(SampleOptions), args=arguments, prog="lgf sample")
+    options = _parse(SampleOptions, arguments, "lgf sample")
     from .sample import run
 
     run(options)
     return 0
+
+
+def _parse(kind: type[T], arguments: list[str], prog: str, description: str | None = None) -> T:
+    """Return the options of a command, whose values are within the limits of their fields."""
+    options = tyro.cli(with_help(kind), args=arguments, prog=prog, description=description)
+    from_settings(kind, to_settings(options), "", option="--")
+    return options
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:
@@ -130,9 +140,9 @@ class ExtractOptions:
     """Height in pixels (default: the model's, 480)."""
     width: int | None = None
     """Width in pixels (default: the model's, 720)."""
-    fps: float | None = None
+    fps: Positive | None = None
     """Frames a second (default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1)."""
-    stride: int = 20
+    stride: Count = 20
     """Frames from one window's beginning to the next."""
     max_frames: int = 100
     """No window goes beyond this frame of its video."""
@@ -157,7 +167,7 @@ class ExtractOptions:
     """What to look for with GroundingDINO in windows without a box or mask, such as "a person . an animal"."""
     detector: str = "IDEA-Research/grounding-dino-base"
     """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloaded once)."""
-    detect_threshold: float = 0.3
+    detect_threshold: Share = 0.3
     """How sure GroundingDINO must be, between 0 and 1."""
     time: Literal["frames", "latent"] = "frames"
     """Frames that the teacher is compared in: all (the student is interpolated to them), or those of the latents."""
@@ -207,19 +217,19 @@ class SampleOptions:
     with prompt, image (relative to the list), name and seed."""
     lora: Path | None = None
     """LoRA with its metadata, as lgf train writes it: the .safetensors file or its folder."""
-    lora_weight: float = 1.0
+    lora_weight: Finite = 1.0
     """Factor on the LoRA; 1 is what was trained."""
     compare: bool = True
     """Also generate without the LoRA."""
     side_by_side: bool = False
     """Also write OUTPUT/both/NAME.mp4: without on the left, with on the right."""
-    samples: int = 1
+    samples: Count = 1
     """Videos for each prompt, with seeds SEED, SEED + 1, ...; more than one are called NAME-0, NAME-1, ..."""
     seed: int = 0
     """Seed of the noise."""
-    steps: int = 50
+    steps: Count = 50
     """Denoising steps. The paper's 50."""
-    guidance: float | None = None
+    guidance: Finite | None = None
     """Classifier-free guidance scale; 1 is none. Default: the paper's 6, and 5 for Wan2.1."""
     negative_prompt: str = ""
     """What the video shall not show."""
@@ -231,9 +241,9 @@ class SampleOptions:
     """Width in pixels. Default: the model's (720; 832)."""
     fit: Literal["refuse", "crop", "stretch"] = "refuse"
     """An image of other proportions than the video: say so and stop, take the largest part from its middle, or distort."""
-    fps: float | None = None
+    fps: Positive | None = None
     """Frames per second of the mp4. Default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1."""
-    grid_frames: int = 8
+    grid_frames: Count = 8
     """Columns of the grid."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Of weights and activations. auto: bfloat16 on an accelerator, float32 on a CPU."""
@@ -247,9 +257,9 @@ class SampleOptions:
 
 @cache
 def with_help(kind: type) -> type:
-    """The dataclass, and those in it, with the docstrings of their fields where tyro shows them as they are: as one paragraph.
+    """Put the docstrings of the fields, of nested dataclasses too, where tyro shows them, each as one paragraph; return `kind`.
 
-    Left to find them itself, tyro keeps the line breaks that they have in the source.
+    tyro itself keeps the line breaks that they have in the source.
     """
     for field in fields(kind):
         if is_dataclass(field.type):

@@ -1,4 +1,4 @@
-"""Judge videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion and tracks."""
+"""Evaluation of videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion and tracks."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
 
 
 def vbench(results: Paths, /, output: File = None) -> None:
-    """Motion and Extended Motion Score (SAM2VideoX, appendix A.1) from result files of VBench-I2V, in percent.
+    """Compute the Motion and Extended Motion Score (SAM2VideoX, appendix A.1) from result files of VBench-I2V, in percent.
 
     Run VBench in an environment of its own (it pins old packages), for the dimensions subject_consistency,
     background_consistency, motion_smoothness, i2v_subject, i2v_background and dynamic_degree. BC, SC, MS, I2V-S and
@@ -59,7 +59,7 @@ def fvd(
     cache: Folder = None,
     output: File = None,
 ) -> None:
-    """Fréchet Video Distance between two folders of videos, in the features of a network that you bring.
+    """Compute the Fréchet Video Distance between two folders of videos, in the features of a network that you bring.
 
     The network is a TorchScript file: (batch, 3, frames, height, width) in [-1, 1] -> (batch, features). The I3D that
     is usual for FVD (i3d_torchscript.pt) works as it is; for the content-debiased FVD script a VideoMAE, with its
@@ -122,7 +122,7 @@ def motion(
     frames: int = 49,
     windows: int = 4,
 ) -> None:
-    """Pictures of the motion that Local Gram Flow shows, and how much there is.
+    """Draw the motion that Local Gram Flow shows, and measure it.
 
     Of a video: from its pixels, each token described by the 24 x 24 around it. Of a cache that lgf extract made: from the
     teacher's logits, both directions together and each by itself, which shows whether the teacher follows the subject

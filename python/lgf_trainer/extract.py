@@ -1,10 +1,9 @@
-"""Extraction: videos -> a cache of what training needs of them."""
+"""`lgf extract`: videos -> a cache of what training needs of them."""
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from .commands import ExtractOptions as Options
 from .data.cache import WindowCache
-from .data.flow import Source
+from .data.flow import Source, sidecar_hash
 from .data.report import Report, Skipped
 from .data.sources import Clip, list_clips
 from .data.subject import Detector, prompt_id, subject_of
@@ -41,17 +40,8 @@ def run(options: Options) -> None:
     clips = list_clips(options.sources)
     generator, teachers = Generator.read(options.model), _teachers(options)
     settings = _settings(options, generator, teachers, state.device)
-    frames, *grid = settings["grid"]
-    step = (settings["frames"] - 1) // (frames - 1)
     extraction = Extraction(
-        WindowCache(options.output, settings),
-        lambda: _load(options, settings, state.device),
-        Student(range(0, settings["frames"], step), tuple(grid)),
-        needs_subject=any(Teacher.find(name).needs_subject for name in teachers),
-        sidecars=tuple(sorted({own.files for own in teachers.values() if getattr(own, "files", "")})),
-        max_frames=options.max_frames,
-        allow_empty_captions=options.allow_empty_captions,
-        quiet=not state.is_main_process,
+        options, WindowCache(options.output, settings), teachers, state.device, quiet=not state.is_main_process
     )
     try:
         report = extraction.run(clips[state.process_index :: state.num_processes])
@@ -66,12 +56,9 @@ def run(options: Options) -> None:
         report.save(options.output / "report.json")
     state.destroy_process_group()
     if not report.written and not report.present:
-        lacking = {reason for _, reason, _ in report.skipped} == {"no box"}
-        why = (
-            f"teachers such as {', '.join(teachers)} need a subject: give boxes or masks, or --detect"
-            if lacking
-            else ("what the videos lack is said above")
-        )
+        why = "what the videos lack is said above"
+        if {reason for _, reason, _ in report.skipped} == {"no box"}:
+            why = f"teachers such as {', '.join(teachers)} need a subject: give boxes or masks, or --detect"
         raise TrainerError(f"no window was made: {why}")
 
 
@@ -79,18 +66,12 @@ def _check(options: Options) -> None:
     """Refuse what cannot work before anything is loaded."""
     if not options.sources:
         raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if options.fps is not None and not 0 < options.fps < math.inf:
-        raise TrainerError(f"--fps must be above 0 and finite, and is {options.fps}")
-    if options.stride < 1:
-        raise TrainerError(f"--stride must be at least 1 frame, and is {options.stride}")
-    if not 0 <= options.detect_threshold <= 1:
-        raise TrainerError(f"--detect-threshold must be between 0 and 1, and is {options.detect_threshold}")
     if options.window < 1 or options.window > 15 or options.window % 2 == 0:
         raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
 
 
 def _teachers(options: Options) -> dict[str, Any]:
-    """Teacher -> its options, checked, in the order of names."""
+    """Return teacher -> its options, checked, in the order of names."""
     names = options.teachers or (
         *(("sam2",) if options.teacher != "none" else ()), *(("dino",) if options.dino else ())
     )  # fmt: skip
@@ -114,7 +95,7 @@ def _teachers(options: Options) -> dict[str, Any]:
 
 
 def _settings(options: Options, generator: Generator, teachers: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the windows of a cache have in common, for WindowCache."""
+    """Return what the windows of a cache have in common, for WindowCache."""
     own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
     if options.max_frames < frames:
@@ -137,7 +118,7 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
         "grid": [frames if options.time == "frames" else tokens, *grid],
         "teacher": "none",
     }
-    # The first two teachers have keys of their own, and windows have their names from all keys: caches of before go on.
+    # The first two teachers have keys of their own: names of windows are hashes of all keys, and older caches stay valid.
     rows = {name: to_settings(chosen) for name, chosen in teachers.items()}
     if sam2 := rows.pop("sam2", None):
         settings |= {"teacher": sam2.pop("implementation"), "teacher_model": sam2.pop("model"), **sam2}
@@ -152,20 +133,21 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
 
 
 class Models(NamedTuple):
-    """What the windows are made with."""
+    """Models that the windows are made with."""
 
     encoders: Encoders
     teachers: list[Teacher]
     detector: Detector | None
 
 
-def _load(options: Options, settings: dict[str, Any], device: torch.device) -> Models:
-    teachers = [Teacher.find(name)(chosen, device) for name, chosen in _teachers(options).items()]
+def _load(options: Options, settings: dict[str, Any], teachers: dict[str, Any], device: torch.device) -> Models:
+    """Load the models, with the options of each teacher."""
+    loaded = [Teacher.find(name)(chosen, device) for name, chosen in teachers.items()]
     detector = None
-    if settings.get("detect") and any(teacher.needs_subject for teacher in teachers):
+    if settings.get("detect") and any(teacher.needs_subject for teacher in loaded):
         detector = Detector(options.detect, options.detector, options.detect_threshold, device)
     encoders = Encoders(Generator.read(options.model), device, getattr(torch, settings["dtype"]), options.vae_tiling)
-    return Models(encoders, teachers, detector)
+    return Models(encoders, loaded, detector)
 
 
 class Job(NamedTuple):
@@ -177,35 +159,26 @@ class Job(NamedTuple):
 
 
 class Extraction:
-    """Makes the windows of videos that a cache does not hold yet.
+    """The windows of videos that a cache does not hold yet.
 
     Args:
-        cache: where they go. Its settings say what they are made of.
-        load_models: called once, when the first window is to be made.
-        student: whom teachers teach.
-        needs_subject: a teacher does.
-        sidecars: endings of files beside the videos that teachers read.
-        max_frames: no window goes beyond this frame of its video.
-        allow_empty_captions: a video without a caption gets an empty one, instead of being skipped.
+        options: of the command.
+        cache: of the windows; its settings say what they are made of.
+        teachers: teacher -> its options.
+        device: of the models, which are loaded when the first window is to be made.
         quiet: show no progress.
     """
 
     def __init__(
-        self,
-        cache: WindowCache,
-        load_models: Callable[[], Models],
-        student: Student,
-        needs_subject: bool,
-        *,
-        sidecars: tuple[str, ...] = (),
-        max_frames: int,
-        allow_empty_captions: bool = False,
-        quiet: bool = False,
+        self, options: Options, cache: WindowCache, teachers: dict[str, Any], device: torch.device, *, quiet: bool
     ):
-        self.cache, self.settings, self.report = cache, cache.settings, Report()
-        self._load_models, self._max_frames, self._quiet = load_models, max_frames, quiet
-        self._student, self._needs_subject, self._sidecars = student, needs_subject, sidecars
-        self._allow_empty_captions = allow_empty_captions
+        self.options, self.cache, self.settings, self.report = options, cache, cache.settings, Report()
+        self._teachers, self._device, self._quiet = teachers, device, quiet
+        self._needs_subject = any(Teacher.find(name).needs_subject for name in teachers)
+        self._sidecars = sorted({own.files for own in teachers.values() if getattr(own, "files", "")})
+        frames, *grid = self.settings["grid"]
+        step = (self.settings["frames"] - 1) // (frames - 1)
+        self._student = Student(range(0, self.settings["frames"], step), tuple(grid))
 
     def run(self, clips: Sequence[Clip]) -> Report:
         """Make what is missing; nothing that a video does ends it."""
@@ -218,7 +191,7 @@ class Extraction:
                 self.report.skip(clip.name, skipped)
         missing = sum(len(job.windows) for job in jobs)
         if missing:
-            models = self._load_models()
+            models = _load(self.options, self.settings, self._teachers, self._device)
             with tqdm(total=missing, desc="extracting", unit="window", disable=self._quiet) as progress:
                 for job in jobs:
                     self._extract(job, models, progress)
@@ -234,18 +207,18 @@ class Extraction:
             Skipped: none of its windows can be made.
         """
         caption = (clip.caption or "").strip()
-        if not caption and not self._allow_empty_captions:
+        if not caption and not self.options.allow_empty_captions:
             raise Skipped("no caption", "give one in the manifest or in a .txt file beside the video")
         try:
             with clip.open() as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            beside = [self._sidecar(clip, suffix) for suffix in self._sidecars]
+            beside = [sidecar_hash(clip, suffix) for suffix in self._sidecars]
             video = Video(clip.name, self.settings["fps"], clip.open)
         except VideoError as error:
             raise Skipped("cannot be decoded", str(error)) from error
         except OSError as error:
             raise Skipped("cannot be read", error.strerror) from error
-        frames, length = min(video.frames, self._max_frames), self.settings["frames"]
+        frames, length = min(video.frames, self.options.max_frames), self.settings["frames"]
         if frames < length:
             raise Skipped(
                 "too short", f"{frames} frames at {self.settings['fps']:g} per second, and {length} are needed"
@@ -273,18 +246,8 @@ class Extraction:
             return False
         return True
 
-    def _sidecar(self, clip: Clip, suffix: str) -> str:
-        """Return the hash of a file beside a video."""
-        opener = clip.sidecar(suffix)
-        if opener is None:
-            raise Skipped(
-                f"no {suffix}", f"there is none beside it, named as the video but for its ending: NAME{suffix}"
-            )
-        with opener() as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     def _key(self, content: str, start: int, caption: str, clip: Clip, beside: list[str]) -> str:
-        """Content of the video, first frame, caption, prompt and settings, hashed: what makes a window what it is.
+        """Return a hash of what makes a window what it is: content of the video, first frame, caption, prompt and settings.
 
         And content of the files beside the video, where teachers read such.
 

@@ -1,6 +1,5 @@
 """`lgf sample`: videos of a model without and with a LoRA, from the same noise."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from .generators.lora import find_lora, load_lora
 from .runtime.distributed import choose_device, this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash, must_be_writable, write_atomically
+from .runtime.settings import must_be_made_with
 
 
 def run(options: Options) -> None:
@@ -29,9 +29,16 @@ def run(options: Options) -> None:
     process = this_process()
     mine = requests[process.process_index :: process.num_processes]
     sampler = Sampler(options, process.device, mine)
-    plan = {request: [_video(options, sampler, request, arm) for arm in _arms(options)] for request in mine}
+    arms = ["without"] * (options.lora is None or options.compare) + ["with"] * (options.lora is not None)
+    plan = {
+        request: [
+            Video(options.output / arm / f"{request.name}.mp4", arm, sampler.settings(request, arm == "with"))
+            for arm in arms
+        ]
+        for request in mine
+    }
     missing = {video.path for videos in plan.values() for video in videos if not video.is_there()}
-    # One account for all processes: lines of several would run into each other.
+    # The main process reports for all: lines of several processes would mix.
     counts = gather_object([(len(missing), sum(map(len, plan.values())))])
     to_generate, total = map(sum, zip(*counts, strict=True))
     if process.is_main_process:
@@ -56,53 +63,28 @@ def run(options: Options) -> None:
 
 
 class Video(NamedTuple):
-    """A video that is to be there at the end."""
+    """A video to generate, with the settings that are stored in it."""
 
     path: Path
     arm: str
     settings: dict[str, Any]
 
     def is_there(self) -> bool:
-        """Whether it has been made already.
+        """Return whether it has been made already.
 
         Raises:
             TrainerError: it has been made otherwise.
         """
         if not self.path.exists():
             return False
-        found = made_with(self.path)
-        for name in sorted(self.settings.keys() | found.keys()):
-            here, wanted = found.get(name), self.settings.get(name)
-            if here != wanted:
-                raise TrainerError(
-                    f"{self.path} was made with {name} = {here!r}, and this run has {wanted!r}. "
-                    "Use another --output, or remove it"
-                )
+        must_be_made_with(self.settings, self.path, made_with(self.path), "Use another --output, or remove it")
         return True
 
 
-def _arms(options: Options) -> list[str]:
-    if options.lora is None:
-        return ["without"]
-    return ["without", "with"] if options.compare else ["with"]
-
-
-def _video(options: Options, sampler: "Sampler", request: Request, arm: str) -> Video:
-    path = options.output / arm / f"{request.name}.mp4"
-    return Video(path, arm, sampler.settings(request, arm == "with"))
-
-
 def _requests(options: Options) -> list[Request]:
-    """What is asked for, every sample by itself."""
+    """Return what is asked for, every sample by itself."""
     if options.prompts and (options.prompt is not None or options.image):
         raise TrainerError("give either --prompts, or --prompt and --image")
-    for name in ("samples", "steps", "grid_frames", "fps"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise TrainerError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
-    for name in ("guidance", "lora_weight"):
-        if not math.isfinite(getattr(options, name) or 0):
-            raise TrainerError(f"--{name.replace('_', '-')} must be a number, not {getattr(options, name)}")
     if options.prompts:
         requests = read_list(options.prompts, options.seed)
     elif options.prompt is not None:
@@ -123,7 +105,7 @@ def _requests(options: Options) -> list[Request]:
 
 
 def _write_pictures(options: Options, fps: float, name: str, videos: dict[str, Path]) -> None:
-    """The grid, and both videos side by side, from the files: a run that was stopped between the two goes on here."""
+    """Write the grid, and both videos side by side, from the files: a run stopped between the two continues here."""
     newest = max(path.stat().st_mtime_ns for path in videos.values())
     outputs = {"grid": options.output / "grid" / f"{name}.png"}
     if options.side_by_side and len(videos) == 2:
@@ -137,7 +119,7 @@ def _write_pictures(options: Options, fps: float, name: str, videos: dict[str, P
 
 
 class Sampler:
-    """What `lgf sample` generates with.
+    """A pipeline with its LoRA, and the size and rate of its videos.
 
     It reads settings at first and weights with `load()`, so that mistakes show before minutes pass.
 
@@ -196,7 +178,7 @@ class Sampler:
 
     @torch.no_grad()
     def generate(self, request: Request, with_lora: bool, on_step: Callable[[], object] = lambda: None) -> Frames:
-        """The video of a request: the same noise with and without the LoRA, on any device."""
+        """Generate the video of a request: the same noise with and without the LoRA, on any device."""
         if self.lora:
             self.pipeline.enable_lora() if with_lora else self.pipeline.disable_lora()
 
@@ -224,7 +206,7 @@ class Sampler:
         return (video.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def settings(self, request: Request, with_lora: bool) -> dict[str, Any]:
-        """All that decides what the video looks like."""
+        """Return all that decides what the video looks like."""
         options = self.options
         return {
             "model": str(Path(options.model)),  # a/ and ./a are one folder
@@ -268,7 +250,7 @@ class Sampler:
 
 
 def _open_image(path: Path) -> Image.Image:
-    """A picture, upright, or the first frame of a video."""
+    """Return a picture, upright, or the first frame of a video."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")

@@ -138,7 +138,7 @@ class TrainingRun:
         if last is None:
             return None
         if not last.folder.exists():
-            raise TrainerError(f"{last.folder} is not to be seen on every node: set run.output to a folder they share")
+            raise TrainerError(f"{last.folder} is not visible on every node: set run.output to a folder they share")
         begun = f"{self.recipe.run.output} was begun with"
         way_out = "Set run.output to a new folder, or go on with what it was begun with"
         before = build(last.facts["recipe"], str(last.folder))
@@ -241,7 +241,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         raise TrainerError("run.tracker is wandb, which is not installed. Get it with: pip install wandb")
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # unasked, it takes several processes on CPUs for one each
+        cpu=not torch.accelerator.is_available(),  # otherwise accelerate treats several processes on CPUs as one each
         mixed_precision=recipe.training.precision,
         log_with=None if tracker == "none" else tracker,
         project_dir=recipe.run.output,

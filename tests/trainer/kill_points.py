@@ -17,7 +17,7 @@ from pathlib import Path
 import lgf_cli
 from lgf_trainer import optimiser, train
 from lgf_trainer.data import cache
-from lgf_trainer.generators import base as generators
+from lgf_trainer.generators import lora
 from lgf_trainer.runtime import checkpoint, files
 from lgf_trainer.tasks import diffusion
 
@@ -47,7 +47,7 @@ IN_A_TRAINING = {
     "writing metrics": (json, "dumps", 2),
     "before the first checkpoint": (checkpoint.Checkpoints, "save", -1),
     "a file of the first checkpoint": (diffusion, "write_tensors", 1),
-    "a file of the second checkpoint": (generators, "write_tensors", 3),
+    "a file of the second checkpoint": (lora, "write_tensors", 3),
     "facts of the third checkpoint": (checkpoint, "whole_file", -3),
     "before the second is renamed": (Path, "rename", -2),
     "after the second is renamed": (Path, "rename", 2),

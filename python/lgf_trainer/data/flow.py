@@ -4,6 +4,7 @@ Flow is (2, H, W), u to the right and v downwards, in pixels of its own grid: wh
 x + flow(x) in the other. Points are (N, 2), y and x, in pixels whose centres are whole numbers.
 """
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,6 +134,21 @@ def read_flow(source: Source, frames: int, suffix: str) -> NeighbourFlow:
     window = slice(source.start, needed)
     cut = [None if part is None else _fitted(part[window], source.fit) for part in (forward, backward)]
     return NeighbourFlow(*cut)
+
+
+def sidecar_hash(clip: Clip, suffix: str) -> str:
+    """Return the SHA-256 of a file beside a video.
+
+    Raises:
+        Skipped: there is none.
+    """
+    opener = clip.sidecar(suffix)
+    if opener is None:
+        raise Skipped(
+            f"no {suffix}", f"there is none beside it: a file named as the video, with {suffix} for its ending"
+        )
+    with opener() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(clip: Clip, suffix: str) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Base of the alignment terms: what the projected features are asked to look like."""
+"""Base of the alignment terms: targets for the projected features."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -41,20 +41,20 @@ class Objective(ByName, kind="objectives"):
         self.tensors, self.weights = self.read_tensors()
 
     def read_tensors(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """The names of the tensors of a window that it reads, and their weights."""
+        """Return the names of the tensors of a window that it reads, and their weights."""
         names = [f"features_{name}" for name in self.alignment.features]
         return (tuple(names), (1.0,) * len(names)) if self.concat else weighted(names, self.alignment)
 
     def frames(self, shapes: Shapes) -> int:
-        """Frames that the projector must put out, from the shapes of the tensors of a window."""
+        """Return the frames that the projector must put out, from the shapes of the tensors of a window."""
         return shapes[self.tensors[0]][0]
 
     def channels(self, shapes: Shapes) -> int | None:
-        """Channels that the projector must put out; None: those of the recipe."""
+        """Return the channels that the projector must put out; None: those of the recipe."""
         return None
 
     def make_projector(self, options: recipe.Projector, in_channels: int, shapes: Shapes) -> nn.Module:
-        """A projector for features of `in_channels` channels."""
+        """Return a projector for features of `in_channels` channels."""
         widths = (*options.widths[:-1], self.channels(shapes) or options.widths[-1])
         if options.form != "sam2videox":
             layers = "conv" if options.form == "moalign" else "mlp"
@@ -112,7 +112,7 @@ class Objective(ByName, kind="objectives"):
                 )
 
     def teachers(self, targets: Tensors) -> list[tuple[Tensor, float]]:
-        """(features, weight) of each teacher; of all of them together where they are to be concatenated.
+        """Return (features, weight) of each teacher; of all of them together where they are to be concatenated.
 
         Concatenated, every teacher's vectors have length 1, so that none outweighs another (our reading).
         """
@@ -126,7 +126,7 @@ class Objective(ByName, kind="objectives"):
 
 
 def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Objective | None:
-    """The objective of a recipe, for a cache made with `settings`; None for no alignment.
+    """Return the objective of a recipe, for a cache made with `settings`; None for no alignment.
 
     Raises:
         TrainerError: there is no such loss, or it cannot have these options.
@@ -134,7 +134,7 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
     if alignment.loss == "none":
         return None
     kind = Objective.find(alignment.loss)
-    # The first kinds have groups of their own in recipes, from before there were `options`.
+    # The first kinds have groups of their own in recipes, which are older than `options`.
     group = getattr(alignment, alignment.loss, None)
     base = group if is_group(group) else None
     options = from_settings(kind.Options, alignment.options, "alignment.options", base=base)
@@ -147,7 +147,7 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
 
 
 def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Teachers and their weights, without those of weight 0: `alignment.weights`, or k and 1 - k for two."""
+    """Return the teachers and their weights, without those of weight 0: `alignment.weights`, or k and 1 - k for two."""
     if len(names) == 1:
         return tuple(names), (1.0,)
     weights = alignment.weights or (alignment.k, 1 - alignment.k)
@@ -156,7 +156,7 @@ def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[s
 
 
 def to_grid(features: Tensor, teacher: Tensor) -> Tensor:
-    """Features (B, T, H, W, C) averaged over the cells of the teacher's rows and columns (our reading)."""
+    """Average features (B, T, H, W, C) over the cells of the teacher's rows and columns (our reading)."""
     size = teacher.shape[2:4]
     if features.shape[2:4] == size:
         return features

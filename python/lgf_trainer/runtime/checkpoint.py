@@ -1,8 +1,8 @@
-"""What a run leaves on disk: trained weights as diffusers loads them, the projector beside them, and checkpoints to go on from.
+"""Checkpoints of a run, and the weights that it leaves.
 
-    FOLDER/step-00000100/pytorch_lora_weights.safetensors    for `pipeline.load_lora_weights(FOLDER/step-00000100)`
-                         transformer/                        instead of that, where all weights are trained
-                         projector.safetensors
+    FOLDER/step-00000100/pytorch_lora_weights.safetensors    weights, as the task saves them: the LoRA for diffusers'
+                                                             load_lora_weights, or transformer/ where all are trained
+                         projector.safetensors               the projector
                          optimizer.safetensors               moments of AdamW, and the moving average if there is one
                          checkpoint.json                     step, recipe, what was trained on, hashes of the files
 
@@ -56,7 +56,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a run changes.
+    """Everything that a run changes.
 
     Attributes:
         save: (folder, model, trained weights) -> hashes of the files, that of the task.
@@ -123,11 +123,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def place(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """Return where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, write: Callable[[Path], Hashes], facts: dict[str, Any]) -> Path:
-        """A checkpoint with what `write` writes into the folder it is given. Older ones than `keep` go.
+        """Save a checkpoint with what `write` writes into the folder it is given. Older ones than `keep` are removed.
 
         Raises:
             TrainerError: it cannot be written. Those before it are untouched.
@@ -155,7 +155,7 @@ class Checkpoints:
         return place
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. What a killed run has left half-written, and what is damaged, goes.
+        """Return the newest whole checkpoint. What a killed run has left half-written, and what is damaged, is removed.
 
         Raises:
             TrainerError: a checkpoint cannot be read, which does not make it a damaged one.
@@ -179,7 +179,7 @@ class Checkpoints:
 
 
 def read_checkpoint(place: Path) -> Checkpoint | None:
-    """The checkpoint in a folder, verified; None if it is damaged.
+    """Return the checkpoint in a folder, verified; None if it is damaged.
 
     Raises:
         TrainerError: it cannot be read.
@@ -228,7 +228,7 @@ def starting_weights(run: Path, files: dict[str, Shapes]) -> Path:
 
 
 def tensor_shapes(path: Path) -> Shapes:
-    """The names and shapes of the tensors in a file."""
+    """Return the names and shapes of the tensors in a file."""
     with safe_open(path, "pt") as content:
         return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
 

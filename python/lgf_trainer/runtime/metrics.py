@@ -1,4 +1,4 @@
-"""What one sees of a run: curves, time, and losses that are no longer numbers. The host waits for the GPU only in `flush`."""
+"""Metrics of a run: curves, time, and an error for NaN. The host waits for the GPU only in `flush`."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _WHAT_TO_TRY = (
 
 
 class Stopwatch(Watch):
-    """Time of the steps, and of the alignment term within them, forward and backward; on a GPU by its own clock."""
+    """Stopwatch for the steps, and for the alignment term within them, forward and backward; on a GPU by its own clock."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -33,7 +33,7 @@ class Stopwatch(Watch):
         self._spans.append([self._now(), None])
 
     def end(self) -> None:
-        self._spans[-1][1] = self._now()  # of several ends, the last one counts
+        self._spans[-1][1] = self._now()  # the last of several ends counts
 
     def step_done(self) -> None:
         now = self._now()
@@ -41,7 +41,7 @@ class Stopwatch(Watch):
         self._start, self._spans = now, []
 
     def read(self) -> list[tuple[float, float]]:
-        """(seconds, share of the alignment term) of the steps since the last call. Waits for the GPU."""
+        """Return (seconds, share of the alignment term) of the steps since the last call. Waits for the GPU."""
         if self._on_gpu:
             torch.cuda.synchronize()
         steps, self._steps = self._steps, []
@@ -64,7 +64,7 @@ class Stopwatch(Watch):
 
 
 class Metrics:
-    """Collects the losses of steps on the device, and writes them down when asked.
+    """Losses of steps, collected on the device and written by `flush`.
 
     Args:
         path: of a file with one JSON object for each step, or None to write none (on all processes but the first).
@@ -118,7 +118,7 @@ class Metrics:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The lines of a file of metrics up to a step, without what a killed run has left half-written."""
+    """Return the lines of a file of metrics up to a step, without what a killed run has left half-written."""
     kept = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""What a training run is: a tree of documented settings, read from YAML and changed on the command line.
+"""Recipe of a training run: a tree of documented settings, read from YAML and changed on the command line.
 
 Where SAM2VideoX states a value, it is the default here; "our reading" marks a choice that the paper leaves open. Limits
 stand beside the fields; pydantic checks them, and the types.
@@ -23,13 +23,15 @@ SHIPPED = resources.files("lgf_trainer").joinpath("recipes")
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _word(value: Any) -> Any:
-    """Without quotes, YAML reads no as false and null as nothing."""
+    """Undo YAML's reading of no as false and of null as nothing."""
     return "no" if value is False else "none" if value is None else value
 
 
@@ -64,12 +66,12 @@ class Model:
     """Type of the frozen weights. What is trained is always kept in float32: bfloat16 swallows small steps."""
     train: Literal["lora", "full"] = "lora"
     """lora: a LoRA on frozen weights; full: all weights, which takes 16 bytes of memory for each of them."""
-    shift: Annotated[float, Field(gt=0)] | None = None
+    shift: Positive | None = None
     """Of the noise levels of models with flow matching, towards noise: s u / (1 + (s - 1) u). None: the family's own, 3 for
     Wan2.1 (our reading)."""
     rank: Count = 256
     """Rank of the LoRA."""
-    alpha: Annotated[float, Field(gt=0)] = 128
+    alpha: Positive = 128
     """The LoRA's output is scaled by alpha / rank."""
     dropout: Decay = 0.0
     """Dropout in front of the LoRA."""
@@ -184,7 +186,7 @@ class Optimiser:
     """Decoupled weight decay (our reading: torch's default)."""
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, ..., `steps` - 1; the final one in any after them."""
+        """Return the learning rate of step 0, 1, ..., `steps` - 1; the final one in any after them."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         if self.final_rate is None:
@@ -307,12 +309,12 @@ def is_pattern(targets: tuple[str, ...]) -> bool:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     return sorted(Path(entry.name).stem for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of a YAML file, or one that comes with the package.
+    """Return the recipe of a YAML file, or one that comes with the package.
 
     `base: NAME` in a file takes everything that the file does not say from another recipe: a file beside it, or one
     that comes with the package.
@@ -324,12 +326,12 @@ def read_recipe(name: str) -> Recipe:
 
 
 def build(settings: Any, source: str = "") -> Recipe:
-    """A recipe from nested mappings; what they do not say keeps its default."""
+    """Return a recipe from nested mappings; what they do not say keeps its default."""
     return from_settings(Recipe, settings, source, base=Recipe())
 
 
 def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML of a recipe, merged over that of its base; `above` are the files that it is the base of."""
+    """Return the YAML of a recipe, merged over that of its base; `above` are the files that it is the base of."""
     path = Path(name)
     if not path.is_file():
         path = SHIPPED.joinpath(f"{name}.yaml")
@@ -346,7 +348,7 @@ def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def differences(one: Recipe, other: Recipe, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, other value) where two recipes differ, without the keys that begin with one of `but`."""
+    """Yield (key, value, other value) where two recipes differ, without the keys that begin with one of `but`."""
     values = flatten(other)
     for key, value in flatten(one).items():
         if value != values[key] and not key.startswith(but):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Text with aligned columns, the first to the left and numbers to the right; the first row is the heading.
+    """Return text with aligned columns, the first to the left and numbers to the right; the first row is the heading.
 
     Example:
         >>> print(format_table([["name", "x"], ["a", "1.00"]]))

@@ -37,6 +37,7 @@ class Task(ByName, ABC, kind="tasks"):
         options: an instance of `Options`, against which the recipe's `task_options` are checked.
 
     Attributes:
+        shapes: of the tensors of the first window; those of all others are the same.
         losses_named: names of the two losses in metrics.jsonl.
         model: what `make_model` returned, in its wrapper for several processes; set by `begin`.
     """
@@ -47,6 +48,7 @@ class Task(ByName, ABC, kind="tasks"):
 
     def __init__(self, recipe: Recipe, cache: WindowCache, accelerator: Accelerator, options: Any):
         self.recipe, self.cache, self.accelerator, self.options = recipe, cache, accelerator, options
+        self.shapes = {name: tensor.shape for name, tensor in cache.read(cache.keys()[0]).tensors.items()}
 
     @abstractmethod
     def make_model(self) -> nn.Module:

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from ..data.cache import WindowCache
 from ..data.samples import TrainingSamples
 from ..generators.base import Encoders, Generator
 from ..objectives.base import make_objective
@@ -33,7 +32,6 @@ class Diffusion(Task):
         super().__init__(recipe, cache, accelerator, options)
         self.objective = make_objective(recipe.alignment, cache.settings)
         self.generator = make_generator(recipe)
-        self.shapes = window_shapes(cache)
         self.generator.check_window(self.shapes, cache.folder)
         if recipe.alignment.block >= self.generator.layers:
             last = self.generator.layers - 1
@@ -133,11 +131,6 @@ def make_generator(recipe: Recipe) -> Generator:
             )
         generator.shift = recipe.model.shift
     return generator
-
-
-def window_shapes(cache: WindowCache) -> dict[str, torch.Size]:
-    """Return the shapes of the tensors of the first window; all others have the same."""
-    return {name: tensor.shape for name, tensor in cache.read(cache.keys()[0]).tensors.items()}
 
 
 def alignment_weight(alignment: Alignment, step: int) -> float:
