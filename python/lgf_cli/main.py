@@ -33,6 +33,9 @@ COMMANDS = {
     "train": Command(
         "lgf_trainer.commands:train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"
     ),
+    "apply": Command(
+        "lgf_trainer.commands:apply", "add what a trained module makes of windows to their cache", "train"
+    ),
     "sample": Command("lgf_trainer.commands:sample", "generate videos with and without a trained LoRA", "train"),
     "eval": Command("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion", "train"),
     "completion": Command("lgf_cli.completion", "print the script that completes these words in a shell on Tab"),

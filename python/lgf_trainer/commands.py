@@ -33,6 +33,15 @@ Stop it whenever you like: what is there is kept, and the same command goes on f
 short, or have no caption or box are left out and listed at the end.
 """
 
+APPLY = """Add what a trained module makes of every window to a cache: the features of MoAlign's motion subspace.
+
+    lgf train moalign-stage1 --data.cache cache --run.output runs/motion
+    lgf apply runs/motion cache                                        adds features_motion
+    lgf train moalign --data.cache cache --run.output runs/moalign
+
+Stopped, the same command goes on. accelerate launch -m lgf_cli apply ... runs one process for each GPU.
+"""
+
 TRAIN = """Fine-tune a video model with a projector and an alignment loss, on what `lgf extract` has cached.
 
     lgf train sam2videox --data.cache cache --run.output runs/dog      the paper's recipe
@@ -50,6 +59,15 @@ def extract(arguments: list[str]) -> int:
     from .extract import run
 
     run(options)
+    return 0
+
+
+def apply(arguments: list[str]) -> int:
+    """Run `lgf apply ARGUMENTS`; return the exit status."""
+    options = tyro.cli(with_help(ApplyOptions), args=arguments, prog="lgf apply", description=APPLY)
+    from .apply import run
+
+    run(options.run, options.cache)
     return 0
 
 
@@ -91,6 +109,16 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         args=overrides,
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+@dataclass
+class ApplyOptions:
+    """Add what a trained module makes of windows to their cache."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a finished run, such as of the recipe moalign-stage1."""
+    cache: Annotated[Path, tyro.conf.Positional]
+    """Folder that lgf extract wrote. It need not be the one that the run was trained on."""
 
 
 @dataclass

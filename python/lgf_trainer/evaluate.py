@@ -1,4 +1,4 @@
-"""Evaluation of videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion."""
+"""Evaluation of videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion and tracks."""
 
 import json
 import math
@@ -16,7 +16,7 @@ Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 
 def main(arguments: list[str]) -> int:
     """Run `lgf eval ARGUMENTS`; 0 when it has printed or written what was asked for."""
-    commands = {"vbench": vbench, "fvd": fvd, "motion": motion}
+    commands = {"vbench": vbench, "fvd": fvd, "motion": motion, "tracks": tracks}
     tyro.extras.subcommand_cli_from_dict(commands, prog="lgf eval", description=__doc__, args=arguments)
     return 0
 
@@ -172,6 +172,43 @@ def motion(
                 f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
                 f"certainty {clip.certainty:.0%}"
             )
+
+
+def tracks(
+    caches: Paths,
+    /,
+    output: Path = Path("tracks"),
+    frames: int = 5,
+    points: int = 256,
+    windows: int = 4,
+) -> None:
+    """Pictures of the tracks in a cache that lgf extract --teachers tracks made, and how long they last.
+
+    Writes OUTPUT/WINDOW.png: points over the frames, coloured by where they begin, with the way they came. Look at them before
+    a training run: tracks that slide over what they should follow teach the model to do so.
+
+        lgf eval tracks cache --windows 8
+
+    Args:
+        caches: Folders that lgf extract wrote.
+        output: Folder for the pictures.
+        frames: Frames to draw, from the first to the last; over the video if it is still where lgf extract read it.
+        points: Tracks to draw, taken evenly from all.
+        windows: Windows of a cache to draw.
+    """
+    from .evaluation import tracks as pictures
+    from .runtime.files import write_atomically
+
+    if not caches:
+        raise TrainerError("eval tracks: name caches that lgf extract --teachers tracks made")
+    for name, value in {"frames": frames, "points": points, "windows": windows}.items():
+        if value < 1:
+            raise TrainerError(f"--{name} must be at least 1, and is {value}")
+    for cache in caches:
+        for window in pictures.of_cache(cache, windows):
+            picture = output / f"{window.name}.png"
+            write_atomically(picture, pictures.draw(window, frames, points))
+            print(f"{picture}: {pictures.summary(window)}")
 
 
 def _name(path: Path) -> str:

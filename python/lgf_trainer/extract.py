@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .commands import ExtractOptions as Options
 from .data.cache import WindowCache
+from .data.flow import Source, sidecar_hash
 from .data.report import Report, Skipped
 from .data.sources import Clip, list_clips
 from .data.subject import Detector, prompt_id, subject_of
@@ -175,6 +176,7 @@ class Extraction:
         self.options, self.cache, self.settings, self.report = options, cache, cache.settings, Report()
         self._teachers, self._device, self._quiet = teachers, device, quiet
         self._needs_subject = any(Teacher.find(name).needs_subject for name in teachers)
+        self._sidecars = sorted({own.files for own in teachers.values() if getattr(own, "files", "")})
         frames, *grid = self.settings["grid"]
         step = (self.settings["frames"] - 1) // (frames - 1)
         self._student = Student(range(0, self.settings["frames"], step), tuple(grid))
@@ -211,6 +213,7 @@ class Extraction:
         try:
             with clip.open() as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
+            beside = [sidecar_hash(clip, suffix) for suffix in self._sidecars]
             video = Video(clip.name, self.settings["fps"], clip.open)
         except VideoError as error:
             raise Skipped("cannot be decoded", str(error)) from error
@@ -224,7 +227,7 @@ class Extraction:
         windows = {}
         for start in range(0, frames - length + 1, self.settings["stride"]):
             try:
-                key = self._key(content, start, caption, clip)
+                key = self._key(content, start, caption, clip, beside)
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
@@ -244,13 +247,15 @@ class Extraction:
             return False
         return True
 
-    def _key(self, content: str, start: int, caption: str, clip: Clip) -> str:
-        """Return a hash of the content of the video, first frame, caption, prompt and settings, which make a window what it is.
+    def _key(self, content: str, start: int, caption: str, clip: Clip, beside: list[str]) -> str:
+        """Return a hash of what makes a window what it is: content of the video, first frame, caption, prompt and settings.
+
+        And content of the files beside the video, where teachers read such.
 
         The windows of a video stand next to each other in the order of keys.
         """
         prompt = prompt_id(clip, start, self.settings.get("detect", "")) if self._needs_subject else None
-        made_of = [content, start, caption, prompt, self.settings]
+        made_of = [content, start, caption, prompt, self.settings, *beside]
         return f"{content[:16]}-{start:05d}-{_hash(made_of)[:16]}"
 
     def _extract(self, job: Job, models: Models, progress: tqdm) -> None:
@@ -279,9 +284,10 @@ class Extraction:
         if self._needs_subject:
             subject = subject_of(clip, start, pixels[0], fit, models.detector)
             about["box"] = subject.tolist() if subject.shape == (4,) else None
+        student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:
             try:
-                tensors |= teacher(video, subject, self._student)
+                tensors |= teacher(video, subject, student)
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
         for name, tensor in tensors.items():

@@ -167,12 +167,14 @@ class TrainingRun:
                 facts = {f"rate/{name}": rate for name, rate in optimiser.rates(self.done).items()}
                 if (weight := task.weight(self.done)) is not None:
                     facts = {"weight": weight} | facts
+                saving = (self.done + 1) % run.save_every == 0 or self.done + 1 == total
+                if saving and self.is_main:
+                    facts |= task.evaluate(self.state.model)
                 self.metrics.add(losses, facts)
                 self.done += 1
                 if self.state.average:
                     self.state.average.update()
                 bar.update()
-                saving = self.done % run.save_every == 0 or self.done == total
                 alone = self.accelerator.num_processes == 1
                 if saving or self.done % run.log_every == 0 or (alone and stop.requested):
                     last = self.metrics.flush()

@@ -245,7 +245,9 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
         "latent",
         "--teacher-options",
     ]
-    with pytest.raises(SystemExit, match=r"there is no teacher 'colours'\. There are: dino, sam2"):
+    with pytest.raises(
+        SystemExit, match=r"there is no teacher 'colours'\. There are: dino, raft, sam2, tracks, videomae"
+    ):
         lgf([*extract, "colours.gain=2"])
     install("teachers", TEACHER)
     for options, message in {
@@ -263,7 +265,7 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
     changes = {"alignment__loss": "powers", "alignment__features": "colours", "data__cache": tmp_path / "cache"}
     train = ["train", "sam2videox", *tiny(tiny_place, run__output=tmp_path / "run", **changes), "--alignment.options"]
     with pytest.raises(
-        SystemExit, match=r"there is no objective 'powers'\. There are: features, lgf, mask, relation, repa"
+        SystemExit, match=r"there is no objective 'powers'\. There are: features, lgf, mask, points, relation, repa"
     ):
         lgf([*train, "{}"])
     install("objectives", OBJECTIVE)
@@ -284,7 +286,7 @@ def test_a_task_of_ones_own_trains_is_killed_and_goes_on(install, tiny_place, tm
         changed = tiny(tiny_place, run__output=tmp_path / output, **changes)
         return ["train", "sam2videox", *changed, "--task", "compression", "--task-options", options]
 
-    with pytest.raises(SystemExit, match=r"there is no task 'compression'\. There are: diffusion"):
+    with pytest.raises(SystemExit, match=r"there is no task 'compression'\. There are: diffusion, motion-subspace"):
         lgf(words("whole"))
     install("tasks", TASK)
     assert len(textwrap.dedent(TASK).strip().splitlines()) <= 45
@@ -323,5 +325,7 @@ def test_a_class_that_is_imported_is_known(monkeypatch):
         name = "mine"
 
     assert Teacher.find("mine") is Mine
-    with pytest.raises(TrainerError, match=r"there is no teacher 'yours'\. There are: dino, mine, sam2"):
+    with pytest.raises(
+        TrainerError, match=r"there is no teacher 'yours'\. There are: dino, mine, raft, sam2, tracks, videomae"
+    ):
         Teacher.find("yours")

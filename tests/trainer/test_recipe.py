@@ -33,6 +33,20 @@ PAPER = {
     "training.batch": 32, "training.clip": 1.0, "training.precision": "bf16", "data.image_dropout": 0.05,
 }  # fmt: skip
 
+#: Of the papers on CogVideoX-2B.
+MOALIGN = {
+    "model.path": "THUDM/CogVideoX-2b", "model.train": "full", "alignment.loss": "relation", "alignment.block": 17,
+    "alignment.features": ("motion",), "alignment.relation.form": "moalign", "projector.form": "moalign",
+    "projector.widths": (256, 64), "training.steps": 4000,
+}  # fmt: skip
+VIDEOREPA = {
+    "model.path": "THUDM/CogVideoX-2b", "alignment.loss": "relation", "alignment.block": 17,
+    "alignment.features": ("videomae",), "projector.form": "videorepa", "projector.widths": (2048, 2048, 768),
+    "optimisers.projector.warmup": 100, "optimisers.projector.final_rate": None,
+    "optimisers.projector.weight_decay": 1e-4, "optimisers.full.warmup": 100, "optimisers.full.weight_decay": 1e-4,
+    "training.steps": 4000,
+}  # fmt: skip
+
 #: Recipe -> where it differs from the paper's.
 SHIPPED = {
     "sam2videox": {},
@@ -45,21 +59,22 @@ SHIPPED = {
     "bidirectional-lgf": {"alignment.lgf.direction": "both"},
     "mask-supervision": {"alignment.loss": "mask"},
     "repa-dino": {"alignment.loss": "repa", "alignment.features": ("dino",)},
-    "moalign": {
-        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
-        "alignment.block": 17, "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64),
-        "training.steps": 4000,
+    "moalign-stage1": {
+        "task": "motion-subspace", "optimisers.full.rate": 1e-4, "optimisers.full.warmup": 0,
+        "optimisers.full.weight_decay": 1e-3, "training.steps": 50000, "training.batch": 128, "training.clip": float("inf"),
+        "run.save_every": 1000,
     },
-    "videorepa": {
-        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.block": 17,
-        "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64), "training.steps": 4000,
+    "moalign": MOALIGN,
+    "moalign-raw-features": MOALIGN | {"alignment.features": ("videomae",)},
+    "moalign-plain-relations": MOALIGN | {"alignment.relation.tau": float("inf")},
+    "videorepa": VIDEOREPA | {"optimisers.projector.rate": 2e-6, "model.train": "full"},
+    "videorepa-5b": VIDEOREPA | {
+        "model.path": "THUDM/CogVideoX-5b", "model.rank": 128, "model.alpha": 64.0, "optimisers.lora.warmup": 100,
+        "optimisers.lora.weight_decay": 1e-4, "optimisers.projector.rate": 1e-4, "training.steps": 2000,
     },
+    "track4gen": {"alignment.loss": "points"},
     "wan2.1-sam2videox": {"alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
-    "wan2.1-moalign": {
-        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
-        "alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "projector.widths": (256, 256, 64),
-        "training.steps": 4000,
-    },
+    "wan2.1-moalign": MOALIGN | {"model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from ..projector import Projector
+from ..projector import Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
@@ -56,6 +56,9 @@ class Objective(ByName, kind="objectives"):
     def make_projector(self, options: recipe.Projector, in_channels: int, shapes: Shapes) -> nn.Module:
         """Return a projector for features of `in_channels` channels."""
         widths = (*options.widths[:-1], self.channels(shapes) or options.widths[-1])
+        if options.form != "sam2videox":
+            layers = "conv" if options.form == "moalign" else "mlp"
+            return RelationHead(in_channels, widths, layers, options.reduction)
         return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
 
     def check(self, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
@@ -90,6 +93,23 @@ class Objective(ByName, kind="objectives"):
                 f"{cache} holds {grids}, and alignment.combine concat joins features on one grid. Bring them to one, "
                 "or set alignment.combine to sum"
             )
+
+    def check_head(self, options: recipe.Projector, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
+        """Refuse a head whose output is not on the grid of what it is compared with.
+
+        Raises:
+            TrainerError: both grids, and the way out.
+        """
+        if options.form == "sam2videox":
+            return
+        frames, rows, columns = 2 * (grid[0] - 1), grid[1] // options.reduction, grid[2] // options.reduction
+        for name in self.tensors:
+            if tuple(shapes[name][:3]) != (frames, rows, columns) or not name.startswith("features_"):
+                raise TrainerError(
+                    f"projector.form {options.form} puts out 2 x ({grid[0]} - 1) = {frames} frames of {rows} x {columns} tokens "
+                    f"from {grid[0]} x {grid[1]} x {grid[2]}, and {name} of {cache} is {' x '.join(map(str, shapes[name][:3]))}: "
+                    "extract with --teachers videomae, or set projector.form to sam2videox, which interpolates and averages"
+                )
 
     def teachers(self, targets: Tensors) -> list[tuple[Tensor, float]]:
         """Return (features, weight) of each teacher; of all of them together where they are to be concatenated.

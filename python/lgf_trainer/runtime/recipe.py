@@ -156,13 +156,18 @@ class Alignment:
 class Projector:
     """The head between the aligned block and the teacher's space."""
 
+    form: Literal["sam2videox", "moalign", "videorepa"] = "sam2videox"
+    """sam2videox: time brought to the teacher's frames, then pointwise layers, on all tokens. moalign, videorepa: layers
+    on the latents behind the first, then twice as many frames and fewer tokens, as of `lgf extract --teachers videomae`."""
+    reduction: Count = 3
+    """Rows and columns of tokens for one that the forms moalign and videorepa put out."""
     hidden: Count = 768
-    """Channels of the temporal part."""
+    """Channels of the temporal part (sam2videox)."""
     widths: tuple[Count, ...] = (512, 256, 256)
-    """Output channels of the pointwise layers. Losses that compare channel by channel replace the last by the
-    teacher's number of channels."""
+    """Output channels of the layers: for moalign 256 64, for videorepa 2048 2048 768. Losses that compare channel by
+    channel replace the last by the teacher's number of channels."""
     groups: Count = 32
-    """Groups of every GroupNorm."""
+    """Groups of every GroupNorm (sam2videox)."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ def check(recipe: Recipe) -> None:
             f"alignment.k weighs one or two names, got {names} alignment.features. Set alignment.weights to {names} "
             "numbers, or alignment.combine to concat"
         )
-    for width in (head.hidden, *head.widths[:-1]):
+    for width in (head.hidden, *head.widths[:-1]) if head.form == "sam2videox" else ():
         if width % head.groups:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
     if not head.widths:

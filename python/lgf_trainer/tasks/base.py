@@ -77,6 +77,14 @@ class Task(ByName, ABC, kind="tasks"):
         """Return the weight of the second loss in a step; None: it is measured, not trained."""
         return None
 
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return numbers for metrics.jsonl of the model (without wrapper), in every step after which it is saved."""
+        return {}
+
+    def apply(self, model: nn.Module, window: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors that a trained model makes of a window of any cache, for `lgf apply` to add to it."""
+        raise NotImplementedError
+
     def begin(self, model: nn.Module, watch: Watch) -> None:
         """Take the module in its wrapper; `watch` is told when the second loss is computed."""
         self.model = model

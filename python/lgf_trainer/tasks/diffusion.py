@@ -37,7 +37,9 @@ class Diffusion(Task):
             last = self.generator.layers - 1
             raise TrainerError(f"alignment.block is {recipe.alignment.block}, and the model has blocks 0 to {last}")
         if self.objective:
-            self.objective.check(self.shapes, self.generator.grid_of_moments(self.shapes["latents"]), cache.folder)
+            grid = self.generator.grid_of_moments(self.shapes["latents"])
+            self.objective.check(self.shapes, grid, cache.folder)
+            self.objective.check_head(recipe.projector, self.shapes, grid, cache.folder)
         if recipe.model.train == "full":
             weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
             must_fit(weights, accelerator.device, shards=accelerator.num_processes if recipe.run.shard else 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..data.flow import Source
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
 
@@ -23,6 +24,7 @@ class Student(NamedTuple):
 
     frames: range
     grid: tuple[int, int]
+    source: Source | None = None  # of the window, for teachers that read files beside the video
 
 
 class Teacher(ByName, ABC, kind="teachers"):
