@@ -27,6 +27,12 @@ def mix(*numbers: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little")
 
 
+@lru_cache(maxsize=2)  # a function: as an attribute it would keep samples from being pickled for workers
+def order_of_epoch(seed: int, epoch: int, windows: int) -> list[int]:
+    rng = torch.Generator().manual_seed(mix(seed, "epoch", epoch))
+    return torch.randperm(windows, generator=rng).tolist()
+
+
 class TrainingSamples(Dataset):
     """The endless sequence of samples of a run.
 
@@ -54,16 +60,11 @@ class TrainingSamples(Dataset):
         self.keys = cache.keys()
         self.seed, self.image_dropout = seed, image_dropout
         self.caption_dropout, self.no_caption = caption_dropout, no_caption
-        self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def key(self, number: int) -> str:
         """Which window a sample is: every epoch all of them, in an order of its own."""
         epoch, place = divmod(number, len(self.keys))
-        return self.keys[self._order(epoch)[place]]
-
-    def _order_of_epoch(self, epoch: int) -> list[int]:
-        rng = torch.Generator().manual_seed(mix(self.seed, "epoch", epoch))
-        return torch.randperm(len(self.keys), generator=rng).tolist()
+        return self.keys[order_of_epoch(self.seed, epoch, len(self.keys))[place]]
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(mix(self.seed, "sample", number))
