@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from .commands import SampleOptions as Options
 from .data.export import Frames, decode_video, encode_video, frame_grid, made_with, side_by_side
+from .data.pictures import read_picture
 from .data.prompts import Request, read_list
-from .data.video import Fit, VideoError
-from .data.video import Video as VideoFile
 from .generators.base import Generator
 from .generators.lora import find_lora, load_lora
 from .runtime.distributed import choose_device, this_process
@@ -234,7 +233,7 @@ class Sampler:
             raise TrainerError(f"{self.options.model} makes videos from text only: {request.name} must have no image")
         if request.image is None:
             return
-        image = _open_image(request.image)
+        image = read_picture(request.image)
         height = image.height * self.width / image.width  # when it is as wide as the video
         if self.options.fit == "refuse" and abs(height - self.height) > 1:
             raise TrainerError(
@@ -243,24 +242,7 @@ class Sampler:
             )
 
     def _first_frame(self, path: Path) -> Image.Image:
-        image, size = _open_image(path), (self.width, self.height)
+        image, size = read_picture(path), (self.width, self.height)
         if self.options.fit == "crop":
             return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _open_image(path: Path) -> Image.Image:
-    """Return a picture, upright, or the first frame of a video."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError:
-        pass
-    except OSError as error:
-        raise TrainerError(f"{path} cannot be read ({error.strerror or error}). Give a picture or a video") from error
-    try:
-        video = VideoFile(path, rate=1)
-        ((_, frames),) = video.windows([0], 1, Fit.stretch(video.size, video.size))
-    except VideoError as error:
-        raise TrainerError(f"{path} is neither a picture nor a video. Give one, such as a .png or an .mp4") from error
-    return Image.fromarray(frames[0].permute(1, 2, 0).numpy())

@@ -20,10 +20,10 @@ import lgf_cli
 import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from lgf_trainer import sample as sample_module
 from lgf_trainer.commands import SampleOptions as Options
 from lgf_trainer.commands import sample as main
 from lgf_trainer.data import export
+from lgf_trainer.data.pictures import read_picture
 from lgf_trainer.data.prompts import Request, read_list
 from lgf_trainer.generators import lora
 from lgf_trainer.runtime import files as files_module
@@ -166,7 +166,7 @@ def test_the_first_frame_of_a_video_may_be_the_image(folder):
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (200, 20)])
     (folder / "grey.mp4").write_bytes(export.encode_video(frames, 8, {}))
     Image.fromarray(frames[0]).save(folder / "grey.png")
-    pixels = np.array(sample_module._open_image(folder / "grey.mp4")).astype(int)
+    pixels = np.array(read_picture(folder / "grey.mp4")).astype(int)
     assert np.abs(pixels - frames[0]).max() <= 2
 
 
@@ -175,7 +175,7 @@ def test_a_picture_is_turned_as_its_camera_says(folder):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(folder / "turned.jpg", exif=exif)
-    assert sample_module._open_image(folder / "turned.jpg").size == (WIDTH, HEIGHT)
+    assert read_picture(folder / "turned.jpg").size == (WIDTH, HEIGHT)
 
 
 def test_nan_is_reported(folder, monkeypatch):

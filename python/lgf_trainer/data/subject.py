@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -89,7 +89,7 @@ def subject_of(clip: Clip, start: int, frame: Tensor, fit: Fit, detector: Detect
 def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
     try:
         with clip.masks[start]() as file, Image.open(file) as image:
-            mask = torch.from_numpy(not_black(image))[None, None].float()
+            mask = torch.from_numpy(not_black(ImageOps.exif_transpose(image)))[None, None].float()
     except OSError as error:
         raise Skipped("mask cannot be read", f"it is no picture: {error}") from error
     mask = fit.cut(interpolate(mask, fit.resized, mode="bilinear", antialias=True)[0, 0] >= 0.5)

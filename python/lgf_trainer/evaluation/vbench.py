@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..data.sources import files_below
 from ..runtime.errors import TrainerError
 from ..runtime.text import format_table
 
@@ -61,7 +62,9 @@ def read_results(path: Path) -> dict[str, float]:
     Raises:
         TrainerError: nothing there, not VBench's, a score that is none, or two files that disagree on a dimension.
     """
-    files = sorted(path.rglob("*_eval_results.json")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [file for file in files_below(path) if file.name.endswith("_eval_results.json")]
     if not files:
         raise TrainerError(f"{path} holds no *_eval_results.json. Give a result file of VBench-I2V or its folder")
     scores: dict[str, float] = {}
