@@ -17,12 +17,13 @@ from lgf_bench.families.point_correspondence import PointCorrespondence
 from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
 from support.bench_cases import SMALL
+from support.memory_here import memory_here
 
 from lgf_kernels.core import native, registry
 
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
 WHERE = [
-    pytest.param(memory._high_water_rise, id="here"),
+    pytest.param(memory_here, id="here"),
     pytest.param(memory.peak_memory, id="in a fresh process", marks=pytest.mark.slow),
 ]
 
@@ -364,7 +365,7 @@ def test_memory_of_a_case_is_the_same_whatever_was_freed_before():
     larger = torch.ones(31 * 2**18)
     del larger
     for _ in range(4):
-        assert 3.5 * matrix < memory._high_water_rise(case, "eager") < 4.5 * matrix
+        assert 3.5 * matrix < memory_here(case, "eager") < 4.5 * matrix
 
 
 def test_ceilings_are_positive_and_kept(tmp_path, monkeypatch):
