@@ -62,7 +62,7 @@ bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchm
 bench-gpu: $(READY) ## the same on its GPU
 	$(BIN)/python -m pytest benchmarks --device cuda $(ARGS)
 
-gpu: $(READY)   ## all that a GPU is needed for, in ten minutes; ARGS="--out DIR --minutes 10", again to go on
+gpu: $(READY)   ## all that a GPU is needed for, in nine minutes; ARGS="--out DIR --minutes 9", again to go on
 	$(BIN)/python benchmarks/tools/gpu_session.py $(ARGS)
 
 kernel-report: $(READY) ## what the GPU kernels compile to, no GPU needed (minutes; ARGS="--arch 90" for a part)

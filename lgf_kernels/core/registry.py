@@ -199,6 +199,7 @@ def _availability(name: str) -> tuple[bool, str]:
                 elif needs_proof(backend, call):
                     notes.append("chosen where it has answered right: `lgf verify` asks it now")
             refusals += reasons
+            notes += [f"not on cuda: {reason}" for reason in reasons if device == "cuda"]
     if not runs:
         return False, "; ".join(dict.fromkeys(refusals)) or "it has no operator for the devices that are here"
     return True, "; ".join([", ".join(runs), *dict.fromkeys(notes)])

@@ -22,10 +22,9 @@ TYPES = {
 }
 
 #: Arguments that Triton does not specialise on, so that a new resolution costs no compilation.
-#: Strides of features are not among them: whether 16 divides them nearly always follows from the
-#: channels, and it allows wide loads.
 FRAME_SIZES = (
     "T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits", "points", "video",
+    "part_video",
 )  # fmt: skip
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -69,17 +68,15 @@ def usable(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def outer_strides(tensor: Tensor) -> tuple[int, ...]:
-    return tensor.stride()[:4]
+    """Return the outer strides as kernels take them: `triton_blocks.outer_strides` decodes them.
 
-
-def odd_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return the outer strides n of cached logits as 2 n + 3, which `triton_blocks.from_odd` inverts.
-
-    Triton specialises every number in a tuple on being 1 and on divisibility by 16. For n that
-    depends on the resolution, so that a new one could cost a compilation; 2 n + 3 is never 1 and
-    always odd.
+    Triton specialises every number in a tuple on being 1 and on divisibility by 16. Where 16 divides
+    the channels, it divides the strides too, which allows wide loads. Otherwise that depends on the
+    resolution, so that a new one could cost a compilation: a stride n is then passed as 2 n + 3,
+    which is never 1 and always odd.
     """
-    return tuple(2 * stride + 3 for stride in outer_strides(tensor))
+    strides = tensor.stride()[:4]
+    return strides if tensor.shape[-1] % 16 == 0 else tuple(2 * stride + 3 for stride in strides)
 
 
 class Override(NamedTuple):

@@ -4,10 +4,14 @@ import importlib
 import sys
 import types
 
-from .projector import Projector
-from .tap import AlignedTransformer, BlockCapture
-
 __all__ = ["AlignedTransformer", "BlockCapture", "Projector"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public class when it is asked for: the command line needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".projector" if name == "Projector" else ".tap", __name__), name)
 
 
 class _Moved(types.ModuleType):

@@ -171,6 +171,27 @@ def test_only_what_was_measured_alike_is_left_out(monkeypatch, tmp_path, other):
     assert main(command) == 0 and measured == ["small-lgf"]
 
 
+@pytest.mark.parametrize(
+    "now, again",
+    [("not built", False), (None, True), ("its driver is too old", True), ("needs 9 GiB, 3.5 GiB are free", False)],
+)
+def test_one_that_was_absent_counts_while_it_is_so_for_the_same_reason(monkeypatch, tmp_path, now, again):
+    """As the CUDA module, which a session may have failed to build; one that failed or was wrong counts in any case."""
+    measured = []
+    monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])
+    monkeypatch.setattr(runner, "offered", lambda case: {"portable": None, "eager": None, "native": now})
+    why = "needs 9 GiB, 12 GiB are free" if now and "GiB" in now else "not built"
+    here = results.provenance("cpu") | {"clock": "wall", "case": "small-lgf", "dtype": "float32"}
+    status = {
+        "native": {"status": "absent", "why": why},
+        "eager": {"status": "failed", "why": "x"},
+        "portable": {"status": "wrong"},
+    }
+    results.append(tmp_path / "losses.jsonl", [here | {"provider": name} | more for name, more in status.items()])
+    command = ["bench", "small-lgf", "--providers", *status, *QUICK, "--out", str(tmp_path), "--resume"]
+    assert main(command) == 0 and measured == ["small-lgf"] * again
+
+
 def test_providers_of_two_runs_are_not_one_run(monkeypatch, tmp_path):
     measured = []
     monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])

@@ -1,6 +1,8 @@
 """The Triton kernels of token relations for tests of all families: cases for the model of a GPU, tables, calls."""
 
 import functools
+import itertools
+import os
 from collections.abc import Iterator
 
 import torch
@@ -67,9 +69,12 @@ def quicken() -> None:
 
 
 def launch_every_kernel(T: int, H: int, W: int) -> None:
-    """Call every launcher once, at one resolution, with frames smaller than a small tile, than a large one, and larger."""
+    """Call every launcher, at one resolution, with frames smaller than a small tile, than a large one, and larger; with
+    channels that 16 divides and others; and with several videos, one after the other in panels where these are cut."""
     from lgf_kernels.token_relation import triton_kernels
 
-    for tokens in (30 + H * W % 30, 70 + H * W % 50, 2000 + H * W):
-        features = torch.zeros(1, T, tokens, 32, dtype=torch.bfloat16)
-        triton_kernels.forward(features, features, torch.ones(T, T), 0.1, "mean", True)
+    sizes = (30 + H * W % 30, 70 + H * W % 50, 2000 + H * W)
+    for tokens, C, budget in itertools.product(sizes, (32, 24, 17), ("1", "1024")):
+        with mock.patch.dict(os.environ, LGF_SCRATCH_MIB=budget):
+            features = torch.zeros(3 if tokens < 2000 else 1, T, tokens, C, dtype=torch.bfloat16)
+            triton_kernels.forward(features, features, torch.ones(T, T), 0.1, "mean", True)

@@ -21,12 +21,14 @@ import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from lgf_trainer import sample as sample_module
+from lgf_trainer.commands import SampleOptions as Options
+from lgf_trainer.commands import sample as main
 from lgf_trainer.data import export
 from lgf_trainer.data.prompts import Request, read_list
 from lgf_trainer.generators import lora
 from lgf_trainer.runtime import files as files_module
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.sample import Options, Sampler, main
+from lgf_trainer.sample import Sampler
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
@@ -403,11 +405,11 @@ def test_a_list_drives_the_command(folder, tmp_path):
         ("--device nonsense", "--device nonsense cannot be used here"),
         ("--device meta:x", "--device meta:x cannot be used here"),
         ("--offload model", "--offload model is for accelerators"),
-        ("--samples 0", "--samples must be greater than 0"),
-        ("--fps 0", "--fps must be greater than 0"),
-        ("--fps nan", "--fps must be greater than 0, not nan"),
-        ("--guidance nan", "--guidance must be a number, not nan"),
-        ("--lora-weight inf", "--lora-weight must be a number, not inf"),
+        ("--samples 0", "--samples must be at least 1, got 0"),
+        ("--fps 0", "--fps must be above 0, got 0.0"),
+        ("--fps nan", "--fps must be a finite number, got nan"),
+        ("--guidance nan", "--guidance must be a finite number, got nan"),
+        ("--lora-weight inf", "--lora-weight must be a finite number, got inf"),
         ("--steps 1001", "--steps must be at most 1000, the noise steps of the model, not 1001"),
         ("--seed 9223372036854775807 --samples 2", "dog-1: the seed must fit into 64 bits"),
         ("--output {f}/dog.png", "cannot be written"),

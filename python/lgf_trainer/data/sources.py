@@ -28,6 +28,10 @@ Opener = Callable[[], AbstractContextManager[BinaryIO]]
 Box = tuple[float, float, float, float]
 
 
+def _on_disk(name: str) -> Opener | None:
+    return partial(open, name, "rb") if Path(name).is_file() else None
+
+
 class Clip(NamedTuple):
     """A video, and what is said about it."""
 
@@ -36,6 +40,11 @@ class Clip(NamedTuple):
     caption: str | None
     boxes: dict[int, Box]  # by the first frame of the window
     masks: dict[int, Opener]
+    find: Callable[[str], Opener | None] = _on_disk  # other files, by names such as the video's
+
+    def sidecar(self, suffix: str) -> Opener | None:
+        """Return what opens NAME + suffix beside NAME.mp4, or None where there is no such file."""
+        return self.find(str(PurePosixPath(self.name).with_suffix("")) + suffix)
 
 
 def list_clips(sources: Sequence[Path]) -> list[Clip]:
@@ -105,17 +114,13 @@ def _shard(path: Path) -> Iterator[Clip]:
     yield from _sidecars(files, files.get)
 
 
-def _on_disk(name: str) -> Opener | None:
-    return partial(open, name, "rb") if Path(name).is_file() else None
-
-
 @contextmanager
 def _open_member(archive: Path, member: tarfile.TarInfo) -> Iterator[BinaryIO]:
     with tarfile.open(archive, "r:") as tar, tar.extractfile(member) as file:
         yield file
 
 
-def _sidecars(files: dict[str, Opener], mask_named: Callable[[str], Opener | None]) -> Iterator[Clip]:
+def _sidecars(files: dict[str, Opener], find: Callable[[str], Opener | None]) -> Iterator[Clip]:
     """The videos among files, by their names in a folder or a shard, with what stands beside them."""
     for name, opener in files.items():
         path = PurePosixPath(name)
@@ -125,7 +130,8 @@ def _sidecars(files: dict[str, Opener], mask_named: Callable[[str], Opener | Non
         fields = _fields(_read(files[about], about), about) if about in files else {}
         if text in files:
             fields.setdefault("caption", _read(files[text], text).strip())
-        yield _clip(name, opener, fields, lambda mask, folder=path.parent: mask_named(str(folder / mask)), about)
+        clip = _clip(name, opener, fields, lambda mask, folder=path.parent: find(str(folder / mask)), about)
+        yield clip._replace(find=find)
 
 
 def _read(opener: Opener, name: str) -> str:

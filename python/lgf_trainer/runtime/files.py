@@ -1,4 +1,4 @@
-"""Files that are whole or not there, their hashes, and one run for one folder."""
+"""Atomic files, their hashes, and the lock of a folder."""
 
 import functools
 import hashlib
@@ -49,7 +49,7 @@ def claim(folder: Path) -> AcquireReturnProxy:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which is there under its name when all of it is on the disk, or not at all."""
+    """Open a file to write to, which is there under its name when all of it is on the disk, or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # no other process, on any node, has this name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,11 +130,11 @@ def must_be_writable(folder: Path) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's content, read once in a process."""
+    """Return the SHA-256 of a file's content, read once in a process."""
     return file_hash(path)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
