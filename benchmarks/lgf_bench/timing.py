@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from lgf_kernels.core.verify import wait
-
 from .correctness import clear_gradients, step
 from .families.base import PASSES, Case
 
@@ -133,3 +131,9 @@ def first_call(action: Callable, device: str) -> tuple[object, float]:
     result = action()
     wait(device)
     return result, wall() - start
+
+
+def wait(device: str) -> None:
+    """Wait until the device has done all that is queued."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from models.ptx.case import Case
