@@ -1,4 +1,4 @@
-"""One case, every provider: the answer first, then time, memory and the rest, as rows of numbers."""
+"""Measurement of one case with every provider: the answer first, then time, memory and the rest, as rows."""
 
 import gc
 import math

@@ -1,4 +1,4 @@
-"""The providers that are measured: what one would run instead, other people's kernels, and the backends of this library."""
+"""The providers that are measured: baselines in plain PyTorch, other people's kernels, and the library's backends."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ BACKENDS = {name: _backend(name) for name in NAMES if name != "reference"}
 
 
 def providers(operator: str) -> dict[str, Provider]:
-    """Return everybody who computes an operator, by name: baselines, peers, backends."""
+    """Return all providers of an operator by name: baselines, peers, backends."""
     return baselines_and_peers(operator) | BACKENDS
 
 

@@ -1,4 +1,4 @@
-"""The page docs/performance.md, from the recorded results alone: the same results give the same page, letter by letter."""
+"""The page docs/performance.md, a function of the stored results alone."""
 
 import argparse
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The store of numbers: one folder a device, of JSON lines, each with all that is needed to make it again."""
+"""Stored results: a folder for each device, of JSON lines, each with all that is needed to reproduce it."""
 
 import json
 import os

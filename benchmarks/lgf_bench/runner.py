@@ -1,4 +1,4 @@
-"""The runs of `lgf bench`: case after case is measured, shown, kept on disk, and left out where it is there already."""
+"""Runs of `lgf bench`: each case is measured, printed and stored, or skipped if it is stored already."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""The share of a training step that the loss takes, so that nobody buys a speed-up of one per cent of a step.
+"""Share of the loss in the time of a training step: an upper bound of what a faster loss can save.
 
 A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, in interleaved runs: without alignment, and
 with the loss from cached teacher logits as eager PyTorch computes it, as `torch.compile` does and as this library does; and

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .families.base import Sweep
 from .table import TERMINAL, number, tabulated
 
-#: Who is swept unless others are asked for: compiling anew for every size would take hours.
+#: Providers that are swept unless others are asked for: compiling anew for every size would take hours.
 PROVIDERS = ("eager", "native", "triton", "portable")
 
 

@@ -47,7 +47,7 @@ def columns(against: dict | None) -> dict[str, Callable[[dict], str]]:
 
 
 def of_case(rows: list[dict], form: str) -> str:
-    """Return the table of a case, with what failed and who is not here below it."""
+    """Return the table of a case; below it, what failed and which providers are absent."""
     titles = columns(baseline(rows))
     cells = [
         {title: cell(row) for title, cell in titles.items()} for row in rows if row["status"] in ("right", "wrong")

@@ -1,4 +1,4 @@
-"""Times: interleaved runs of all providers, so that drift of the machine hits all alike; medians with their spread.
+"""Times of interleaved runs of all providers, which drift of the machine affects alike; medians with their spread.
 
 On a CPU the clock is the wall's or, on a machine that is busy with other things, the CPU time of this process. On a GPU it is
 CUDA events, with the L2 cache flushed before each run and the device kept busy until the host has queued the whole of it: the
@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 
 import torch
-
-from lgf_kernels.core.verify import wait
 
 from .correctness import clear_gradients, step
 from .families.base import PASSES, Case
@@ -133,3 +131,9 @@ def first_call(action: Callable, device: str) -> tuple[object, float]:
     result = action()
     wait(device)
     return result, wall() - start
+
+
+def wait(device: str) -> None:
+    """Wait until the device has done all that is queued."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The packages of this checkout before any that are installed: `import here` comes first in a script that may run without pip."""
+"""Search path with the packages of this checkout before installed ones; scripts that need no installation import it first."""
 
 import sys
 import time

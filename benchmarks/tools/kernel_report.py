@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time, without a GPU, and print what it takes of one.
+"""Registers, shared memory and instructions of every kernel, compiled ahead of time without a GPU.
 
 The Triton kernels are compiled exactly as the launchers would launch them: the launches of a call are recorded, not run. For
 each the table gives registers a thread, bytes spilled to local memory, shared memory, how many programs share an SM,

@@ -1,4 +1,4 @@
-"""The fastest configuration of the Triton kernels here, measured for the `triton_configs.py` of each family.
+"""Times of configurations of the Triton kernels on this GPU, for the `triton_configs.py` of each family.
 
   python benchmarks/tools/tune.py --device cuda
 

@@ -1,4 +1,4 @@
-"""The families of operators that are measured: the files of this folder, found by being here.
+"""The families of operators that are measured: all files of this folder.
 
 A file contributes the tables that it has: OPERATORS (classes of cases), CASES, BASELINES and PEERS (by name),
 `sweeps(gpu)`, and TUNED, which `benchmarks/tools/tune.py` reads. Nothing outside it names what is in it, so that a new

@@ -207,7 +207,7 @@ def unit(features: Tensor) -> Tensor:
 
 
 def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, temperature: float = 0.1) -> Loss:
-    """Return the operator of a case by somebody's logits of normalised features, and plain PyTorch for the rest."""
+    """Return the operator of a case by given logits of normalised features, and plain PyTorch for the rest."""
 
     def outside(features: Tensor) -> Tensor:
         return ~lgf.local_window_mask(*features.shape[2:4], case.window, device=features.device)

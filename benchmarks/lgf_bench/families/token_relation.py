@@ -21,7 +21,7 @@ class TokenRelation(Case):
     """Features (B, F, N, C) of a student and a teacher, in a form that `lgf.TokenRelationLoss` knows.
 
     The gradient jumps where a difference passes 0 or the margin. Of the n * n pairs, rounding puts a few on the other side,
-    whoever computes it, and that moves the gradient by a few thousandths.
+    with any provider, which changes the gradient by a few thousandths.
     """
 
     operator = "token_relation"
