@@ -107,7 +107,7 @@ class TrainingRun:
         if recipe.alignment.block >= self.generator.layers:
             last = self.generator.layers - 1
             raise TrainerError(f"alignment.block is {recipe.alignment.block}, and the model has blocks 0 to {last}")
-        if self.objective:
+        if self.objective is not None:
             self.objective.check(shapes, self.generator.grid_of_moments(shapes["latents"]), self.cache.folder)
         if recipe.model.train == "full":
             weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
@@ -151,7 +151,7 @@ class TrainingRun:
         torch.manual_seed(mix(recipe.training.seed, "weights"))
         transformer = self.generator.load_transformer(recipe.model)
         projector, blocks = None, self.generator.blocks(transformer)
-        if self.objective:
+        if self.objective is not None:
             projector = self.objective.make_projector(recipe.projector, self.generator.channels, self.shapes)
         model = AlignedTransformer(
             transformer, projector, blocks[recipe.alignment.block], self.generator.grid_of, self.generator.video_tokens
@@ -178,7 +178,7 @@ class TrainingRun:
         run, total = self.recipe.run, self.recipe.training.steps
         weight = weight_schedule(self.recipe.alignment)
         batches = read_batches(
-            self.recipe, self.cache, self.generator, self.objective.tensors if self.objective else (), self.numbers,
+            self.recipe, self.cache, self.generator, () if self.objective is None else self.objective.tensors, self.numbers,
             self._no_caption(), self.accelerator.device,
         )  # fmt: skip
         self.task.model.train()
@@ -191,7 +191,7 @@ class TrainingRun:
                 rates = {f"rate/{name}": rate for name, rate in self.state.optimiser.rates(self.done).items()}
                 self.metrics.add(losses, {"weight": weight(self.done), **rates})
                 self.done += 1
-                if self.state.average:
+                if self.state.average is not None:
                     self.state.average.update()
                 bar.update()
                 saving = self.done % run.save_every == 0 or self.done == total
@@ -208,7 +208,7 @@ class TrainingRun:
     def _start(self) -> Path:
         """The folder of the weights to begin with, once it is clear that they fit."""
         recipe, heads = self.recipe, {}
-        if self.objective:
+        if self.objective is not None:
             with torch.device("meta"):
                 head = self.objective.make_projector(recipe.projector, self.generator.channels, self.shapes)
             heads = {name: tuple(parameter.shape) for name, parameter in head.named_parameters()}
