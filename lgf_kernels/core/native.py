@@ -7,12 +7,14 @@ fails to load is kept for `lgf doctor` and for error messages.
 
 import functools
 import importlib
+import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import gpu
+from .errors import BackendUnavailableError
 from .registry import Call
 
 #: Module by device type.
@@ -44,8 +46,17 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
 
 
 def unsupported_reason(call: Call) -> str | None:
-    """Return why the module of the call's device is missing or the device cannot run it, or None."""
+    """Return why the module of the call's device is missing or the device cannot run it, or None.
+
+    Raises:
+        BackendUnavailableError: LGF_CPU_ISA names kernels that are not here: others would run in silence.
+    """
     _, reason = load(call.device_type)
+    if reason and call.device_type == "cpu" and "LGF_CPU_ISA" in os.environ:
+        raise BackendUnavailableError(
+            f"the variable LGF_CPU_ISA asks for the {os.environ['LGF_CPU_ISA']!r} kernels of lgf_kernels._cpu, which cannot "
+            f"run: {reason}. Name an instruction set that is here, or unset it."
+        )
     if reason or call.device_type != "cuda":
         return reason
     if reason := gpu.unsupported_reason("native CUDA kernels", call.device):

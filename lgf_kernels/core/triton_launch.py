@@ -145,6 +145,14 @@ def tiles(
     run_configured(kernel, grid, candidates, *arguments, **constants)
 
 
+def autotuning() -> bool:
+    """Return whether LGF_AUTOTUNE asks for the fastest configuration."""
+    value = os.environ.get("LGF_AUTOTUNE") or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"the variable LGF_AUTOTUNE must be '0' or '1', or not set; got {value!r}.")
+    return value == "1"
+
+
 def run_configured(
     kernel, grid: Callable[[dict], tuple], candidates: Sequence[NamedTuple], *arguments, **constants
 ) -> None:
@@ -154,10 +162,10 @@ def run_configured(
     set of constants.
     """
     choose = _override.choose
-    if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED and choose is None:
+    if autotuning() and not INTERPRETED and choose is None:
         run(tuned(kernel, tuple(candidates), tuple(constants)), grid, *arguments, **constants)
     else:
-        config = (choose(candidates) if choose else candidates[0])._asdict()
+        config = (candidates[0] if choose is None else choose(candidates))._asdict()
         run(kernel, grid(config), *arguments, **constants, **config)
 
 
@@ -167,7 +175,9 @@ def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) ->
 
     Fusion of products and sums is set for each kernel: Triton's default differs between its versions.
     """
-    (_override.run or _launch)(kernel, grid, *arguments, enable_fp_fusion=enable_fp_fusion, **constants)
+    (_launch if _override.run is None else _override.run)(
+        kernel, grid, *arguments, enable_fp_fusion=enable_fp_fusion, **constants
+    )
 
 
 def _launch(kernel, grid, *arguments, **constants) -> None:

@@ -172,7 +172,7 @@ class TrainingRun:
                     facts |= task.evaluate(self.state.model)
                 self.metrics.add(losses, facts)
                 self.done += 1
-                if self.state.average:
+                if self.state.average is not None:
                     self.state.average.update()
                 bar.update()
                 alone = self.accelerator.num_processes == 1

@@ -290,3 +290,21 @@ def test_a_module_that_fails_to_load_keeps_its_reason(monkeypatch):
         assert "libgomp" in lgf.backends()[0].reason
     finally:
         native.load.cache_clear()
+
+
+@pytest.mark.parametrize("value", ["true", "2"])
+def test_a_wrong_value_of_lgf_autotune_is_refused(monkeypatch, value):
+    triton_launch = pytest.importorskip("lgf_kernels.core.triton_launch")
+    monkeypatch.setenv("LGF_AUTOTUNE", value)
+    with pytest.raises(ValueError, match=f"LGF_AUTOTUNE must be '0' or '1', or not set; got '{value}'"):
+        triton_launch.autotuning()
+    for value, expected in {"": False, "0": False, "1": True}.items():
+        monkeypatch.setenv("LGF_AUTOTUNE", value)
+        assert triton_launch.autotuning() is expected
+
+
+def test_an_empty_name_of_a_backend_is_no_wish_for_none(monkeypatch):
+    with pytest.raises(ValueError, match=r"`backend` must be one of .*got ''"):
+        lgf.local_gram_flow(torch.ones(1, 2, 3, 3, 4), window=3, backend="")
+    monkeypatch.setenv("LGF_BACKEND", "")
+    assert lgf.local_gram_flow(torch.ones(1, 2, 3, 3, 4), window=3).shape == (1, 1, 3, 3, 9)

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 
 REAL = Path(os.environ.get("LGF_TEST_VIDEOS", Path(__file__).parents[3] / "shared" / "data"))
+if "LGF_TEST_VIDEOS" in os.environ and not REAL.is_dir():
+    raise NotADirectoryError(
+        f"LGF_TEST_VIDEOS names {REAL}, which is no directory: tests of real videos would be skipped"
+    )
 
 
 def write_frames(

@@ -159,6 +159,19 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     assert all(path.exists() for path in (young, *others)) and cache.keys() == ["whole"]
 
 
+@pytest.mark.parametrize("ahead", [-7200, 7200])
+def test_what_is_abandoned_is_told_by_the_clock_of_the_file_system(tmp_path, monkeypatch, ahead):
+    """The clock of this node may differ from that of the server, which writes the times of files."""
+    WindowCache(tmp_path, {})
+    young, old = (tmp_path / f".{name}.{uuid4().hex}" for name in ("young", "old"))
+    young.touch(), old.touch()
+    os.utime(old, (time.time() - 3700,) * 2)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + ahead)
+    WindowCache(tmp_path, {})
+    assert young.exists() and not old.exists() and not list(tmp_path.glob(".clock*"))
+
+
 def test_modules_are_found_where_the_documentation_had_them():
     from lgf_trainer.cache import WindowCache as moved
     from lgf_trainer.lora import find_lora

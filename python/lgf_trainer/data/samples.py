@@ -153,7 +153,7 @@ def _keep_sockets_near() -> None:
     Workers hand tensors over through sockets in it, and the path of a socket has 103 bytes at most (macOS; Linux: 107). In a
     deep TMPDIR they would fail behind the scenes, and training would wait for them forever.
     """
-    if len(os.fsencode(tempfile.gettempdir()) + b"/pymp-12345678/listener-12345678") <= 103:
+    if os.name != "posix" or len(os.fsencode(tempfile.gettempdir()) + b"/pymp-12345678/listener-12345678") <= 103:
         return
     before, tempfile.tempdir = tempfile.tempdir, "/tmp"
     try:

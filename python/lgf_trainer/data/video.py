@@ -51,7 +51,7 @@ class Video:
         self.path = Path(path)
         if open is None and not self.path.is_file():
             raise VideoError(f"{path}: no such file. Give the path of a video, such as clip.mp4")
-        self._open = open or (lambda: self.path.open("rb"))
+        self._open = (lambda: self.path.open("rb")) if open is None else open
         self._rate = rate
         self._stream_index: int | None = None
         with self._container() as container:

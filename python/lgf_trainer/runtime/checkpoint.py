@@ -73,7 +73,8 @@ class TrainingState:
         trained = trained_parameters(self.model)
         weights = get_model_state_dict(self.model, options=TRAINED)
         moments = get_optimizer_state_dict(self.model, self.optimiser.adamw, options=WHOLE)
-        average = {name: whole(tensor) for name, tensor in self.average.average.items()} if self.average else {}
+        kept = {} if self.average is None else self.average.average
+        average = {name: whole(tensor) for name, tensor in kept.items()}
 
         def write(folder: Path) -> Hashes:
             state = {f"{key}/{name}": value for name, own in moments["state"].items() for key, value in own.items()}
@@ -94,7 +95,7 @@ class TrainingState:
         state["state"] = {name: {key: tensors[f"{key}/{name}"] for key in MOMENTS} for name in trained}
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimiser.adamw, state, options=options)
-        if self.average:
+        if self.average is not None:
             for name, parameter in trained.items():
                 self.average.average[name] = like(tensors[f"average/{name}"], parameter)
 

@@ -36,7 +36,7 @@ class Diffusion(Task):
         if recipe.alignment.block >= self.generator.layers:
             last = self.generator.layers - 1
             raise TrainerError(f"alignment.block is {recipe.alignment.block}, and the model has blocks 0 to {last}")
-        if self.objective:
+        if self.objective is not None:
             grid = self.generator.grid_of_moments(self.shapes["latents"])
             self.objective.check(self.shapes, grid, cache.folder)
             self.objective.check_head(recipe.projector, self.shapes, grid, cache.folder)
@@ -71,7 +71,7 @@ class Diffusion(Task):
     def samples(self):
         data = self.recipe.data
         return TrainingSamples(
-            self.cache, self.generator, self.objective.tensors if self.objective else (), seed=self.recipe.training.seed,
+            self.cache, self.generator, self.objective.tensors if self.objective is not None else (), seed=self.recipe.training.seed,
             image_dropout=data.image_dropout, caption_dropout=data.caption_dropout, no_caption=self.empty_caption(),
         )  # fmt: skip
 
@@ -90,7 +90,9 @@ class Diffusion(Task):
     def batch(self, sample):
         model = self.recipe.model
         inputs = self.generator.inputs(sample, getattr(torch, model.dtype if model.train == "lora" else "float32"))
-        return Batch(*inputs, {name: sample[name] for name in self.objective.tensors} if self.objective else {})
+        return Batch(
+            *inputs, {name: sample[name] for name in self.objective.tensors} if self.objective is not None else {}
+        )
 
     def losses(self, batch, trained):
         return self.step.losses(batch, trained)

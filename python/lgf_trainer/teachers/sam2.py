@@ -203,7 +203,7 @@ class TransformersSam2(Tracker):
         positions = None
         for index, frame in enumerate(normalised(video, (self.size, self.size), self.device)):
             encoded = self.model.get_image_features(frame, return_dict=True)
-            positions = positions or encoded.fpn_position_encoding
+            positions = encoded.fpn_position_encoding if positions is None else positions
             features = {"vision_feats": encoded.fpn_hidden_states, "vision_pos_embeds": positions}
             self.session.cache.cache_vision_features(index, features)
 
