@@ -21,7 +21,7 @@ def peak_memory(case: Case, name: str, function: Callable | None = None) -> int 
     `function`: the provider's, if it is at hand; used on GPUs, where no fresh process is needed.
     """
     if torch.device(case.device).type == "cuda":
-        function = function or provider(name, case)
+        function = provider(name, case) if function is None else function
         step(function, case.inputs())  # what is allocated once and kept
         return _one_step(case, function)
     try:

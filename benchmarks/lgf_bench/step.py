@@ -110,7 +110,7 @@ class Training:
         with self.autocast:
             prediction, features = self.model.predict_and_capture(self.latents, **inputs)
             loss = mse_loss(prediction.float(), self.target.float())
-            if align:
+            if align is not None:
                 loss = loss + 0.5 * align(student=self.model.projector(features), teachers=self.cache)
         return loss
 

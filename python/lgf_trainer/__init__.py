@@ -18,6 +18,8 @@ class _Moved(types.ModuleType):
     """A module under the name that docs/trainer.md had for it before it moved."""
 
     def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # asked by `inspect`, of all modules, for a warning's place in the code
+            raise AttributeError(name)
         return getattr(importlib.import_module(self.__doc__), name)
 
 
