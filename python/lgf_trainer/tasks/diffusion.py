@@ -71,7 +71,8 @@ class Diffusion(Task):
     def samples(self):
         data = self.recipe.data
         return TrainingSamples(
-            self.cache, self.generator, self.objective.tensors if self.objective is not None else (), seed=self.recipe.training.seed,
+            self.cache, self.generator, () if self.objective is None else self.objective.tensors,
+            seed=self.recipe.training.seed,
             image_dropout=data.image_dropout, caption_dropout=data.caption_dropout, no_caption=self.empty_caption(),
         )  # fmt: skip
 
