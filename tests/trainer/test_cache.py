@@ -50,6 +50,13 @@ def test_other_settings_are_refused_by_name(tmp_path):
         WindowCache(tmp_path, {"frames": 49})
 
 
+def test_the_order_of_keys_is_no_setting(tmp_path):
+    WindowCache(tmp_path, {"teachers": {"raft": {"size": [128, 192], "files": ""}}, "fps": 8})
+    WindowCache(tmp_path, {"fps": 8.0, "teachers": {"raft": {"files": "", "size": (128, 192)}}})
+    with pytest.raises(TrainerError, match=r"was made with teachers = .*128, 192.*and this run has .*128, 200"):
+        WindowCache(tmp_path, {"teachers": {"raft": {"files": "", "size": (128, 200)}}, "fps": 8})
+
+
 def test_no_cache(tmp_path):
     with pytest.raises(TrainerError, match="lgf extract"):
         WindowCache(tmp_path)

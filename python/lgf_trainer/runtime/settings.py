@@ -121,9 +121,10 @@ def must_be_made_with(wanted: dict[str, Any], path: Path, found: dict[str, Any],
         TrainerError: the first setting that differs, and the way out.
     """
     for name in sorted(wanted.keys() | found.keys()):
+        if name in wanted and name in found and wanted[name] == found[name]:
+            continue
         here, now = (repr(settings[name]) if name in settings else "nothing" for settings in (found, wanted))
-        if here != now:
-            raise TrainerError(f"{path} was made with {name} = {here}, and this run has {now}. {way_out}")
+        raise TrainerError(f"{path} was made with {name} = {here}, and this run has {now}. {way_out}")
 
 
 def is_group(value: Any) -> bool:

@@ -72,8 +72,8 @@ class Diffusion(Task):
         data = self.recipe.data
         return TrainingSamples(
             self.cache, self.generator, () if self.objective is None else self.objective.tensors,
-            seed=self.recipe.training.seed, image_dropout=data.image_dropout, caption_dropout=data.caption_dropout,
-            no_caption=self.empty_caption(),
+            seed=self.recipe.training.seed,
+            image_dropout=data.image_dropout, caption_dropout=data.caption_dropout, no_caption=self.empty_caption(),
         )  # fmt: skip
 
     def empty_caption(self) -> Tensor | None:
