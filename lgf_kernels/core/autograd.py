@@ -53,9 +53,10 @@ class Differentiable:
         if version > 1:
             name = f"{name}_v{version}"
         names = list(inspect.signature(forward.compute).parameters)
+        flag = names.index("needs_grad") if "needs_grad" in names else None
 
         def remember(ctx, inputs, output):
-            ctx.traced_without_gradient = not dict(zip(names, inputs, strict=True)).get("needs_grad", True)
+            ctx.traced_without_gradient = flag is not None and not inputs[flag]
             save(ctx, inputs, output)
 
         def differentiate(ctx, *grads):

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from .data.cache import WindowCache
+from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash
 from .runtime.recipe import read_recipe
-from .tasks.base import WEIGHTS, Task, make_task
+from .runtime.settings import from_settings
+from .tasks.base import WEIGHTS, Task
 
 
 def run(trained: Path, folder: Path) -> int:
@@ -21,26 +21,30 @@ def run(trained: Path, folder: Path) -> int:
     Raises:
         TrainerError: the run is not finished, its task makes nothing of windows, or the windows are of another kind.
     """
+    if not (trained / "recipe.yaml").is_file():
+        raise TrainerError(f"{trained} holds no recipe.yaml: give the folder of a finished run of lgf train")
+    recipe, state = read_recipe(str(trained / "recipe.yaml")), this_process()
+    task = Task.find(recipe.task)
     if not (trained / WEIGHTS).is_file():
-        raise TrainerError(f"{trained} holds no {WEIGHTS}: give the folder of a finished run of lgf train")
-    recipe = read_recipe(str(trained / "recipe.yaml"))
-    cache, accelerator = WindowCache(folder), Accelerator(cpu=not torch.accelerator.is_available())
-    if Task.find(recipe.task).apply is Task.apply:
+        raise TrainerError(
+            f"{trained} holds no {WEIGHTS}: give the folder of a finished run of a task that makes something of windows "
+            f"(this one is of {recipe.task})"
+        )
+    apply = task.applied(trained, from_settings(task.Options, recipe.task_options, "task_options"), state.device)
+    if apply is None:
         raise TrainerError(f"{trained} is a run of the task {recipe.task}, which makes nothing of windows")
-    keys = cache.keys()[accelerator.process_index :: accelerator.num_processes]
-    if not keys:
+    cache = WindowCache(folder)
+    if not (keys := cache.keys()):
         raise TrainerError(f"{folder} has no windows yet. Fill it with lgf extract")
-    task = make_task(recipe, cache, accelerator)
-    model = task.make_model()
-    task.read(trained, model)
-    model.eval().to(accelerator.device)
     weights, written = content_hash(trained / WEIGHTS), 0
-    for key in tqdm(keys, f"{recipe.task} of windows", unit="window", disable=not accelerator.is_main_process):
+    keys = keys[state.process_index :: state.num_processes]
+    for key in tqdm(keys, f"{recipe.task} of windows", unit="window", disable=not state.is_main_process):
         tensors, about = cache.read(key)
         if about.get(recipe.task) == weights:
             continue
-        cache.write(key, tensors | task.apply(model, tensors), about | {recipe.task: weights})
+        cache.write(key, tensors | apply(cache, tensors), about | {recipe.task: weights})
         written += 1
-    if accelerator.is_main_process:
+    if state.is_main_process:
         print(f"{folder}: {written} windows written, {len(keys) - written} had it already")
+    state.destroy_process_group()
     return written

@@ -176,7 +176,7 @@ class Extraction:
         self.options, self.cache, self.settings, self.report = options, cache, cache.settings, Report()
         self._teachers, self._device, self._quiet = teachers, device, quiet
         self._needs_subject = any(Teacher.find(name).needs_subject for name in teachers)
-        self._sidecars = sorted({own.files for own in teachers.values() if getattr(own, "files", "")})
+        self._sidecars = sorted({s for name, own in teachers.items() for s in Teacher.find(name).sidecars(own)})
         frames, *grid = self.settings["grid"]
         step = (self.settings["frames"] - 1) // (frames - 1)
         self._student = Student(range(0, self.settings["frames"], step), tuple(grid))

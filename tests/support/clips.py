@@ -4,6 +4,7 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
 import torch
 
 REAL = Path(os.environ.get("LGF_TEST_VIDEOS", Path(__file__).parents[3] / "shared" / "data"))
@@ -11,6 +12,20 @@ if "LGF_TEST_VIDEOS" in os.environ and not REAL.is_dir():
     raise NotADirectoryError(
         f"LGF_TEST_VIDEOS names {REAL}, which is no directory: tests of real videos would be skipped"
     )
+
+
+def clip_called(name: str, folder: Path) -> Path:
+    """Return a real clip, for which the test is skipped where it is not, or a "generated" one that is written to the folder."""
+    if name != "generated":
+        if not (REAL / name).exists():
+            pytest.skip(f"{name} is not here; LGF_TEST_VIDEOS names its directory")
+        return REAL / name
+    from lgf_demo.clips import make_clip
+    from lgf_trainer.data import export
+
+    pixels = ((make_clip(0, 29, 8, 12).video + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    (folder / "walk.mp4").write_bytes(export.encode_video(pixels.numpy(), 8, {}))
+    return folder / "walk.mp4"
 
 
 def write_frames(

@@ -19,12 +19,11 @@ pytest.importorskip("tyro")
 
 import lgf_cli
 from lgf_demo import playground
-from lgf_demo.clips import make_clip
 from lgf_trainer.data import export
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.runtime.recipe import read_recipe
 from safetensors.torch import load_file
-from support.clips import REAL
+from support.clips import clip_called
 from trainer.processes import environment, run_and_kill
 
 ROOT = Path(__file__).parents[2]
@@ -53,13 +52,7 @@ def family(request):
 
 @pytest.fixture(params=["generated", "01_dog.mp4", "05_default_juggle.mp4"])
 def clip(request, tmp_path):
-    if request.param != "generated":
-        if not (REAL / request.param).exists():
-            pytest.skip(f"{request.param} is not here; LGF_TEST_VIDEOS names its directory")
-        return REAL / request.param
-    pixels = ((make_clip(0, 29, 8, 12).video + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    (tmp_path / "walk.mp4").write_bytes(export.encode_video(pixels.numpy(), 8, {}))
-    return tmp_path / "walk.mp4"
+    return clip_called(request.param, tmp_path)
 
 
 def go_on(words: list[str]) -> int:

@@ -140,11 +140,11 @@ def test_flow_beside_the_video_is_cut_as_the_picture_is(tmp_path):
     ramp = torch.zeros(6, 2, 12, 20)
     ramp[:, 0] = torch.arange(20.0)
     source = video_beside(tmp_path, ramp.numpy())
-    found = read_flow(source._replace(start=2), 5, ".flow.npy")
+    found = read_flow(source._replace(start=2), 5, ".flow.npy", backward=False)
     assert found.forward.shape == (4, 2, 48, 64) and found.backward is None
     assert found.forward[0, 0, 0, 30] == pytest.approx(4 * ((30 + 8 + 0.5) / 4 - 0.5)) and not found.forward[:, 1].any()
     with pytest.raises(Skipped, match="6 pairs of frames, and 7 are needed"):
-        read_flow(source._replace(start=3), 5, ".flow.npy")
+        read_flow(source._replace(start=3), 5, ".flow.npy", backward=False)
 
 
 def test_teachers_on_flow_beside_the_video(tmp_path):
@@ -175,7 +175,7 @@ def test_teachers_on_flow_beside_the_video(tmp_path):
 )
 def test_files_that_hold_no_flow(tmp_path, array, message):
     with pytest.raises(Skipped, match=message):
-        read_flow(video_beside(tmp_path, array), 5, ".flow.npy")
+        read_flow(video_beside(tmp_path, array), 5, ".flow.npy", backward=False)
 
 
 def test_tracks_need_the_flow_back(tmp_path):
@@ -188,7 +188,8 @@ def test_tracks_need_the_flow_back(tmp_path):
 
 def test_both_directions_in_one_array(tmp_path):
     source = video_beside(tmp_path, torch.stack([constant(1, 0, 8), constant(-1, 0, 8)]).numpy())
-    assert read_flow(source, 9, ".flow.npy").backward is not None
+    found = read_flow(source, 9, ".flow.npy", backward=True)
+    assert torch.equal(found.backward, -found.forward) and found.forward.any()
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,10 @@ pytest.importorskip("torchvision")
 
 import lgf_cli
 from accelerate.state import AcceleratorState
-from lgf_demo.clips import make_clip
-from lgf_trainer.data import export
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.testing import make_tiny_pipeline
 from safetensors.torch import save_file
-from support.clips import REAL
+from support.clips import clip_called
 from torchvision.models.optical_flow import raft_small
 from trainer.training_data import tiny
 from transformers import VideoMAEConfig, VideoMAEModel
@@ -26,13 +24,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 @pytest.fixture(params=["generated", "01_dog.mp4"])
 def clip(request, tmp_path):
-    if request.param != "generated":
-        if not (REAL / request.param).exists():
-            pytest.skip(f"{request.param} is not here; LGF_TEST_VIDEOS names its directory")
-        return REAL / request.param
-    pixels = ((make_clip(0, 29, 8, 12).video + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    (tmp_path / "walk.mp4").write_bytes(export.encode_video(pixels.numpy(), 8, {}))
-    return tmp_path / "walk.mp4"
+    return clip_called(request.param, tmp_path)
 
 
 @pytest.fixture
@@ -80,10 +72,9 @@ def test_from_a_clip_to_moalign(place, clip):
     assert (place / "moalign" / "transformer").is_dir()
 
 
-def test_from_a_clip_to_track4gen(place, clip):
+def test_from_a_clip_to_track4gen(place):
     """RAFT does not look at 64 x 96 pixels: flow beside the video is taken, and of a still picture."""
-    if clip.parent != place:
-        pytest.skip("flow is written beside the generated clip only")
+    clip = clip_called("generated", place)
     still = torch.zeros(2, 28, 2, 8, 12)
     save_file({"forward": still[0], "backward": still[1]}, place / "walk.flow.safetensors")
     options = ["tracks.files=.flow.safetensors", "tracks.points=20"]

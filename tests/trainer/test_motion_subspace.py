@@ -128,12 +128,22 @@ def test_train_stop_go_on_apply(cache, tmp_path, capsys):
     lgf("apply", tmp_path / "whole", cache.folder)
     assert "0 windows written, 12 had it already" in capsys.readouterr().out
 
+    other = WindowCache(tmp_path / "other", {"frames": 11})  # of videos that it was not trained on, without their flow
+    other.write("a-0-0", {"features_videomae": window["features_videomae"]}, {"video": "", "start": 0})
+    lgf("apply", tmp_path / "whole", other.folder)
+    assert torch.equal(other.read("a-0-0").tensors["features_motion"], window["features_motion"])
+    other.write("b-0-0", {"latents": torch.zeros(1)}, {"video": "", "start": 0})
+    with pytest.raises(
+        SystemExit, match=r"have no features_videomae, which the motion subspace reads; they have latents"
+    ):
+        lgf("apply", tmp_path / "whole", other.folder)
+
 
 def test_what_it_cannot_be_made_of(cache, tmp_path):
     other = WindowCache(tmp_path / "other", {"frames": 11})
     other.write("a-0-0", {"features_videomae": torch.zeros(5, 4, 6, 8)}, {"video": "", "start": 0})
     for place, words, message in (
-        (other, [], "have no flow, which the motion subspace is made of.*lgf extract --teachers raft"),
+        (other, [], "have no flow, which the motion subspace reads.*lgf extract --teachers raft"),
         (cache, ["--task_options", "{features: dino}"], "have no features_dino.*--teachers dino"),
         (cache, ["--task_options", "{held_out: 0.999999}"], "holds out all windows"),
         (cache, ["--task_options", "{held: 1}"], "held"),
@@ -148,5 +158,13 @@ def test_what_it_cannot_be_made_of(cache, tmp_path):
 
 
 def test_apply_needs_a_finished_run_of_such_a_task(cache, tmp_path):
-    with pytest.raises(SystemExit, match=r"holds no weights\.safetensors: give the folder of a finished run"):
+    with pytest.raises(SystemExit, match=r"holds no recipe\.yaml: give the folder of a finished run"):
+        lgf("apply", tmp_path, cache.folder)
+    (tmp_path / "recipe.yaml").write_text("base: sam2videox")
+    with pytest.raises(
+        SystemExit, match=r"holds no weights\.safetensors.*makes something of windows \(this one is of diffusion"
+    ):
+        lgf("apply", tmp_path, cache.folder)
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="a run of the task diffusion, which makes nothing of windows"):
         lgf("apply", tmp_path, cache.folder)

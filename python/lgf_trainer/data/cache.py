@@ -10,6 +10,7 @@ killed one leaves under a hidden name is removed by the next that opens the cach
 
 import hashlib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,22 @@ class Window(NamedTuple):
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
+
+
+def must_hold(shapes: Mapping[str, Any], name: str, folder: str | PathLike, reader: str, way_out: str) -> None:
+    """Refuse windows without a tensor.
+
+    Args:
+        shapes: of the tensors that the windows have, by name.
+        name: of the tensor.
+        folder: of the cache.
+        reader: what reads it, such as "this recipe's alignment".
+        way_out: what to do.
+    """
+    if name not in shapes:
+        raise TrainerError(
+            f"the windows of {folder} have no {name}, which {reader} reads; they have {', '.join(sorted(shapes))}. {way_out}"
+        )
 
 
 class WindowCache:

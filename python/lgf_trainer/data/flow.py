@@ -20,9 +20,9 @@ from torch.nn.functional import grid_sample, interpolate
 
 from ..runtime.errors import TrainerError, in_short
 from ..runtime.hub import frozen
+from .fit import Fit
 from .report import Skipped
 from .sources import Clip
-from .video import Fit
 
 #: (frames, the frames after them), both (N, 3, H, W) in [-1, 1] -> flow (N, 2, H, W).
 FlowEstimator = Callable[[Tensor, Tensor], Tensor]
@@ -113,7 +113,7 @@ class NeighbourFlow(NamedTuple):
     """Flow between neighbouring frames of a window, (frames - 1, 2, H, W): to the next one, and back from it."""
 
     forward: Tensor
-    backward: Tensor | None  # None: the file does not hold it
+    backward: Tensor | None  # None: it was not asked for
 
 
 def estimate(video: Tensor, flow: FlowEstimator) -> NeighbourFlow:
@@ -121,19 +121,30 @@ def estimate(video: Tensor, flow: FlowEstimator) -> NeighbourFlow:
     return NeighbourFlow(flow(video[:-1], video[1:]), flow(video[1:], video[:-1]))
 
 
-def read_flow(source: Source, frames: int, suffix: str) -> NeighbourFlow:
+def read_flow(source: Source, frames: int, suffix: str, *, backward: bool) -> NeighbourFlow:
     """Return the flow of a window from the file beside its video, cut and scaled as the window's pictures are.
+
+    Args:
+        source: of the window.
+        frames: of the window.
+        suffix: ending of the file.
+        backward: whether the flow back is needed too.
 
     Raises:
         Skipped: the file cannot be read, or holds no flow, or not enough of it.
     """
-    forward, backward = _read(source.clip, suffix)
+    forward, back = _read(source.clip, suffix)
+    if backward and back is None:
+        raise Skipped(
+            "no flow",
+            f"its {suffix} has no flow back, which tracks are checked with: store both, (2, pairs of frames, 2, height, "
+            "width), or the tensors 'forward' and 'backward'",
+        )
     needed = source.start + frames - 1
     if len(forward) < needed:
         raise Skipped("no flow", f"its {suffix} has {len(forward)} pairs of frames, and {needed} are needed")
     window = slice(source.start, needed)
-    cut = [None if part is None else _fitted(part[window], source.fit) for part in (forward, backward)]
-    return NeighbourFlow(*cut)
+    return NeighbourFlow(_fitted(forward[window], source.fit), _fitted(back[window], source.fit) if backward else None)
 
 
 def sidecar_hash(clip: Clip, suffix: str) -> str:

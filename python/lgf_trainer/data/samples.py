@@ -90,12 +90,35 @@ class TrainingSamples(Dataset):
             sample |= {name: torch.zeros_like(tensor) if without else tensor for name, tensor in image.items()}
         if without_caption < self.caption_dropout:
             sample["text"] = self.no_caption
-        try:
-            return sample | {name: window[name] for name in self.targets}
-        except KeyError as error:
-            raise TrainerError(
-                f"{self.cache.path(self.key(number))} has no {error}. Remove it, extract again"
-            ) from error
+        return sample | chosen(self.cache, self.key(number), window, self.targets)
+
+
+class WindowTensors(Dataset):
+    """Tensors of windows, every epoch all of them in an order of its own.
+
+    Args:
+        cache: of windows.
+        keys: of those to take.
+        names: of the tensors; in float32.
+        seed: of the order.
+    """
+
+    def __init__(self, cache: WindowCache, keys: list[str], names: tuple[str, ...], seed: int):
+        self.cache, self.names = cache, names
+        self.order = EndlessOrder(keys, seed)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        key = self.order[number]
+        tensors = chosen(self.cache, key, self.cache.read(key).tensors, self.names)
+        return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def chosen(cache: WindowCache, key: str, window: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return some tensors of a window, which has them as all windows of its cache do, or is refused."""
+    try:
+        return {name: window[name] for name in names}
+    except KeyError as error:
+        raise TrainerError(f"{cache.path(key)} has no {error}. Remove it, extract again") from error
 
 
 class BatchNumbers:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
+from ..data.cache import must_hold
 from ..projector import Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
@@ -68,11 +69,8 @@ class Objective(ByName, kind="objectives"):
             TrainerError: what is missing or does not fit, and the way out.
         """
         for name in self.tensors:
-            if name not in shapes:
-                raise TrainerError(
-                    f"the windows of {cache} have no {name}, which this recipe's alignment reads; they have "
-                    f"{', '.join(sorted(shapes))}. Extract again with it (lgf extract --help), or choose another alignment"
-                )
+            way_out = "Extract again with it (lgf extract --help), or choose another alignment"
+            must_hold(shapes, name, cache, "this recipe's alignment", way_out)
             shape, given = tuple(shapes[name]), name.startswith("features_")
             if given and len(shape) != 4:
                 raise TrainerError(

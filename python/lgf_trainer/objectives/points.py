@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lgf_kernels import PointCorrespondenceLoss
 
-from ..runtime.errors import TrainerError
+from ..data.cache import must_hold
 from .base import Objective
 
 
@@ -50,24 +50,19 @@ class Points(Objective):
         return self.settings["grid"][0]
 
     def check(self, shapes, grid, cache):
-        missing = [name for name in self.tensors if name not in shapes]
-        if missing:
-            raise TrainerError(
-                f"the windows of {cache} have no {missing[0]}, which this recipe's alignment reads; they have "
-                f"{', '.join(sorted(shapes))}. Extract with lgf extract --teachers tracks"
-            )
+        for name in self.tensors:
+            must_hold(shapes, name, cache, "this recipe's alignment", "Extract with lgf extract --teachers tracks")
 
     def __call__(self, projected: Tensor, targets: dict[str, Tensor]) -> Tensor:
         tracks, visible = targets["tracks"], targets["tracks_visible"].bool()
         frames, rows, columns = projected.shape[1:4]
         step = (tracks.shape[2] - 1) // (frames - 1)
         tracks, visible = tracks[:, :, ::step], visible[:, :, ::step]
-        size = torch.tensor([self.settings["height"] / rows, self.settings["width"] / columns]).to(tracks)
-        places = (tracks.float() + 0.5) / size - 0.5
+        sides = (rows / self.settings["height"], columns / self.settings["width"])
+        scaled = [(pixel + 0.5) * side - 0.5 for pixel, side in zip(tracks.float().unbind(-1), sides, strict=True)]
+        places = torch.stack(scaled, dim=-1)
         queries = drawn_queries(places, visible, (rows, columns))
-        pairs = (
-            (visible.sum(-1) - 1).clamp(min=0).sum()
-        )  # a frame and the query's own; 0 where nothing is visible twice
+        pairs = (visible.sum(-1) - 1).clamp(min=0).sum()  # the query's own frame teaches nothing
         return self.criterion(projected, queries, places, visible) / pairs.clamp(min=1)
 
 
@@ -81,6 +76,5 @@ def drawn_queries(places: Tensor, visible: Tensor, grid: tuple[int, int]) -> Ten
     chosen = (torch.rand(counts.shape).to(places.device, non_blocking=True) * counts).floor().clamp(max=counts - 1)
     number = visible.cumsum(-1) - 1
     frame = (visible & (number == chosen.unsqueeze(-1))).int().argmax(-1)
-    place = places.gather(2, frame[..., None, None].expand(*frame.shape, 1, 2))[:, :, 0]
-    edge = torch.tensor(grid, device=places.device) - 1
-    return torch.cat([frame.unsqueeze(-1).to(places.dtype), place.clamp(min=torch.zeros_like(edge), max=edge)], dim=-1)
+    y, x = places.gather(2, frame[..., None, None].expand(*frame.shape, 1, 2))[:, :, 0].unbind(-1)
+    return torch.stack([frame.to(y.dtype), y.clamp(0, grid[0] - 1), x.clamp(0, grid[1] - 1)], dim=-1)

@@ -1,7 +1,7 @@
 """Base of the tasks: what a run trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +21,8 @@ from ..runtime.settings import NoOptions, from_settings
 from ..step import Watch
 
 WEIGHTS = "weights.safetensors"
+
+Apply = Callable[[WindowCache, dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Task(ByName, ABC, kind="tasks"):
@@ -81,9 +83,13 @@ class Task(ByName, ABC, kind="tasks"):
         """Return numbers for metrics.jsonl of the model (without wrapper), in every step after which it is saved."""
         return {}
 
-    def apply(self, model: nn.Module, window: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors that a trained model makes of a window of any cache, for `lgf apply` to add to it."""
-        raise NotImplementedError
+    @classmethod
+    def applied(cls, folder: Path, options: Any, device: torch.device) -> Apply | None:
+        """Return what `lgf apply` runs on the windows of any cache, with the weights in the folder of a finished run.
+
+        (cache, tensors of a window) -> the tensors to add to it. None: the task makes nothing of windows.
+        """
+        return None
 
     def begin(self, model: nn.Module, watch: Watch) -> None:
         """Take the module in its wrapper; `watch` is told when the second loss is computed."""

@@ -12,14 +12,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, l1_loss
-from torch.utils.data import Dataset
 
-from ..data.cache import WindowCache
-from ..data.samples import EndlessOrder
+from ..data.cache import must_hold
+from ..data.samples import WindowTensors
 from ..runtime.errors import TrainerError
-from .base import Task
+from .base import WEIGHTS, Task
 
 
 class MotionSubspace(nn.Module):
@@ -82,11 +82,9 @@ class MotionTask(Task):
         super().__init__(recipe, cache, accelerator, options)
         self.features = f"features_{options.features}"
         for name, teacher in ((self.features, options.features), ("flow", "raft")):
-            if name not in self.shapes:
-                raise TrainerError(
-                    f"the windows of {cache.folder} have no {name}, which the motion subspace is made of; they have "
-                    f"{', '.join(sorted(self.shapes))}. Extract with lgf extract --teachers {teacher}"
-                )
+            must_hold(
+                self.shapes, name, cache.folder, "the motion subspace", f"Extract with lgf extract --teachers {teacher}"
+            )
         tokens, flows = self.shapes[self.features], self.shapes["flow"]
         if len(tokens) != 4 or len(flows) != 4 or flows[:2] != (tokens[0] - 1, 2):
             raise TrainerError(
@@ -97,8 +95,9 @@ class MotionTask(Task):
             raise TrainerError(
                 "run.shard shards weights, and the motion subspace has less than a million. Leave it out"
             )
-        held = [key for key in cache.keys() if is_held_out(key, options.held_out)]
-        self.held_out, self.trained_on = held, [key for key in cache.keys() if key not in set(held)]
+        self.held_out, self.trained_on = [], []
+        for key in cache.keys():
+            (self.held_out if is_held_out(key, options.held_out) else self.trained_on).append(key)
         if not self.trained_on:
             raise TrainerError(
                 f"task_options.held_out {options.held_out} holds out all windows of {cache.folder}. Take a smaller share, or "
@@ -124,7 +123,6 @@ class MotionTask(Task):
     def evaluate(self, model):
         if not self.held_out:
             return {}
-        model.eval()
         errors, zeros = [], []
         for key in self.held_out:
             window = self.cache.read(key).tensors
@@ -135,14 +133,23 @@ class MotionTask(Task):
                 flow = model(features)
             errors.append(end_point_error(flow.float(), truth))
             zeros.append(end_point_error(torch.zeros_like(truth), truth))
-        model.train()
         error, zero = (torch.stack(each).mean().item() for each in (errors, zeros))
         return {"held_out/end_point_error": error, "held_out/of_zero_flow": zero}
 
-    @torch.no_grad()
-    def apply(self, model, window):
-        motion = model.compress(window[self.features].float()[None].to(next(model.parameters()).device))
-        return {"features_motion": motion[0].half()}
+    @classmethod
+    def applied(cls, folder, options, device):
+        weights = load_file(folder / WEIGHTS)
+        model = MotionSubspace(weights["compressor.0.weight"].shape[1], size=(1, 1))  # of flow, which is not read
+        model.load_state_dict(weights)
+        model.to(device)
+        name = f"features_{options.features}"
+
+        @torch.no_grad()
+        def apply(cache, window):
+            must_hold(window, name, cache.folder, "the motion subspace", f"Extract with --teachers {options.features}")
+            return {"features_motion": model.compress(window[name].float()[None].to(device))[0].half()}
+
+        return apply
 
 
 def end_point_error(flow: Tensor, truth: Tensor) -> Tensor:
@@ -154,26 +161,3 @@ def is_held_out(key: str, share: float) -> bool:
     """Return whether a window's video is held out: by the hash of its content, so that all windows of a video are together."""
     digest = hashlib.sha256(key.partition("-")[0].encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-class WindowTensors(Dataset):
-    """Tensors of windows, every epoch all of them in an order of its own.
-
-    Args:
-        cache: of windows.
-        keys: of those to take.
-        names: of the tensors; in float32.
-        seed: of the order.
-    """
-
-    def __init__(self, cache: WindowCache, keys: list[str], names: tuple[str, ...], seed: int):
-        self.cache, self.names = cache, names
-        self.order = EndlessOrder(keys, seed)
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        key = self.order[number]
-        window = self.cache.read(key).tensors
-        try:
-            return {name: window[name].float() for name in self.names}
-        except KeyError as error:
-            raise TrainerError(f"{self.cache.path(key)} has no {error}. Remove it, extract again") from error

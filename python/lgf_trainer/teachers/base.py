@@ -41,6 +41,11 @@ class Teacher(ByName, ABC, kind="teachers"):
     Options: ClassVar[type]
     needs_subject: ClassVar[bool] = False
 
+    @classmethod
+    def sidecars(cls, options) -> tuple[str, ...]:
+        """Return the endings of the files beside a video that it reads; their content is part of what a window is."""
+        return ()
+
     @abstractmethod
     def __init__(self, options, device: torch.device): ...
 

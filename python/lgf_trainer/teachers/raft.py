@@ -27,15 +27,23 @@ class Options(FlowOptions):
     boundary (2 -> 3), which leaves out half of the motion."""
 
 
-class Flow(Teacher):
-    """Flow between the tubelets of VideoMAE, (tubelets - 1, 2, height, width) in float16. In the cache: `flow`."""
-
-    name = "raft"
-    Options = Options
+class FlowTeacher(Teacher):
+    """Base of teachers that look at flow: RAFT's, or that of files beside the videos."""
 
     def __init__(self, options, device):
         self.options = options
         self.raft = None if options.files else Raft(options, device)
+
+    @classmethod
+    def sidecars(cls, options):
+        return (options.files,) if options.files else ()
+
+
+class Flow(FlowTeacher):
+    """Flow between the tubelets of VideoMAE, (tubelets - 1, 2, height, width) in float16. In the cache: `flow`."""
+
+    name = "raft"
+    Options = Options
 
     def __call__(self, video, subject, student):
         first, second = tubelet_pairs(len(video), self.options.pairs)
@@ -47,7 +55,7 @@ class Flow(Teacher):
         return {"flow": flow.half()}
 
     def _of_file(self, source: Source, frames: int, first: list[int], second: list[int]) -> Tensor:
-        forward = resized(read_flow(source, frames, self.options.files).forward, self.options.size)
+        forward = resized(read_flow(source, frames, self.options.files, backward=False).forward, self.options.size)
         one_step = second[0] - first[0] == 1
         return torch.stack([forward[k] if one_step else chained(forward[k], forward[k + 1]) for k in first])
 

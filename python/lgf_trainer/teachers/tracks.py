@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.flow import FlowOptions, NeighbourFlow, Raft, estimate, read_flow, sampled
-from ..data.report import Skipped
-from .base import Teacher
+from ..data.flow import FlowOptions, NeighbourFlow, estimate, read_flow, sampled
+from .raft import FlowTeacher
 
 
 @dataclass(frozen=True)
@@ -28,25 +27,15 @@ class Options(FlowOptions):
     """Pixels by which the way there and back may miss its beginning."""
 
 
-class Tracks(Teacher):
+class Tracks(FlowTeacher):
     """Tracks from flow. In the cache: `tracks` (points, frames, 2), y and x in pixels; `tracks_visible` (points, frames)."""
 
     name = "tracks"
     Options = Options
 
-    def __init__(self, options, device):
-        self.options = options
-        self.raft = None if options.files else Raft(options, device)
-
     def __call__(self, video, subject, student):
         if self.raft is None:
-            flow = read_flow(student.source, len(video), self.options.files)
-            if flow.backward is None:
-                raise Skipped(
-                    "no flow",
-                    f"its {self.options.files} has no flow back, which tracks are checked with: store both, "
-                    "(2, pairs of frames, 2, height, width), or the tensors 'forward' and 'backward'",
-                )
+            flow = read_flow(student.source, len(video), self.options.files, backward=True)
         else:
             flow = estimate(video, self.raft)
         tracks, visible = tracks_from_flow(flow, self.options.points, self.options.threshold)
