@@ -17,7 +17,7 @@ from lgf_trainer.data.video import Fit
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.teachers.base import Student
 from lgf_trainer.teachers.raft import Flow, tubelet_pairs
-from lgf_trainer.teachers.tracks import Tracks, tracks_from_flow
+from lgf_trainer.teachers.tracks import Tracks, _cell_of, tracks_from_flow
 from safetensors.torch import save, save_file
 
 CPU = torch.device("cpu")
@@ -108,6 +108,14 @@ def test_places_that_no_track_covers_get_tracks_of_their_own():
     right = tracks[..., 1] > 24
     assert not (right & visible)[:150, 4:].any()  # those of the first frame have left
     assert (right & visible)[150:, 4:].any(0).all()
+    cells, size = (
+        torch.tensor([11, 13]),
+        torch.tensor([24.0, 32.0]),
+    )  # 143 tracks on the grid, then 19 in each of three frames
+    for start, begin in ((2, 143), (4, 162), (6, 181)):
+        numbers = _cell_of(tracks[:, start], cells, size)
+        covered = set(numbers[:begin][visible[:begin, start]].tolist())
+        assert visible[begin : begin + 19, start].all() and covered.isdisjoint(numbers[begin : begin + 19].tolist())
 
 
 def test_pairs_of_tubelets():
