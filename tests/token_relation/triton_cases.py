@@ -26,7 +26,7 @@ CASES = [
 
 def gradient_of_equals(fused: str | None) -> float:
     """Return the largest gradient of equal student and teacher, where a kernel fuses products and sums that it must not."""
-    from models.ptx import launcher
+    from models.ptx import triton_launcher as launcher
 
     from lgf_kernels.core import triton_launch
 

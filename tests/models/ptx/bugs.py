@@ -10,7 +10,7 @@ from support.numerics import features, value_and_gradient
 
 import lgf_kernels as lgf
 
-from . import launcher
+from . import triton_launcher as launcher
 
 
 @triton.jit

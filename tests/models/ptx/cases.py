@@ -2,6 +2,7 @@
 
 PYTHONPATH=tests python -m models.ptx.cases                       what the tests run
 PYTHONPATH=tests python -m models.ptx.cases gram_flow bugs        a family, the bugs
+PYTHONPATH=tests python -m models.ptx.cases sm_90 gram_flow       compiled for Hopper, and not for Ampere
 PYTHONPATH=tests python -m models.ptx.cases configurations        every row of the tables of configurations, in some minutes
 """
 
@@ -19,7 +20,8 @@ from support import families
 from lgf_kernels.core import registry
 from lgf_kernels.core import triton_launch as launch
 
-from . import bugs, launcher
+from . import bugs
+from . import triton_launcher as launcher
 from .case import Case
 from .memory import Fault
 
@@ -51,10 +53,11 @@ def run_case(case: Case) -> dict:
 def main() -> None:
     torch.use_deterministic_algorithms(True)  # fills what `torch.empty` returns with NaN
     offer_triton()
-    launcher.launched_on_model(launch)
+    words = sys.argv[1:]
+    launcher.launched_on_model(launch, 90 if "sm_90" in words else 80)
     parts = families.of_every_family("triton_cases")
-    every_row = "configurations" in sys.argv[1:]
-    wanted = [name for name in sys.argv[1:] if name != "configurations"] or [*parts, "bugs"]
+    every_row = "configurations" in words
+    wanted = [name for name in words if name not in ("configurations", "sm_90")] or [*parts, "bugs"]
     for part in (parts[name] for name in parts if name in wanted):
         for case in part.rows_of_tables() if every_row else part.CASES:
             print(json.dumps({"case": str(case)} | run_case(case)), flush=True)

@@ -1,0 +1,64 @@
+"""Launches of Triton kernels on the model, compiled as Triton compiles them for the same arguments."""
+
+import numpy as np
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import driver
+
+from .arena import Arena
+from .arithmetic import TYPES
+from .grid import Kernel, prepared, run_grid
+
+
+class Driver:
+    """A driver that compiles for an architecture and launches nothing."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def launched_on_model(launch, architecture: int) -> None:
+    """Let the library's launchers launch on the model."""
+    driver.set_active(Driver(architecture))
+    launch.run = run
+    launch.architecture = lambda device: architecture
+    # The model runs PTX: what assembles it would take half of the time.
+    CUDABackend.make_cubin = lambda *arguments, **options: b""
+
+
+def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:
+    binary = kernel.warmup(*arguments, grid=grid, enable_fp_fusion=enable_fp_fusion, **constants)
+    values = list(passed(binary.src.signature.values(), arguments))
+    compiled = prepared(binary.asm["ptx"])
+    arena = Arena([value for value in values if isinstance(value, torch.Tensor)], compiled.granules["global"])
+    numbers = [arena.address(value) if isinstance(value, torch.Tensor) else value for value in values]
+    parameters = packed(compiled, numbers)
+    run_grid(compiled, grid, 32 * binary.metadata.num_warps, binary.metadata.shared, parameters, arena.memory)
+    arena.give_back()
+
+
+def packed(kernel: Kernel, numbers: list) -> np.ndarray:
+    """Return the bytes of the parameters: these, and zeros for Triton's own scratch, which these kernels do without."""
+    data = np.zeros(kernel.parameter_bytes, np.uint8)
+    for parameter, number in zip(kernel.program.parameters.values(), numbers, strict=False):
+        data[parameter.start :][: parameter.bytes] = np.array([number]).astype(TYPES[parameter.kind]).view(np.uint8)
+    return data
+
+
+def passed(signature, arguments):
+    """Yield the arguments that are passed, which excludes the constants of the kernel."""
+    for kind, value in zip(signature, arguments, strict=False):  # the constants come last
+        if isinstance(kind, tuple):
+            yield from passed(kind, value)
+        elif kind != "constexpr":
+            yield value
