@@ -38,7 +38,7 @@ class Arena:
     def moved(self, pointer: int) -> int | None:
         """Return the address in global memory of what this process has at an address, or None if no tensor is there."""
         for storage, (start, data) in self.storages.items():
-            if storage <= pointer <= storage + len(data):
+            if storage <= pointer < storage + len(data):
                 return ORIGIN + start + pointer - storage
         return None
 
