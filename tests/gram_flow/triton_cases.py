@@ -27,6 +27,8 @@ CASES = [
     Case("lgf_kl_loss", "float32", (1, 2, 4, 5, 8), (8,), {"divergence": "l2"}, gradient=False),
     Case("local_gram_flow", "bfloat16", (1, 3, 9, 9, 72), (), {}),
 ]
+#: Those that continuous integration runs compiled for Hopper, too.
+ON_HOPPER = [case for case in CASES if case.dtype == "bfloat16"]
 BUGS = {}
 
 

@@ -1,5 +1,7 @@
 """The CUDA kernels of token relations as nvcc compiles them, on the model of a GPU (tests/models/ptx), against the oracle."""
 
+import re
+
 import pytest
 import torch
 from models.ptx.mistakes import mistakes, must_be_noticed
@@ -90,24 +92,24 @@ MISTAKES = {
     "a chunk is not waited for": ("90a", r"cp\.async\.wait_group 4", "cp.async.wait_group 5", "copy is under way"),
     "no fence": ("90a", r"wgmma\.fence", "// wgmma.fence", "no fence .wgmma"),
     "no commit": ("90a", r"wgmma\.commit_group", "// wgmma.commit_group", "not committed"),
-    "no wait": ("90a", r"wgmma\.wait_group", "// wgmma.wait_group", "not waited for|while a product"),
+    "no wait": ("90a", r"wgmma\.wait_group", "// wgmma.wait_group", "have not waited for"),
     "copies are not made known": ("90a", r"fence\.proxy\.async", "// fence.proxy.async", "no fence .fence.proxy"),
 }
 MORE = {
-    "a chunk is not waited for": ("80", r"cp\.async\.wait_group ([24])", "cp.async.wait_group 5", "under way"),
-    "pieces are not exchanged": ("80", r"xor\.b32", "or.b32", ""),
-    "pieces are not exchanged ": ("90a", r"xor\.b32", "or.b32", ""),
+    "a chunk is not waited for ": ("80", r"cp\.async\.wait_group 0", "cp.async.wait_group 1", "copy is under way"),
+    "pieces are not exchanged": ("80", r"xor\.b32", "or.b32", None),
+    "pieces are not exchanged ": ("90a", r"xor\.b32", "or.b32", None),
     "not transposed": ("80", r"x4\.trans", "x4", "error"),
-    "rows of 64 bytes": ("90a", str(ALONG), str(ALONG ^ 3 << 62), ""),
-    "rows of 64 bytes, down": ("90a", str(DOWN), str(DOWN ^ 3 << 62), ""),
+    "rows of 64 bytes": ("90a", str(ALONG), str(ALONG ^ 3 << 62), None),
+    "rows of 64 bytes, down": ("90a", str(DOWN), str(DOWN ^ 3 << 62), None),
     "another base": ("90a", str(ALONG), str(ALONG | 1 << 49), "does not know `descriptor"),
-    "another stride": ("90a", str(ALONG), str(ALONG ^ 96 << 32), ""),
-    "another stride, down": ("90a", str(DOWN), str(DOWN ^ 96 << 32), ""),
-    "another leading offset": ("90a", str(DOWN), str(DOWN ^ 768 << 16), ""),
-    "a is transposed": ("90a", "p, 1, 1, 0, 1", "p, 1, 1, 1, 1", ""),
-    "a is not transposed": ("90a", "p, 1, 1, 1, 1", "p, 1, 1, 0, 1", ""),
-    "b is transposed": ("90a", "p, 1, 1, 0, 0", "p, 1, 1, 0, 1", ""),
-    "b is not transposed": ("90a", "p, 1, 1, ([01]), 1", r"p, 1, 1, \1, 0", ""),
+    "another stride": ("90a", str(ALONG), str(ALONG ^ 96 << 32), None),
+    "another stride, down": ("90a", str(DOWN), str(DOWN ^ 96 << 32), None),
+    "another leading offset": ("90a", str(DOWN), str(DOWN ^ 768 << 16), None),
+    "a is transposed": ("90a", "p, 1, 1, 0, 1", "p, 1, 1, 1, 1", None),
+    "a is not transposed": ("90a", "p, 1, 1, 1, 1", "p, 1, 1, 0, 1", None),
+    "b is transposed": ("90a", "p, 1, 1, 0, 0", "p, 1, 1, 0, 1", None),
+    "b is not transposed": ("90a", "p, 1, 1, ([01]), 1", r"p, 1, 1, \1, 0", None),
     "sums are started anew": ("90a", r"setp\.eq\.u32 p, 0, 0", "setp.eq.u32 p, 0, 1", "error"),
 }
 
@@ -128,10 +130,9 @@ def test_a_kernel_alone_is_compiled_as_with_all_others(architecture):
     alone = compiled(f"lgf::cuda::Distances<lgf::cuda::{by}<lgf::BFloat16> >", architecture)
     whole = ptx(CSRC / "token_relation" / "kernels.cu", architecture)
     (entry,) = [line.split(".entry ")[1].rstrip("(") for line in alone.splitlines() if ".entry" in line]
-    described = parse(alone), parse(whole, entry)
-    assert described[0].blocks == described[1].blocks or instructions(described[0]) == instructions(described[1])
+    assert instructions(parse(alone)) == instructions(parse(whole, entry))
 
 
 def instructions(program) -> list[str]:
-    """Return a program's instructions without the numbers of labels, which count the kernels of a file."""
-    return [str(op).replace("$L__BB0", "").split("'$L__BB")[0] for block in program.blocks for op in block]
+    """Return a program's instructions without the number of the kernel in the names of labels."""
+    return [re.sub(r"L__BB\d+", "L__BB", str(op)) for block in program.blocks for op in block]

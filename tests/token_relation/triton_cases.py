@@ -22,6 +22,8 @@ CASES = [
     *(relation(dtype, (2, 3, 37, 20), (64,), {}) for dtype in ("float32", "bfloat16", "float16", "float64")),
     relation("bfloat16", (1, 2, 150, 72), (24,), {"margin": 0.1}),
 ]
+#: Those that continuous integration runs compiled for Hopper, too.
+ON_HOPPER = [case for case in CASES if case.dtype in ("bfloat16", "float32")]
 
 
 def gradient_of_equals(fused: str | None) -> float:

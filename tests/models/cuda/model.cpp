@@ -88,7 +88,7 @@ bool reversed = false;
 std::int64_t bank_conflicts = 0;
 std::int64_t blocks_run = 0, bytes_copied = 0, bytes_staged = 0, matrix_loads = 0, products = 0;
 bool hopper = false;
-// Runs a kernel elsewhere, and returns null or why it failed.
+// Runs a kernel elsewhere, and returns why it failed, or an empty text. Null: it could not even say so.
 using Launcher = const char* (*)(const char* kernel, std::int64_t blocks, int threads, std::int64_t shared_bytes,
                                  const void* params, std::int64_t params_bytes);
 Launcher launcher = nullptr;
@@ -395,7 +395,8 @@ bool launched_elsewhere(const std::type_info& kernel, std::int64_t blocks, int b
   int status = 0;
   const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(kernel.name(), nullptr, nullptr, &status), std::free);
   const char* failure = launcher(name.get(), blocks, block_threads, bytes, params, params_bytes);
-  if (failure) throw std::runtime_error(failure);
+  if (!failure) throw std::runtime_error("the launcher of the model failed");
+  if (*failure) throw std::runtime_error(failure);
   return true;
 }
 

@@ -11,6 +11,7 @@ from . import nvcc
 from .arena import Arena
 from .grid import prepared, run_grid
 from .memory import Fault
+from .spelling import Unknown
 
 LAUNCHER = ctypes.CFUNCTYPE(
     ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
@@ -48,17 +49,16 @@ class Launcher:
         self.kernels = []  # launched so far
         self.function = LAUNCHER(self.launch)
 
-    def launch(self, kernel: bytes, blocks: int, threads: int, shared_bytes: int, params: int, size: int) -> int | None:
-        """Run a launch, and return None, or the address of a message why it failed, which the bindings raise."""
+    def launch(self, kernel: bytes, blocks: int, threads: int, shared_bytes: int, params: int, size: int) -> int:
+        """Run a launch, and return the address of a text: empty, or why it failed, which the bindings raise."""
+        message = ""
         try:
             data = np.frombuffer(ctypes.string_at(params, size), np.uint8).copy()
             self.run(kernel.decode(), blocks, threads, shared_bytes, data)
-        except Fault as fault:
-            return self.failed(str(fault))
-        except Exception:  # through C++ goes no more than its text
-            return self.failed(traceback.format_exc())
-
-    def failed(self, message: str) -> int:
+        except (Fault, Unknown) as error:
+            message = str(error)
+        except Exception:  # C++ passes on no more than its text
+            message = traceback.format_exc()
         self.message = ctypes.create_string_buffer(message.encode())
         return ctypes.addressof(self.message)
 

@@ -2,6 +2,7 @@
 
 import cuda_kernel_report
 import pytest
+
 from models.cuda.launch import launched_on
 
 from .cuda_launcher import Launcher, Module
@@ -21,9 +22,11 @@ def nvcc_model(built, monkeypatch):
     module, functions = built
     module = Module(module, monkeypatch)
     launched_on(module, monkeypatch)
+    launchers = []  # C++ holds no reference to them
 
     def launched_for(architecture: str, edit=str, multiprocessors: int = 1, shared: int | None = None) -> Launcher:
         launcher = Launcher(module, architecture, edit)
+        launchers.append(launcher)
         functions.lgf_model_hopper(int(architecture == "90a"))
         functions.lgf_model_multiprocessors(multiprocessors, shared or SHARED[architecture])
         functions.lgf_model_launcher(launcher.function)

@@ -1,6 +1,7 @@
 """Mistakes in the PTX of CUDA C++ kernels, which the tests of a family must notice."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -8,7 +9,7 @@ import pytest
 class Mistake:
     """A change of the PTX of all kernels: every match of a regular expression is replaced."""
 
-    def __init__(self, right: str, wrong: str):
+    def __init__(self, right: str, wrong: str | Callable[[re.Match], str]):
         self.right, self.wrong, self.changes = right, wrong, 0
 
     def __call__(self, ptx: str) -> str:
@@ -18,7 +19,8 @@ class Mistake:
 
 
 def mistakes(of_each_kind: dict[str, tuple], more: dict[str, tuple]):
-    """Parametrize a test by mistakes: name -> architecture, right PTX, wrong PTX, and what the error says.
+    """Parametrize a test by mistakes: name -> architecture, a regular expression for the right PTX, the wrong PTX, and what the
+    error says, or None.
 
     Continuous integration does without `more`.
     """

@@ -31,7 +31,12 @@ def compiled(kernel: str, architecture: str) -> str:
 def ptx(source: Path, architecture: str) -> str:
     """Return the PTX of all kernels of a source."""
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    options = ["-std=c++17", "-O3", f"-arch=compute_{architecture}", *(["-DLGF_HOPPER"] if architecture == HOPPER else [])]
+    options = [
+        "-std=c++17",
+        "-O3",
+        f"-arch=compute_{architecture}",
+        *(["-DLGF_HOPPER"] if architecture == HOPPER else []),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "kernels.ptx")
         command = [cuda_kernel_report.nvcc(), *options, "-ptx", "-o", str(output), str(source)]

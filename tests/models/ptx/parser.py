@@ -44,7 +44,9 @@ class Instruction(NamedTuple):
         return self.modifiers[-1] if self.modifiers else ""
 
     def __str__(self) -> str:
-        return f"{'.'.join((self.name, *self.modifiers))} {self.operands} ({self.where})"
+        long = [isinstance(operand, list) and len(operand) > 8 for operand in self.operands]
+        operands = tuple([o[0], "...", o[-1]] if many else o for o, many in zip(self.operands, long, strict=True))
+        return f"{'.'.join((self.name, *self.modifiers))} {operands} ({self.where})"
 
 
 class Parameter(NamedTuple):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .memory import MANY_WARPS, WARP_BITS, Fault, Memory, concurrent
+from .memory import MANY_WARPS, Fault, Memory, concurrent
 
 
 class Proxies:

@@ -49,8 +49,9 @@ def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) ->
 
 def packed(kernel: Kernel, numbers: list) -> np.ndarray:
     """Return the bytes of the parameters: these, and zeros for Triton's own scratch, which these kernels do without."""
-    data = np.zeros(kernel.parameter_bytes, np.uint8)
-    for parameter, number in zip(kernel.program.parameters.values(), numbers, strict=False):
+    data, parameters = np.zeros(kernel.parameter_bytes, np.uint8), kernel.program.parameters.values()
+    assert len(numbers) <= len(parameters)
+    for parameter, number in zip(parameters, numbers, strict=False):
         data[parameter.start :][: parameter.bytes] = np.array([number]).astype(TYPES[parameter.kind]).view(np.uint8)
     return data
 
