@@ -16,6 +16,8 @@ from types import ModuleType
 from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
+# What is compiled here ends with PTX (`triton_launcher`), and must not be found by those who need the machine code.
+os.environ["TRITON_CACHE_DIR"] = os.path.join(os.environ.get("TRITON_CACHE_DIR", "build/triton"), "ptx")
 
 import torch
 from support import families

@@ -46,9 +46,9 @@ def filled(ptx, param="param", written="shared", read="shared", barrier="bar.syn
     return ptx
 
 
-def run(**parts):
+def run(*spellings, **parts):
     """Return what 64 threads write that read each other's numbers from the end."""
-    kernel = prepared(filled(KERNEL, **parts))
+    kernel = prepared(filled(KERNEL, *spellings, **parts))
     result = torch.full((64,), -1, dtype=torch.int32)
     arena = Arena([result], kernel.granules["global"])
     run_grid(kernel, (1,), 64, 256, np.array([arena.address(result)], np.uint64).view(np.uint8), arena.memory)
