@@ -15,6 +15,9 @@ from .spelling import unknown
 THREADS = 128
 #: What the registers of sums hold while a product is under way: NaN.
 SPOILT = np.uint32(0xFFFFFFFF)
+#: Bits of the start, the leading offset and the stride in a descriptor, in units of 16 bytes, and all others but the swizzle's.
+START, LEADING, STRIDE = 0, 16, 32
+OTHERS = 2**62 - 1 - sum(0x3FFF << bit for bit in (START, LEADING, STRIDE))
 #: Bytes of a row by the bits of a descriptor that tell the swizzle.
 ROW_BYTES = {1: 128, 2: 64, 3: 32}
 thread = np.arange(THREADS)
@@ -28,10 +31,10 @@ class Descriptor(NamedTuple):
 
     def addresses(self, count: int, depth: int, size: int) -> np.ndarray:
         """Return the addresses (warpgroups, count, depth) of numbers of so many bytes."""
-        start, leading, stride = (((self.bits >> bit & 0x3FFF) << 4)[:, None, None] for bit in (0, 16, 32))
+        start, leading, stride = (((self.bits >> bit & 0x3FFF) << 4)[:, None, None] for bit in (START, LEADING, STRIDE))
         swizzles = set((self.bits >> 62 & 3).tolist())
-        if len(swizzles) > 1 or not swizzles <= ROW_BYTES.keys() or (self.bits >> 49 & 7).any():
-            raise unknown(f"descriptor {self.bits[0]:#x}", "rows are swizzled by 128, 64 or 32 bytes, from a base of 0")
+        if len(swizzles) > 1 or not swizzles <= ROW_BYTES.keys() or (self.bits & OTHERS).any():
+            raise unknown(f"descriptor {self.bits[0]:#x}", "rows are swizzled by 128, 64 or 32 bytes, and the base is 0")
         row = ROW_BYTES[swizzles.pop()]
         i, k = np.arange(count)[:, None], np.arange(depth)
         if self.down:
