@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from lgf_bench.cli import DEFAULT_DTYPE, device_unsupported_reason
+from lgf_bench.cli import DEFAULT_DTYPE
 from lgf_bench.families import CASES
 from lgf_bench.providers import runnable
+from lgf_cli.errors import UserError
+from lgf_cli.verify import checked_device
 
 
 def pytest_addoption(parser):
@@ -15,8 +17,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError('pytest-benchmark is not installed. Get it with: pip install "lgf-kernels[bench]"')
-    if reason := device_unsupported_reason(config.getoption("--device")):
-        raise pytest.UsageError(reason)
+    try:
+        checked_device(config.getoption("--device"))
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_generate_tests(metafunc):

@@ -100,4 +100,7 @@ def _module(device_type: str) -> dict[str, str]:
     module, reason = native.load(device_type)
     if module is None:
         return {"available": "no", "reason": reason}
+    devices = range(torch.cuda.device_count()) if device_type == "cuda" and torch.cuda.is_available() else ()
+    if reasons := [reason for index in devices if (reason := native.loading_failure(index))]:
+        return {"available": "no", "reason": "; ".join(dict.fromkeys(reasons))}
     return {"available": "yes", **{key: str(value) for key, value in module.build_info().items()}}

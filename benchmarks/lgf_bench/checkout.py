@@ -1,4 +1,4 @@
-"""The code that runs: its version, with git or without, and the environment in which other processes run the same."""
+"""Version of the code that runs, with git or without, and an environment in which other processes run the same code."""
 
 import hashlib
 import os

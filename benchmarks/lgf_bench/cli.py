@@ -2,7 +2,7 @@
 
   lgf bench                                       every case that suits the device, every provider
   lgf bench token_relation --device cuda          one operator, on a GPU
-  lgf bench moalign-24x150 --rounds 30            one case, closer
+  lgf bench moalign-24x150 --rounds 30            one case, with more rounds
   lgf bench lgf_kl --shapes 1,13,30,45,64         a shape of yours
   lgf bench sweeps                                cost as T, H*W, C, window and n grow, with fitted exponents
   lgf bench step                                  the share of a training step that the loss takes
@@ -10,42 +10,60 @@
   lgf bench report                                docs/performance.md and its plots from benchmarks/results
   lgf bench --compare A B                         two folders of results; commits: benchmarks/tools/compare_commits.py
 
-All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers does without.
-Each answer is checked against the oracle in float64 before it is timed: a wrong one is shown as wrong and not timed. Times are
-medians over interleaved runs, with lower and upper quartile; ratios are with the fastest right answer that is not this library's,
-in the same run. Memory is the peak beyond inputs, output and gradients. "call" is what forward and backward cost on inputs so
-small that arithmetic takes no time, "first" the first call, which compiles. "gradient error" is that of the worst gradient. "of
-floor": the floor is max(FLOP / GEMM ceiling, bytes / copy ceiling), with bytes = inputs read once and outputs written once per
-pass, and ceilings measured on this machine; 100 % is as fast as the machine could do it at all.
+All cases take about a quarter of an hour on a CPU, most of it torch.compile and the slowest baselines; --providers leaves
+them out. How to read the tables:
+
 """
 
 import argparse
-import importlib
-import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from lgf_cli.errors import UserError
+from lgf_cli.main import imported
+from lgf_cli.verify import checked_device
 
-from .choices import CLOCKS, DTYPES, JOBS, METRICS
+from . import ceilings, processes, results, runner, timing
+from .compare import compare
+from .correctness import TOLERANCE
+from .families import CASES, OPERATORS
+from .families.base import Case
+from .measure import METRICS
+from .providers import all_names, providers
+from .table import HOW_TO_READ
 
-if TYPE_CHECKING:
-    from .families.base import Case
-
+JOBS = {
+    "sweeps": "cost as one size grows, with fitted exponents",
+    "step": "the share of a training step that the loss takes (needs the [train] extra)",
+    "ceilings": "only what the machine can do: copy, cache, GEMM; with --out the best of all times",
+    "report": "write docs/performance.md and its plots from benchmarks/results",
+}
 #: Beyond it a number is a slip of the keyboard: torch would start so many, or fail in words of its own.
 MOST_THREADS = 1024
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
-def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
-    """Return the parser, without the lists of operators, cases and providers that only --help needs (`with_lists`)."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """Return the parser. Its help lists what there is to choose from."""
+    lists = {
+        "operators": {name: f"--shapes {it.shapes}" for name, it in OPERATORS.items()},
+        "cases": {name: case.about + " (not on CPUs unless named)" * case.large for name, case in CASES.items()},
+        "jobs": JOBS,
+        **{f"providers of {name}": {one: it.about for one, it in providers(name).items()} for name in OPERATORS},
+    }
+    listed = (
+        f"{title}:\n" + "\n".join(f"  {name}: {about}" for name, about in entries.items())
+        for title, entries in lists.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="lgf bench", description=__doc__ + HOW_TO_READ, epilog="\n".join(listed),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )  # fmt: skip
     add, default = parser.add_argument, "(default: %(default)s)"
-    types = f"of {', '.join(DTYPES)}; default: float32 on CPUs, bfloat16 on GPUs"
+    types = f"of {', '.join(TOLERANCE)}; default: float32 on CPUs, bfloat16 on GPUs"
     metrics = "".join(f"\n  {name}: {about}" for name, about in METRICS.items())
     add("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
     add("--device", default="cpu", help=f"cpu, cuda or cuda:N {default}")
@@ -56,7 +74,7 @@ def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
         help="such as 1,13,30,45,256, instead of the cases; of every operator that takes it",
     )
     add("--window", type=int, help="with --shapes, of operators that have a window (default: 7)")
-    add("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=types)
+    add("--dtypes", nargs="+", choices=TOLERANCE, metavar="DTYPE", help=types)
     add("--providers", nargs="+", metavar="NAME", help="default: all")
     add(
         "--measure", nargs="*", choices=METRICS, default=list(METRICS), metavar="WHAT",
@@ -65,7 +83,7 @@ def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
     add("--rounds", type=int, default=9, help=f"timed runs of each provider {default}")
     add("--threads", type=int, help="threads of the CPU (default: torch's)")
     add(
-        "--clock", choices=CLOCKS, default="wall",
+        "--clock", choices=timing.CLOCKS, default="wall",
         help="of CPUs. cpu: the time that this process gets, for machines busy with other things, with --threads 1",
     )  # fmt: skip
     add(
@@ -79,28 +97,9 @@ def parser(prog: str = "lgf bench") -> argparse.ArgumentParser:
     return parser
 
 
-def with_lists(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Return the parser, with what there is to choose from below its help."""
-    from .families import CASES, OPERATORS
-    from .providers import providers
-
-    lists = {
-        "operators": {name: f"--shapes {it.shapes}" for name, it in OPERATORS.items()},
-        "cases": {name: case.about + " (not on CPUs unless named)" * case.large for name, case in CASES.items()},
-        "jobs": JOBS,
-        **{f"providers of {name}": {one: it.about for one, it in providers(name).items()} for name in OPERATORS},
-    }
-    parser.epilog = "\n".join(
-        f"{title}:\n" + "\n".join(f"  {name}: {about}" for name, about in entries.items())
-        for title, entries in lists.items()
-    )
-    return parser
-
-
 def main(argv: list[str]) -> int:
     """Run the command; its exit code."""
-    wants_help = not {"-h", "--help"}.isdisjoint(argv)
-    arguments = (with_lists(parser()) if wants_help else parser()).parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -111,9 +110,6 @@ def main(argv: list[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     check(arguments)
-    from . import results
-    from .processes import run_isolated
-
     kind = arguments.device.partition(":")[0]
     arguments.dtypes = tuple(dict.fromkeys(arguments.dtypes or [DEFAULT_DTYPE[kind]]))
     if arguments.out is True:
@@ -121,20 +117,13 @@ def _run(arguments: argparse.Namespace) -> int:
             raise UserError("--out needs a folder outside a checkout of the repository.")
         arguments.out = results.device_folder(arguments.device)
     if arguments.compare:
-        from .compare import compare
-
         compare(*arguments.compare)
         return 0
-    return run_isolated(run, arguments) if kind == "cuda" else run(arguments, {})
+    return processes.run_isolated(run, arguments) if kind == "cuda" else run(arguments, {})
 
 
 def run(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
     """Run a job or the cases in this process; `broken`: providers to leave out, and the reason."""
-    import torch
-
-    from . import ceilings, timing
-    from .runner import run_cases, run_sweeps
-
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.device.startswith("cuda:"):
@@ -142,24 +131,18 @@ def run(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
     timing.use_clock(arguments.clock)
     job = next((what for what in arguments.what if what in JOBS), None)
     if job is None:
-        return run_cases(arguments, chosen_cases(arguments), broken)
+        return runner.run_cases(arguments, chosen_cases(arguments), broken)
     if job == "sweeps":
-        return run_sweeps(arguments, broken)
+        return runner.run_sweeps(arguments, broken)
     if job == "ceilings":
         print(ceilings.as_text(ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out, again=True)))
     else:
-        importlib.import_module(f".{job}", __package__).run(arguments)
+        imported(f"lgf bench {job}", f"{__package__}.{job}", '"lgf-kernels[bench,train]"').run(arguments)
     return 0
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise every mistake that can be seen before anything runs."""
-    from .families import CASES, OPERATORS
-    from .providers import all_names
-
-    for package in ("tqdm", "tabulate"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f'{package} is not installed. Get it with: pip install "lgf-kernels[bench]"')
     known = (*OPERATORS, *CASES, *JOBS)
     if unknown := [what for what in arguments.what if what not in known]:
         raise UserError(f"there is no operator, case or job {unknown[0]!r}; choose from {', '.join(known)}.")
@@ -184,8 +167,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--out took {str(arguments.out)!r} for its folder: put what to measure before the options."
             )
-    if reason := device_unsupported_reason(arguments.device):
-        raise UserError(reason)
+    checked_device(arguments.device)
     if jobs := [what for what in arguments.what if what in JOBS]:
         if arguments.compare:
             raise UserError(f"--compare is of operators and cases, not of the job {jobs[0]!r}.")
@@ -194,26 +176,10 @@ def check(arguments: argparse.Namespace) -> None:
     chosen_cases(arguments)
 
 
-def device_unsupported_reason(device: str) -> str | None:
-    """Return why nothing can be measured on a device, or None."""
-    import torch
-
-    kind, _, index = device.partition(":")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
-        return f"--device must be cpu, cuda or cuda:N, got {device!r}."
-    if kind == "cuda" and not torch.cuda.is_available():
-        return "--device cuda: torch sees no CUDA device here; `lgf doctor` says what it sees."
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        return f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0."
-    return None
-
-
-def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
+def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
     """Return what is asked for by name: of shapes, of operators, or of cases; a CPU gets large cases only by their names."""
-    from .families import CASES, OPERATORS
-
     if arguments.shapes:
-        return dict(_cases_of_shapes(arguments))
+        return _cases_of_shapes(arguments)
     cpu = arguments.device == "cpu"
     asked = arguments.what or OPERATORS
     return {
@@ -223,13 +189,11 @@ def chosen_cases(arguments: argparse.Namespace) -> "dict[str, Case]":
     }
 
 
-def _cases_of_shapes(arguments: argparse.Namespace) -> "Iterator[tuple[str, Case]]":
-    """Yield the cases of each shape: of the operators named, all of which must take it, or of all that do."""
-    from .families import OPERATORS
-
+def _cases_of_shapes(arguments: argparse.Namespace) -> dict[str, Case]:
+    """Return the cases of each shape: of the operators named, all of which must take it, or of all that do."""
     if wrong := [what for what in arguments.what if what not in OPERATORS]:
         raise UserError(f"--shapes goes with an operator, not with {wrong[0]!r}; choose from {', '.join(OPERATORS)}.")
-    cases = {}
+    cases, window = {}, arguments.window
     for text in arguments.shapes:
         if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
             raise UserError(f"--shapes takes numbers with commas, such as 1,13,30,45,256; got {text!r}.")
@@ -239,12 +203,18 @@ def _cases_of_shapes(arguments: argparse.Namespace) -> "Iterator[tuple[str, Case
         if not takers or (arguments.what and takers != asked):
             forms = (f"{name} takes {OPERATORS[name].shapes}" for name in asked if name not in takers)
             raise UserError(f"--shapes {text}: {'; '.join(forms)}.")
-        cases |= {f"{name}-{'x'.join(map(str, shape))}": OPERATORS[name](shape) for name in takers}
-    windowed = [name for name, case in cases.items() if "window" in case.options()]
-    if arguments.window is not None and not windowed:
+        for operator in takers:
+            case, name = OPERATORS[operator](shape), f"{operator}-{text.replace(',', 'x')}"
+            if window not in (None, getattr(case, "window", window)):
+                case, name = _with_window(case, window), f"{name}-k{window}"
+            cases[name] = case
+    if window is not None and not any(hasattr(case, "window") for case in cases.values()):
         raise UserError("--window: none of the operators that take these --shapes has a window.")
-    for name, case in cases.items():
-        if arguments.window is None or name not in windowed or case.window == arguments.window:
-            yield name, case
-        else:
-            yield f"{name}-k{arguments.window}", replace(case, window=arguments.window)
+    return cases
+
+
+def _with_window(case: Case, window: int) -> Case:
+    try:
+        return replace(case, window=window)
+    except ValueError as error:
+        raise UserError(f"--window: {error}") from error

@@ -1,4 +1,4 @@
-"""B against A: two folders or files of results.
+"""Comparison of two folders or files of results, B against A.
 
 They come from two runs, whose ratios hold the drift of the machine too: two runs of the same code differ by more than the
 spread within either. `benchmarks/tools/compare_commits.py` measures two commits in turns, and only that gives a verdict.

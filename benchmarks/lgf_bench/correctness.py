@@ -1,4 +1,4 @@
-"""The answer, which comes first: errors against the oracle in float64, on the very inputs that are timed."""
+"""Errors of answers against the oracle in float64, on the inputs that are timed."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""One case, every provider: the answer first, then time, memory and the rest, as rows of numbers."""
+"""Measurement of one case with every provider: the answer first, then time, memory and the rest, as rows."""
 
 import gc
 import math
@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 import torch
 
 from . import ceilings, correctness, memory, timing
-from .choices import METRICS
 from .families.base import PASSES, Case, Loss, each
 from .processes import BrokenDeviceError
 from .providers import offered, provider, providers
 
 LONGEST_REASON = 160
+#: What is measured beside answers and times.
+METRICS = {
+    "memory": "peak memory",
+    "overhead": "what a call costs the host",
+    "first": "the first call, compilation included, from empty compiler caches",
+}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def peak_memory(case: Case, name: str, function: Callable | None = None) -> int 
     `function`: the provider's, if it is at hand; used on GPUs, where no fresh process is needed.
     """
     if torch.device(case.device).type == "cuda":
-        function = function or provider(name, case)
+        function = provider(name, case) if function is None else function
         step(function, case.inputs())  # what is allocated once and kept
         return _one_step(case, function)
     try:
@@ -32,6 +32,7 @@ def peak_memory(case: Case, name: str, function: Callable | None = None) -> int 
 
 def _in_threads(threads: int, case: Case, name: str) -> int | None:
     torch.set_num_threads(threads)
+    limit_malloc()
     return _high_water_rise(case, name)
 
 
@@ -76,18 +77,24 @@ def _high_water_rise(case: Case, name: str) -> int | None:
 TRIM_THRESHOLD, MMAP_THRESHOLD, SMALLEST = -1, -3, 128 * 1024
 
 
-def _return_free_memory() -> None:
-    """Return the allocator's free memory to the system, and let it do so by itself from here on.
+def limit_malloc() -> None:
+    """Have glibc map large blocks alone from here on, and return them when they are freed.
 
-    Memory that is reused does not show in the high-water mark. Memory that is kept shows too much: glibc raises its limits
-    with the largest block that was freed, up to 64 MB of free memory that stays in use, unless they are set.
+    It raises its limits with the largest block that was freed, and then keeps up to 64 MB in use, unless they are set. A
+    process is measured exactly if they are set before it frees large blocks: holes in the heap are filled first.
     """
-    gc.collect()
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.mallopt(MMAP_THRESHOLD, SMALLEST)
         library.mallopt(TRIM_THRESHOLD, SMALLEST)
-        library.malloc_trim(0)
+
+
+def _return_free_memory() -> None:
+    """Return the allocator's free memory to the system: that which is reused does not show in the high-water mark."""
+    gc.collect()
+    limit_malloc()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _high_water_mark() -> int:

@@ -2,29 +2,19 @@
 
 from pathlib import Path
 
-from lgf_cli.errors import UserError
+from matplotlib.figure import Figure
 
 from .sweeps import Curve
 
 COLOURS = {"eager": "#999999", "compile": "#e69f00", "portable": "#56b4e9", "native": "#0072b2", "triton": "#009e73"}
 
 
-def pyplot():
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError('plots need matplotlib. Get it with: pip install "lgf-kernels[bench]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def draw(file: Path, title: str, quantity: str, curves: dict[str, Curve]) -> None:
     """Draw one picture of one sweep; of time alone, if memory was not measured."""
     measured = any(peak for curve in curves.values() for peak in curve.bytes)
     panels = 1 + measured
-    figure, axes = pyplot().subplots(1, panels, figsize=(4.5 * panels, 3.4), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4.5 * panels, 3.4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)
     time, memory = axes[0, 0], axes[0, -1]
     longest = max(curves.values(), key=lambda curve: len(curve.sizes))
     for provider, curve in curves.items():
@@ -45,4 +35,3 @@ def draw(file: Path, title: str, quantity: str, curves: dict[str, Curve]) -> Non
     figure.suptitle(title, fontsize=10)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Software": None})
-    pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""Processes of their own: for memory, which is measured in a fresh one, and for jobs on a GPU, which a provider may break."""
+"""Separate processes: for memory, measured in a fresh one, and for jobs on a GPU, which a provider may break."""
 
 import argparse
 import multiprocessing

@@ -1,11 +1,11 @@
-"""The providers that are measured: what one would run instead, other people's kernels, and the backends of this library."""
+"""The providers that are measured: baselines in plain PyTorch, other people's kernels, and the library's backends."""
 
 from functools import partial
 
 import torch
 
 from lgf_kernels.core.registry import BACKENDS as NAMES
-from lgf_kernels.core.registry import Call, unsupported_reason
+from lgf_kernels.core.registry import unsupported_reason
 
 from .families import OPERATORS, baselines_and_peers
 from .families.base import Case, Loss, Provider, on_backend
@@ -15,7 +15,7 @@ def _backend(name: str) -> Provider:
     def reason(case: Case) -> str | None:
         if name == "triton" and case.device == "cpu":
             return "Triton only interprets its kernels on a CPU: right, but nothing to time"
-        return unsupported_reason(name, Call(case.operator, case.device))
+        return unsupported_reason(name, case.registry_call())
 
     return Provider(f"this library's backend {name!r}", tuple(OPERATORS), partial(on_backend, name), reason)
 
@@ -24,7 +24,7 @@ BACKENDS = {name: _backend(name) for name in NAMES if name != "reference"}
 
 
 def providers(operator: str) -> dict[str, Provider]:
-    """Return everybody who computes an operator, by name: baselines, peers, backends."""
+    """Return all providers of an operator by name: baselines, peers, backends."""
     return baselines_and_peers(operator) | BACKENDS
 
 

@@ -1,4 +1,4 @@
-"""The page docs/performance.md, from the recorded results alone: the same results give the same page, letter by letter."""
+"""The page docs/performance.md, a function of the stored results alone."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,8 +9,7 @@ from lgf_cli.errors import UserError
 
 from . import ceilings, families, plots, results, sweeps
 from .families import CASES
-from .step import as_text as step_as_text
-from .table import PAGE, described, milliseconds, of_case
+from .table import HOW_TO_READ, PAGE, described, milliseconds, of_case, of_step
 
 PAGE_FILE = results.ROOT / "docs" / "performance.md"
 PICTURES = "performance"
@@ -27,16 +26,6 @@ OPENING = """\
 
 Written by `lgf bench report` from the files in [benchmarks/results](../benchmarks/results) and from nothing else. How to read it:
 
-- Every answer was checked against the oracle in float64 on the same inputs first. "WRONG" means that it was off by more than
-  1e-4 in float32 or 1e-2 (gradient 2e-2) in half precision; it was not timed. The gradient of token relations jumps where a
-  difference passes 0 or the margin, and rounding puts a few of the pairs on the other side: there 1e-2 is allowed.
-- Times are medians of interleaved runs, with quartiles. Ratios are with the fastest right answer that is not this library's, in the
-  same run of the same process.
-- Memory is the peak beyond inputs, output and gradients. "call" is the cost of forward and backward on inputs so small that only
-  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included. "gradient error" is that
-  of the worst gradient.
-- "of floor" compares with `max(FLOP / GEMM ceiling, bytes / copy ceiling)`: FLOP of the products, bytes of the inputs read once
-  and the outputs written once per pass, ceilings measured on the same machine. 100 % is as fast as it could do it at all.
 """
 
 
@@ -60,7 +49,9 @@ def device_folders(folder: Path) -> list[Path]:
 
 def page(folder: Path) -> str:
     """Return the whole page."""
-    return "\n".join([OPENING, *(part for device in device_folders(folder) for part in _of_device(device))])
+    return "\n".join(
+        [OPENING + HOW_TO_READ, *(part for device in device_folders(folder) for part in _of_device(device))]
+    )
 
 
 def _of_device(device: Path) -> Iterator[str]:
@@ -71,7 +62,7 @@ def _of_device(device: Path) -> Iterator[str]:
     if steps := {row["config"]: row for row in results.read(device / results.STEP)}:
         yield "### How much of a training step that is\n"
         for row in steps.values():
-            yield f"{step_as_text(row)} `{row['command']}`, commit {row['commit']}.\n"
+            yield f"{of_step(row, PAGE)} `{row['command']}`, commit {row['commit']}.\n"
     order = list(CASES)
     rows.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
     for (name, dtype), rows_of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):

@@ -1,4 +1,4 @@
-"""The store of numbers: one folder a device, of JSON lines, each with all that is needed to make it again."""
+"""Stored results: a folder for each device, of JSON lines, each with all that is needed to reproduce it."""
 
 import json
 import os
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
 from lgf_cli.errors import UserError
 
 from lgf_kernels import __version__
+from lgf_kernels.core.verify import triton_version
 from lgf_kernels.doctor import cpu_name
 
 from .checkout import ROOT, commit
@@ -50,7 +50,7 @@ def provenance(device: str) -> dict:
         "threads": torch.get_num_threads(),
         "lgf_kernels": __version__,
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": triton_version() or None,
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
         "commit": commit(),
@@ -142,13 +142,6 @@ def _written(file: Path) -> Iterator[None]:
         raise UserError(
             f"{file} cannot be written: {error.strerror}. Name another folder, or mend this one."
         ) from error
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _driver() -> str | None:

@@ -1,7 +1,8 @@
-"""The runs of `lgf bench`: case after case is measured, shown, kept on disk, and left out where it is there already."""
+"""Runs of `lgf bench`: each case is measured, printed and stored, or skipped if it is stored already."""
 
 import argparse
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -9,10 +10,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from . import ceilings, families, results, sweeps, timing
 from .families.base import Case
 from .measure import Plan, measure_case
-from .providers import providers
+from .providers import offered, providers
 from .table import as_text
 
 
@@ -58,16 +61,24 @@ class Runner:
         return rows
 
     def _is_kept(self, file: str, name: str, case: Case) -> bool:
-        """Return whether one run of this code on this machine has measured a case with all these providers."""
+        """Return whether one run of this code on this machine has measured a case with all these providers.
+
+        A provider that was absent counts if it still is, for the same reason but for its numbers, as those of free memory.
+        """
         if not self.arguments.resume:
             return False
-        asked = {it for it in providers(case.operator) if not self.plan.providers or it in self.plan.providers}
+        reasons = offered(case) | {
+            it: reason for it, reason in self.plan.broken.items() if it in providers(case.operator)
+        }
+        asked = {it for it in reasons if not self.plan.providers or it in self.plan.providers}
         wanted = {key: self.about[key] for key in ("commit", "lgf_kernels", "torch", "device", "threads", "clock")}
         wanted |= {"case": name, "dtype": case.dtype}
         by_run: dict[str, set[str]] = {}
         for row in results.read(self.arguments.out / file):
             if wanted.items() <= {key: row[key] for key in wanted}.items():
-                by_run.setdefault(row["run"], set()).add(row["provider"])
+                same = without_numbers(row.get("why")) == without_numbers(reasons.get(row["provider"]))
+                if row.get("status") != "absent" or same:
+                    by_run.setdefault(row["run"], set()).add(row["provider"])
         return any(asked <= measured for measured in by_run.values())
 
 
@@ -96,10 +107,12 @@ def run_sweeps(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
     return int(runner.failed)
 
 
+def without_numbers(reason: str | None) -> str:
+    return re.sub(r"[0-9.]+", "", reason or "")
+
+
 def progress(items: Iterable, doing: str) -> Iterable:
     """Return the items behind a bar on a terminal, and behind nothing elsewhere."""
-    from tqdm import tqdm
-
     return tqdm(items, desc=doing, leave=False, disable=None)
 
 

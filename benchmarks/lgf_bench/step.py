@@ -1,4 +1,4 @@
-"""The share of a training step that the loss takes, so that nobody buys a speed-up of one per cent of a step.
+"""Share of the loss in the time of a training step: an upper bound of what a faster loss can save.
 
 A step of a CogVideoX with LoRA (random weights), forward, backward and optimiser, in interleaved runs: without alignment, and
 with the loss from cached teacher logits as eager PyTorch computes it, as `torch.compile` does and as this library does; and
@@ -7,27 +7,29 @@ each loss alone, on the same grid. What alignment costs beyond the loss is the p
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.utils import logging
 from lgf_cli.errors import UserError
+from lgf_trainer import AlignedTransformer, Projector
+from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgf_kernels.core.registry import call_of, resolve
+from lgf_kernels.core.registry import resolve
 
 from . import memory, results, timing
 from .families.base import Loss
 from .families.gram_flow import LgfKl
 from .providers import provider
 from .runner import progress
-from .table import PAGE, TERMINAL, mebibytes, milliseconds, number, tabulated
+from .table import TERMINAL, of_step
 
-REQUIRED = ("diffusers", "peft")
 LATENT_CHANNELS, PATCH, HEAD = 16, 2, 64
 
 
@@ -61,52 +63,21 @@ CONFIGS = {
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print, and keep the row in the folder that --out names."""
-    if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
-        raise UserError(f'step needs {", ".join(missing)}. Get it with: pip install "lgf-kernels[train]"')
     if arguments.config == "5b" and arguments.device == "cpu":
         raise UserError(
             "step --config 5b needs a GPU: add --device cuda. On a CPU its arithmetic is counted, not timed."
         )
     row = measured(arguments.config, arguments.device, arguments.rounds) | counted("5b")
     row |= results.provenance(arguments.device) | {"clock": arguments.clock}
-    print(as_text(row, TERMINAL))
+    print(of_step(row, TERMINAL))
     if arguments.out:
         results.append(arguments.out / results.STEP, [row])
-
-
-def as_text(row: dict, form: str = PAGE) -> str:
-    """Return what a row says, for a terminal or for the page: sentences around a table."""
-    model = f"{row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video tokens"
-    share = 100 * row["counted_loss_flop"] / row["counted_step_flop"]
-    return (
-        f"A training step of the {row['config']} configuration: {model}, {milliseconds(row['plain']['step_ms'])} without "
-        "alignment. With LGF-KL from cached teacher logits it takes, and needs beyond model, optimiser and inputs:\n\n"
-        f"{tabulated([_cells(name, it) for name, it in (('none', row['plain']), *row['losses'].items())], form)}\n\n"
-        f"Counted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
-        f"{row['counted_loss_flop'] / 1e9:.1f} GFLOP, {share:.4f} %."
-    )
-
-
-def _cells(name: str, it: dict) -> dict[str, str]:
-    alone = it.get("loss_ms")
-    return {
-        "loss": name,
-        "step": milliseconds(it["step_ms"]),
-        "memory": mebibytes(it["peak_bytes"]),
-        "the loss alone": "" if alone is None else milliseconds(alone),
-        "of the step": "" if alone is None else number(100 * alone / it["step_ms"], ".1f", " %"),
-    }
 
 
 class Training:
     """Model, inputs and optimiser of one configuration."""
 
     def __init__(self, config: Config, device: str):
-        from diffusers import CogVideoXTransformer3DModel
-        from diffusers.utils import logging
-        from lgf_trainer import AlignedTransformer, Projector
-        from peft import LoraConfig
-
         logging.set_verbosity_error()  # casting is what is wanted here
         T, H, W = config.grid
         with torch.device(device):
@@ -139,7 +110,7 @@ class Training:
         with self.autocast:
             prediction, features = self.model.predict_and_capture(self.latents, **inputs)
             loss = mse_loss(prediction.float(), self.target.float())
-            if align:
+            if align is not None:
                 loss = loss + 0.5 * align(student=self.model.projector(features), teachers=self.cache)
         return loss
 
@@ -155,7 +126,7 @@ def measured(name: str, device: str, rounds: int) -> dict:
     training = Training(config, device)
     case = config.loss_case(device)
     losses = {each: provider(each, case) for each in ("eager", "compile")}
-    losses[resolve(call_of(case.operator, training.cache[0]), None, "lgf bench step")] = case.call
+    losses[resolve(case.registry_call(), None, "lgf bench step")] = case.call
     with training.autocast, torch.no_grad():
         features = torch.randn(1, *config.grid, HEAD * config.heads, device=device)
         projected = training.model.projector(features)

@@ -5,13 +5,14 @@ a call counts, pull b down: the sizes begin where it does not.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from .families.base import Sweep
 from .table import TERMINAL, number, tabulated
 
-#: Who is swept unless others are asked for: compiling anew for every size would take hours.
+#: Providers that are swept unless others are asked for: compiling anew for every size would take hours.
 PROVIDERS = ("eager", "native", "triton", "portable")
 
 
@@ -19,10 +20,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
     """Return the slope of log cost over log size; None with fewer than two sizes or a cost that is not positive."""
     if len(set(sizes)) < 2 or min(costs) <= 0:
         return None
-    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return covariance / sum((a - mean_x) ** 2 for a in x)
+    return statistics.linear_regression([*map(math.log, sizes)], [*map(math.log, costs)]).slope
 
 
 class Curve(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lgf_cli.errors import UserError
+from tabulate import tabulate
 
 from .families.base import PASSES
 from .providers import BACKENDS
@@ -10,13 +10,22 @@ from .providers import BACKENDS
 #: How tabulate writes a table on a terminal, and on the page.
 TERMINAL, PAGE = "simple", "pipe"
 
+HOW_TO_READ = """\
+- Every answer was checked against the oracle in float64 on the same inputs first. "WRONG" means that it was off by more than
+  1e-4 in float32 or 1e-2 (gradient 2e-2) in half precision; it was not timed. The gradient of token relations jumps where a
+  difference passes 0 or the margin, and rounding puts a few of the pairs on the other side: there 1e-2 is allowed.
+- Times are medians of interleaved runs, with quartiles. Ratios are with the fastest right answer that is not this library's, in the
+  same run of the same process.
+- Memory is the peak beyond inputs, output and gradients. "call" is the cost of forward and backward on inputs so small that only
+  the overhead is left. "first" is the first call, on the wall, compilation from empty caches included. "gradient error" is that
+  of the worst gradient.
+- "of floor" compares with `max(FLOP / GEMM ceiling, bytes / copy ceiling)`: FLOP of the products, bytes of the inputs read once
+  and the outputs written once per pass, ceilings measured on the same machine. 100 % is as fast as it could do it at all.
+"""
+
 
 def tabulated(rows: list[dict[str, str]], form: str, left: int = 1) -> str:
     """Return rows, whose keys are the columns, as a table: so many columns to the left, the others to the right."""
-    try:
-        from tabulate import tabulate
-    except ModuleNotFoundError:
-        raise UserError('tabulate is not installed. Get it with: pip install "lgf-kernels[bench]"') from None
     align = [("left" if column < left else "right") for column in range(len(rows[0]))]
     return tabulate(rows, headers="keys", tablefmt=form, disable_numparse=True, colalign=align)
 
@@ -38,7 +47,7 @@ def columns(against: dict | None) -> dict[str, Callable[[dict], str]]:
 
 
 def of_case(rows: list[dict], form: str) -> str:
-    """Return the table of a case, with what failed and who is not here below it."""
+    """Return the table of a case; below it, what failed and which providers are absent."""
     titles = columns(baseline(rows))
     cells = [
         {title: cell(row) for title, cell in titles.items()} for row in rows if row["status"] in ("right", "wrong")
@@ -49,11 +58,33 @@ def of_case(rows: list[dict], form: str) -> str:
     parts = [tabulated(cells, form)] if cells else []
     for title, status in (("FAILED", "failed"), ("Not here", "absent")):
         named = [f"{row['provider']} ({row['why']})" for row in rows if row["status"] == status]
-        if form == PAGE and named:
+        if named:
             parts.append(f"{title}: {'; '.join(named)}.")
-        else:
-            parts += [f"{title}: {it}" for it in named]
     return ("\n\n" if form == PAGE else "\n").join(parts)
+
+
+def of_step(row: dict, form: str) -> str:
+    """Return what a row of training steps says: sentences around a table."""
+    model = f"{row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video tokens"
+    share = 100 * row["counted_loss_flop"] / row["counted_step_flop"]
+    return (
+        f"A training step of the {row['config']} configuration: {model}, {milliseconds(row['plain']['step_ms'])} without "
+        "alignment. With LGF-KL from cached teacher logits it takes, and needs beyond model, optimiser and inputs:\n\n"
+        f"{tabulated([_step_cells(name, it) for name, it in (('none', row['plain']), *row['losses'].items())], form)}\n\n"
+        f"Counted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
+        f"{row['counted_loss_flop'] / 1e9:.1f} GFLOP, {share:.4f} %."
+    )
+
+
+def _step_cells(name: str, it: dict) -> dict[str, str]:
+    alone = it.get("loss_ms")
+    return {
+        "loss": name,
+        "step": milliseconds(it["step_ms"]),
+        "memory": mebibytes(it["peak_bytes"]),
+        "the loss alone": "" if alone is None else milliseconds(alone),
+        "of the step": "" if alone is None else number(100 * alone / it["step_ms"], ".1f", " %"),
+    }
 
 
 def as_text(name: str, about: str, rows: list[dict]) -> str:

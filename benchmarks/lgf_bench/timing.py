@@ -1,4 +1,4 @@
-"""Times: interleaved runs of all providers, so that drift of the machine hits all alike; medians with their spread.
+"""Times of interleaved runs of all providers, which drift of the machine affects alike; medians with their spread.
 
 On a CPU the clock is the wall's or, on a machine that is busy with other things, the CPU time of this process. On a GPU it is
 CUDA events, with the L2 cache flushed before each run and the device kept busy until the host has queued the whole of it: the

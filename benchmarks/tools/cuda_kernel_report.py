@@ -15,25 +15,27 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
-#: The tuned kernels, whose shared memory does not depend on a call: name -> what they are in C++.
+#: Headers of a family with the tuned kernels, whose shared memory does not depend on a call: name -> what they are in C++.
 TUNED = {
-    **{f"BandForward {rows}": f"BandForward<BFloat16, {rows}>" for rows in (4, 8, 16)},
-    **{f"BandBackward {rows}": f"BandBackward<BFloat16, {rows}>" for rows in (4, 8)},
-    **{f"Distances {by}": f"Distances<{by}<BFloat16>>" for by in ("Warps", "Warpgroups")},
-    **{
-        f"TileProducts {by} {width}": f"TileProducts<{by}<BFloat16>, {width}>"
-        for by in ("Warps", "Warpgroups")
-        for width in (1, 2)
-    },
+    "gram_flow": (
+        ("forward_band", "backward_band"),
+        {
+            **{f"BandForward {rows}": f"BandForward<BFloat16, {rows}>" for rows in (4, 8, 16)},
+            **{f"BandBackward {rows}": f"BandBackward<BFloat16, {rows}>" for rows in (4, 8)},
+        },
+    ),
+    "token_relation": (
+        ("distances", "products", "warps", "warpgroups"),
+        {
+            **{f"Distances {by}": f"Distances<{by}<BFloat16>>" for by in ("Warps", "Warpgroups")},
+            **{
+                f"TileProducts {by} {width}": f"TileProducts<{by}<BFloat16>, {width}>"
+                for by in ("Warps", "Warpgroups")
+                for width in (1, 2)
+            },
+        },
+    ),
 }
-HEADERS = (
-    "gram_flow/forward_band",
-    "gram_flow/backward_band",
-    "token_relation/distances",
-    "token_relation/products",
-    "token_relation/warps",
-    "token_relation/warpgroups",
-)
 REGISTERS, THREADS = 65536, 2048
 
 
@@ -156,9 +158,10 @@ def named(mangled: str) -> tuple[str, str]:
 @cache
 def sizes_of_tuned() -> dict[str, tuple[int, int]]:
     """Return threads and bytes of shared memory of the tuned kernels, as their sources have them."""
-    lines = [f'#include "{header}.h"\n' for header in HEADERS]
+    kernels = {name: kernel for _, of_family in TUNED.values() for name, kernel in of_family.items()}
+    lines = [f'#include "{family}/{header}.h"\n' for family, (headers, _) in TUNED.items() for header in headers]
     lines += ["#include <cstdio>\nint main() {\n  using namespace lgf::cuda;\n  using lgf::BFloat16;\n"]
-    for kernel in TUNED.values():
+    for kernel in kernels.values():
         lines.append(f"  {{ using K = {kernel}; ")
         lines.append('std::printf("%d %d\\n", int(K::kThreads), int(K::kSharedBytes)); }\n')
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +169,7 @@ def sizes_of_tuned() -> dict[str, tuple[int, int]]:
         source.write_text("".join([*lines, "}\n"]))
         run(nvcc(), "-std=c++17", "-diag-suppress=550,177", f"-I{CSRC}", source, "-o", program)
         numbers = [tuple(map(int, line.split())) for line in run(program).stdout.splitlines()]
-    return dict(zip(TUNED, numbers, strict=True))
+    return dict(zip(kernels, numbers, strict=True))
 
 
 def as_text(row: dict) -> str:

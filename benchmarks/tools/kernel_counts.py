@@ -8,16 +8,18 @@ runs; a measurement beats every number here.
   python benchmarks/tools/kernel_counts.py --l2 5.5 --json                  other ceilings, one JSON object a line
 
 Counted for each kernel: multiply-adds of the tensor cores (what the tiles multiply, wanted or not), bytes from L2 to the
-SMs, bytes that pass through shared memory (features and windows staged, and operands read), bytes of device memory, and
-blocks. An estimate is the largest of
+SMs, bytes that pass through shared memory (features and windows staged, and operands read), bytes of device memory,
+instructions and blocks. An estimate is the largest of
 
-  tensor    multiply-adds at the dense rate, or at the share of it that mma.sync reaches on Hopper
-  L2        all bytes at the common rate, or those of the busiest SM at what one SM takes
-  shared    bytes of the busiest SM, at 128 bytes a clock
-  memory    all bytes at the copy rate
+  tensor        multiply-adds at the dense rate, or at the share of it that mma.sync reaches on Hopper
+  L2            all bytes at the common rate, or those of the busiest SM at what one SM takes
+  shared        bytes of the busiest SM, at 128 bytes a clock
+  memory        all bytes at the copy rate
+  instructions  those of the busiest SM, at one a clock for each of its four schedulers: real code issues fewer
 
 and a round of waits for memory for each round of blocks where an SM holds one block, so that nothing hides them. Not
-counted: instructions that move slots and take exponentials, launches and the host.
+counted: launches and the host. Instructions are those of the compiled loops (ISSUED) times how often they run, accurate
+to some ten percent; those of Triton's kernels of token relations are not counted.
 
 Ceilings: copy and dense rates were measured on an H200; that of L2 is an assumption, and so is the share of mma.sync.
 """
@@ -37,6 +39,22 @@ from lgf_kernels.token_relation import triton_configs as relation_configs
 WINDOW, RADIUS, HALF = 7, 3, 2
 #: Numbers of a token in the gradient by the logits, rows padded to 8.
 SLOTS = WINDOW * 8
+
+
+#: Instructions of a warp of the kernels for sm_90a in bfloat16, counted in SASS by part of a kernel. CUDA C++ is from nvcc 13.0,
+#: Triton's are from 3.8, on 256 channels.
+ISSUED = {
+    "band forward": {"copy": 19, "chunk": 100 + 245, "source": 1130, "tile": 5800},  # copy: of 16 bytes for each thread
+    "band backward": {"chunk": 670, "tile": 1100},
+    "triton norms": {"chunk": 60, "tile": 100},
+    "triton forward": {"chunk": 80, "source": 0, "tile": 3480},
+    "triton backward": {"tile": 40300 // 4},
+    "distances": {"chunk": 290, "tile": 2100},
+    "products": {"chunk": 585, "tile": 900},
+    "norms": {"chunk": 60, "tile": 100},
+}
+#: Schedulers of an SM, each of which issues an instruction a clock.
+SCHEDULERS = 4
 
 
 class Shape(NamedTuple):
@@ -72,6 +90,7 @@ class Ceilings(NamedTuple):
     l2: float
     sm_from_l2: float
     shared: float  # of one SM
+    issue: float  # instructions of one SM
     memory: float
     wait: float  # seconds until a load from memory arrives
 
@@ -87,6 +106,7 @@ class Work(NamedTuple):
     l2: int = 0
     shared: int = 0
     memory: int = 0
+    instructions: int = 0  # of all warps
     waits: int = 0  # of a block, one after the other, before its pipeline is full and after it has run dry
 
     def seconds(self, gpu: Ceilings) -> dict[str, float]:
@@ -97,6 +117,7 @@ class Work(NamedTuple):
             "L2": max(self.l2 / gpu.l2, self.l2 * busiest / gpu.sm_from_l2),
             "shared": self.shared * busiest / gpu.shared,
             "memory": self.memory / gpu.memory,
+            "instructions": self.instructions * busiest / gpu.issue,
             "exposed": self.waits * gpu.wait * (rounds if self.blocks_per_sm == 1 else 1),
         }
 
@@ -137,6 +158,8 @@ def band_forward(shape: Shape, rows: int = 8) -> Work:
     read = shape.caches * shape.queries * WINDOW**2 * HALF
     written = shape.queries * (SLOTS * HALF + 4) + shape.tokens * 4
     per_source = pairs * (halo_tokens(shape, rows, COLS) + shape.H * shape.W) * shape.C * HALF
+    part, copies = ISSUED["band forward"], (halo + tokens) * CHUNK // 8 / (32 * rows)
+    of_warp = sources * (chunks * (part["chunk"] + copies * part["copy"]) + part["source"]) + part["tile"]
     return Work(
         f"CUDA forward {rows}x{COLS}",
         blocks,
@@ -145,6 +168,7 @@ def band_forward(shape: Shape, rows: int = 8) -> Work:
         l2=sources * per_source + read,
         shared=blocks * sources * chunks * (staged + operands),
         memory=sources * shape.tokens * shape.C * HALF + read + written,
+        instructions=int(blocks * rows * of_warp),
         waits=1 if rows < 16 else 1 + sources,  # a norm and a barrier a source, with nobody to take over
     )
 
@@ -158,7 +182,7 @@ def band_backward(shape: Shape, rows: int = 8, passes: int | None = None) -> Wor
     pairs = shape.B * (shape.T - 1)
     per_pass = 2 * pairs * reached * shape.C * HALF + shape.tokens * shape.C * HALF
     staged = 2 * halo * CHUNK * HALF + 4 * tokens * CHUNK * HALF  # own features there and back, the gradient as well
-    operands = 2 * tokens // 16 * 2 * 8 * 512
+    operands, part = 2 * tokens // 16 * 2 * 8 * 512, ISSUED["band backward"]
     return Work(
         f"CUDA backward {rows}x{COLS}, products {'once' if passes == 1 else 'twice'}",
         blocks,
@@ -167,6 +191,7 @@ def band_backward(shape: Shape, rows: int = 8, passes: int | None = None) -> Wor
         l2=passes * per_pass + pairs * (reached + shape.H * shape.W) * windows,
         shared=blocks * (passes * chunks * (staged + operands) + 2 * (halo + tokens) * windows),
         memory=2 * shape.tokens * shape.C * HALF + shape.queries * windows,
+        instructions=blocks * rows * (passes * chunks * part["chunk"] + part["tile"]),
         waits=3,  # the windows of either side, the last features
     )
 
@@ -184,7 +209,9 @@ def cuda(shape: Shape, gpu: Ceilings) -> list[Work]:
 
 def triton_norms(shape: Shape) -> Work:
     read = (shape.teachers + 1) * shape.tokens * shape.C * HALF
-    return Work("Triton norms", (shape.teachers + 1) * -(-shape.tokens // 32), 8, l2=read, memory=read)
+    blocks, part = (shape.teachers + 1) * -(-shape.tokens // 32), ISSUED["triton norms"]
+    instructions = blocks * 4 * (-(-shape.C // 64) * part["chunk"] + part["tile"])
+    return Work("Triton norms", blocks, 8, l2=read, memory=read, instructions=instructions)
 
 
 def triton_forward(shape: Shape) -> Work:
@@ -196,7 +223,7 @@ def triton_forward(shape: Shape) -> Work:
     written = shape.queries * (SLOTS * HALF + 4)
     per_source = pairs * (halo_tokens(shape, rows, cols) + shape.H * shape.W) * shape.C * HALF
     # Two gathers and what lies between pass the dense products through shared memory: one round trip at least.
-    gathered = 2 * tokens * halo * 4
+    gathered, part = 2 * tokens * halo * 4, ISSUED["triton forward"]
     return Work(
         f"Triton forward {rows}x{cols}",
         blocks,
@@ -205,6 +232,7 @@ def triton_forward(shape: Shape) -> Work:
         l2=sources * per_source + read,
         shared=blocks * sources * (2 * (tokens + halo) * channels * HALF + gathered),
         memory=sources * shape.tokens * shape.C * HALF + read + written,
+        instructions=blocks * warps * (sources * channels // block * part["chunk"] + part["tile"]),
         waits=1 + sources,
     )
 
@@ -224,6 +252,7 @@ def triton_backward(shape: Shape) -> Work:
         l2=passes * per_pass + steps * pairs * (reached + shape.H * shape.W) * SLOTS * HALF,
         shared=blocks * steps * 2 * 2 * halo * (block + tokens) * HALF,
         memory=2 * shape.tokens * shape.C * HALF + shape.queries * SLOTS * HALF,
+        instructions=blocks * 4 * ISSUED["triton backward"]["tile"] * chunks * block // 256,
         waits=1 + 2 * steps,  # coefficients are gathered anew for each block of channels
     )
 
@@ -250,6 +279,9 @@ def wgmma_forward(shape: Shape, cluster: int) -> Work:
         wgmma=base.blocks * tokens * 224 * chunks * CHUNK * sources,
         l2=sources * per_source + read,
         shared=base.blocks * sources * chunks * CHUNK * HALF * (halo + tokens + 2 * (224 + 64)),
+        instructions=base.blocks
+        * 8
+        * 3500,  # no copies, addresses or squares by threads, and masks made once (docs/gpu-next.md)
     )
 
 
@@ -294,6 +326,7 @@ def relation(name: str, shape: Relation, gpu: Ceilings, tile: int, chunk: int, d
     B, _, _, C, D = shape
     tiles, features = -(-shape.tokens // tile), B * shape.tokens * C * HALF
     both = B * shape.tokens * (C + D) * HALF
+    counted = name == "CUDA"  # instructions, of Triton's kernels not
     pairs, steps = B * tiles * (tiles + 1) // 2, -(-C // chunk) + -(-D // chunk)
     coefficients = pairs * tile * tile * HALF
     distances = Work(
@@ -304,6 +337,7 @@ def relation(name: str, shape: Relation, gpu: Ceilings, tile: int, chunk: int, d
         l2=(tiles + 1) * both,
         shared=pairs * steps * (2 * tile * chunk * HALF + wgmma_operands(tile, tile, chunk)),
         memory=both + coefficients,
+        instructions=counted * pairs * 8 * (steps * ISSUED["distances"]["chunk"] + ISSUED["distances"]["tile"]),
         waits=0 if name == "CUDA" else 2,  # with the features of the next pair on their way there are none
     )
     across, steps = -(-C // width), B * tiles * tiles * (tile // depth)  # for each block of channels
@@ -318,11 +352,16 @@ def relation(name: str, shape: Relation, gpu: Ceilings, tile: int, chunk: int, d
         l2=steps * across * tile * depth * HALF + tiles * features,
         shared=steps * across * ((tile + width) * depth * HALF + wgmma_operands(tile, width, depth)),
         memory=coefficients + features + parts,
+        instructions=counted
+        * 8
+        * (steps * across * ISSUED["products"]["chunk"] + programs * splits * ISSUED["products"]["tile"]),
         waits=1,
     )
     tokens = 8 if name == "CUDA" else 32  # of a block; in Triton's projection it depends on the channels
     blocks = -(-B * shape.tokens // tokens)
-    norms = Work(f"{name} norms", 2 * blocks, 8, l2=both, memory=both)
+    part, chunks = ISSUED["norms"], -(-C // 256) + -(-D // 256)
+    issued = B * shape.tokens * (chunks * part["chunk"] + 2 * part["tile"])  # a warp for each token
+    norms = Work(f"{name} norms", 2 * blocks, 8, l2=both, memory=both, instructions=issued)
     projection = Work(
         f"{name} projection", blocks, 8, l2=2 * (parts + features), memory=parts + features + 2 * features
     )
@@ -357,7 +396,7 @@ def as_text(row: dict) -> str:
     return (
         f"  {row['kernel']:<42}{row['blocks']:6} blocks {row['blocks_per_sm']} an SM"
         f"{(row['mma'] + row['wgmma']) / 1e9:8.1f} G MAC{row['l2'] / 1e6:8.0f} MB L2{row['shared'] / 1e6:8.0f} MB shared"
-        f"{row['memory'] / 1e6:7.0f} MB memory   us: "
+        f"{row['memory'] / 1e6:7.0f} MB memory{row['instructions'] / 1e6:7.0f} M instructions   us: "
         + " ".join(f"{name} {us[name]:.0f}" for name in us)
         + f" -> {row['estimate']:.0f}, {row['limit']}"
     )
@@ -366,9 +405,8 @@ def as_text(row: dict) -> str:
 def ceilings(sms, clock, tensor, mma_share, l2, sm_from_l2, shared, memory, wait) -> Ceilings:
     """Return the ceilings from the units of the command line."""
     per_clock = clock * 1e9
-    return Ceilings(
-        sms, tensor * 1e12, mma_share, l2 * 1e12, sm_from_l2 * per_clock, shared * per_clock, memory * 1e12, wait * 1e-6
-    )
+    of_sm = (sm_from_l2 * per_clock, shared * per_clock, SCHEDULERS * per_clock)
+    return Ceilings(sms, tensor * 1e12, mma_share, l2 * 1e12, *of_sm, memory * 1e12, wait * 1e-6)
 
 
 DEFAULTS = {

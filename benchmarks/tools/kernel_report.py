@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time, without a GPU, and print what it takes of one.
+"""Registers, shared memory and instructions of every kernel, compiled ahead of time without a GPU.
 
 The Triton kernels are compiled exactly as the launchers would launch them: the launches of a call are recorded, not run. For
 each the table gives registers a thread, bytes spilled to local memory, shared memory, how many programs share an SM,
@@ -43,17 +43,16 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import lgf_kernels  # noqa: F401  # whose families fill the table of operators
 from lgf_kernels.core import triton_launch as launch
-from lgf_kernels.gram_flow import triton_loss as lgf_kl
-from lgf_kernels.gram_flow.options import LgfOptions
-from lgf_kernels.point_correspondence import triton_kernels as point_correspondence
-from lgf_kernels.token_relation import triton_kernels as token_relation
+from lgf_kernels.core.registry import OPERATORS, Call
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.
 SHARED = {80: (164, 163), 90: (228, 227), 100: (228, 227)}
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
-OPERATORS = ("lgf_kl", "token_relation", "point_correspondence", "cuda")
+#: Operators with Triton kernels.
+TRITON = [name for name, it in OPERATORS.items() if it.proof and any(row.name == "triton" for row in it.backends)]
 #: What nvcc calls the architectures that the CUDA C++ kernels are built for.
 NVCC = {80: "80", 90: "90a"}
 #: Of the compiler, which a launch names among the kernel's constants.
@@ -61,66 +60,22 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
-class LgfCase(NamedTuple):
-    """One way to call Local Gram Flow's loss."""
+class Case(NamedTuple):
+    """One call of an operator, with a gradient: the one by which its backends prove themselves, of so many channels."""
 
+    operator: str
     arch: int
     dtype: str
     channels: int
-    teachers: int
-    window: int = 7
-    from_logits: bool = False
+    facts: dict[str, object]
 
-    def call(self) -> None:
-        options = LgfOptions(window=self.window)
-        student = torch.empty(1, 3, 16, 16, self.channels, dtype=DTYPES[self.dtype])
-        cache = torch.empty(1, 2, 16, 16, self.window**2, dtype=torch.float16)
-        teachers = [cache] if self.from_logits else [torch.empty_like(student) for _ in range(self.teachers)]
-        weights = [0.5] * len(teachers)
-        _, residual = lgf_kl.forward(student, teachers, weights, None, options, self.from_logits, True)
-        lgf_kl.backward(torch.ones(()), student, residual, None, options)
+    def run(self) -> None:
+        call = Call(self.operator, "meta", DTYPES[self.dtype], (self.channels,), tuple(self.facts.items()))
+        OPERATORS[self.operator].proof.trial(call, True)("triton")
 
     def __str__(self) -> str:
-        teachers = "logits" if self.from_logits else f"{self.teachers} teachers"
-        return f"{self.dtype:<9} C {self.channels:<5}K {self.window:<3}{teachers:<11}"
-
-
-class RelationCase(NamedTuple):
-    """One way to call the token relation loss: with a gradient and without, of frames of so many tokens."""
-
-    arch: int
-    dtype: str
-    channels: int
-    teacher_channels: int
-    frame_tokens: int = 1350
-
-    def call(self) -> None:
-        student = torch.empty(1, 3, self.frame_tokens, self.channels, dtype=DTYPES[self.dtype], device="meta")
-        teacher = student.new_empty(1, 3, self.frame_tokens, self.teacher_channels)
-        for needs_grad in (False, True):
-            token_relation.forward(student, teacher, student.new_ones(3, 3), 0.1, "mean", needs_grad)
-
-    def __str__(self) -> str:
-        return f"{self.dtype:<9} C {self.channels:<5}teacher {self.teacher_channels:<5}N {self.frame_tokens:<6}"
-
-
-class PointCase(NamedTuple):
-    """One way to call point correspondence, with a gradient; a window of 0 is none."""
-
-    arch: int
-    dtype: str
-    channels: int
-    window: int = 0
-
-    def call(self) -> None:
-        features = torch.empty(1, 3, 16, 16, self.channels, dtype=DTYPES[self.dtype], device="meta")
-        queries = torch.empty(1, 1024, 3, device="meta")
-        options = (0.05, self.window or None)
-        places, state = point_correspondence.forward(features, queries, *options)
-        point_correspondence.backward(places, features, queries, places, state, *options)
-
-    def __str__(self) -> str:
-        return f"{self.dtype:<9} C {self.channels:<5}window {self.window:<3}"
+        facts = " ".join(f"{name} {value}" for name, value in self.facts.items())
+        return f"{self.operator:<21}{self.dtype:<9} C {self.channels:<5}{facts:<36}"
 
 
 class Launch(NamedTuple):
@@ -141,10 +96,10 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(case: LgfCase | RelationCase | PointCase) -> list[Launch]:
-    """Return the launches of forward and backward of the loss."""
+def launches_of(case: Case) -> list[Launch]:
+    """Return the launches of forward and backward."""
     with recorded(case.arch) as launches:
-        case.call()
+        case.run()
     return launches
 
 
@@ -218,7 +173,7 @@ def machine_code(cubin: bytes) -> tuple[str, str]:
     return tuple(outputs)
 
 
-def rows(cases: list[LgfCase | RelationCase | PointCase]) -> Iterator[dict]:
+def rows(cases: list[Case]) -> Iterator[dict]:
     """Yield one row for every kernel of every case; a kernel that several cases share is compiled once."""
     seen = set()
     for case in tqdm(cases, desc="compiling", disable=None):
@@ -259,26 +214,35 @@ def as_text(row: dict) -> str:
     )
 
 
+def facts(text: str) -> dict[str, object]:
+    """Return the facts of a call from text such as "teachers=2,reduction=none"."""
+    if not re.fullmatch(r"\w+=\w+(,\w+=\w+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE,NAME=VALUE")
+    pairs = (pair.split("=") for pair in text.split(","))
+    words = {"True": True, "False": False, "None": None}
+    return {name: int(value) if value.isdecimal() else words.get(value, value) for name, value in pairs}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED), choices=SHARED, help="80, 90, 100")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 768])
-    parser.add_argument("--teachers", type=int, nargs="+", default=[1, 2], help="0 is the loss from cached logits")
-    parser.add_argument("--window", type=int, nargs="+", default=[7])
-    parser.add_argument("--teacher-channels", type=int, nargs="+", default=[256, 768], help="of token relations")
-    parser.add_argument("--operator", nargs="+", default=list(OPERATORS), choices=OPERATORS)
+    parser.add_argument("--operator", nargs="+", default=[*TRITON, "cuda"], choices=[*TRITON, "cuda"])
+    parser.add_argument(
+        "--facts", nargs="+", type=facts, metavar="NAME=VALUE,...",
+        help="of each call, such as teachers=2,window=15; default: all variants by which a backend proves itself",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     arguments = parser.parse_args()
     cases = []
-    shared = (arguments.arch, arguments.dtype, arguments.channels)
-    if "lgf_kl" in arguments.operator:
-        for *case, teachers, window in itertools.product(*shared, arguments.teachers, arguments.window):
-            cases.append(LgfCase(*case, teachers, window, teachers == 0))
-    if "token_relation" in arguments.operator:
-        cases += [RelationCase(*case) for case in itertools.product(*shared, arguments.teacher_channels)]
-    if "point_correspondence" in arguments.operator:
-        cases += [PointCase(*case, window) for case in itertools.product(*shared) for window in (0, 5)]
+    for operator in filter("cuda".__ne__, arguments.operator):
+        variants = OPERATORS[operator].proof.variants
+        known = sorted({name for variant in variants for name in variant})
+        if unknown := sorted({name for variant in arguments.facts or () for name in variant} - set(known)):
+            parser.error(f"{operator} has no fact {unknown[0]!r}; it has {', '.join(known)}")
+        shared = (arguments.arch, arguments.dtype, arguments.channels, arguments.facts or variants)
+        cases += [Case(operator, *case) for case in itertools.product(*shared)]
     for row in rows(cases):
         print(json.dumps(row) if arguments.json else as_text(row), flush=True)
     if "cuda" in arguments.operator and cuda_kernel_report.nvcc() is None:

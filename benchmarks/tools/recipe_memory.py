@@ -15,21 +15,22 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
 
     import lgf_cli
 
-    sys.exit(lgf_cli.run("recipe_memory.py", "recipe_memory", sys.argv[1:], '"lgf-kernels[train]"'))
+    sys.exit(lgf_cli.run("recipe_memory.py", "recipe_memory", sys.argv[1:], '"lgf-kernels[bench,train]"'))
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import tyro
 from diffusers import CogVideoXTransformer3DModel
+from lgf_bench.table import PAGE, tabulated
 from lgf_trainer.objectives.base import make_objective
 from lgf_trainer.runtime.recipe import Recipe, read_recipe
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 FRAMES, HEIGHT, WIDTH = 49, 480, 720
 
@@ -102,17 +103,20 @@ def count(recipe: Recipe, **config: object) -> Memory:
 
 def table(recipe: Recipe, shards: int = 8) -> str:
     """Return the memory of the models of `MODELS`, as Markdown."""
-    lines = [
-        f"| GiB | trained parameters | frozen weights | trained: weights, gradients, AdamW | inputs of the blocks "
-        f"| a block and the projector | **sum** | **sharded over {shards}** |",
-        "|" + "---|" * 8,
-    ]
+    rows = []
     for name, config in MODELS.items():
         memory = count(recipe, **config)
-        parts = (memory.weights, memory.training, memory.inputs, memory.working, memory.total(), memory.total(shards))
-        cells = " | ".join(f"{part / 2**30:.1f}" for part in parts)
-        lines.append(f"| {name} | {memory.trained / 1e6:.1f} M | {cells} |")
-    return "\n".join(lines)
+        bytes_of = {
+            "frozen weights": memory.weights,
+            "trained: weights, gradients, AdamW": memory.training,
+            "inputs of the blocks": memory.inputs,
+            "a block and the projector": memory.working,
+            "**sum**": memory.total(),
+            f"**sharded over {shards}**": memory.total(shards),
+        }
+        cells = {title: f"{number / 2**30:.1f}" for title, number in bytes_of.items()}
+        rows.append({"GiB": name, "trained parameters": f"{memory.trained / 1e6:.1f} M"} | cells)
+    return tabulated(rows, PAGE)
 
 
 def _projector(recipe: Recipe, width: int, grid: tuple[int, int, int]) -> nn.Module:
@@ -136,7 +140,7 @@ def _kept(run: Callable[[], object]) -> int:
             kept[id(tensor._base if tensor._base is not None else tensor)] = tensor
         return tensor
 
-    with _attention_without_matrix(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _AttentionWithoutMatrix(), saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     return _bytes([tensor if tensor._base is None else tensor._base for tensor in kept.values()])
 
@@ -151,11 +155,10 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-@contextmanager
-def _attention_without_matrix() -> Iterator[None]:
-    original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda query, key, value, **_: _Attention.apply(query, key, value)
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original
+class _AttentionWithoutMatrix(TorchFunctionMode):
+    """A mode in which torch's attention is `_Attention`."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function is functional.scaled_dot_product_attention:
+            return _Attention.apply(*arguments)
+        return function(*arguments, **(options or {}))

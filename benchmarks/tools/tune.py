@@ -1,4 +1,4 @@
-"""The fastest configuration of the Triton kernels here, measured for the `triton_configs.py` of each family.
+"""Times of configurations of the Triton kernels on this GPU, for the `triton_configs.py` of each family.
 
   python benchmarks/tools/tune.py --device cuda
 
@@ -10,19 +10,20 @@ tune.jsonl.
 import here  # noqa: F401  # isort: skip
 
 import argparse
+import importlib
 import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import le
 from pathlib import Path
 from typing import NamedTuple
 
 from lgf_bench import correctness, results, timing
-from lgf_bench.choices import DTYPES
-from lgf_bench.families import CASES
-from lgf_bench.families.base import Case, Loss
+from lgf_bench.families import TUNED
+from lgf_bench.families.base import Case, Loss, Tuned
 from lgf_bench.measure import checked
 from lgf_bench.processes import BrokenDeviceError
 from lgf_bench.runner import progress
@@ -30,9 +31,7 @@ from lgf_cli.errors import UserError
 
 from lgf_kernels.core import gpu
 from lgf_kernels.core import triton_launch as launch
-from lgf_kernels.core.registry import Call
-from lgf_kernels.gram_flow.triton_configs import Backward, Forward
-from lgf_kernels.token_relation.triton_configs import Distances, Products
+from lgf_kernels.core.registry import OPERATORS, Call
 
 #: What a number of a configuration is changed to, one at a time.
 CHOICES = {
@@ -44,33 +43,12 @@ CHOICES = {
 }
 
 
-class Table(NamedTuple):
-    """A table of configurations: its name, what its rows are, the case that uses it, the pass that shows it."""
-
-    name: str
-    rows: type
-    case: Case
-    part: str
-
-
-LATENT, RELATION = CASES["cogvideox-latent"], CASES["videorepa-24x150"]
-WIDE = replace(LATENT, shape=(*LATENT.shape[:-1], 512), teacher_channels=(256, 256))
-TABLES = (
-    Table("FORWARD", Forward, LATENT, "forward"),
-    Table("BACKWARD", Backward, LATENT, "backward"),
-    Table("DISTANCES", Distances, RELATION, "both"),
-    Table("PRODUCTS", Products, RELATION, "both"),
-    Table("FORWARD_ONE_GRAM", Forward, CASES["cogvideox-latent-cached"], "forward"),
-    Table("BACKWARD_TWO_PASSES", Backward, WIDE, "backward"),
-)
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="tune.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"], metavar="DTYPE")
+    parser.add_argument("--dtypes", nargs="+", choices=correctness.TOLERANCE, default=["bfloat16"], metavar="DTYPE")
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each candidate (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"add the numbers to {results.TUNE} in DIR")
     parser.add_argument("--resume", action="store_true", help="leave out what --out has already, of this commit")
@@ -97,31 +75,52 @@ def run(arguments: argparse.Namespace) -> None:
     deadline = time.monotonic() + 60 * arguments.minutes
     about = results.provenance(arguments.device)
     kept = results.read(arguments.out / results.TUNE) if arguments.resume else []
-    done = {(row["table"], row["dtype"]) for row in kept if row["commit"] == about["commit"]}
-    for dtype, table in itertools.product(arguments.dtypes, TABLES):
-        if (table.name, dtype) in done:
+    done = {(row["family"], row["table"], row["dtype"]) for row in kept if row["commit"] == about["commit"]}
+    for dtype, tuned in itertools.product(arguments.dtypes, TUNED):
+        if (family(tuned), tuned.table, dtype) in done:
             continue
         if time.monotonic() > deadline:
-            print(f"{table.name}, {dtype}: not begun, the time of --minutes is over")
+            print(f"{tuned.table}, {dtype}: not begun, the time of --minutes is over")
             continue
-        case = replace(table.case, dtype=dtype, device=arguments.device)
-        rows = tune(table, case, arguments.rounds)
-        print(as_text(table, dtype, rows), flush=True)
+        case = replace(tuned.case, dtype=dtype, device=arguments.device)
+        rows = tune(tuned, case, arguments.rounds)
+        print(as_text(tuned, dtype, rows) if rows else f"{tuned.table}, {dtype}: no kernel uses it here", flush=True)
         if arguments.out:
             results.append(arguments.out / results.TUNE, [row | about for row in rows])
 
 
-def tune(table: Table, case: Case, rounds: int) -> list[dict]:
-    """Return a row for each candidate: its numbers, whether it is right, and its times."""
+def family(tuned: Tuned) -> str:
+    return OPERATORS[tuned.case.operator].package.rpartition(".")[2]
+
+
+def rows_of(tuned: Tuned) -> dict[object, list[NamedTuple]]:
+    """Return the table: by what the family chooses, the rows."""
+    configs = importlib.import_module(".triton_configs", OPERATORS[tuned.case.operator].package)
+    return getattr(configs, tuned.table)
+
+
+def comes_from(rows: Sequence[NamedTuple], table: dict[object, list[NamedTuple]]) -> bool:
+    """Return whether the rows for a call are some of a table, with tiles and blocks cut to the call."""
+    return any(
+        len(rows) == len(own) and all(type(a) is type(b) and all(map(le, a, b)) for a, b in zip(rows, own, strict=True))
+        for own in table.values()
+    )
+
+
+def tune(tuned: Tuned, case: Case, rounds: int) -> list[dict]:
+    """Return a row for each candidate: its numbers, whether it is right, its times. None if no kernel uses the table here."""
     true = correctness.truth(case)
     rows, functions = {}, {}
-    with choosing(table.rows, case) as (own, function_of):
-        for candidate in progress(list(candidates(own)), f"{table.name}: compiling"):
+    with choosing(rows_of(tuned), case) as (own, function_of):
+        if not own:
+            return []
+        for candidate in progress(list(candidates(own)), f"{tuned.table}: compiling"):
             name = str(candidate)
             row = {
-                "table": table.name,
+                "family": family(tuned),
+                "table": tuned.table,
                 "dtype": case.dtype,
-                "part": table.part,
+                "part": tuned.part,
                 **candidate._asdict(),
                 "candidate": name,
             }
@@ -133,17 +132,17 @@ def tune(table: Table, case: Case, rounds: int) -> list[dict]:
             if function:
                 functions[name] = function
         for name, seconds in timing.interleaved(functions, case, rounds).items():
-            rows[name] |= timing.spread(seconds[table.part])
+            rows[name] |= timing.spread(seconds[tuned.part])
     return list(rows.values())
 
 
 @contextmanager
-def choosing(kind: type, case: Case) -> Iterator[tuple[list, Callable[..., Loss]]]:
+def choosing(table: dict, case: Case) -> Iterator[tuple[list, Callable[..., Loss]]]:
     """Enter as (the table's own rows, candidate -> the operator with that candidate, its backward included)."""
     own, current = [], None
 
     def choose(rows: Sequence[tuple]) -> tuple:
-        if not isinstance(rows[0], kind):
+        if not comes_from(rows, table):
             return rows[0]
         own[:] = own or rows
         return current or rows[0]
@@ -173,10 +172,10 @@ def candidates(own: list[NamedTuple]) -> Iterator[NamedTuple]:
                 yield candidate
 
 
-def as_text(table: Table, dtype: str, rows: list[dict]) -> str:
+def as_text(tuned: Tuned, dtype: str, rows: list[dict]) -> str:
     """Return the timed candidates, fastest first, as the lines of a table of configurations."""
     timed = sorted((row for row in rows if "median_ms" in row), key=lambda row: row["median_ms"])
-    lines = [f"\n{table.name}, {dtype}, {table.part}:"]
+    lines = [f"\n{family(tuned)}, {tuned.table}, {dtype}, {tuned.part}:"]
     lines += [
         f"  {row['candidate']},  # {row['median_ms']:.4f} ms [{row['low_ms']:.4f} .. {row['high_ms']:.4f}]"
         for row in timed

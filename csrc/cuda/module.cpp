@@ -46,6 +46,7 @@ PYBIND11_MODULE(LGF_MODULE, m) {
 
   m.def("reciprocal_norms", &reciprocal_norms, "features"_a, "shape"_a, "norms"_a, py::kw_only(), "dtype"_a,
         "device"_a, "stream"_a, "1 / max(||f||, 1e-6) into `norms`, which are float32 or float64.");
+  m.def("probe", &cuda::probe, "device"_a, "Raises, with a reason for people, unless the kernels can be loaded.");
   for (const auto define : Family::all()) define(m);
   m.def("build_info", &build_info, "How the module was built.");
 }

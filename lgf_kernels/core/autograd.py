@@ -36,10 +36,34 @@ class Differentiable:
             element.
         save: (ctx, inputs, output), as in torch.library.
         gradients: (ctx, backward, *grads) -> a gradient for each input; `backward(*arguments)` runs the backward.
+        version: of what the forward keeps for the backward. Raise it whenever a backend keeps another size or type:
+            it is part of the name, without which inductor's cache would run programs that allocate the old one.
     """
 
-    def __init__(self, name: str, function: str, forward: Pass, backward: Pass, save: Callable, gradients: Callable):
+    def __init__(
+        self,
+        name: str,
+        function: str,
+        forward: Pass,
+        backward: Pass,
+        save: Callable,
+        gradients: Callable,
+        version: int = 1,
+    ):
+        if version > 1:
+            name = f"{name}_v{version}"
+        names = list(inspect.signature(forward.compute).parameters)
+
+        def remember(ctx, inputs, output):
+            ctx.traced_without_gradient = not dict(zip(names, inputs, strict=True)).get("needs_grad", True)
+            save(ctx, inputs, output)
+
         def differentiate(ctx, *grads):
+            if ctx.traced_without_gradient:
+                raise RuntimeError(
+                    f"{function}: this call was traced or exported without a gradient, so that nothing was kept for its "
+                    "backward. Trace it again with gradients on and a student that requires grad."
+                )
             return gradients(ctx, self.backward, *grads)
 
         def mapped(arguments: dict) -> dict:
@@ -62,7 +86,7 @@ class Differentiable:
                 'through it. Call backward without create_graph=True, or use backend="reference", which is plain PyTorch.'
             )
 
-        self.forward = Operation(name, function, forward, save, differentiate, mapped)
+        self.forward = Operation(name, function, forward, remember, differentiate, mapped)
         self.backward = Operation(f"{name}_backward", function, backward, save_nothing, refuse, dict)
 
     def __call__(self, *arguments):

@@ -25,6 +25,12 @@ def _shape(tensor: Tensor) -> str:
 def tensor(function: str, name: str, value) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: `{name}` must be a torch.Tensor, got {type(value).__name__}.")
+    if type(value).__name__ == "DTensor":
+        raise TypeError(
+            f"{function}: `{name}` must be a plain tensor, got a DTensor with placements {value.placements}. Pass "
+            f"{name}.to_local() where it is the batch that is sharded (and average the loss over the processes), else "
+            f"{name}.full_tensor()."
+        )
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
         way_out = f"{name}.to_padded_tensor(0.0), or one call for each" if value.is_nested else f"{name}.to_dense()"

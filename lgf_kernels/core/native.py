@@ -7,12 +7,14 @@ fails to load is kept for `lgf doctor` and for error messages.
 
 import functools
 import importlib
+import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import gpu
+from .errors import BackendUnavailableError
 from .registry import Call
 
 #: Module by device type.
@@ -20,6 +22,9 @@ MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
 #: By device type: what building the module needs, and the variable that makes the installation fail
 #: without it.
 BUILD_NEEDS = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
+
+#: Of the CUDA module's kernels: float32 passes the general units, where Triton's kernels make three tf32 products.
+CUDA_LIMITS = "tensor cores for bfloat16 and float16 alone"
 
 
 @functools.cache
@@ -41,11 +46,38 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
 
 
 def unsupported_reason(call: Call) -> str | None:
-    """Return why the module of the call's device is missing or the device cannot run it, or None."""
+    """Return why the module of the call's device is missing or the device cannot run it, or None.
+
+    Raises:
+        BackendUnavailableError: LGF_CPU_ISA names kernels that are not here: others would run in silence.
+    """
     _, reason = load(call.device_type)
-    return reason or (
-        gpu.unsupported_reason("native CUDA kernels", call.device) if call.device_type == "cuda" else None
-    )
+    if reason and call.device_type == "cpu" and "LGF_CPU_ISA" in os.environ:
+        raise BackendUnavailableError(
+            f"the variable LGF_CPU_ISA asks for the {os.environ['LGF_CPU_ISA']!r} kernels of lgf_kernels._cpu, which cannot "
+            f"run: {reason}. Name an instruction set that is here, or unset it."
+        )
+    if reason or call.device_type != "cuda":
+        return reason
+    if reason := gpu.unsupported_reason("native CUDA kernels", call.device):
+        return reason
+    index = torch.device(call.device).index
+    return loading_failure(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def loading_failure(index: int) -> str | None:
+    """Return why the CUDA module's kernels cannot be loaded on a device, or None. The driver is asked once.
+
+    It may be older than the CUDA that the module was built with, or the module may hold no code for the device.
+    """
+    cuda, _ = load("cuda")
+    try:
+        with torch.cuda.device(index):
+            cuda.probe(index)
+    except RuntimeError as error:
+        return f"the kernels of lgf_kernels._cuda cannot be loaded: {error}"
+    return None
 
 
 def module(tensor: Tensor) -> ModuleType:
@@ -54,8 +86,12 @@ def module(tensor: Tensor) -> ModuleType:
 
 
 def described(tensor: Tensor) -> tuple:
-    """Describe a tensor (B, T, H, W, C) for the modules: address, type, channels, the four outer strides."""
-    return tensor.data_ptr(), dtype_name(tensor), tensor.shape[-1], tensor.stride()[:4]
+    """Describe a tensor (B, T, H, W, C) for the modules: address, type, channels, the four outer strides.
+
+    The stride of a dimension of size 1 is never used, but could rule out loads of 16 bytes: it is given as 0.
+    """
+    strides = tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape[:4], tensor.stride(), strict=False))
+    return tensor.data_ptr(), dtype_name(tensor), tensor.shape[-1], strides
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -189,7 +189,10 @@ def _availability(name: str) -> tuple[bool, str]:
             call = Call(operator, device)
             reasons = []
             for backend in _named(call, name):
-                reason = backend.unsupported_reason(call)
+                try:
+                    reason = backend.unsupported_reason(call)
+                except BackendUnavailableError as error:  # a variable asks for what is not here
+                    reason = str(error)
                 if reason:
                     reasons.append(reason)
                     continue
@@ -199,6 +202,7 @@ def _availability(name: str) -> tuple[bool, str]:
                 elif needs_proof(backend, call):
                     notes.append("chosen where it has answered right: `lgf verify` asks it now")
             refusals += reasons
+            notes += [f"not on cuda: {reason}" for reason in reasons if device == "cuda"]
     if not runs:
         return False, "; ".join(dict.fromkeys(refusals)) or "it has no operator for the devices that are here"
     return True, "; ".join([", ".join(runs), *dict.fromkeys(notes)])
@@ -223,9 +227,9 @@ def _resolve(operator, device, dtype, shape, facts, backend: str | None, functio
     sources = {
         "`backend`": backend,
         "`use_backend`": _forced,
-        "the variable LGF_BACKEND": os.environ.get("LGF_BACKEND"),
+        "the variable LGF_BACKEND": os.environ.get("LGF_BACKEND") or None,
     }
-    source, named = next(((source, name) for source, name in sources.items() if name), (None, None))
+    source, named = next(((source, name) for source, name in sources.items() if name is not None), (None, None))
     if named is None:
         return chosen(call)
     if reason := unsupported_reason(checked_backend(named, function, source), call):

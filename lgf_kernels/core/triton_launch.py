@@ -22,10 +22,9 @@ TYPES = {
 }
 
 #: Arguments that Triton does not specialise on, so that a new resolution costs no compilation.
-#: Strides of features are not among them: whether 16 divides them nearly always follows from the
-#: channels, and it allows wide loads.
 FRAME_SIZES = (
     "T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits", "points", "video",
+    "part_video",
 )  # fmt: skip
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -69,17 +68,15 @@ def usable(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def outer_strides(tensor: Tensor) -> tuple[int, ...]:
-    return tensor.stride()[:4]
+    """Return the outer strides as kernels take them: `triton_blocks.outer_strides` decodes them.
 
-
-def odd_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return the outer strides n of cached logits as 2 n + 3, which `triton_blocks.from_odd` inverts.
-
-    Triton specialises every number in a tuple on being 1 and on divisibility by 16. For n that
-    depends on the resolution, so that a new one could cost a compilation; 2 n + 3 is never 1 and
-    always odd.
+    Triton specialises every number in a tuple on being 1 and on divisibility by 16. Where 16 divides
+    the channels, it divides the strides too, which allows wide loads. Otherwise that depends on the
+    resolution, so that a new one could cost a compilation: a stride n is then passed as 2 n + 3,
+    which is never 1 and always odd.
     """
-    return tuple(2 * stride + 3 for stride in outer_strides(tensor))
+    strides = tensor.stride()[:4]
+    return strides if tensor.shape[-1] % 16 == 0 else tuple(2 * stride + 3 for stride in strides)
 
 
 class Override(NamedTuple):
@@ -148,6 +145,14 @@ def tiles(
     run_configured(kernel, grid, candidates, *arguments, **constants)
 
 
+def autotuning() -> bool:
+    """Return whether LGF_AUTOTUNE asks for the fastest configuration."""
+    value = os.environ.get("LGF_AUTOTUNE") or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"the variable LGF_AUTOTUNE must be '0' or '1', or not set; got {value!r}.")
+    return value == "1"
+
+
 def run_configured(
     kernel, grid: Callable[[dict], tuple], candidates: Sequence[NamedTuple], *arguments, **constants
 ) -> None:
@@ -157,10 +162,10 @@ def run_configured(
     set of constants.
     """
     choose = _override.choose
-    if os.environ.get("LGF_AUTOTUNE") == "1" and not INTERPRETED and choose is None:
+    if autotuning() and not INTERPRETED and choose is None:
         run(tuned(kernel, tuple(candidates), tuple(constants)), grid, *arguments, **constants)
     else:
-        config = (choose(candidates) if choose else candidates[0])._asdict()
+        config = (candidates[0] if choose is None else choose(candidates))._asdict()
         run(kernel, grid(config), *arguments, **constants, **config)
 
 
@@ -170,7 +175,9 @@ def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) ->
 
     Fusion of products and sums is set for each kernel: Triton's default differs between its versions.
     """
-    (_override.run or _launch)(kernel, grid, *arguments, enable_fp_fusion=enable_fp_fusion, **constants)
+    (_launch if _override.run is None else _override.run)(
+        kernel, grid, *arguments, enable_fp_fusion=enable_fp_fusion, **constants
+    )
 
 
 def _launch(kernel, grid, *arguments, **constants) -> None:

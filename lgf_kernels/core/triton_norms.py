@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import triton_launch as launch
 from .numerics import EPS, accumulate_dtype
+from .triton_blocks import outer_strides
 
 LEAST: tl.constexpr = tl.constexpr(EPS)
 
@@ -44,7 +45,8 @@ def lgf_reciprocal_norms(
     b = token // W // H // T
     for m in tl.static_range(len(tensors)):
         if which == m:
-            rows = tensors[m] + (b * strides[m][0] + t * strides[m][1] + y * strides[m][2] + x * strides[m][3])
+            stride = outer_strides(strides[m], CHANNELS[m])
+            rows = tensors[m] + (b * stride[0] + t * stride[1] + y * stride[2] + x * stride[3])
             total = tl.zeros((ROWS,), ACC)
             for c0 in range(0, CHANNELS[m], BLOCK_C):
                 c = c0 + tl.arange(0, BLOCK_C)

@@ -9,7 +9,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
-from .options import LgfOptions, checked_options, checked_window
+from .options import checked_options, checked_window, loss_facts
 from .window import pairs_shape, reversed_logits, window_mask
 
 
@@ -69,7 +69,7 @@ def local_gram_flow(
         boundary=boundary,
         direction=direction,
     )
-    call = call_of("local_gram_flow", features, **_facts(options))
+    call = call_of("local_gram_flow", features, **options.facts())
     return operators.local_gram_flow(features, options, resolve(call, backend, here))
 
 
@@ -170,15 +170,9 @@ def lgf_kl_loss(
     """
     here = "lgf_kl_loss"
     options = checked_options(
-        here,
-        window=window,
-        temperature=temperature,
-        similarity=similarity,
-        boundary=boundary,
-        divergence=divergence,
-        direction=direction,
-        reduction=reduction,
-    )
+        here, window=window, temperature=temperature, similarity=similarity, boundary=boundary, divergence=divergence,
+        direction=direction, reduction=reduction,
+    )  # fmt: skip
     checks.features(here, "student", student)
     teachers, names = checks.teacher_list(here, "teachers", teachers)
     for name, teacher in zip(names, teachers, strict=True):
@@ -237,15 +231,9 @@ def lgf_kl_loss_from_logits(
     """
     here = "lgf_kl_loss_from_logits"
     options = checked_options(
-        here,
-        window=window,
-        temperature=temperature,
-        similarity=similarity,
-        boundary=boundary,
-        divergence=divergence,
-        direction=direction,
-        reduction=reduction,
-    )
+        here, window=window, temperature=temperature, similarity=similarity, boundary=boundary, divergence=divergence,
+        direction=direction, reduction=reduction,
+    )  # fmt: skip
     checks.features(here, "student", student)
     teachers, names = checks.teacher_list(here, "teacher_logits", teacher_logits)
     for name, logits in zip(names, teachers, strict=True):
@@ -277,18 +265,31 @@ def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, fro
         shape = pairs_shape(student)
         checks.weight_tensor(here, "token_weight", token_weight, student, shape, "(B, T-1, H, W)")
         token_weight = token_weight.to(accumulate_dtype(student))
-    facts = {"teachers": len(teachers), "from_logits": from_logits, "token_weight": token_weight is not None}
-    call = call_of("lgf_kl", student, **_facts(options), **facts)
+    call = call_of("lgf_kl", student, **loss_facts(options, len(teachers), from_logits, token_weight))
     name = resolve(call, backend, here)
     return operators.lgf_kl(student, teachers, weights, token_weight, options, from_logits, name)
 
 
-def _facts(options: LgfOptions) -> dict:
-    """Return what decides which kernel runs: all options but the temperature, which a compiled function may have as a symbol."""
-    return {name: value for name, value in options._asdict().items() if name != "temperature"}
+class _Loss(nn.Module):
+    """A loss with its options fixed and checked."""
+
+    def __init__(self, teacher_weights: Sequence[float] | None, backend: str | None, **options):
+        super().__init__()
+        here = type(self).__name__
+        checked_options(here, **options)
+        self.options = options
+        self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
+        self.backend = backend and checked_backend(backend, here)
+
+    def fixed(self) -> dict[str, object]:
+        """Return all arguments of the function that are fixed."""
+        return self.options | {"teacher_weights": self.teacher_weights, "backend": self.backend}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.fixed().items())
 
 
-class LocalGramFlowKLLoss(nn.Module):
+class LocalGramFlowKLLoss(_Loss):
     """`lgf_kl_loss` with its options fixed: `loss(student, teachers, token_weight=None)`.
 
     Args:
@@ -322,38 +323,18 @@ class LocalGramFlowKLLoss(nn.Module):
         reduction: str = "mean",
         backend: str | None = None,
     ):
-        super().__init__()
-        self.options = dict(
-            window=window,
-            temperature=temperature,
-            similarity=similarity,
-            boundary=boundary,
-            divergence=divergence,
-            direction=direction,
-            reduction=reduction,
-        )
-        checked_options("LocalGramFlowKLLoss", **self.options)
-        self.teacher_weights = checks.teacher_weights("LocalGramFlowKLLoss", teacher_weights, count=None)
-        self.backend = backend and checked_backend(backend, "LocalGramFlowKLLoss")
+        super().__init__(
+            teacher_weights, backend, window=window, temperature=temperature, similarity=similarity, boundary=boundary,
+            divergence=divergence, direction=direction, reduction=reduction,
+        )  # fmt: skip
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
     ) -> Tensor:
-        return lgf_kl_loss(
-            student,
-            teachers,
-            teacher_weights=self.teacher_weights,
-            token_weight=token_weight,
-            backend=self.backend,
-            **self.options,
-        )
-
-    def extra_repr(self) -> str:
-        shown = {**self.options, "teacher_weights": self.teacher_weights, "backend": self.backend}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return lgf_kl_loss(student, teachers, token_weight=token_weight, **self.fixed())
 
 
-class LocalGramFlowKLLossFromLogits(nn.Module):
+class LocalGramFlowKLLossFromLogits(_Loss):
     """`lgf_kl_loss_from_logits` with its options fixed: `loss(student, teacher_logits, token_weight=None)`.
 
     Args:
@@ -389,39 +370,16 @@ class LocalGramFlowKLLossFromLogits(nn.Module):
         reduction: str = "mean",
         backend: str | None = None,
     ):
-        super().__init__()
-        here = "LocalGramFlowKLLossFromLogits"
-        self.options = dict(
-            window=window,
-            temperature=temperature,
-            similarity=similarity,
-            boundary=boundary,
-            divergence=divergence,
-            direction=direction,
-            reduction=reduction,
-        )
-        checked_options(here, **self.options)
-        self.logits_direction = _logits_direction(here, logits_direction, direction)
-        self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
-        self.backend = backend and checked_backend(backend, here)
+        super().__init__(
+            teacher_weights, backend, window=window, temperature=temperature, similarity=similarity, boundary=boundary,
+            divergence=divergence, direction=direction, reduction=reduction,
+        )  # fmt: skip
+        self.logits_direction = _logits_direction("LocalGramFlowKLLossFromLogits", logits_direction, direction)
+
+    def fixed(self) -> dict[str, object]:
+        return super().fixed() | {"logits_direction": self.logits_direction}
 
     def forward(
         self, student: Tensor, teacher_logits: Tensor | Sequence[Tensor], token_weight: Tensor | None = None
     ) -> Tensor:
-        return lgf_kl_loss_from_logits(
-            student,
-            teacher_logits,
-            teacher_weights=self.teacher_weights,
-            token_weight=token_weight,
-            logits_direction=self.logits_direction,
-            backend=self.backend,
-            **self.options,
-        )
-
-    def extra_repr(self) -> str:
-        shown = {
-            "logits_direction": self.logits_direction,
-            "teacher_weights": self.teacher_weights,
-            "backend": self.backend,
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in (self.options | shown).items())
+        return lgf_kl_loss_from_logits(student, teacher_logits, token_weight=token_weight, **self.fixed())

@@ -25,8 +25,10 @@ def cuda_unsupported_reason(call: Call) -> str | None:
 
 
 CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
-CUDA = Backend("native", "cuda", cuda_unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
-CUDA_LOSS = CUDA._replace(limits=f"at most {MAX_TEACHERS} teachers")
+CUDA = Backend(
+    "native", "cuda", cuda_unsupported_reason, device_types=("cuda",), verified_on=("cuda",), limits=native.CUDA_LIMITS
+)
+CUDA_LOSS = CUDA._replace(limits=f"at most {MAX_TEACHERS} teachers; {native.CUDA_LIMITS}")
 register(
     "local_gram_flow", __package__, CPU, CUDA, triton_backend("triton_flow"), PORTABLE, REFERENCE,
     proof=Proof(trial, FLOW_VARIANTS),

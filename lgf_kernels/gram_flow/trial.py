@@ -10,8 +10,9 @@ from ..core.registry import Call, implementation
 from ..core.verify import Case, pattern
 from .options import LgfOptions
 
-#: (B, T, H, W): ragged, with more than one tile and a window that reaches over every edge; and some 8,000 tokens.
-SMALL, LARGE = (2, 3, 9, 19), (1, 5, 32, 48)
+#: (B, T, H, W): ragged, with more than one tile and a window that reaches over every edge; and CogVideoX's latent grid, which
+#: has a tile for every multiprocessor of a large GPU.
+SMALL, LARGE = (2, 3, 9, 19), (1, 13, 30, 45)
 #: Channels where the call does not tell them, in traced code.
 CHANNELS = 64
 #: Options that between them reach every branch of the kernels, for `lgf verify`; facts that are not named have their defaults.

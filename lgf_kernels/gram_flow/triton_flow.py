@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core import triton_launch as launch
 from ..core.numerics import accumulate_dtype
 from ..core.registry import Implementation
-from ..core.triton_blocks import SHORT, dot, exact, load_channels
+from ..core.triton_blocks import SHORT, dot, exact, load_channels, outer_strides
 from ..core.triton_norms import reciprocal_norms
 from . import triton_configs as configs
 from .options import LgfOptions
@@ -149,6 +149,7 @@ def lgf_backward(
     CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     PASSES: tl.constexpr = 2 if COSINE and CHUNKS > 1 else 1
 
+    stride = outer_strides(stride, C)
     tiles = tl.cdiv(H, TILE_H) * tl.cdiv(W, TILE_W)
     tile = tl.program_id(0) % tiles
     b = tl.program_id(0) // tiles // T

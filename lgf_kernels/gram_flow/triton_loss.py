@@ -14,6 +14,8 @@ student, whose own gradient is no finer, and otherwise in the accumulation type,
 lacks the range.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +24,7 @@ from torch import Tensor
 from ..core import triton_launch as launch
 from ..core.numerics import accumulate_dtype
 from ..core.registry import Implementation
-from ..core.triton_blocks import exact, from_odd
+from ..core.triton_blocks import exact, outer_strides
 from ..core.triton_norms import reciprocal_norms
 from . import triton_configs as configs
 from .options import LgfOptions
@@ -115,9 +117,8 @@ def lgf_kl_forward(
         )  # fmt: skip
         zT += exact(weights[m - 1], ACC) * z
     for m in tl.static_range(len(caches)):
-        stride = cache_strides[m]
-        rows = caches[m] + b.to(tl.int64) * from_odd(stride[0]) + t.to(tl.int64) * from_odd(stride[1])
-        rows += y * from_odd(stride[2]) + x * from_odd(stride[3])
+        stride = outer_strides(cache_strides[m], WINDOW * WINDOW)
+        rows = caches[m] + b.to(tl.int64) * stride[0] + t.to(tl.int64) * stride[1] + (y * stride[2] + x * stride[3])
         s = tl.arange(0, SLOT_ROW * SLOT_ROW)
         offset = s // SLOT_ROW * WINDOW + s % SLOT_ROW
         z = tl.load(rows[:, None] + offset[None, :], mask=inside & in_frame[:, None], other=0.0)
@@ -169,7 +170,7 @@ def forward(
             tuple(launch.outer_strides(tensor) for tensor in features),
             norms,
             tuple(caches),
-            tuple(launch.odd_strides(cache) for cache in caches),
+            tuple(launch.outer_strides(cache) for cache in caches),
             tuple(launch.exact(weight) for weight in teacher_weights),
             launch.exact(1 / options.temperature),
             values,
@@ -220,9 +221,8 @@ class Residual:
         slots_bytes, norms_bytes = self.sizes(student, options)
         B, T, H, W, _ = student.shape
         slots, norms = residual[:slots_bytes], residual[slots_bytes : slots_bytes + norms_bytes]
-        self.slots = slots.view(self.slots_dtype(student)).view(
-            len(options.directions), B, T - 1, H, W, options.window * configs.slot_row(options.window)
-        )
+        shape = len(options.directions), B, T - 1, H, W, options.window * configs.slot_row(options.window)
+        self.slots = slots.view(self.slots_dtype(student))[: math.prod(shape)].view(shape)
         self.norms = norms.view(accumulate_dtype(student)).view(B, T, H, W)
 
     @staticmethod
@@ -233,11 +233,12 @@ class Residual:
     def sizes(cls, student: Tensor, options: LgfOptions) -> tuple[int, int]:
         """Return the bytes of slots and norms.
 
-        The slots come first: their number is a multiple of 4, which aligns the norms.
+        The slots come first, padded to 16 bytes: Triton compiles a kernel anew for a pointer of another alignment.
         """
         B, T, H, W, _ = student.shape
         slots = len(options.directions) * B * (T - 1) * H * W * options.window * configs.slot_row(options.window)
-        return slots * cls.slots_dtype(student).itemsize, B * T * H * W * accumulate_dtype(student).itemsize
+        slots_bytes = (slots * cls.slots_dtype(student).itemsize + 15) // 16 * 16
+        return slots_bytes, B * T * H * W * accumulate_dtype(student).itemsize
 
 
 def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Tensor:

@@ -16,7 +16,7 @@ Tokens of a tile and of its halo are numbered row by row. SLOT_ROW is K, padded 
 import triton
 import triton.language as tl
 
-from ..core.triton_blocks import dot, load_channels
+from ..core.triton_blocks import dot, load_channels, outer_strides
 
 
 @triton.jit
@@ -109,6 +109,7 @@ def window_logits(
     halo_y, halo_x, halo_in_frame = halo_tokens(
         y0 - RADIUS, x0 - RADIUS, H, W, TILE_H + WINDOW - 1, TILE_W + WINDOW - 1, ROWS, COLUMNS
     )
+    stride = outer_strides(stride, C)
     video = features + b.to(tl.int64) * stride[0]
     query_frame = video + query_t.to(tl.int64) * stride[1]
     key_frame = video + key_t.to(tl.int64) * stride[1]

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.triton_blocks import SHORT, dot, exact, load_channels
+from ..core.triton_blocks import SHORT, dot, exact, load_channels, outer_strides
 from . import triton_configs as configs
 from .triton_points import Points
 from .triton_search import in_window, logits, products, token_offsets
@@ -39,6 +39,7 @@ def lgf_points_coefficients(
 ):
     """g[n, j] = dz[n, j] / (||f_n|| ||e_j|| temperature) of a tile of a frame; 0 past the last of either."""
     ACC: tl.constexpr = places.dtype.element_ty
+    stride = outer_strides(stride, C)
     b = tl.cast(video, tl.int64)
     t = first + tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -96,6 +97,7 @@ def lgf_points_products(
 ):
     """With TOKENS out[frame, j] = sum_n g[n, j] f_n, else out[split, n] += sum_j g[n, j] e_j over the frames of a split."""
     ACC: tl.constexpr = out.dtype.element_ty
+    stride = outer_strides(stride, C)
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     c0 = tl.program_id(1) * BLOCK_C
     part = tl.program_id(2)
@@ -150,6 +152,7 @@ def lgf_points_project(
 ):
     """gradient = the sum of the parts, less what of it lies along the source, for some frames of tokens."""
     ACC: tl.constexpr = parts.dtype.element_ty
+    stride = outer_strides(stride, C)
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = i < frame_tokens
     b = tl.cast(video, tl.int64)

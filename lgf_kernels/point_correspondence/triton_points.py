@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import triton_launch as launch
 from ..core.numerics import EPS
-from ..core.triton_blocks import load_channels
+from ..core.triton_blocks import load_channels, outer_strides
 from . import triton_configs as configs
 
 LEAST: tl.constexpr = tl.constexpr(EPS)
@@ -71,6 +71,7 @@ def lgf_points_sample(
 ):
     """f_q, 1 / max(||f_q||, EPS), and of each corner its token, counted through the batch, and its share."""
     ACC: tl.constexpr = sampled.dtype.element_ty
+    stride = outer_strides(stride, C)
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = n < points

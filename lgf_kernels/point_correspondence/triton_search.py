@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.triton_blocks import dot, exact, load_channels
+from ..core.triton_blocks import dot, exact, load_channels, outer_strides
 from . import triton_configs as configs
 
 
@@ -70,6 +70,7 @@ def lgf_points_search(
     BLOCK_C: tl.constexpr,
 ):
     ACC: tl.constexpr = places.dtype.element_ty
+    stride = outer_strides(stride, C)
     t = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * TILE_Q + tl.arange(0, TILE_Q)

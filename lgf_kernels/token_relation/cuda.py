@@ -110,6 +110,7 @@ def within_float16(student: Tensor, r: Tensor, weight: Tensor, frame_tokens: int
 
 
 def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | None) -> None:
+    pairs, sums = pairs.of(panel.videos), sums[panel.videos]
     module(sums).relation_distances(
         described(pairs.student),
         described(pairs.teacher),
@@ -127,7 +128,8 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
 
 
 def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor) -> Tensor:
-    blocks = (pairs.tiles - panel.first) * len(gradient) * -(-gradient.shape[-1] // pairs.channels)
+    pairs = pairs.of(panel.videos)
+    blocks = (pairs.tiles - panel.first) * len(pairs.student) * -(-gradient.shape[-1] // pairs.channels)
     parts = panels.room_for_parts(gradient, panel, pairs.tiles, blocks, pairs.side_by_side)
     module(gradient).relation_products(
         described(pairs.factors),
@@ -135,27 +137,28 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         coefficients.data_ptr(),
         coefficient_dtype=pairs.coefficient_dtype,
         rows=(panel.first, panel.end),
-        parts=described_parts(parts),
+        parts=described_parts(parts, panel),
         **stream(gradient),
     )
     return parts
 
 
-def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
+def project(pairs: Pairs, panel: Panel, parts: Tensor, gradient: Tensor) -> None:
+    pairs = pairs.of(panel.videos)
     module(gradient).relation_project(
         described(pairs.student),
         pairs.video,
         pairs.student_norms.data_ptr(),
         None if pairs.row_scale is None else pairs.row_scale.data_ptr(),
-        described_parts(parts),
-        gradient.data_ptr(),
+        described_parts(parts, panel),
+        gradient[panel.videos].data_ptr(),
         **stream(gradient),
     )
 
 
-def described_parts(parts: Tensor) -> tuple[int, int, int]:
-    """Describe parts for the module: address, number, stride."""
-    return parts.data_ptr(), len(parts), parts.stride(0)
+def described_parts(parts: Tensor, panel: Panel) -> tuple[int, int, int]:
+    """Describe the parts of a panel for the module: address, number, stride."""
+    return parts[:, panels.videos_of(parts, panel)].data_ptr(), len(parts), parts.stride(0)
 
 
 token_relation = Implementation(forward, backward, empty_residual)

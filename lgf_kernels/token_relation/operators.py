@@ -14,7 +14,14 @@ from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation,
 from . import reference
 from .trial import VARIANTS, trial
 
-CUDA = Backend("native", "cuda", native.unsupported_reason, device_types=("cuda",), verified_on=("cuda",))
+CUDA = Backend(
+    "native",
+    "cuda",
+    native.unsupported_reason,
+    device_types=("cuda",),
+    verified_on=("cuda",),
+    limits=native.CUDA_LIMITS,
+)
 register(
     "token_relation",
     __package__,

@@ -37,17 +37,15 @@ class Pairs(Protocol):
     tile: int
     tiles: int
 
-    def of(self, videos: slice) -> "Pairs": ...
-
 
 class Kernels(NamedTuple):
-    """The three steps of a panel."""
+    """The three steps of a panel. Pairs, sums and gradient are those of all videos, of which `panel.videos` are its own."""
 
     distances: Callable[[Pairs, Panel, Tensor, Tensor | None], None]
     """Write the sum of each pair of tiles and, unless None, their coefficients."""
     products: Callable[[Pairs, Panel, Tensor, Tensor], Tensor]
-    """Add the panel's contribution to the gradient; a single panel may return it in parts to be summed."""
-    project: Callable[[Pairs, Tensor, Tensor], None]
+    """Add the panel's contribution to the gradient, and return it; a single panel may return parts to be summed."""
+    project: Callable[[Pairs, Panel, Tensor, Tensor], None]
     """Write the sum of the parts, without its component along the features, to the gradient."""
 
 
@@ -77,21 +75,26 @@ def run(kernels: Kernels, pairs: Pairs, dtype: torch.dtype, sums: Tensor, gradie
     blocks = max((p.videos.stop - p.videos.start) * p.blocks(pairs.tiles) for p in todo)
     coefficients = gradient.new_empty((blocks, pairs.tile, pairs.tile), dtype=dtype)
     for panel in todo:
-        part, out = pairs.of(panel.videos), gradient[panel.videos]
-        kernels.distances(part, panel, sums[panel.videos], coefficients)
-        parts = kernels.products(part, panel, coefficients, out)
+        kernels.distances(pairs, panel, sums, coefficients)
+        parts = kernels.products(pairs, panel, coefficients, gradient)
         if panel.end == pairs.tiles:
-            kernels.project(part, parts, out)
+            kernels.project(pairs, panel, parts, gradient)
 
 
 def room_for_parts(gradient: Tensor, panel: Panel, tiles: int, programs: int, side_by_side: int) -> Tensor:
-    """Return the tensor that `products` writes, (splits, videos, ...): the gradient itself, or parts to be summed.
+    """Return the tensor that `products` writes: the gradient itself, (1, all videos, ...), or parts to be summed.
 
     Where the `programs` of a launch are fewer than a GPU runs `side_by_side`, several programs
-    share the sum of a tile, each of which writes its own part. That requires a single panel.
+    share the sum of a tile, each of which writes its own part, (splits, videos of the panel, ...).
+    That requires a single panel.
     """
     splits = min(side_by_side // programs, MAX_SPLITS, tiles) if panel == panel._replace(first=0, end=tiles) else 1
-    return gradient.new_empty((splits, *gradient.shape)) if splits > 1 else gradient[None]
+    return gradient.new_empty((splits, *gradient[panel.videos].shape)) if splits > 1 else gradient[None]
+
+
+def videos_of(parts: Tensor, panel: Panel) -> slice:
+    """Return the panel's videos among those of the tensor from `room_for_parts`."""
+    return panel.videos if len(parts) == 1 else slice(0, parts.shape[1])
 
 
 def scratch_bytes() -> int:

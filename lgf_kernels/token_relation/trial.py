@@ -14,20 +14,23 @@ SMALL, LARGE = (2, 3, 95), (1, 8, 512)
 #: Channels where the call does not tell them, in traced code.
 CHANNELS = 64
 MARGIN = 0.05
-VARIANTS = ({}, {"reduction": "none"})
+VARIANTS = ({}, {"reduction": "none", "teacher_channels": 96}, {"needs_grad": False})
 
 
 def trial(call: Call, large: bool) -> Case:
-    """Return a forward and backward with the call's type, and weights of which some are 0."""
+    """Return a forward and, unless the call is without gradient, backward with its type, and weights of which some are 0."""
     shape = (*(LARGE if large else SMALL), call.shape[-1] if call.shape else CHANNELS)
-    student, teacher = pattern(shape, 0, call), pattern(shape, 1, call)
+    student = pattern(shape, 0, call)
+    teacher = pattern((*shape[:-1], call.fact("teacher_channels", shape[-1])), 1, call)
     weight = pattern((shape[1], shape[1]), 2, call).abs().to(accumulate_dtype(student))
     weight[0, -1] = weight[-1, 0] = 0
-    reduction = call.fact("reduction", "mean")
+    reduction, needs_grad = call.fact("reduction", "mean"), call.fact("needs_grad", True)
 
     def run(backend: str) -> Sequence[Tensor]:
         forward, backward, _ = implementation(call.operator, backend, call.device_type)
-        value, residual = forward(student, teacher, weight, MARGIN, reduction, True)
+        value, residual = forward(student, teacher, weight, MARGIN, reduction, needs_grad)
+        if not needs_grad:
+            return (value,)
         return value, backward(torch.ones_like(value), residual, reduction, student.dtype)
 
     return run

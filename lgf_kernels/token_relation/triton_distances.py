@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.triton_blocks import exact
+from ..core.triton_blocks import exact, outer_strides
 from . import triton_configs as configs
 from .panels import Panel
 from .triton_tiles import GROUP, Pairs, any_weight, block_index, gram, pair_of_tiles, pair_weights, reach, scaled
@@ -24,6 +24,7 @@ def lgf_relation_distances(
     scale,
     sums,
     coefficients,
+    video,
     frames,
     frame_tokens,
     first,
@@ -45,12 +46,13 @@ def lgf_relation_distances(
     row, column = pair_of_tiles(tl.program_id(0), first, end, tiles)
     if column >= tiles:
         return
-    b = tl.program_id(1).to(tl.int64)
+    b = video + tl.program_id(1).to(tl.int64)
     n = tl.arange(0, TILE)
     i, j = row * TILE + n, column * TILE + n
     sums += b * block_index(tiles, tiles, 0, tiles) + block_index(row, column, 0, tiles)
-    block = b * block_index(end, end, first, tiles) + block_index(row, column, first, tiles)
+    block = tl.program_id(1) * block_index(end, end, first, tiles) + block_index(row, column, first, tiles)
     coefficients += block * (TILE * TILE)
+    student_stride, teacher_stride = outer_strides(student_stride, C), outer_strides(teacher_stride, TEACHER_C)
     student += b * student_stride[0]
     teacher += b * teacher_stride[0]
     student_norms += b * tokens
@@ -83,12 +85,16 @@ def lgf_relation_distances(
 
 
 def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | None) -> None:
-    """Write the sum of each pair of tiles and, unless None, their coefficients."""
-    B, frames, N, C = pairs.student.shape
+    """Write the sum of each pair of tiles of the panel and, unless None, their coefficients.
+
+    Videos are told by their numbers: a slice of a tensor has another alignment, for which Triton compiles anew.
+    """
+    _, frames, N, C = pairs.student.shape
+    videos = range(len(sums))[panel.videos]
     couples, width = triton.cdiv(panel.end - panel.first, 2), 2 * pairs.tiles - panel.first - panel.end + 1
     launch.run_configured(
         lgf_relation_distances,
-        lambda config: (triton.cdiv(couples, GROUP.value) * GROUP.value * width, B),
+        lambda config: (triton.cdiv(couples, GROUP.value) * GROUP.value * width, len(videos)),
         configs.distances(max(C, pairs.teacher.shape[-1]), pairs.widest, launch.architecture(pairs.student.device)),
         pairs.student,
         pairs.teacher,
@@ -101,6 +107,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         launch.exact(1 / N**2),
         sums,
         sums if coefficients is None else coefficients,
+        videos.start,
         frames,
         N,
         panel.first,

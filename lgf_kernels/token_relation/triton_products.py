@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.triton_blocks import SHORT, dot, load_channels
+from ..core.triton_blocks import SHORT, dot, load_channels, outer_strides
 from . import panels
 from . import triton_configs as configs
 from .panels import Panel
@@ -60,6 +60,8 @@ def lgf_relation_products(
     weight,
     out,
     out_stride,
+    video,
+    part_video,
     frames,
     frame_tokens,
     first,
@@ -83,7 +85,8 @@ def lgf_relation_products(
     c0 = tl.program_id(1) // splits * BLOCK_C
     b = tl.program_id(2).to(tl.int64)
     coefficients += b * block_index(end, end, first, tiles) * (TILE * TILE)
-    student += b * stride[0]
+    stride, out_stride = outer_strides(stride, C), outer_strides(out_stride, C)
+    student += (video + b) * stride[0]
 
     begin, last = reach(weight, tile, frames, frame_tokens, TILE, FRAMES)
     span = tl.cdiv(tiles - first, splits)
@@ -101,7 +104,7 @@ def lgf_relation_products(
         False, C, OPERAND, INDEX, TILE, BLOCK_K, BLOCK_C,
     )  # fmt: skip
     i, c = tile * TILE + tl.arange(0, TILE), c0 + tl.arange(0, BLOCK_C)
-    out += split * out_stride[0] + b * out_stride[1]
+    out += split * out_stride[0] + (part_video + b) * out_stride[1]
     places = out + ((i.to(tl.int64) * C)[:, None] + c[None, :])
     mask = (i < tokens)[:, None] & (c < C)[None, :]
     if ADD:
@@ -125,6 +128,8 @@ def lgf_relation_project(
     stride,
     norms,
     gradient,
+    video,
+    part_video,
     frames,
     frame_tokens,
     splits,
@@ -138,10 +143,13 @@ def lgf_relation_project(
     tokens = frames * frame_tokens
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = i < tokens
-    b = tl.program_id(1).to(tl.int64)
+    stride, part_stride = outer_strides(stride, C), outer_strides(part_stride, C)
+    b = video + tl.program_id(1).to(tl.int64)
     student += b * stride[0]
+    parts += (part_video + tl.program_id(1).to(tl.int64)) * part_stride[1]
+    gradient += b * tokens * C
     rows = token_offsets(i, frame_tokens, stride, INDEX)
-    places = (b * tokens + i) * C
+    places = i.to(tl.int64) * C
     r = tl.load(norms + b * tokens + i, mask=mask, other=0.0)
     along = tl.zeros((ROWS,), ACC)
     for c0 in range(0, C, BLOCK_C):
@@ -162,15 +170,15 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
 
     If one panel is all, return the sums in several parts instead, where that fills the GPU better.
     """
-    B, frames, N, C = pairs.student.shape
+    videos, frames, N, C = range(len(gradient))[panel.videos], *pairs.student.shape[1:]
     rows = pairs.tiles - panel.first
     candidates = configs.products(C, coefficients.dtype, pairs.tile, launch.architecture(gradient.device))
-    programs = rows * B * triton.cdiv(C, candidates[0].BLOCK_C)
+    programs = rows * len(videos) * triton.cdiv(C, candidates[0].BLOCK_C)
     side_by_side = launch.multiprocessors(gradient.device)
     parts = panels.room_for_parts(gradient, panel, pairs.tiles, programs, side_by_side)
     launch.run_configured(
         lgf_relation_products,
-        lambda config: (rows, len(parts) * triton.cdiv(C, config["BLOCK_C"]), B),
+        lambda config: (rows, len(parts) * triton.cdiv(C, config["BLOCK_C"]), len(videos)),
         # Timing repeats the kernel, which must not add to the gradient more than once.
         candidates if panel.first == 0 else candidates[:1],
         coefficients,
@@ -178,7 +186,9 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
         launch.outer_strides(pairs.student),
         pairs.weight,
         parts,
-        parts.stride()[:2],
+        launch.outer_strides(parts),
+        videos.start,
+        panels.videos_of(parts, panel).start,
         frames,
         N,
         panel.first,
@@ -194,19 +204,21 @@ def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor)
     return parts
 
 
-def project(pairs: Pairs, parts: Tensor, gradient: Tensor) -> None:
-    B, frames, N, C = pairs.student.shape
+def project(pairs: Pairs, panel: Panel, parts: Tensor, gradient: Tensor) -> None:
+    videos, frames, N, C = range(len(gradient))[panel.videos], *pairs.student.shape[1:]
     channels = min(1024, max(16, triton.next_power_of_2(C)))
     rows = 4096 // channels
     launch.run(
         lgf_relation_project,
-        (triton.cdiv(frames * N, rows), B),
+        (triton.cdiv(frames * N, rows), len(videos)),
         parts,
-        parts.stride()[:2],
+        launch.outer_strides(parts),
         pairs.student,
         launch.outer_strides(pairs.student),
         pairs.student_norms,
         gradient,
+        videos.start,
+        panels.videos_of(parts, panel).start,
         frames,
         N,
         len(parts),

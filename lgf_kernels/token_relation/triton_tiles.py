@@ -158,6 +158,3 @@ class Pairs(NamedTuple):
     def index(self) -> tl.dtype:
         """An integer type that holds every offset within a video."""
         return launch.index_type(self.student.unsqueeze(1), self.teacher.unsqueeze(1))
-
-    def of(self, videos: slice) -> "Pairs":
-        return self._replace(**{name: tensor[videos] for name, tensor in zip(self._fields[:4], self[:4], strict=True)})

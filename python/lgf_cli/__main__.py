@@ -4,4 +4,5 @@ import sys
 
 from .main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # and not where a worker that is spawned imports it
+    sys.exit(main())

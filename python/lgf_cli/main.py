@@ -12,7 +12,7 @@ from .errors import UserError
 
 
 class Command(NamedTuple):
-    """A subcommand: its module with main(arguments) -> exit code, its summary, and the extra that it needs."""
+    """A subcommand: its MODULE:FUNCTION (arguments) -> exit code (MODULE alone: main), its summary, and the extra it needs."""
 
     module: str
     summary: str
@@ -27,11 +27,16 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("lgf_cli.doctor", "report what is installed, what runs here, and why the rest does not"),
     "verify": Command("lgf_cli.verify", "check and time every backend on this machine against plain PyTorch"),
-    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives"),
+    "bench": Command("lgf_bench.cli", "measure time and memory of the losses and of the alternatives", "bench"),
     "demo": Command("lgf_demo.cli", "train a tiny video model with and without the loss, and show the difference"),
-    "extract": Command("lgf_trainer.extract", "videos -> caches of latents, text and teacher logits", "train"),
-    "train": Command("lgf_trainer.train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"),
-    "sample": Command("lgf_trainer.sample", "generate videos with and without a trained LoRA", "train"),
+    "extract": Command("lgf_trainer.commands:extract", "videos -> caches of latents, text and teacher logits", "train"),
+    "train": Command(
+        "lgf_trainer.commands:train", "fine-tune CogVideoX or Wan2.1 with an alignment loss, by a recipe", "train"
+    ),
+    "apply": Command(
+        "lgf_trainer.commands:apply", "add what a trained module makes of windows to their cache", "train"
+    ),
+    "sample": Command("lgf_trainer.commands:sample", "generate videos with and without a trained LoRA", "train"),
     "eval": Command("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion", "train"),
     "completion": Command("lgf_cli.completion", "print the script that completes these words in a shell on Tab"),
 }
@@ -61,13 +66,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(command: str, module: str, arguments: list[str], needs: str) -> int:
-    """Run `main(arguments)` of a module.
+    """Run a MODULE:FUNCTION, or `main` of a MODULE.
 
     A user error, a missing package and Ctrl-C end with a message of one line.
     """
-    main = imported(command, module, needs).main
+    module, _, function = module.partition(":")
+    main = getattr(imported(command, module, needs), function or "main")
     try:
         return main(arguments)
+    except ModuleNotFoundError as error:
+        raise missing(command, error, needs) from error
     except UserError as error:
         raise SystemExit(f"{command}: {error}") from error
     except KeyboardInterrupt:
@@ -80,4 +88,10 @@ def imported(command: str, module: str, needs: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{command}: {error.name} is not installed. Get it with: pip install {needs}") from error
+        raise missing(command, error, needs) from error
+
+
+def missing(command: str, error: ModuleNotFoundError, needs: str) -> SystemExit:
+    """Return the end of a command that lacks a package."""
+    package = (error.name or "").partition(".")[0]
+    return SystemExit(f"{command}: {package} is not installed. Get it with: pip install {needs}")

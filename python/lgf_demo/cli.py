@@ -21,7 +21,7 @@ REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `lgf demo`."""
+    """Return the parser of `lgf demo`."""
     parser = argparse.ArgumentParser(
         prog="lgf demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -40,7 +40,7 @@ class Scene:
     tint: Tensor
 
     def surface(self, t: int, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The topmost part (N,) at image points (N, 2) of frame t, and the points in that part's own frame (N, 2)."""
+        """Return the topmost part (N,) at image points (N, 2) of frame t, and the points (N, 2) in its coordinates."""
         offset = points[:, None] - self.centre[t]
         local = torch.einsum("npi,pij->npj", offset, self._rotation(t))  # R^T (p - c) for every part
         along = local[..., 0]
@@ -51,17 +51,17 @@ class Scene:
         return part, local[torch.arange(len(points)), part]
 
     def locate(self, t: int, part: Tensor, uv: Tensor) -> Tensor:
-        """Image position (N, 2) at frame t of the surface points `uv` (N, 2) of `part` (N,)."""
+        """Return image position (N, 2) at frame t of the surface points `uv` (N, 2) of `part` (N,)."""
         return (self._rotation(t)[part] @ uv[:, :, None])[:, :, 0] + self.centre[t, part]
 
     def visible(self, t: int, part: Tensor, uv: Tensor, size: tuple[int, int]) -> Tensor:
-        """Whether each surface point (N,) is inside an image of `size` pixels and hidden by nothing at frame t."""
+        """Return which surface points (N,) are inside an image of `size` pixels and not hidden at frame t."""
         points = self.locate(t, part, uv)
         inside = ((points >= 0) & (points < torch.tensor(size))).all(1)
         return inside & (self.surface(t, points)[0] == part)
 
     def paint(self, part: Tensor, uv: Tensor) -> Tensor:
-        """Colour (N, 3) in [-1, 1] of surface points: a property of the surface, the same at every time."""
+        """Return colour (N, 3) in [-1, 1] of surface points: a property of the surface, the same at every time."""
         wave = torch.sin((self.frequency[part] * uv[:, None]).sum(-1) + self.phase[part])
         return (self.colour[part] + (wave[..., None] * self.tint[part]).sum(1)).clamp(-1, 1)
 
@@ -93,7 +93,7 @@ class Clip:
 
 
 def make_clip(seed: int, frames: int, height: int, width: int) -> Clip:
-    """A clip of `frames` frames and `height` x `width` tokens, a function of its seed alone."""
+    """Return a clip of `frames` frames and `height` x `width` tokens, a function of its seed alone."""
     size = (height * TOKEN, width * TOKEN)
     scene = make_scene(seed, frames, size)
     pixels, centres = grid_points(*size), grid_points(height, width) * TOKEN
@@ -112,7 +112,7 @@ def make_clip(seed: int, frames: int, height: int, width: int) -> Clip:
 
 
 def grid_points(height: int, width: int) -> Tensor:
-    """Centres (height * width, 2) of the cells of a grid, in units of one cell."""
+    """Return centres (height * width, 2) of the cells of a grid, in units of one cell."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     return torch.stack([y, x], -1).reshape(-1, 2)
 
@@ -121,7 +121,7 @@ def grid_points(height: int, width: int) -> Tensor:
 
 
 def make_scene(seed: int, frames: int, size: tuple[int, int], figures: int = 2, waves: int = 6) -> Scene:
-    """A slowly panning background and `figures` walking figures that pass one another."""
+    """Return a slowly panning background and `figures` walking figures that pass one another."""
     rng = torch.Generator().manual_seed(seed)
     pan = _uniform(rng, -1.5, 1.5, 2)
     ground = _Parts.single(
@@ -160,7 +160,7 @@ class _Parts:
 
     @classmethod
     def stack(cls, parts: list["_Parts"]) -> "_Parts":
-        """Later ones in front."""
+        """Return one stack of parts, the later ones in front."""
         return cls(
             torch.cat([p.angle for p in parts], 1),
             torch.cat([p.centre for p in parts], 1),
@@ -170,7 +170,7 @@ class _Parts:
 
 
 def _figure(rng: torch.Generator, frames: int, size: tuple[int, int]) -> _Parts:
-    """A torso with a head, and arms and legs of two segments each, one pair behind the torso and one in front.
+    """Return a torso with a head, and two pairs of arms and legs of two segments, one behind the torso and one in front.
 
     The speeds are bounded so that no surface point moves by 3 tokens in a frame: at most 1.5 tokens for the body and
     3 * 0.17 radians per frame at the end of a limb.
@@ -201,12 +201,12 @@ def _bone(centre: Tensor, angle: Tensor, half_length: float, radius: float) -> _
 
 
 def _heading(angle: Tensor) -> Tensor:
-    """The image direction (T, 2) of a part's axis; angle 0 points down the image."""
+    """Return the image direction (T, 2) of a part's axis; angle 0 points down the image."""
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def _walk(rng: torch.Generator, frames: int, size: tuple[int, int]) -> Tensor:
-    """A straight path (T, 2) inside the image, mostly sideways, at 1 to 1.5 tokens per frame."""
+    """Return a straight path (T, 2) inside the image, mostly sideways, at 1 to 1.5 tokens per frame."""
     height, width = size
     speed = TOKEN * float(_uniform(rng, 1.0, 1.5))
     slope = float(_uniform(rng, -0.3, 0.3))
@@ -217,7 +217,7 @@ def _walk(rng: torch.Generator, frames: int, size: tuple[int, int]) -> Tensor:
 
 
 def _swing(rng: torch.Generator, frames: int, amplitude: float) -> Tensor:
-    """A sinusoidal angle (T,) that changes by at most 0.56 `amplitude` per frame."""
+    """Return a sinusoidal angle (T,) that changes by at most 0.56 `amplitude` per frame."""
     rate = float(_uniform(rng, 0.35, 0.56))
     return amplitude * torch.sin(rate * torch.arange(frames) + _uniform(rng, 0, 2 * math.pi))
 

@@ -1,4 +1,4 @@
-"""What one loss and its gradient cost, next to the naive forms: the measurements of `lgf bench` at the demo's size."""
+"""Cost of one loss and its gradient beside the naive forms: the measurements of `lgf bench` at the demo's size."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ LIBRARY = "lgf_kl_loss"
 def measure_cost(
     shape: tuple[int, ...] = SHAPE, rounds: int = 5, backend: str | None = None, progress: Callable = iter
 ) -> dict[str, dict[str, float | None]]:
-    """Median milliseconds, peak MB (None where the system does not tell) and the loss of each form, by its name."""
+    """Return median milliseconds, peak MB (None where the system does not tell) and loss by the name of each form."""
     case = LgfKl(shape)
     first = next(name for name in runnable(case) if name in BACKENDS)
     ours = {None: first, "reference": "eager"}.get(backend, backend)  # as `lgf bench` calls them

@@ -1,4 +1,4 @@
-"""From the command's options to the report."""
+"""The demonstration, from the options of the command to the report."""
 
 import argparse
 import platform
@@ -85,7 +85,7 @@ def _progress(total: int, name: str, items: Iterable | None = None) -> tqdm:
 
 
 def _verdict(outcome: Outcome, task: Task) -> str:
-    """One sentence with the main numbers."""
+    """Return one sentence with the main numbers."""
     measure = next(iter(task.measures))
     before, without, trained = (outcome.scores[row][SHOWN_STEP][measure] for row in RAW_ROWS.values())
     return (
@@ -95,7 +95,7 @@ def _verdict(outcome: Outcome, task: Task) -> str:
 
 
 def _facts(options: argparse.Namespace, task: Task, outcome: Outcome, recipe: Recipe) -> dict[str, object]:
-    """What the page says in words."""
+    """Return the sentences of the page."""
     clips = f"{len(task.train)} for training and {len(task.held_out)} held out"
     if options.video:
         words = {

@@ -19,7 +19,7 @@ TEXT_WIDTH = 16
 
 
 def encode(video: Tensor) -> Tensor:
-    """Pixels (B, T, 3, 8H, 8W) in [-1, 1] -> latents (B, T, 16, 2H, 2W).
+    """Return pixels (B, T, 3, 8H, 8W) in [-1, 1] -> latents (B, T, 16, 2H, 2W).
 
     No trained autoencoder is needed for a demo: the latents are the 16 lowest coefficients of the orthonormal cosine
     transform of each 4 x 4 cell, scaled to roughly unit variance.
@@ -34,7 +34,7 @@ def encode(video: Tensor) -> Tensor:
 
 
 def make_student(seed: int, grid: tuple[int, int, int]) -> AlignedTransformer:
-    """A student for `grid` = (T, H, W) tokens, the same for the same seed: frozen random base, LoRA, projector."""
+    """Return a student for `grid` = (T, H, W) tokens: frozen random base, LoRA and projector, a function of the seed."""
     frames, height, width = grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def condition(transformer: CogVideoXTransformer3DModel) -> None:
 
 
 def make_projector() -> Projector:
-    """A small projector that begins as a rotation: what the loss asks of it, it asks of the aligned block at first."""
+    """Return a small projector that starts as a rotation, so that the loss acts on the aligned block from the start."""
     projector = Projector(WIDTH, hidden=WIDTH, widths=(WIDTH,), groups=8)
     for linear in (projector.stem, projector.mlp[-1]):
         nn.init.orthogonal_(linear.weight)
@@ -88,10 +88,10 @@ def make_projector() -> Projector:
 
 
 def make_scheduler() -> CogVideoXDDIMScheduler:
-    """The noise schedule of CogVideoX-5B."""
+    """Return the noise schedule of CogVideoX-5B."""
     return CogVideoXDDIMScheduler(prediction_type="v_prediction", snr_shift_scale=1.0)
 
 
 def empty_prompt(clips: int) -> dict[str, Tensor]:
-    """The transformer's text input for clips that have none."""
+    """Return the transformer's text input for clips that have none."""
     return {"encoder_hidden_states": torch.zeros(clips, 1, TEXT_WIDTH)}

@@ -1,4 +1,4 @@
-"""Teacher features from a tracker that cannot be wrong about what it has seen.
+"""Teacher features from a tracker that knows the exact motion of all it has seen.
 
 Every surface point carries one embedding through the clip: random Fourier features of its part and its place on that
 part. Two points of one part have cosine similarity exp(-distance^2 / (2 scale^2)); points of different parts are
@@ -18,7 +18,7 @@ SAMPLES = 4  # embeddings are averaged over SAMPLES x SAMPLES points of a token:
 
 
 def oracle_features(clip: Clip, channels: int = 96, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Forward and backward teacher features, each (T, H, W, channels), of a clip.
+    """Return forward and backward teacher features, each (T, H, W, channels), of a clip.
 
     Args:
         clip: from `make_clip`.

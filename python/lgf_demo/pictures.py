@@ -1,4 +1,4 @@
-"""The pictures of the report, as PNG bytes that read well on a light and on a dark page."""
+"""Pictures of the report, as PNG bytes that are legible on a light and on a dark page."""
 
 import matplotlib
 import torch
@@ -23,7 +23,7 @@ STYLE = {
 
 
 def loss_curves(outcome: Outcome) -> bytes:
-    """Diffusion and LGF-KL loss of both arms over the steps: every step faintly, their running mean boldly."""
+    """Return diffusion and LGF-KL loss of both arms over the steps: each step pale, the running mean on top."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         for axes, column, title in zip(figure.subplots(1, 2), (0, 1), ("diffusion loss", "LGF-KL loss"), strict=True):
@@ -38,7 +38,7 @@ def loss_curves(outcome: Outcome) -> bytes:
 
 
 def noise_curves(task: Task, outcome: Outcome) -> bytes:
-    """Every measure over the noise step at which the features are read, with the context as level lines."""
+    """Return every measure over the noise step at which the features are read, with the context as level lines."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.4), layout="constrained")
         grid = figure.subplots(1, len(task.measures), squeeze=False)[0]
@@ -57,7 +57,7 @@ def noise_curves(task: Task, outcome: Outcome) -> bytes:
 
 
 def motion_fields(task: Task, outcome: Outcome, pairs: int = 3) -> bytes:
-    """The motion of a held-out clip, one row for each of a few frame pairs, the reference beside what was learned."""
+    """Return the motion of a held-out clip, a row for each of a few frame pairs: the reference, then what was learned."""
     clip = int(task.drawn.flatten(1).sum(1).argmax())
     columns = {task.reference[0]: task.reference[1], "teacher": task.teacher}
     columns |= {RAW_ROWS[state]: motion for state, motion in outcome.motion.items()}
@@ -86,6 +86,6 @@ def motion_fields(task: Task, outcome: Outcome, pairs: int = 3) -> bytes:
 
 
 def _running_mean(values: Tensor) -> Tensor:
-    """Mean over the steps near each step, a tenth of all of them."""
+    """Return mean over the steps near each step, a tenth of all of them."""
     reach = max(1, len(values) // 20)
     return torch.stack([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])

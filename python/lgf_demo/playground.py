@@ -3,8 +3,9 @@
     python -m lgf_demo.playground tiny                     with a generated clip
     python -m lgf_demo.playground tiny --video dog.mp4     with one of yours
     python -m lgf_demo.playground tiny --family wan        with a Wan2.1, to be asked for 9 frames of 64 x 96 pixels
+    python -m lgf_demo.playground tiny --no-image-to-video with a model that makes videos from text alone
 
-    tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it, or one of Wan2.1
+    tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it, or what is asked for
     tiny/teacher         a SAM2
     tiny/dino            a DINOv2
     tiny/clip.mp4        the clip
@@ -22,7 +23,6 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
     sys.exit(lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"'))
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +35,7 @@ from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipelin
 from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20
-CAPTION = "A subject moves."
+CAPTION = "It moves."
 
 RECIPE = """\
 base: {base}
@@ -52,11 +52,13 @@ run: {{output: {run}, save_every: 1}}
 #: Family -> the recipe that is cut down, and what writes its model.
 FAMILIES = {
     "cogvideox": ("sam2videox", make_tiny_pipeline),
-    "wan": ("wan2.1-sam2videox", partial(make_tiny_wan, image_to_video=True)),
+    "wan": ("wan2.1-sam2videox", make_tiny_wan),
 }
 
 
-def make_playground(folder: Path, video: Path | None = None, family: str = "cogvideox") -> None:
+def make_playground(
+    folder: Path, video: Path | None = None, family: str = "cogvideox", image_to_video: bool = True
+) -> None:
     """Write the models, the clip or a copy of `video`, and the recipe into a folder.
 
     Raises:
@@ -72,7 +74,7 @@ def make_playground(folder: Path, video: Path | None = None, family: str = "cogv
     boxes = {start: middle for start in range(0, clip.frames, STRIDE)}
     line = {"video": "clip.mp4", "caption": CAPTION, "box": boxes}
     base, make_model = FAMILIES[family]
-    make_model(folder / "model")
+    make_model(folder / "model", image_to_video=image_to_video)
     make_tiny_teacher(folder / "teacher")
     make_tiny_dino(folder / "dino")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
@@ -107,6 +109,7 @@ def _write(
     /,
     video: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     family: Literal["cogvideox", "wan"] = "cogvideox",
+    image_to_video: bool = True,
 ) -> None:
     """Write tiny models, a clip and a recipe into a folder.
 
@@ -114,6 +117,7 @@ def _write(
         folder: Where to.
         video: A clip of yours instead of a generated one; the subject is taken to be in its middle.
         family: Of the video model.
+        image_to_video: The model makes videos from a first frame, not from text alone.
     """
-    make_playground(folder, video, family)
+    make_playground(folder, video, family, image_to_video)
     print(f"{folder}: model, teacher, dino, videos.jsonl, recipe.yaml")

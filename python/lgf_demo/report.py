@@ -1,4 +1,4 @@
-"""What the demo leaves behind: a table on the terminal, `report.html` in one file, and `motion.png`."""
+"""Output of the demo: a table on the terminal, `report.html` in one file, and `motion.png`."""
 
 import base64
 import os
@@ -14,7 +14,7 @@ Cost = dict[str, dict[str, float | None]]
 
 
 def result_table(task: Task, outcome: Outcome, noise_step: int = SHOWN_STEP) -> list[list[str]]:
-    """Rows of text, the header first: context rows, then the raw features in the three states, then the projector."""
+    """Return rows of text, the header first: context, raw features in the three states, projector."""
     rows = [["held-out clips", *task.measures]]
     for name, scores in task.context.items():
         rows.append([name, *(f"{scores[m]:.2f}" if m in scores else "-" for m in task.measures)])
@@ -24,7 +24,7 @@ def result_table(task: Task, outcome: Outcome, noise_step: int = SHOWN_STEP) -> 
 
 
 def cost_table(cost: Cost) -> list[list[str]]:
-    """Rows of text, the header first: time and peak memory of every form."""
+    """Return rows of text, the header first: time and peak memory of every form."""
     rows = [["one loss and its gradient", "time (ms)", "peak memory (MB)"]]
     for name, figures in cost.items():
         peak = "-" if figures["peak_mb"] is None else f"{figures['peak_mb']:.0f}"
@@ -33,7 +33,7 @@ def cost_table(cost: Cost) -> list[list[str]]:
 
 
 def render_html(task: Task, outcome: Outcome, cost: Cost, pictures: dict[str, bytes], facts: dict[str, object]) -> str:
-    """The report as one self-contained page.
+    """Return the report as one self-contained page.
 
     Args:
         pictures: name -> PNG.

@@ -1,4 +1,4 @@
-"""The two things the demo can learn from: generated clips, or a video file."""
+"""Two tasks of the demo: generated clips, or a video file."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ EPE, KL, PSNR = "EPE (tokens)", "KL to the teacher", "PSNR (dB)"
 
 
 def generated_task(seed: int, grid: tuple[int, int, int], train: int, held_out: int) -> Task:
-    """Articulated clips with an oracle teacher, judged by the end-point error over the moving tokens."""
+    """Return articulated clips with an oracle teacher, judged by the end-point error over the moving tokens."""
     seeds = torch.arange(train + held_out) + 10_000 * seed
     clips = [make_clip(int(s), *grid) for s in seeds]
     judged = clips[train:]
@@ -53,7 +53,7 @@ def _generated_split(clips: list[Clip]) -> Split:
 
 
 def video_task(path: Path, grid: tuple[int, int, int], share_held_out: float = 0.25) -> Task:
-    """Windows of a video with pixel descriptors as the teacher, judged by KL and by warping; the end is held out.
+    """Return windows of a video, its end held out, with pixel descriptors as the teacher, judged by KL and by warping.
 
     Raises:
         VideoError: the file cannot be read or is too short for a training and a held-out window.

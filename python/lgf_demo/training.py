@@ -1,4 +1,4 @@
-"""Both arms on the trainer's loop, and the features that a trained student is judged by."""
+"""Training of both arms by the trainer's loop, and the features by which a trained student is judged."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def train(
 
 
 def _batches(split: Split, recipe: Recipe, scheduler: CogVideoXDDIMScheduler) -> Iterator[list[Batch]]:
-    """One clip at a time, at random, without end."""
+    """Yield one clip at a time, at random, without end."""
     rng = torch.Generator().manual_seed(recipe.seed)
     while True:
         clip = torch.randint(len(split), (1,), generator=rng)
@@ -97,7 +97,7 @@ def _batches(split: Split, recipe: Recipe, scheduler: CogVideoXDDIMScheduler) ->
 
 @torch.no_grad()
 def features_at(student: AlignedTransformer, split: Split, noise_step: int) -> tuple[Tensor, Tensor]:
-    """Raw features of the aligned block and the projector's output, (N, T, H, W, C) each, for clips with noise added.
+    """Return features of the aligned block and the projector's output, (N, T, H, W, C) each, for clips with noise added.
 
     The noise is the same at every call.
     """

@@ -1,4 +1,4 @@
-"""A real video: its liveliest part, and what its motion is worth for prediction."""
+"""Crop of a video with the most motion, and the prediction of its frames by that motion."""
 
 import torch
 from lgf_trainer.evaluation.motion import TOKEN
@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 
 def liveliest_part(video: Tensor, size: tuple[int, int]) -> Tensor:
-    """The crop of a video (T, 3, height, width) to `size` in which the pixels change most, the same for all frames."""
+    """Return the crop of a video (T, 3, height, width) to `size` in which the pixels change most, the same for all frames."""
     change = video.diff(dim=0).abs().mean((0, 1))[None, None]
     score = avg_pool2d(change, size, stride=TOKEN)[0, 0]
     y, x = (int(i) * TOKEN for i in torch.unravel_index(score.argmax(), score.shape))
@@ -27,6 +27,6 @@ def warp_back(video: Tensor, motion: Tensor) -> Tensor:
 
 
 def warping_psnr(video: Tensor, motion: Tensor) -> float:
-    """PSNR in dB of `warp_back` over clips (N, T, 3, 8H, 8W) with motion (N, T-1, H, W, 2); pixels span 2."""
+    """Return PSNR in dB of `warp_back` over clips (N, T, 3, 8H, 8W) with motion (N, T-1, H, W, 2); pixels span 2."""
     errors = [(warp_back(v, m) - v[:-1]).square().mean() for v, m in zip(video, motion, strict=True)]
     return (10 * torch.log10(4 / torch.stack(errors).mean())).item()

@@ -1,4 +1,4 @@
-"""Judge videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion."""
+"""Evaluation of videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion and tracks."""
 
 import json
 import math
@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .data.cache import WindowCache
 from .runtime.errors import TrainerError
-from .runtime.files import write_atomically
 
 Paths = tyro.conf.Positional[tuple[Path, ...]]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -18,13 +16,13 @@ Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 
 def main(arguments: list[str]) -> int:
     """Run `lgf eval ARGUMENTS`; 0 when it has printed or written what was asked for."""
-    commands = {"vbench": vbench, "fvd": fvd, "motion": motion}
+    commands = {"vbench": vbench, "fvd": fvd, "motion": motion, "tracks": tracks}
     tyro.extras.subcommand_cli_from_dict(commands, prog="lgf eval", description=__doc__, args=arguments)
     return 0
 
 
 def vbench(results: Paths, /, output: File = None) -> None:
-    """Motion and Extended Motion Score (SAM2VideoX, appendix A.1) from result files of VBench-I2V, in percent.
+    """Compute the Motion and Extended Motion Score (SAM2VideoX, appendix A.1) from result files of VBench-I2V, in percent.
 
     Run VBench in an environment of its own (it pins old packages), for the dimensions subject_consistency,
     background_consistency, motion_smoothness, i2v_subject, i2v_background and dynamic_degree. BC, SC, MS, I2V-S and
@@ -38,6 +36,7 @@ def vbench(results: Paths, /, output: File = None) -> None:
         output: Also write the numbers there, as JSON.
     """
     from .evaluation import vbench as scores
+    from .runtime.files import write_atomically
 
     if not results:
         raise TrainerError("eval vbench: name result files of VBench-I2V, or folders of them")
@@ -60,7 +59,7 @@ def fvd(
     cache: Folder = None,
     output: File = None,
 ) -> None:
-    """Fréchet Video Distance between two folders of videos, in the features of a network that you bring.
+    """Compute the Fréchet Video Distance between two folders of videos, in the features of a network that you bring.
 
     The network is a TorchScript file: (batch, 3, frames, height, width) in [-1, 1] -> (batch, features). The I3D that
     is usual for FVD (i3d_torchscript.pt) works as it is; for the content-debiased FVD script a VideoMAE, with its
@@ -83,10 +82,11 @@ def fvd(
         cache: Keep features there by the content of the video: a run that was stopped goes on, a second one is quick.
         output: Also write the numbers there, as JSON.
     """
+    from .data.cache import WindowCache
     from .data.sources import find_videos
     from .evaluation.fvd import Clips, Network, features_of, frechet_distance
     from .runtime.distributed import choose_device
-    from .runtime.files import content_hash
+    from .runtime.files import content_hash, write_atomically
 
     folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
     for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
@@ -122,7 +122,7 @@ def motion(
     frames: int = 49,
     windows: int = 4,
 ) -> None:
-    """Pictures of the motion that Local Gram Flow shows, and how much there is.
+    """Draw the motion that Local Gram Flow shows, and measure it.
 
     Of a video: from its pixels, each token described by the 24 x 24 around it. Of a cache that lgf extract made: from the
     teacher's logits, both directions together and each by itself, which shows whether the teacher follows the subject
@@ -145,6 +145,7 @@ def motion(
     """
     from .data.sources import find_videos
     from .evaluation import pictures as motion_pictures
+    from .runtime.files import write_atomically
 
     if not inputs:
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")
@@ -171,6 +172,43 @@ def motion(
                 f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
                 f"certainty {clip.certainty:.0%}"
             )
+
+
+def tracks(
+    caches: Paths,
+    /,
+    output: Path = Path("tracks"),
+    frames: int = 5,
+    points: int = 256,
+    windows: int = 4,
+) -> None:
+    """Pictures of the tracks in a cache that lgf extract --teachers tracks made, and how long they last.
+
+    Writes OUTPUT/WINDOW.png: points over the frames, coloured by where they begin, with the way they came. Look at them before
+    a training run: tracks that slide over what they should follow teach the model to do so.
+
+        lgf eval tracks cache --windows 8
+
+    Args:
+        caches: Folders that lgf extract wrote.
+        output: Folder for the pictures.
+        frames: Frames to draw, from the first to the last; over the video if it is still where lgf extract read it.
+        points: Tracks to draw, taken evenly from all.
+        windows: Windows of a cache to draw.
+    """
+    from .evaluation import tracks as pictures
+    from .runtime.files import write_atomically
+
+    if not caches:
+        raise TrainerError("eval tracks: name caches that lgf extract --teachers tracks made")
+    for name, value in {"frames": frames, "points": points, "windows": windows}.items():
+        if value < 1:
+            raise TrainerError(f"--{name} must be at least 1, and is {value}")
+    for cache in caches:
+        for window in pictures.of_cache(cache, windows):
+            picture = output / f"{window.name}.png"
+            write_atomically(picture, pictures.draw(window, frames, points))
+            print(f"{picture}: {pictures.summary(window)}")
 
 
 def _name(path: Path) -> str:

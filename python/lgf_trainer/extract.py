@@ -1,35 +1,20 @@
-"""`lgf extract`: videos -> a cache of what training needs of them, so that no teacher or encoder runs while training.
-
-Every video is read at the model's rate, resized and cut to the model's picture, in windows of the model's length that
-begin every 20 frames. Of each window the cache holds the VAE's posterior, the embedding of the caption, and what teachers say:
-SAM2 the Local Gram Flow of its memory features of the subject, tracked forward and backward in time; with --dino, or --teachers
-sam2 dino, DINO its features too, for REPA. --teachers dino makes a cache for REPA alone, of videos without boxes.
-
-    lgf extract videos/ --output cache --detect "a person . an animal"
-    lgf extract clips.jsonl --output cache                    boxes and captions from a manifest
-    lgf extract shards/ --output cache                        .tar shards in webdataset format
-    accelerate launch -m lgf_cli extract videos/ --output cache     one process for each GPU, on any number of nodes
-
-Stop it whenever you like: what is there is kept, and the same command goes on from there. Videos that are damaged, too
-short, or have no caption or box are left out and listed at the end.
-"""
+"""`lgf extract`: videos -> a cache of what training needs of them."""
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import tyro
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from .commands import ExtractOptions as Options
 from .data.cache import WindowCache
+from .data.flow import Source, sidecar_hash
 from .data.report import Report, Skipped
 from .data.sources import Clip, list_clips
 from .data.subject import Detector, prompt_id, subject_of
@@ -38,100 +23,25 @@ from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
 from .runtime.settings import from_settings, parse_yaml, to_settings
-from .runtime.text import with_help
 from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
 
 
-@dataclass
-class Options:
-    """Make a cache of what training needs of videos: latents, text, and the teacher's Local Gram Flow."""
+def run(options: Options) -> None:
+    """Make what is missing of a cache, and report what was left out.
 
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Videos, folders of them, JSONL manifests, webdataset .tar shards or folders of those. A manifest has lines like
-    {"video": "dog.mp4", "caption": "a dog runs", "box": [x0, y0, x1, y1]}; beside a video may stand its caption as .txt
-    and such fields as .json."""
-    output: Path
-    """Folder of the cache. If there is one made with the same options, what it lacks is added."""
-    model: str = "THUDM/CogVideoX-5b-I2V"
-    """CogVideoX or Wan2.1 pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and text
-    encoder, once)."""
-    frames: int | None = None
-    """Frames of a window (default: what the model was made for, 49 for CogVideoX, 81 for Wan2.1)."""
-    height: int | None = None
-    """Height in pixels (default: the model's, 480)."""
-    width: int | None = None
-    """Width in pixels (default: the model's, 720)."""
-    fps: float | None = None
-    """Frames a second (default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1)."""
-    stride: int = 20
-    """Frames from one window's beginning to the next."""
-    max_frames: int = 100
-    """No window goes beyond this frame of its video."""
-    allow_empty_captions: bool = False
-    """Give videos without a caption an empty one, instead of leaving them out."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of VAE, T5 and what is stored of them (default: bfloat16 on a GPU, float32 on a CPU). Teachers are float32."""
-    vae_tiling: bool = False
-    """Encode videos in tiles: takes less memory, and changes latents a little."""
-
-    teachers: tuple[str, ...] = ()
-    """Teachers by name: sam2, dino, or one of yours (docs/trainer.md). Default: what --teacher and --dino say."""
-    teacher_options: tuple[str, ...] = ()
-    """Settings of teachers, each as NAME.FIELD=VALUE, such as dino.model=facebook/dinov2-large."""
-    teacher: Literal["transformers", "sam2", "none"] = "transformers"
-    """Implementation of SAM2: that of transformers, or the sam2 package (pip install "lgf-kernels[sam2]"). none: without
-    SAM2, so that no subject is needed."""
-    teacher_model: str = "facebook/sam2.1-hiera-large"
-    """Weights of SAM2: a name on the Hugging Face hub (downloaded once), a folder (transformers), or
-    CONFIG.yaml:CHECKPOINT.pt (sam2)."""
-    detect: str = ""
-    """What to look for with GroundingDINO in windows without a box or mask, such as "a person . an animal"."""
-    detector: str = "IDEA-Research/grounding-dino-base"
-    """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloaded once)."""
-    detect_threshold: float = 0.3
-    """How sure GroundingDINO must be, between 0 and 1."""
-    time: Literal["frames", "latent"] = "frames"
-    """Frames that the teacher is compared in: all (the student is interpolated to them), or those of the latents."""
-    window: int = 7
-    """Side of the window of Local Gram Flow, in tokens."""
-    similarity: Literal["cosine", "dot"] = "cosine"
-    """Of features in Local Gram Flow."""
-    boundary: Literal["exclude", "zero"] = "exclude"
-    """What Local Gram Flow makes of positions outside of the picture."""
-    save_features: bool = False
-    """Store SAM2's features too, for losses on features: several times the size."""
-    save_masks: bool = False
-    """Store the subject's masks too, for mask supervision."""
-    dino: bool = False
-    """Store DINO's features of the same frames too, one vector for each token (features_dino), for REPA and other losses on
-    given features: several times the size."""
-    dino_model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m"
-    """Weights of DINOv3 or DINOv2: a folder, or a name on the Hugging Face hub (downloaded once). The paper's is DINOv3, of a
-    size that it does not say; its weights must be asked for on the hub, those of facebook/dinov2-large need not."""
-
-
-def main(arguments: list[str]) -> int:
-    """Run the command with its arguments; the exit status."""
-    options = tyro.cli(with_help(Options), args=arguments, prog="lgf extract", description=__doc__)
+    Raises:
+        TrainerError: the options do not go together, or there is not a single window in the end.
+    """
     started = time.monotonic()
     _check(options)
-
     state = this_process()
     clips = list_clips(options.sources)
     generator, teachers = Generator.read(options.model), _teachers(options)
     settings = _settings(options, generator, teachers, state.device)
-    frames, *grid = settings["grid"]
-    step = (settings["frames"] - 1) // (frames - 1)
     extraction = Extraction(
-        WindowCache(options.output, settings),
-        lambda: _load(options, settings, state.device),
-        Student(range(0, settings["frames"], step), tuple(grid)),
-        needs_subject=any(Teacher.find(name).needs_subject for name in teachers),
-        max_frames=options.max_frames,
-        allow_empty_captions=options.allow_empty_captions,
-        quiet=not state.is_main_process,
+        options, WindowCache(options.output, settings), teachers, state.device, quiet=not state.is_main_process
     )
     try:
         report = extraction.run(clips[state.process_index :: state.num_processes])
@@ -146,32 +56,23 @@ def main(arguments: list[str]) -> int:
         report.save(options.output / "report.json")
     state.destroy_process_group()
     if not report.written and not report.present:
-        lacking = {reason for _, reason, _ in report.skipped} == {"no box"}
-        why = (
-            f"teachers such as {', '.join(teachers)} need a subject: give boxes or masks, or --detect"
-            if lacking
-            else ("what the videos lack is said above")
-        )
+        why = "what the videos lack is said above"
+        if {reason for _, reason, _ in report.skipped} == {"no box"}:
+            need = [name for name in teachers if Teacher.find(name).needs_subject]
+            why = f"teachers such as {', '.join(need)} need a subject: give boxes or masks, or --detect"
         raise TrainerError(f"no window was made: {why}")
-    return 0
 
 
 def _check(options: Options) -> None:
     """Refuse what cannot work before anything is loaded."""
     if not options.sources:
         raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if options.fps is not None and not 0 < options.fps < math.inf:
-        raise TrainerError(f"--fps must be above 0 and finite, and is {options.fps}")
-    if options.stride < 1:
-        raise TrainerError(f"--stride must be at least 1 frame, and is {options.stride}")
-    if not 0 <= options.detect_threshold <= 1:
-        raise TrainerError(f"--detect-threshold must be between 0 and 1, and is {options.detect_threshold}")
     if options.window < 1 or options.window > 15 or options.window % 2 == 0:
         raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
 
 
 def _teachers(options: Options) -> dict[str, Any]:
-    """Teacher -> its options, checked, in the order of names."""
+    """Return teacher -> its options, checked, in the order of names."""
     names = options.teachers or (
         *(("sam2",) if options.teacher != "none" else ()), *(("dino",) if options.dino else ())
     )  # fmt: skip
@@ -195,7 +96,7 @@ def _teachers(options: Options) -> dict[str, Any]:
 
 
 def _settings(options: Options, generator: Generator, teachers: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the windows of a cache have in common, for WindowCache."""
+    """Return what the windows of a cache have in common, for WindowCache."""
     own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
     if options.max_frames < frames:
@@ -218,7 +119,7 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
         "grid": [frames if options.time == "frames" else tokens, *grid],
         "teacher": "none",
     }
-    # The first two teachers have keys of their own, and windows have their names from all keys: caches of before go on.
+    # The first two teachers have keys of their own: names of windows are hashes of all keys, and older caches stay valid.
     rows = {name: to_settings(chosen) for name, chosen in teachers.items()}
     if sam2 := rows.pop("sam2", None):
         settings |= {"teacher": sam2.pop("implementation"), "teacher_model": sam2.pop("model"), **sam2}
@@ -233,20 +134,21 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
 
 
 class Models(NamedTuple):
-    """What the windows are made with."""
+    """Models that the windows are made with."""
 
     encoders: Encoders
     teachers: list[Teacher]
     detector: Detector | None
 
 
-def _load(options: Options, settings: dict[str, Any], device: torch.device) -> Models:
-    teachers = [Teacher.find(name)(chosen, device) for name, chosen in _teachers(options).items()]
+def _load(options: Options, settings: dict[str, Any], teachers: dict[str, Any], device: torch.device) -> Models:
+    """Load the models, with the options of each teacher."""
+    loaded = [Teacher.find(name)(chosen, device) for name, chosen in teachers.items()]
     detector = None
-    if settings.get("detect") and any(teacher.needs_subject for teacher in teachers):
+    if settings.get("detect") and any(teacher.needs_subject for teacher in loaded):
         detector = Detector(options.detect, options.detector, options.detect_threshold, device)
     encoders = Encoders(Generator.read(options.model), device, getattr(torch, settings["dtype"]), options.vae_tiling)
-    return Models(encoders, teachers, detector)
+    return Models(encoders, loaded, detector)
 
 
 class Job(NamedTuple):
@@ -258,33 +160,26 @@ class Job(NamedTuple):
 
 
 class Extraction:
-    """Makes the windows of videos that a cache does not hold yet.
+    """The windows of videos that a cache does not hold yet.
 
     Args:
-        cache: where they go. Its settings say what they are made of.
-        load_models: called once, when the first window is to be made.
-        student: whom teachers teach.
-        needs_subject: a teacher does.
-        max_frames: no window goes beyond this frame of its video.
-        allow_empty_captions: a video without a caption gets an empty one, instead of being skipped.
+        options: of the command.
+        cache: of the windows; its settings say what they are made of.
+        teachers: teacher -> its options.
+        device: of the models, which are loaded when the first window is to be made.
         quiet: show no progress.
     """
 
     def __init__(
-        self,
-        cache: WindowCache,
-        load_models: Callable[[], Models],
-        student: Student,
-        needs_subject: bool,
-        *,
-        max_frames: int,
-        allow_empty_captions: bool = False,
-        quiet: bool = False,
+        self, options: Options, cache: WindowCache, teachers: dict[str, Any], device: torch.device, *, quiet: bool
     ):
-        self.cache, self.settings, self.report = cache, cache.settings, Report()
-        self._load_models, self._max_frames, self._quiet = load_models, max_frames, quiet
-        self._student, self._needs_subject = student, needs_subject
-        self._allow_empty_captions = allow_empty_captions
+        self.options, self.cache, self.settings, self.report = options, cache, cache.settings, Report()
+        self._teachers, self._device, self._quiet = teachers, device, quiet
+        self._needs_subject = any(Teacher.find(name).needs_subject for name in teachers)
+        self._sidecars = sorted({own.files for own in teachers.values() if getattr(own, "files", "")})
+        frames, *grid = self.settings["grid"]
+        step = (self.settings["frames"] - 1) // (frames - 1)
+        self._student = Student(range(0, self.settings["frames"], step), tuple(grid))
 
     def run(self, clips: Sequence[Clip]) -> Report:
         """Make what is missing; nothing that a video does ends it."""
@@ -297,7 +192,7 @@ class Extraction:
                 self.report.skip(clip.name, skipped)
         missing = sum(len(job.windows) for job in jobs)
         if missing:
-            models = self._load_models()
+            models = _load(self.options, self.settings, self._teachers, self._device)
             with tqdm(total=missing, desc="extracting", unit="window", disable=self._quiet) as progress:
                 for job in jobs:
                     self._extract(job, models, progress)
@@ -313,17 +208,18 @@ class Extraction:
             Skipped: none of its windows can be made.
         """
         caption = (clip.caption or "").strip()
-        if not caption and not self._allow_empty_captions:
+        if not caption and not self.options.allow_empty_captions:
             raise Skipped("no caption", "give one in the manifest or in a .txt file beside the video")
         try:
             with clip.open() as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
+            beside = [sidecar_hash(clip, suffix) for suffix in self._sidecars]
             video = Video(clip.name, self.settings["fps"], clip.open)
         except VideoError as error:
             raise Skipped("cannot be decoded", str(error)) from error
         except OSError as error:
             raise Skipped("cannot be read", error.strerror) from error
-        frames, length = min(video.frames, self._max_frames), self.settings["frames"]
+        frames, length = min(video.frames, self.options.max_frames), self.settings["frames"]
         if frames < length:
             raise Skipped(
                 "too short", f"{frames} frames at {self.settings['fps']:g} per second, and {length} are needed"
@@ -331,7 +227,7 @@ class Extraction:
         windows = {}
         for start in range(0, frames - length + 1, self.settings["stride"]):
             try:
-                key = self._key(content, start, caption, clip)
+                key = self._key(content, start, caption, clip, beside)
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
@@ -351,13 +247,15 @@ class Extraction:
             return False
         return True
 
-    def _key(self, content: str, start: int, caption: str, clip: Clip) -> str:
-        """Content of the video, first frame, caption, prompt and settings, hashed: what makes a window what it is.
+    def _key(self, content: str, start: int, caption: str, clip: Clip, beside: list[str]) -> str:
+        """Return a hash of what makes a window what it is: content of the video, first frame, caption, prompt and settings.
+
+        And content of the files beside the video, where teachers read such.
 
         The windows of a video stand next to each other in the order of keys.
         """
         prompt = prompt_id(clip, start, self.settings.get("detect", "")) if self._needs_subject else None
-        made_of = [content, start, caption, prompt, self.settings]
+        made_of = [content, start, caption, prompt, self.settings, *beside]
         return f"{content[:16]}-{start:05d}-{_hash(made_of)[:16]}"
 
     def _extract(self, job: Job, models: Models, progress: tqdm) -> None:
@@ -386,9 +284,10 @@ class Extraction:
         if self._needs_subject:
             subject = subject_of(clip, start, pixels[0], fit, models.detector)
             about["box"] = subject.tolist() if subject.shape == (4,) else None
+        student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:
             try:
-                tensors |= teacher(video, subject, self._student)
+                tensors |= teacher(video, subject, student)
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
         for name, tensor in tensors.items():

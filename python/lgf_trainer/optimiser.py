@@ -34,7 +34,7 @@ class GroupedAdamW:
         )
 
     def rates(self, step: int) -> dict[str, float]:
-        """Group -> learning rate in a step."""
+        """Return group -> learning rate in a step."""
         return {name: settings.rate_at(step, self.steps) for name, settings in self.settings.items()}
 
     def step(self, step: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""The projector: from diffusion features to the teacher's space."""
+"""The projectors: from diffusion features to the teacher's space."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, silu
 
 
 class Projector(nn.Module):
@@ -48,3 +49,42 @@ class Projector(nn.Module):
             x = interpolate(x, size=(self.frames, *x.shape[3:]), mode="trilinear", align_corners=True)
         x = x + self.temporal(x)
         return self.mlp(x).permute(0, 2, 3, 4, 1).contiguous()
+
+
+class RelationHead(nn.Module):
+    """Layers on the latents, then twice as many frames and fewer tokens: the head of VideoREPA and of MoAlign.
+
+        x = features without the first latent, which stands for one frame and not for four
+        x = SiLU(conv_3x1x1(x)); x = SiLU(conv_1x1x1(x)); ...     "conv": MoAlign, appendix A.4
+        x = linear(SiLU(linear(x))) ...                           "mlp": VideoREPA's public code
+        x = interpolate(x, twice the frames)                      trilinear, corners not aligned
+        x = conv_kxk(x, stride k) of every frame                  k = reduction
+
+    With 13 latents of 30 x 45 tokens it puts out 24 frames of 10 x 15, those of VideoMAE on the frames 1 to 48. Where the
+    papers leave it open (first latent, corners, channels of the last layer), this is VideoREPA's code.
+
+    Args:
+        in_channels: channels of the diffusion features.
+        widths: output channels of the layers (MoAlign: 256, 64; VideoREPA: 2048, 2048, 768).
+        layers: which of the two.
+        reduction: rows and columns of tokens for one that it puts out.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], layers: Literal["conv", "mlp"], reduction: int = 3):
+        super().__init__()
+        self.activate_last = layers == "conv"
+        ins = (in_channels, *widths[:-1])
+        self.layers = nn.ModuleList(nn.Conv3d(*io, 1) for io in zip(ins, widths, strict=True))
+        if layers == "conv":
+            self.layers[0] = nn.Conv3d(in_channels, widths[0], (3, 1, 1), padding=(1, 0, 0))
+        self.reduce = nn.Conv2d(widths[-1], widths[-1], reduction, reduction)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, H, W, in_channels) -> (B, 2 (T - 1), H // reduction, W // reduction, widths[-1])."""
+        x = features[:, 1:].permute(0, 4, 1, 2, 3)
+        for layer in self.layers[:-1]:
+            x = silu(layer(x))
+        x = self.layers[-1](x)
+        x = interpolate(silu(x) if self.activate_last else x, scale_factor=(2.0, 1.0, 1.0), mode="trilinear")
+        x = self.reduce(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1))
+        return x.permute(0, 1, 3, 4, 2).contiguous()

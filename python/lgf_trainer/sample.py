@@ -1,106 +1,43 @@
 """`lgf sample`: videos of a model without and with a LoRA, from the same noise."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import tyro
 from accelerate.utils import gather_object
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from .commands import SampleOptions as Options
 from .data.export import Frames, decode_video, encode_video, frame_grid, made_with, side_by_side
+from .data.pictures import read_picture
 from .data.prompts import Request, read_list
-from .data.video import Fit, VideoError
-from .data.video import Video as VideoFile
 from .generators.base import Generator
 from .generators.lora import find_lora, load_lora
 from .runtime.distributed import choose_device, this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash, must_be_writable, write_atomically
-from .runtime.text import with_help
+from .runtime.settings import must_be_made_with
 
 
-@dataclass(frozen=True)
-class Options:
-    """Generate videos without and with a LoRA, from the same seed.
-
-    Writes OUTPUT/without/NAME.mp4, OUTPUT/with/NAME.mp4 and OUTPUT/grid/NAME.png (frames of both, a row each). Every
-    mp4 says in its metadata how it was made. Videos that are there, made alike, are kept: stop it whenever you like and
-    run it again. On several GPUs: accelerate launch -m lgf_cli sample ...
-
-    Everything is read from this machine, unless --model is the name of a model on the Hugging Face hub.
-
-        lgf sample --model CogVideoX-5b-I2V --lora run --image dog.png --prompt "A dog runs." --output out
-        lgf sample --model CogVideoX-5b-I2V --lora run --prompts vbench.jsonl --output out --samples 5
-    """
-
-    model: str
-    """A CogVideoX or Wan2.1 pipeline: a folder as save_pretrained writes it, or a name on the hub such as
-    THUDM/CogVideoX-5b-I2V, which is downloaded."""
-    output: Path
-    """Folder for the results."""
-    prompt: str | None = None
-    """What the video shows."""
-    image: Path | None = None
-    """First frame, for image-to-video models: a picture, or a video whose first frame is taken."""
-    prompts: Path | None = None
-    """Instead of --prompt and --image, a list: .jsonl (an object a line) or .tsv (the first line names the columns)
-    with prompt, image (relative to the list), name and seed."""
-    lora: Path | None = None
-    """LoRA with its metadata, as lgf train writes it: the .safetensors file or its folder."""
-    lora_weight: float = 1.0
-    """Factor on the LoRA; 1 is what was trained."""
-    compare: bool = True
-    """Also generate without the LoRA."""
-    side_by_side: bool = False
-    """Also write OUTPUT/both/NAME.mp4: without on the left, with on the right."""
-    samples: int = 1
-    """Videos for each prompt, with seeds SEED, SEED + 1, ...; more than one are called NAME-0, NAME-1, ..."""
-    seed: int = 0
-    """Seed of the noise."""
-    steps: int = 50
-    """Denoising steps. The paper's 50."""
-    guidance: float | None = None
-    """Classifier-free guidance scale; 1 is none. Default: the paper's 6, and 5 for Wan2.1."""
-    negative_prompt: str = ""
-    """What the video shall not show."""
-    frames: int | None = None
-    """Frames of the video, 1 more than a multiple of 8 (Wan2.1: of 4). Default: the model's (49; 81)."""
-    height: int | None = None
-    """Height in pixels. Default: the model's (480)."""
-    width: int | None = None
-    """Width in pixels. Default: the model's (720; 832)."""
-    fit: Literal["refuse", "crop", "stretch"] = "refuse"
-    """An image of other proportions than the video: say so and stop, take the largest part from its middle, or distort."""
-    fps: float | None = None
-    """Frames per second of the mp4. Default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1."""
-    grid_frames: int = 8
-    """Columns of the grid."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of weights and activations. auto: bfloat16 on an accelerator, float32 on a CPU."""
-    device: str = "auto"
-    """Such as cuda, cuda:1 or cpu. auto: the first accelerator, one for each process, or the CPU."""
-    offload: Literal["none", "model", "sequential"] = "none"
-    """Keep weights in the CPU's memory but for the part at work (model) or its layer at work (sequential, slow)."""
-    tile_vae: bool = False
-    """Decode in tiles: less memory, slightly other pixels."""
-
-
-def main(arguments: list[str]) -> int:
-    """Run `lgf sample ARGUMENTS`; 0 when all videos are there."""
-    options = tyro.cli(with_help(Options), args=arguments, prog="lgf sample")
+def run(options: Options) -> None:
+    """Generate the videos that are missing, and their grids."""
     requests = _requests(options)
 
     process = this_process()
     mine = requests[process.process_index :: process.num_processes]
     sampler = Sampler(options, process.device, mine)
-    plan = {request: [_video(options, sampler, request, arm) for arm in _arms(options)] for request in mine}
+    arms = ["without"] * (options.lora is None or options.compare) + ["with"] * (options.lora is not None)
+    plan = {
+        request: [
+            Video(options.output / arm / f"{request.name}.mp4", arm, sampler.settings(request, arm == "with"))
+            for arm in arms
+        ]
+        for request in mine
+    }
     missing = {video.path for videos in plan.values() for video in videos if not video.is_there()}
-    # One account for all processes: lines of several would run into each other.
+    # The main process reports for all: lines of several processes would mix.
     counts = gather_object([(len(missing), sum(map(len, plan.values())))])
     to_generate, total = map(sum, zip(*counts, strict=True))
     if process.is_main_process:
@@ -122,57 +59,31 @@ def main(arguments: list[str]) -> int:
     if process.is_main_process:
         print(f"{total} videos are in {options.output}, and their grids in {options.output / 'grid'}", flush=True)
     process.destroy_process_group()
-    return 0
 
 
 class Video(NamedTuple):
-    """A video that is to be there at the end."""
+    """A video to generate, with the settings that are stored in it."""
 
     path: Path
     arm: str
     settings: dict[str, Any]
 
     def is_there(self) -> bool:
-        """Whether it has been made already.
+        """Return whether it has been made already.
 
         Raises:
             TrainerError: it has been made otherwise.
         """
         if not self.path.exists():
             return False
-        found = made_with(self.path)
-        for name in sorted(self.settings.keys() | found.keys()):
-            here, wanted = found.get(name), self.settings.get(name)
-            if here != wanted:
-                raise TrainerError(
-                    f"{self.path} was made with {name} = {here!r}, and this run has {wanted!r}. "
-                    "Use another --output, or remove it"
-                )
+        must_be_made_with(self.settings, self.path, made_with(self.path), "Use another --output, or remove it")
         return True
 
 
-def _arms(options: Options) -> list[str]:
-    if options.lora is None:
-        return ["without"]
-    return ["without", "with"] if options.compare else ["with"]
-
-
-def _video(options: Options, sampler: "Sampler", request: Request, arm: str) -> Video:
-    path = options.output / arm / f"{request.name}.mp4"
-    return Video(path, arm, sampler.settings(request, arm == "with"))
-
-
 def _requests(options: Options) -> list[Request]:
-    """What is asked for, every sample by itself."""
+    """Return what is asked for, every sample by itself."""
     if options.prompts and (options.prompt is not None or options.image):
         raise TrainerError("give either --prompts, or --prompt and --image")
-    for name in ("samples", "steps", "grid_frames", "fps"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise TrainerError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
-    for name in ("guidance", "lora_weight"):
-        if not math.isfinite(getattr(options, name) or 0):
-            raise TrainerError(f"--{name.replace('_', '-')} must be a number, not {getattr(options, name)}")
     if options.prompts:
         requests = read_list(options.prompts, options.seed)
     elif options.prompt is not None:
@@ -193,7 +104,7 @@ def _requests(options: Options) -> list[Request]:
 
 
 def _write_pictures(options: Options, fps: float, name: str, videos: dict[str, Path]) -> None:
-    """The grid, and both videos side by side, from the files: a run that was stopped between the two goes on here."""
+    """Write the grid, and both videos side by side, from the files: a run stopped between the two continues here."""
     newest = max(path.stat().st_mtime_ns for path in videos.values())
     outputs = {"grid": options.output / "grid" / f"{name}.png"}
     if options.side_by_side and len(videos) == 2:
@@ -207,7 +118,7 @@ def _write_pictures(options: Options, fps: float, name: str, videos: dict[str, P
 
 
 class Sampler:
-    """What `lgf sample` generates with.
+    """A pipeline with its LoRA, and the size and rate of its videos.
 
     It reads settings at first and weights with `load()`, so that mistakes show before minutes pass.
 
@@ -266,7 +177,7 @@ class Sampler:
 
     @torch.no_grad()
     def generate(self, request: Request, with_lora: bool, on_step: Callable[[], object] = lambda: None) -> Frames:
-        """The video of a request: the same noise with and without the LoRA, on any device."""
+        """Generate the video of a request: the same noise with and without the LoRA, on any device."""
         if self.lora:
             self.pipeline.enable_lora() if with_lora else self.pipeline.disable_lora()
 
@@ -294,7 +205,7 @@ class Sampler:
         return (video.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def settings(self, request: Request, with_lora: bool) -> dict[str, Any]:
-        """All that decides what the video looks like."""
+        """Return all that decides what the video looks like."""
         options = self.options
         return {
             "model": str(Path(options.model)),  # a/ and ./a are one folder
@@ -322,7 +233,7 @@ class Sampler:
             raise TrainerError(f"{self.options.model} makes videos from text only: {request.name} must have no image")
         if request.image is None:
             return
-        image = _open_image(request.image)
+        image = read_picture(request.image)
         height = image.height * self.width / image.width  # when it is as wide as the video
         if self.options.fit == "refuse" and abs(height - self.height) > 1:
             raise TrainerError(
@@ -331,24 +242,7 @@ class Sampler:
             )
 
     def _first_frame(self, path: Path) -> Image.Image:
-        image, size = _open_image(path), (self.width, self.height)
+        image, size = read_picture(path), (self.width, self.height)
         if self.options.fit == "crop":
             return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _open_image(path: Path) -> Image.Image:
-    """A picture, upright, or the first frame of a video."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError:
-        pass
-    except OSError as error:
-        raise TrainerError(f"{path} cannot be read ({error.strerror or error}). Give a picture or a video") from error
-    try:
-        video = VideoFile(path, rate=1)
-        ((_, frames),) = video.windows([0], 1, Fit.stretch(video.size, video.size))
-    except VideoError as error:
-        raise TrainerError(f"{path} is neither a picture nor a video. Give one, such as a .png or an .mp4") from error
-    return Image.fromarray(frames[0].permute(1, 2, 0).numpy())

@@ -1,7 +1,7 @@
-"""The training step, and the loop that is nothing but steps.
+"""Training step, and the loop over steps.
 
-This is what to lift into a codebase of your own: it knows batches, a task that makes losses of them, and an optimiser,
-and nothing of caches, commands or processes.
+To be copied into other codebases: it depends on batches, an object that computes their losses, and an optimiser, not on
+caches, commands or processes. The tasks of `lgf train` (tasks/) are built on it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ class Losses(NamedTuple):
 
 
 class Watch:
-    """Told when the alignment term begins and ends, forward and backward. This one does not listen."""
+    """Callbacks for the beginning and end of the alignment term, forward and backward; these do nothing."""
 
     def begin(self) -> None: ...
     def end(self) -> None: ...
@@ -52,21 +52,18 @@ class Watch:
 Objective = Callable[[Any, dict[str, Tensor]], Tensor]
 
 
-class Task(Protocol):
-    """What a run trains: a module, its parameters in groups of one schedule each, and the losses of a batch."""
+class Trainable(Protocol):
+    """Protocol of what a step takes: a module, and the losses of a batch."""
 
     model: nn.Module
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Group -> what is trained in it."""
-
     def losses(self, batch: Any, trained: bool) -> tuple[Tensor, Tensor]:
-        """(the main loss, the weighted one); the latter is only measured, without gradient, unless it is `trained`."""
+        """Return (the main loss, the weighted one); the latter only measured, without gradient, unless it is `trained`."""
 
 
 @dataclass
 class AlignedDiffusion:
-    """The task of the trainer: diffusion with an alignment term.
+    """Diffusion with an alignment term.
 
     Args:
         model: (hidden states, **conditions) -> (prediction, projected), such as `AlignedTransformer`; may be wrapped for
@@ -84,6 +81,7 @@ class AlignedDiffusion:
     watch: Watch = field(default_factory=Watch)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return group -> what is trained in it."""
         inner = unwrap(self.model)
         parts = {self.name: inner.transformer, "projector": inner.projector}
         return {
@@ -91,10 +89,10 @@ class AlignedDiffusion:
         }
 
     def losses(self, batch: Batch, trained: bool = True) -> tuple[Tensor, Tensor]:
-        """(diffusion loss, alignment loss) of one forward pass; the former is the mean squared error of the prediction."""
+        """Return (mean squared error of the prediction, alignment loss) of one forward pass."""
         with self.autocast():
             prediction, projected = self.model(batch.hidden, **batch.conditions)
-        # Not left to type promotion, whose gradient torch 2.11 refuses to take.
+        # Cast explicitly: torch 2.11 cannot differentiate through the type promotion.
         diffusion = mse_loss(prediction.float(), batch.target)
         if self.objective is None:
             return diffusion, torch.zeros_like(diffusion)
@@ -108,7 +106,7 @@ class AlignedDiffusion:
 
 
 def training_steps(
-    task: Task,
+    task: Trainable,
     batches: Iterable[Sequence[Any]],
     optimiser: GroupedAdamW,
     steps: range,
@@ -142,7 +140,7 @@ def training_steps(
 
 
 def _watch_backward(watch: Watch, alignment: Tensor, projected: Tensor | tuple[Tensor, ...]) -> None:
-    """Autograd runs what was recorded last first: the alignment term, from its value down to the projector's output."""
+    """Watch the alignment term in the backward pass, from its value down to the projector's output."""
     alignment.register_hook(lambda _: watch.begin())
     for features in projected if isinstance(projected, tuple) else (projected,):
         features.register_hook(lambda _: watch.end())

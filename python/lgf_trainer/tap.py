@@ -82,13 +82,13 @@ class AlignedTransformer(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.projector = projector
-        self._grid_of = grid_of or self._cogvideox_grid
+        self._grid_of = self._cogvideox_grid if grid_of is None else grid_of
         self._capture = BlockCapture(transformer.transformer_blocks[block] if isinstance(block, int) else block, tokens)
 
     def forward(self, hidden_states: Tensor, **inputs) -> tuple[Tensor, Tensor | None]:
         """(prediction, projected) for the transformer's hidden states; `inputs` go to it as they are."""
         prediction, features = self.predict_and_capture(hidden_states, **inputs)
-        return prediction, self.projector(features) if self.projector else None
+        return prediction, None if self.projector is None else self.projector(features)
 
     def predict_and_capture(self, hidden_states: Tensor, **inputs) -> tuple[Tensor, Tensor]:
         """(prediction, raw features of the aligned block (B, T, H, W, C) on the grid of video tokens)."""

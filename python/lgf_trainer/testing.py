@@ -1,4 +1,13 @@
-"""Tiny, randomly initialised models in Hugging Face format: they drive the real code paths without any download."""
+"""Tiny, randomly initialised models in Hugging Face format, for the real code paths without any download.
+
+Every function writes into `folder` what `save_pretrained` of the real model would, and draws the weights from `seed`; the
+global random state is left alone.
+
+    >>> import tempfile
+    >>> from lgf_trainer.testing import make_tiny_pipeline
+    >>> sorted(p.name for p in make_tiny_pipeline(tempfile.mkdtemp()).iterdir())[:3]
+    ['model_index.json', 'scheduler', 'text_encoder']
+"""
 
 from os import PathLike
 from pathlib import Path
@@ -48,22 +57,14 @@ CLIP_WIDTH = 16
 
 
 def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
-    """Write a CogVideoX pipeline of about a hundred thousand random weights, as `save_pretrained` would.
+    """Write a CogVideoX pipeline of about a hundred thousand random weights.
 
     It has all parts of the real one (tokenizer, T5, VAE, transformer, scheduler) and its proportions: 8-fold spatial
     and 4-fold temporal compression, rotary embeddings, and for image-to-video learned positions and the image's latents
     as further input channels. It is made for videos of 9 frames of 64 x 96 pixels.
 
     Args:
-        folder: where to write; load it with `CogVideoXImageToVideoPipeline.from_pretrained(folder)`.
         image_to_video: like CogVideoX-5B-I2V, else like CogVideoX-2B.
-        seed: of the weights. The global random state is left alone.
-
-    Example:
-        >>> import tempfile
-        >>> from lgf_trainer.testing import make_tiny_pipeline
-        >>> sorted(p.name for p in make_tiny_pipeline(tempfile.mkdtemp()).iterdir())[:3]
-        ['model_index.json', 'scheduler', 'text_encoder']
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,22 +97,14 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
 
 
 def make_tiny_wan(folder: str | PathLike, *, image_to_video: bool = False, seed: int = 0) -> Path:
-    """Write a Wan2.1 pipeline of some hundred thousand random weights, as `save_pretrained` would.
+    """Write a Wan2.1 pipeline of some hundred thousand random weights.
 
     It has all parts of the real one (tokenizer, UMT5, VAE, transformer, scheduler) and its proportions; for image-to-video
     also CLIP, and the mask and the image's latents as further input channels. Nothing in such a pipeline says for which size
     it is made: extract and sample with 9 frames of 64 x 96 pixels.
 
     Args:
-        folder: where to write; load it with `WanPipeline.from_pretrained(folder)`.
         image_to_video: like Wan2.1-I2V-14B, else like Wan2.1-T2V-1.3B.
-        seed: of the weights. The global random state is left alone.
-
-    Example:
-        >>> import tempfile
-        >>> from lgf_trainer.testing import make_tiny_wan
-        >>> sorted(p.name for p in make_tiny_wan(tempfile.mkdtemp()).iterdir())[:3]
-        ['model_index.json', 'scheduler', 'text_encoder']
     """
     channels, heads, width = LATENT_CHANNELS, 2, 12
     with torch.random.fork_rng(devices=[]):
@@ -148,19 +141,9 @@ def make_tiny_wan(folder: str | PathLike, *, image_to_video: bool = False, seed:
 
 
 def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
-    """Write a SAM2 of about three million random weights, as `save_pretrained` of transformers would.
+    """Write a SAM2 of about three million random weights.
 
     Its masks mean nothing, but always mark something, and its memory features depend on every frame before.
-
-    Args:
-        folder: where to write; load it with `Sam2VideoModel.from_pretrained(folder)`.
-        seed: of the weights. The global random state is left alone.
-
-    Example:
-        >>> import tempfile
-        >>> from lgf_trainer.testing import make_tiny_teacher
-        >>> sorted(p.name for p in make_tiny_teacher(tempfile.mkdtemp()).iterdir())
-        ['config.json', 'model.safetensors']
     """
     side, width = TEACHER_SIZE, TEACHER_CHANNELS
     backbone = {
@@ -177,7 +160,7 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
     config = Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": width, "image_size": side},
-        # Its other sizes are fixed in the sam2 package. Written out, for transformers that take this for a prompt encoder's.
+        # Its other sizes are fixed in the sam2 package. As a dict: some transformers read an object as a prompt encoder's.
         mask_decoder_config=Sam2VideoMaskDecoderConfig(hidden_size=width).to_dict(),
         image_size=side, memory_attention_hidden_size=width, memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[side // 16] * 2,
@@ -191,24 +174,16 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
             torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.1)
         torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
         positions = model.shared_image_embedding.positional_embedding.detach()
-        model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(positions)  # one and the same in SAM2
+        model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(positions)  # shared in SAM2
     model.save_pretrained(str(folder))
     return Path(folder)
 
 
 def make_tiny_dino(folder: str | PathLike, *, kind: str = "dinov2", seed: int = 0) -> Path:
-    """Write a DINO of some tens of thousands of random weights, as `save_pretrained` of transformers would.
+    """Write a DINO of some tens of thousands of random weights.
 
     Args:
-        folder: where to write; load it with `AutoModel.from_pretrained(folder)`.
         kind: dinov2, dinov2_with_registers or dinov3_vit, with their patches of 14, 14 and 16 pixels.
-        seed: of the weights. The global random state is left alone.
-
-    Example:
-        >>> import tempfile
-        >>> from lgf_trainer.testing import make_tiny_dino
-        >>> sorted(p.name for p in make_tiny_dino(tempfile.mkdtemp()).iterdir())
-        ['config.json', 'model.safetensors']
     """
     newest = kind == "dinov3_vit"
     config = AutoConfig.for_model(
@@ -225,18 +200,7 @@ def make_tiny_dino(folder: str | PathLike, *, kind: str = "dinov2", seed: int = 
 
 
 def make_tiny_detector(folder: str | PathLike, *, seed: int = 0) -> Path:
-    """Write a GroundingDINO of about a hundred thousand random weights, with its processor. Its boxes mean nothing.
-
-    Args:
-        folder: where to write; load it with `GroundingDinoForObjectDetection.from_pretrained(folder)`.
-        seed: of the weights. The global random state is left alone.
-
-    Example:
-        >>> import tempfile
-        >>> from lgf_trainer.testing import make_tiny_detector
-        >>> "processor_config.json" in [p.name for p in make_tiny_detector(tempfile.mkdtemp()).iterdir()]
-        True
-    """
+    """Write a GroundingDINO of about a hundred thousand random weights, with its processor. Its boxes mean nothing."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "an", "animal", "dog", "person"]
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
@@ -268,7 +232,7 @@ def _wake(transformer: CogVideoXTransformer3DModel) -> None:
 
 
 def _tokenizer(tokens: int = TEXT_TOKENS) -> T5Tokenizer:
-    """A word of one letter for every printable character, with T5's special tokens."""
+    """Return a tokenizer with a word for every printable character, and T5's special tokens."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(letter, -3.0) for letter in letters]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=tokens)

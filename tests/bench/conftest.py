@@ -5,8 +5,8 @@ import os
 import subprocess
 
 import pytest
-from bench_helpers import SMALL
 from lgf_bench.families import CASES
+from support.bench_cases import SMALL
 
 
 @pytest.fixture

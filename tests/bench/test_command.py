@@ -1,16 +1,15 @@
 """`lgf bench`: every answer is checked, a wrong one is not timed, the numbers are kept, and mistakes are explained."""
 
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
-import bench_helpers
 import pytest
 import torch
 from lgf_bench import ceilings, cli, families, measure, processes, providers, results, runner
 from lgf_cli import main
+from support import bench_cases
 
 pytest.importorskip("tqdm")
 pytestmark = pytest.mark.usefixtures("small_cases", "quick_ceilings")
@@ -76,7 +75,7 @@ def test_a_wrong_or_failing_provider_is_shown_and_not_timed(monkeypatch, capsys,
     assert main([*command, "--rounds", "2", "--measure", "overhead", "first"]) == 0
     text = capsys.readouterr().out
     if factor == "raise":
-        assert not lines_of("portable", text) and "\nFAILED: portable (RuntimeError: no such kernel)\n" in text
+        assert not lines_of("portable", text) and "\nFAILED: portable (RuntimeError: no such kernel).\n" in text
     else:
         (line,) = lines_of("portable", text)
         assert "WRONG" in line and " ms" not in line and "MiB" not in line and "%" not in line
@@ -172,6 +171,27 @@ def test_only_what_was_measured_alike_is_left_out(monkeypatch, tmp_path, other):
     assert main(command) == 0 and measured == ["small-lgf"]
 
 
+@pytest.mark.parametrize(
+    "now, again",
+    [("not built", False), (None, True), ("its driver is too old", True), ("needs 9 GiB, 3.5 GiB are free", False)],
+)
+def test_one_that_was_absent_counts_while_it_is_so_for_the_same_reason(monkeypatch, tmp_path, now, again):
+    """As the CUDA module, which a session may have failed to build; one that failed or was wrong counts in any case."""
+    measured = []
+    monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])
+    monkeypatch.setattr(runner, "offered", lambda case: {"portable": None, "eager": None, "native": now})
+    why = "needs 9 GiB, 12 GiB are free" if now and "GiB" in now else "not built"
+    here = results.provenance("cpu") | {"clock": "wall", "case": "small-lgf", "dtype": "float32"}
+    status = {
+        "native": {"status": "absent", "why": why},
+        "eager": {"status": "failed", "why": "x"},
+        "portable": {"status": "wrong"},
+    }
+    results.append(tmp_path / "losses.jsonl", [here | {"provider": name} | more for name, more in status.items()])
+    command = ["bench", "small-lgf", "--providers", *status, *QUICK, "--out", str(tmp_path), "--resume"]
+    assert main(command) == 0 and measured == ["small-lgf"] * again
+
+
 def test_providers_of_two_runs_are_not_one_run(monkeypatch, tmp_path):
     measured = []
     monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])
@@ -221,7 +241,7 @@ def test_a_provider_that_breaks_the_device_ends_the_measurement_and_is_left_out_
 
 def test_on_a_gpu_a_run_has_a_process_of_its_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "device_unsupported_reason", lambda device: None)
+    monkeypatch.setattr(cli, "checked_device", lambda device: device)
     monkeypatch.setattr(processes, "run_isolated", lambda job, arguments: asked.append(job) or 0)
     assert main(["bench", "small-lgf", "--device", "cuda"]) == 0 and asked == [cli.run]
 
@@ -248,7 +268,7 @@ def test_sweeps_measure_times_and_memory_and_keep_their_sizes(monkeypatch, capsy
     def measuring(name, case, plan):
         assert plan.metrics == ("memory",)
         size = case.shape[1] - 1
-        return [bench_helpers.row(case=name, provider="portable", both={"median_ms": size**2}, peak_bytes=size)]
+        return [bench_cases.row(case=name, provider="portable", both={"median_ms": size**2}, peak_bytes=size)]
 
     pairs = {"pairs": families.sweeps(gpu=False)["pairs"]}
     monkeypatch.setattr(families, "sweeps", lambda gpu: pairs)
@@ -293,6 +313,7 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["--window", "5"], "--shapes"),
         (["--shapes", "1,2,3,4", "--window", "5"], "--window"),
         (["sweeps", "--shapes", "1,2,3,4"], "operator"),
+        (["point_correspondence", "--shapes", "1,2,3,4,5,6", "--window", "-1"], "--window"),
         (["sweeps", "step"], "job"),
         (["step", "--config", "5b"], "GPU"),
         (["--device", "gpu"], "cpu, cuda"),
@@ -342,13 +363,6 @@ def test_out_on_a_full_disk(tmp_path):
     (tmp_path / "losses.jsonl").symlink_to("/dev/full")
     line = refused(["small-lgf", "--providers", "portable", *QUICK, "--out", str(tmp_path)])
     assert "losses.jsonl cannot be written: No space left on device" in line
-
-
-@pytest.mark.parametrize("package", ["tqdm", "tabulate"])
-def test_without_a_package(monkeypatch, package):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else real(name))
-    assert refused([]) == f'lgf bench: {package} is not installed. Get it with: pip install "lgf-kernels[bench]"'
 
 
 def test_help_names_everything(capsys):

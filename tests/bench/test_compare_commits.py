@@ -8,9 +8,9 @@ from pathlib import Path
 
 import compare_commits as compare
 import pytest
-from bench_helpers import row
 from compare_commits import main
 from lgf_bench import checkout
+from support.bench_cases import row
 
 pytest.importorskip("tqdm")
 

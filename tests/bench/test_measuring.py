@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_helpers import SMALL
 from lgf_bench import ceilings, correctness, families, measure, memory, providers, results, timing
 from lgf_bench.families import gram_flow, token_relation
 from lgf_bench.families.base import Case, Work, on_backend
 from lgf_bench.families.gram_flow import LgfKl
+from lgf_bench.families.point_correspondence import PointCorrespondence
 from lgf_bench.families.token_relation import TokenRelation
 from lgf_bench.measure import Plan, measure_case
+from support.bench_cases import SMALL
+from support.memory_here import memory_after_a_large_block, memory_here
+
+from lgf_kernels.core import native, registry
 
 #: Memory, measured in this process or in a fresh one, which takes seconds to start.
 WHERE = [
-    pytest.param(memory._high_water_rise, id="here"),
+    pytest.param(memory_here, id="here"),
     pytest.param(memory.peak_memory, id="in a fresh process", marks=pytest.mark.slow),
 ]
 
@@ -131,6 +135,22 @@ def test_the_providers_offered():
     assert "chunked" not in here and "bmm" not in providers.offered(SMALL["small-relation"])
     huge = TokenRelation((1, 1000, 1000, 8))
     assert "GiB" in providers.offered(huge)["eager"] and providers.offered(huge)["portable"] is None
+
+
+@pytest.mark.parametrize("name", [*SMALL, "points"])
+def test_the_registry_is_asked_with_the_call_of_the_operator(name, monkeypatch):
+    case, asked = SMALL.get(name) or PointCorrespondence((1, 2, 2, 4, 5, 8), 3), []
+    monkeypatch.setattr(registry, "unsupported_reason", lambda name, call: asked.append(call))
+    case.call(backend="portable", **case.tensors())
+    assert set(asked) == {case.registry_call()}
+
+
+def test_a_backend_with_a_limit_is_absent_beyond_it(monkeypatch):
+    monkeypatch.setattr(providers, "free_memory", lambda device: None)
+    monkeypatch.setattr(native, "unsupported_reason", lambda call: None)
+    for teachers, reason in ((15, None), (16, "its CUDA C++ kernels take at most 15 teachers, and there are 16")):
+        case = LgfKl((1, 2, 4, 5, 8), teacher_channels=(4,) * teachers, device="cuda")
+        assert providers.offered(case)["native"] == reason
 
 
 def test_a_fifth_of_the_memory_stays_free(monkeypatch):
@@ -342,10 +362,8 @@ def test_memory_of_a_case_is_the_same_whatever_was_freed_before():
     """glibc keeps freed blocks, up to twice the largest that was ever freed, unless its limits are set."""
     case = TokenRelation((1, 8, 200, 16))
     matrix = (8 * 200) ** 2 * 4
-    larger = torch.ones(31 * 2**18)
-    del larger
     for _ in range(4):
-        assert 3.5 * matrix < memory._high_water_rise(case, "eager") < 4.5 * matrix
+        assert 3.5 * matrix < memory_after_a_large_block(case, "eager") < 4.5 * matrix
 
 
 def test_ceilings_are_positive_and_kept(tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_helpers import SMALL
 from lgf_bench import correctness
 from lgf_bench.families import gram_flow_peers as peers
 from lgf_bench.families.gram_flow import LgfKl
+from support.bench_cases import SMALL
 
 CASES = [
     SMALL["small-lgf"],

@@ -6,10 +6,10 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-import bench_jobs
 import pytest
 from lgf_bench import processes
 from lgf_cli.errors import UserError
+from support import bench_jobs
 
 
 def test_a_new_process_goes_on_without_the_provider_that_broke_the_gpu(tmp_path, capfd):

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench_helpers import SMALL
 from lgf_bench import results
 from lgf_bench.providers import provider
+from support.bench_cases import SMALL
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])
@@ -46,7 +46,7 @@ def errors():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("device", "--device cuda: torch sees no CUDA device here"),
+        ("device", "--device cuda: torch sees no CUDA device here; `lgf doctor`"),
         ("plugin", "pytest-benchmark is not installed. Get it with: pip install"),
     ],
 )

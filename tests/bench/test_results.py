@@ -4,17 +4,16 @@ import itertools
 import json
 import math
 import re
-import sys
 
 import compare_commits
 import pytest
-from bench_helpers import row
 from lgf_bench import compare, report, results, table
 from lgf_bench.families import CASES
 from lgf_bench.families.base import each
 from lgf_bench.table import baseline, described, of_floor, quartiles, ratio
 from lgf_cli import main
 from lgf_cli.errors import UserError
+from support.bench_cases import row
 
 
 def times(median: float) -> dict:
@@ -238,12 +237,6 @@ def test_a_terminal_and_the_page_have_the_same_columns():
     assert titles == re.split("  +", terminal.splitlines()[0]) == list(table.columns(rows[0]))
     cells = [cell.strip() for cell in page.splitlines()[3].strip("|").split("|")]
     assert cells == ["**native**", *re.split("  +", terminal.splitlines()[3])[1:]]
-
-
-def test_tables_without_tabulate_say_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tabulate", None)
-    with pytest.raises(UserError, match=r'tabulate is not installed. Get it with: pip install "lgf-kernels\[bench\]"'):
-        table.of_case([row()], table.PAGE)
 
 
 @pytest.mark.parametrize("other", [{"threads": 1}, {"torch": "3"}, {"clock": "cpu"}, {"device": "another"}], ids=str)

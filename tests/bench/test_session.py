@@ -1,4 +1,4 @@
-"""`make gpu` on a fake clock: order, budget, resuming, and what is left when it is killed."""
+"""`make gpu` on a fake clock: order, budget, resuming here and elsewhere, and what is left when it is killed."""
 
 import json
 import os
@@ -7,34 +7,53 @@ import select
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 
 import gpu_session as session
+import gpu_steps as steps
 import pytest
 import torch
-from bench_helpers import row
 from lgf_bench import checkout, results
+from support.bench_cases import row
 
 
 class World:
-    """A clock that only steps move, and steps that take as long as they are told."""
+    """A clock that only steps move, and steps that take as long as they are told.
 
-    def __init__(self, seconds: dict[str, float], codes: dict[str, int] | None = None):
+    `backends`: what the step "doctor" says of each backend; `code`: what runs.
+    """
+
+    def __init__(self, seconds: dict[str, float], codes: dict[str, int] | None = None, backends: dict | None = None):
         self.now, self.seconds, self.codes, self.ran = 1000.0, seconds, codes or {}, []
+        self.backends = backends or {"native": "runs"}
 
     def clock(self) -> float:
         return self.now
 
     def execute(self, step, limit, folder):
         self.ran.append((step.name, limit))
+        if step.name == "doctor":
+            rows = [{"name": name, "reason": reason} for name, reason in self.backends.items()]
+            (folder / "doctor.log").write_text("a warning\n" + json.dumps({"backends": rows}))
         needed = self.seconds[step.name]
         self.now += min(needed, limit)
         return None if needed > limit else self.codes.get(step.name, 0)
 
+    def names(self) -> list[str]:
+        return [name for name, _ in self.ran]
 
-def run(world, tmp_path, seconds=600.0, commit="abc", shares=None):
-    steps = [session.Step(name, lambda *_: [], (shares or {}).get(name, 1.0)) for name in world.seconds]
-    it = session.Session(steps, tmp_path, seconds, commit, world.execute, world.clock)
+
+def run(world, folder, seconds=600.0, commit="abc", device="H100", shares=None, missing=()):
+    of_world = [
+        steps.Step(
+            name, lambda *_: [], (shares or {}).get(name, 1.0), always=name in ("build", "doctor"),
+            packages=("no_such_package",) if name in missing else (),
+        )
+        for name in world.seconds
+    ]  # fmt: skip
+    code = {"commit": commit, "device": device}
+    it = session.Session(of_world, folder, world.now + seconds, code, world.execute, world.clock)
     it.run()
     return it
 
@@ -57,11 +76,54 @@ def test_it_goes_on_where_it_stopped(tmp_path):
     run(World(seconds, {"build": 1}), tmp_path, shares={"tests": 0.25})
     again = World(seconds | {"tests": 100})
     run(again, tmp_path, shares={"tests": 0.25})
-    assert [name for name, _ in again.ran] == ["build", "tests", "tune"]  # failed and stopped ones run again
+    assert again.names() == ["build", "tests", "tune"]  # failed and stopped ones run again
     last = World(seconds | {"tune": 10})
     run(last, tmp_path)
-    assert [name for name, _ in last.ran] == ["tune", "report"]
+    assert last.names() == ["build", "tune", "report"]  # the build on every machine anew
     assert set(statuses(tmp_path).values()) == {"done"}
+
+
+def test_a_fresh_machine_goes_on_from_the_archive_and_builds(tmp_path):
+    seconds = {"build": 100, "doctor": 5, "tests": 100, "tune": 500}
+    first = tmp_path / "first" / "results"
+    first.mkdir(parents=True)
+    run(World(seconds), first)
+    assert statuses(first)["tune"] == "stopped"
+    second = tmp_path / "second" / "results"
+    second.parent.mkdir()
+    os.rename(session.archive(first), session.archive(second))
+    session.unpack(second)
+    world = World(seconds | {"tune": 50})
+    run(world, second)
+    assert world.names() == ["build", "doctor", "tune"]
+    assert set(statuses(second).values()) == {"done"}
+    with tarfile.open(session.archive(second)) as found:
+        assert {"results/session.json", "results/doctor.log"} <= set(found.getnames())
+
+
+def test_what_ran_without_a_backend_runs_again_when_it_is_there(tmp_path):
+    """As when the build failed on one machine and succeeds on the next."""
+    seconds = {"build": 100, "doctor": 5, "tests": 100}
+    run(World(seconds, {"build": 1}, {"native": "was not built"}), tmp_path)
+    assert statuses(tmp_path) == {"build": "failed", "doctor": "done", "tests": "done"}
+    for _ in range(2):
+        world = World(seconds)
+        run(world, tmp_path)
+    assert world.names() == ["build", "doctor"]
+    assert run(World(seconds, {"build": 1}, {"native": "was not built"}), tmp_path).state["steps"]["tests"] == {
+        "status": "done", "seconds": 100.0, "code": 0, "backends": {"native": "was not built"},
+    }  # fmt: skip
+
+
+def test_a_step_for_which_something_is_missing_takes_no_time_and_is_tried_again(tmp_path, capsys):
+    seconds = {"build": 100, "step": 100, "report": 5}
+    world = World(seconds)
+    run(world, tmp_path, missing=("step",))
+    assert world.names() == ["build", "report"]
+    assert statuses(tmp_path)["step"] == "impossible" and "['no_such_package']" in capsys.readouterr().out
+    again = World(seconds)
+    run(again, tmp_path)
+    assert again.names() == ["build", "step"]
 
 
 def test_a_failing_step_stops_nothing(tmp_path):
@@ -70,17 +132,18 @@ def test_a_failing_step_stops_nothing(tmp_path):
     assert statuses(tmp_path) == {"build": "failed", "tests": "done"}
 
 
-def test_another_commit_begins_anew(tmp_path):
+@pytest.mark.parametrize("other", [{"commit": "def"}, {"device": "H200"}], ids=str)
+def test_another_commit_or_device_begins_anew(tmp_path, other):
     seconds = {"build": 10, "tests": 10}
     run(World(seconds), tmp_path)
     (tmp_path / "mine.log").touch()
-    (tmp_path / session.TESTS).write_text("tests/gpu/test_cuda.py::test_a PASSED [ 1%]\n")
+    (tmp_path / "tests.log").write_text("tests/gpu/test_cuda.py::test_a PASSED [ 1%]\n")
     run(World(seconds), tmp_path)
-    assert (tmp_path / session.TESTS).exists()
+    assert (tmp_path / "tests.log").exists()
     world = World(seconds)
-    run(world, tmp_path, commit="def")
-    assert [name for name, _ in world.ran] == ["build", "tests"]
-    assert (tmp_path / "mine.log").exists() and not (tmp_path / session.TESTS).exists()
+    run(world, tmp_path, **other)
+    assert world.names() == ["build", "tests"]
+    assert (tmp_path / "mine.log").exists() and not (tmp_path / "tests.log").exists()
 
 
 def test_killed_in_a_step_what_is_done_is_known(tmp_path):
@@ -105,25 +168,48 @@ def test_a_torn_state_is_no_state(tmp_path):
     assert statuses(tmp_path) == {"build": "done"}
 
 
-def test_the_most_informative_steps_come_first_and_leave_time_for_others():
-    names = [step.name for step in session.STEPS]
-    assert names.index("build") < names.index("headline") < names.index("tests") < names.index("tune")
-    assert names.index("tune") < names.index("sweeps") and names[-1] == "report"
-    assert all(0 < step.share <= 0.5 for step in session.STEPS)
+def test_what_only_a_gpu_can_tell_comes_first_and_leaves_time_for_others():
+    names = [step.name for step in steps.STEPS]
+    assert names[:3] == ["build", "doctor", "device-tests"] and names[-1] == "report"
+    assert names.index("verify") < names.index("headline") < names.index("tests") < names.index("tune")
+    assert names.index("tune") < names.index("sweeps")
+    assert all(0 < step.share <= 0.5 for step in steps.STEPS)
+    assert [step.name for step in steps.STEPS if step.always] == ["build", "doctor"]
 
 
-def test_every_bench_step_is_a_command_that_lgf_bench_takes(tmp_path):
-    from lgf_bench import cli
-    from lgf_bench.families import CASES, OPERATORS
-    from lgf_bench.providers import all_names
+def test_every_test_on_a_gpu_is_in_a_step():
+    files = {file.relative_to(checkout.ROOT).as_posix() for file in (checkout.ROOT / "tests" / "gpu").glob("test_*.py")}
+    assert files == {*steps.DEVICE_TESTS, *steps.OTHER_TESTS} >= set(steps.FAMILIES)
 
-    for step in session.STEPS:
-        command = step.command(60, tmp_path)
-        if "bench" in command:
-            arguments = cli.parser().parse_args(command[command.index("bench") + 1 :])
-            known = (*OPERATORS, *CASES, *cli.JOBS)
-            assert set(arguments.what) <= set(known) and str(arguments.out) == str(tmp_path)
-            assert set(arguments.providers or ()) <= set(all_names())
+
+def test_up_to_compute_sanitizer_it_fits_nine_minutes():
+    text, _ = session.plan(steps.STEPS, 9 * 60 - session.FINISH)
+    within = re.findall(r"^(\S+) +begins after", text, re.MULTILINE)
+    assert within[:8] == [step.name for step in steps.STEPS[:8]] and "needs another session" in text
+
+
+def test_a_dry_run_says_what_is_missing_and_runs_nothing(monkeypatch, capsys):
+    there = steps.Step("a", None, 0.5, 10.0, ("pytest",), ("sh",))
+    monkeypatch.setattr(session, "STEPS", (there,))
+    assert session.main(["--dry-run"]) == 0
+    monkeypatch.setattr(session, "STEPS", (there, steps.Step("b", None, 0.5, 20.0, ("no_such",), ("no-such-program",))))
+    assert session.main(["--dry-run", "--minutes", "1"]) == 1
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert "begins after    0 s" in first and "LACKS" not in first
+    assert "begins after   10 s" in second and second.endswith("LACKS no_such, no-such-program")
+
+
+def test_every_tool_of_a_step_starts_in_a_bare_checkout(tmp_path, monkeypatch):
+    """Its own folder is among those that Python searches, and nothing else is set."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    commands = {step.name: step.command(60, tmp_path) for step in steps.STEPS}
+    tools = {name: words for name, words in commands.items() if any(word.endswith(".py") for word in words[:3])}
+    assert set(tools) == {"build", "tune"}
+    for words in tools.values():
+        script = next(index for index, word in enumerate(words) if word.endswith(".py"))
+        command = [*words[: script + 1], "--help"]
+        done = subprocess.run(command, cwd=tmp_path, env=steps.variables(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +220,18 @@ def sanitized():
         sys.path.insert(0, "tests")
         from support import numerics
         numerics.backends_of = lambda operator, device="cpu": ["native", "triton", "portable"]
-        sys.exit(pytest.main(["tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-k", {session.SANITIZED!r}]))
+        sys.exit(pytest.main([*{steps.FAMILIES!r}, "--collect-only", "-q", "-p", "no:cacheprovider", "-k", {steps.SANITIZED!r}]))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True)
     return re.findall(r"::(test_\w+)\[(.*)\]", done.stdout)
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("backend", ["triton", "native"])
 def test_sanitizers_see_every_operator_of_both_backends(backend, sanitized):
     assert {name for name, parameters in sanitized if backend in parameters} >= {
         "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
         "test_token_relation", "test_token_relation_tiles", "test_token_relation_in_panels",
-        "test_the_same_features_differ_by_nothing",
+        "test_point_correspondence",
     }  # fmt: skip
     assert not [parameters for _, parameters in sanitized if "portable" in parameters]
     assert {dtype for dtype in ("bfloat16", "float32", "float64") if dtype in str(sanitized)} == {"bfloat16", "float32"}
@@ -153,17 +239,51 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, sanitized):
 
 def test_a_sanitizer_that_is_not_there_is_a_failed_step(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    step = session.Step("memcheck", session.sanitizer("memcheck"))
+    step = steps.Step("memcheck", steps.sanitizer("memcheck"))
     assert session.execute(step, 600, tmp_path) == 127
     assert "compute-sanitizer" in (tmp_path / "memcheck.log").read_text()
 
 
-def test_tests_that_have_passed_are_not_run_again(tmp_path):
+@pytest.mark.parametrize("several", [False, True])
+def test_tests_that_have_passed_are_not_run_again(tmp_path, several):
     log = "tests/gpu/test_cuda.py::test_a[(1, 2)-x] PASSED [ 1%]\ntests/gpu/test_cuda.py::test_b FAILED [ 2%]\n"
-    (tmp_path / session.TESTS).write_text(log)
-    command = session.tests(60, tmp_path)
-    assert command[-1] == f"@{tmp_path / 'tests.passed'}"
+    if several:  # as the workers of pytest-xdist write it
+        log = (
+            "tests/gpu/test_cuda.py::test_a[(1, 2)-x] \n[gw11] [  1%] PASSED tests/gpu/test_cuda.py::test_a[(1, 2)-x] \n"
+            "[gw1] [ 20%] FAILED tests/gpu/test_cuda.py::test_b \n"
+        )
+    (tmp_path / "tests.log").write_text(log)
+    command = steps.tests("tests", "tests/gpu/test_cuda.py")(60, tmp_path)
+    assert f"@{tmp_path / 'tests.passed'}" in command
     assert (tmp_path / "tests.passed").read_text() == "--deselect=tests/gpu/test_cuda.py::test_a[(1, 2)-x]\n"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_tests_run_side_by_side_with_and_without_workers(tmp_path, monkeypatch, several):
+    """What one session logs as passed the next one leaves out, and a failure is the code of the whole."""
+    if several:
+        pytest.importorskip("xdist")
+    else:
+        monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(steps, "WORKERS", 2)
+    (tmp_path / "tests").mkdir()
+    for name in "ab":
+        (tmp_path / "tests" / f"test_{name}.py").write_text(
+            f"def test_{name}(): pass\ndef test_no(): assert {name!r} != 'a'\n"
+        )
+    command = steps.tests("tests", "tests/test_a.py", "tests/test_b.py")
+    logs = []
+    for _ in range(2):
+        done = subprocess.run(command(60, tmp_path), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1, done.stdout + done.stderr
+        logs.append(done.stdout)
+        (tmp_path / "tests.log").write_text("".join(logs))
+    assert sorted(steps.passed(tmp_path / "tests.log")) == [
+        "tests/test_a.py::test_a",
+        "tests/test_b.py::test_b",
+        "tests/test_b.py::test_no",
+    ]
+    assert "test_b.py::test_b" in logs[0] and "::test_b" not in logs[1]
 
 
 def test_pytest_takes_the_list_of_passed_tests(tmp_path):
@@ -181,7 +301,7 @@ def python(code: str):
 
 
 def test_a_step_leaves_its_output_and_its_code(tmp_path):
-    step = session.Step("one", python("print('hello'); raise SystemExit(3)"))
+    step = steps.Step("one", python("print('hello'); raise SystemExit(3)"))
     assert session.execute(step, 600, tmp_path) == 3
     assert (tmp_path / "one.log").read_text() == "hello\n"
 
@@ -208,7 +328,7 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path, stubb
     code = f"{ignore}import subprocess, sys; subprocess.run([sys.executable, '-c', {child + '; time.sleep(600)'!r}])"
     monkeypatch.setattr(session, "GRACE", 1)
     monkeypatch.setattr(session.subprocess, "Popen", Begun)
-    assert session.execute(session.Step("slow", python(code)), 0.5, tmp_path) is None
+    assert session.execute(steps.Step("slow", python(code)), 0.5, tmp_path) is None
     assert told() == b"", "all of them have ended"
     os.close(pipe)
 
@@ -221,12 +341,13 @@ def test_told_to_end_it_ends_the_step_too_and_knows_what_is_done(tmp_path, sign)
         import signal, sys, torch
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.cuda.is_available = lambda: True
+        torch.cuda.get_device_name = lambda device: "H100"
         sys.path.insert(0, "benchmarks/tools")
-        import gpu_session as session
+        import gpu_session as session, gpu_steps as steps
         def python(code):
             return lambda *_: [sys.executable, "-c", code]
         session.GRACE = 600
-        session.STEPS = (session.Step("quick", python("")), session.Step("slow", python({slow!r})))
+        session.STEPS = (steps.Step("quick", python("")), steps.Step("slow", python({slow!r})))
         sys.exit(session.main(["--out", {str(tmp_path)!r}]))
     """
     process = subprocess.Popen(
@@ -239,6 +360,8 @@ def test_told_to_end_it_ends_the_step_too_and_knows_what_is_done(tmp_path, sign)
     _, error = process.communicate(timeout=120)  # less than a step that ignores the signal gets
     assert process.returncode == 0 and error.endswith("\nmake gpu: interrupted; the same command goes on from here.\n")
     assert statuses(tmp_path) == {"quick": "done"}
+    with tarfile.open(session.archive(tmp_path)) as found:
+        assert f"{tmp_path.name}/session.json" in found.getnames()
     with pytest.raises(ProcessLookupError):
         session.os.kill(int((tmp_path / "slow").read_text()), 0)
 
@@ -255,7 +378,7 @@ def test_steps_import_this_checkout_and_find_cuda_s_tools(tmp_path, monkeypatch)
         "import shutil, lgf_kernels, importlib.util as found; print(shutil.which('a-tool-of-cuda'));"
         "print(lgf_kernels.__file__); print(found.find_spec('lgf_trainer').origin)"
     )
-    step = session.Step("where", lambda *_: [sys.executable, "-S", "-P", "-c", packages() + code])
+    step = steps.Step("where", lambda *_: [sys.executable, "-S", "-P", "-c", packages() + code])
     assert session.execute(step, 600, tmp_path) == 0
     root = checkout.ROOT
     assert (tmp_path / "where.log").read_text().splitlines() == [
@@ -276,7 +399,7 @@ def test_the_summary_is_short_and_tells_what_is_wrong(tmp_path):
     lost = row(case="sam2", status="failed", why="x")
     del lost["both"]
     results.append(tmp_path / "losses.jsonl", [row(), row(provider="triton", both=fast), wrong, lost])
-    (tmp_path / session.TESTS).write_text("...\n=== 90 passed, 1 failed in 12.3s ===\n")
+    (tmp_path / "tests.log").write_text("...\n=== 90 passed, 1 failed in 12.3s ===\n")
     (tmp_path / "racecheck.log").write_text("...\n========= RACECHECK SUMMARY: 2 hazards displayed\n")
     text = session.summary(tmp_path, {"steps": {"build": {"status": "done"}}})
     assert "build done" in text and "tests: 90 passed, 1 failed" in text

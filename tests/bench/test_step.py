@@ -10,7 +10,7 @@ pytest.importorskip("peft")
 
 from dataclasses import replace
 
-from lgf_bench import memory, step
+from lgf_bench import memory, step, table
 from lgf_bench.providers import provider
 
 SMALL = replace(step.CONFIGS["tiny"], heads=1, layers=2, grid=(3, 4, 6), frames=3, text=(2, 8), rank=4)
@@ -93,7 +93,9 @@ def test_what_is_said():
         },
         "counted_step_flop": 10**12, "counted_loss_flop": 10**9,
     }  # fmt: skip
-    text = "\n".join(" ".join(line.split()) for line in step.as_text(row).splitlines())  # tables are padded
+    text = "\n".join(
+        " ".join(line.split()) for line in table.of_step(row, table.PAGE).splitlines()
+    )  # tables are padded
     assert "| none | 90.0 ms | 4.0 MiB | | |" in text
     assert "| eager | 200.0 ms | 16.0 MiB | 50.0 ms | 25.0 % |" in text
     assert "| native | 100.0 ms | | 2 ms | 2.0 % |" in text

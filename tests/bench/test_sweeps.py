@@ -1,9 +1,8 @@
 """Exponents on synthetic costs, and the pictures."""
 
 import pytest
-from bench_helpers import row
 from lgf_bench import families, plots, sweeps
-from lgf_cli.errors import UserError
+from support.bench_cases import row
 
 
 def swept(provider: str, exponent: float, sizes=(2, 4, 8, 16), **values) -> list[dict]:
@@ -82,9 +81,3 @@ def test_pictures(tmp_path):
     plots.draw(tmp_path / "plots" / "c.png", "title", "T", curves)
     for file in (tmp_path / "plots").iterdir():
         assert file.read_bytes()[:4] == b"\x89PNG" and file.stat().st_size > 5000
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"lgf-kernels\[bench\]"):
-        plots.pyplot()

@@ -22,7 +22,13 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["doctor", "--help"], ["docter"], *(["completion", s] for s in completion.SHELLS)],
+    [
+        ["--help"],
+        ["--version"],
+        ["docter"],
+        *([command, "--help"] for command in ("doctor", "extract", "train", "sample", "eval")),
+        *(["completion", s] for s in completion.SHELLS),
+    ],
 )
 def test_does_not_import_torch(words):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True)

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.numerics import backends_of, features
 
 import lgf_kernels as lgf
+from lgf_kernels import doctor
 from lgf_kernels.core import gpu, native, registry, verify
 from lgf_kernels.core.registry import Call
 from lgf_kernels.gram_flow import operators
@@ -106,13 +109,17 @@ def test_triton_says_why_not(monkeypatch):
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """torch sees a Hopper, and the CUDA module was built."""
-    monkeypatch.setattr(native.importlib, "import_module", lambda name: None)
-    native.load.cache_clear()
+    """torch sees a Hopper, and the CUDA module was built; returns it, and the devices on which it was probed."""
+    probed = []
+    module = SimpleNamespace(probe=probed.append)
+    monkeypatch.setattr(native.importlib, "import_module", lambda name: module)
+    native.load.cache_clear(), native.loading_failure.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    yield
-    native.load.cache_clear()
+    yield module, probed
+    native.load.cache_clear(), native.loading_failure.cache_clear()
 
 
 def test_native_on_cuda_says_why_not(monkeypatch, hopper):
@@ -124,6 +131,29 @@ def test_native_on_cuda_says_why_not(monkeypatch, hopper):
     assert reason("cuda:1") == "native CUDA kernels need sm_80 or newer, this is sm_75"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert reason() == "torch sees no CUDA device"
+
+
+def test_a_module_that_the_driver_cannot_load_is_a_reason(monkeypatch, hopper):
+    """As one that nvcc 13 built is to a driver for CUDA 12, or one without code for the device."""
+    module, probed = hopper
+    calls = [Call(operator, "cuda:1") for operator in ("lgf_kl", "local_gram_flow", "token_relation")]
+    assert [registry.unsupported_reason("native", call) for call in calls] == [None] * 3 and probed == [1]
+
+    def probe(device):
+        raise RuntimeError("CUDA driver version is insufficient (the driver supports CUDA 12.4)")
+
+    module.probe = probe
+    reason = registry.unsupported_reason("native", Call("lgf_kl", "cuda"))
+    assert reason == (
+        "the kernels of lgf_kernels._cuda cannot be loaded: "
+        "CUDA driver version is insufficient (the driver supports CUDA 12.4)"
+    )
+    assert "native" not in {row.name for row in registry.able(Call("token_relation", "cuda"))}
+    assert reason in lgf.backends()[0].reason
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert doctor._module("cuda") == {"available": "no", "reason": reason}
+    with pytest.raises(lgf.BackendUnavailableError, match="driver version is insufficient"):
+        registry.resolve(Call("lgf_kl", "cuda"), "native", "lgf_kl_loss")
 
 
 def test_an_operator_without_a_kernel_says_so():
@@ -144,7 +174,7 @@ def test_kernels_on_cuda_are_chosen_only_where_they_have_answered_right(hopper, 
     assert registry.resolve(cuda, None, "f") == "native"
     reason = lgf.backends()[0].reason
     assert "chosen where it has answered right: `lgf verify` asks it now" in reason
-    assert "lgf_kl on cuda (at most 15 teachers)" in reason
+    assert "lgf_kl on cuda (at most 15 teachers; tensor cores for bfloat16 and float16 alone)" in reason
 
 
 def test_a_call_that_a_backend_cannot_run_goes_to_the_next(monkeypatch):
@@ -260,3 +290,21 @@ def test_a_module_that_fails_to_load_keeps_its_reason(monkeypatch):
         assert "libgomp" in lgf.backends()[0].reason
     finally:
         native.load.cache_clear()
+
+
+@pytest.mark.parametrize("value", ["true", "2"])
+def test_a_wrong_value_of_lgf_autotune_is_refused(monkeypatch, value):
+    triton_launch = pytest.importorskip("lgf_kernels.core.triton_launch")
+    monkeypatch.setenv("LGF_AUTOTUNE", value)
+    with pytest.raises(ValueError, match=f"LGF_AUTOTUNE must be '0' or '1', or not set; got '{value}'"):
+        triton_launch.autotuning()
+    for value, expected in {"": False, "0": False, "1": True}.items():
+        monkeypatch.setenv("LGF_AUTOTUNE", value)
+        assert triton_launch.autotuning() is expected
+
+
+def test_an_empty_name_of_a_backend_is_no_wish_for_none(monkeypatch):
+    with pytest.raises(ValueError, match=r"`backend` must be one of .*got ''"):
+        lgf.local_gram_flow(torch.ones(1, 2, 3, 3, 4), window=3, backend="")
+    monkeypatch.setenv("LGF_BACKEND", "")
+    assert lgf.local_gram_flow(torch.ones(1, 2, 3, 3, 4), window=3).shape == (1, 1, 3, 3, 9)

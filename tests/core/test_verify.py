@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lgf_cli import verify as command
+from lgf_cli.errors import UserError
 
 import lgf_kernels as lgf
 from lgf_kernels import verification
@@ -252,11 +254,46 @@ def test_trials_have_the_options_of_the_call():
     for operator in ("lgf_kl", "local_gram_flow", "token_relation"):
         trial, variants = registry.OPERATORS[operator].proof
         answers = [trial(Call(operator, "cpu", facts=tuple(facts.items())), False)("portable") for facts in variants]
-        for i, one in enumerate(answers):
-            for other in answers[i + 1 :]:
+        assert [len(it) for it in answers] == [1 + facts.get("needs_grad", True) for facts in variants]
+        with_gradient = [it for it in answers if len(it) == 2]
+        for i, one in enumerate(with_gradient):
+            for other in with_gradient[i + 1 :]:
                 assert verify.worst_error(one[1:], other[1:]) > 10 * verify.TOLERANCE, (operator, i)
 
 
 def test_doctor_says_what_must_prove_itself(toy):
     (row,) = [row for row in lgf.backends() if row.name == "triton"]
     assert "`lgf verify`" in row.reason
+
+
+def test_a_gpu_is_timed_by_its_own_clock_behind_a_head_start_for_the_host(monkeypatch):
+    """The host takes longer for a launch than a GPU for a small kernel, and would decide which backend is the fastest."""
+    done, took = [], iter([9.0, 3.0, 2.0, 4.0, 3.0, 3.0])
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            done.append("mark")
+
+        def synchronize(self):
+            done.append("wait")
+
+        def elapsed_time(self, end):
+            return next(took)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("sleep"), raising=False)
+    assert verify.shortest(lambda backend: done.append(backend), "native", "cuda:0") == 2e-3
+    assert done == (verify.RUNS + 1) * ["sleep", "mark", "native", "mark", "wait"]
+
+
+def test_lgf_verify_compiles_in_several_processes_first(tmp_path):
+    """A check that kills its process is left to those that are made in order."""
+    folders = [tmp_path / name for name in "abc"]
+    command.compile_ahead(os.mkdir, folders, 2)
+    assert all(folder.is_dir() for folder in folders)
+    command.compile_ahead(os._exit, [1], 1)
+    with pytest.raises(UserError, match="--jobs must be at least 1, got 0"):
+        command.main(["--device", "cpu", "--jobs", "0"])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lgf_bench import memory
 from lgf_cli import main
 from lgf_demo import cost
 from support.clips import write_clip
+from support.memory_here import memory_here
 
 for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
     pytest.importorskip(package)
@@ -76,7 +76,7 @@ def test_latents_keep_the_energy_of_smooth_pictures():
 @pytest.fixture
 def measured_here(monkeypatch):
     """Memory in this process: most of what a fresh one costs is its start."""
-    monkeypatch.setattr(cost, "peak_memory", memory._high_water_rise)
+    monkeypatch.setattr(cost, "peak_memory", memory_here)
 
 
 @pytest.mark.parametrize("where", ["here", pytest.param("in fresh processes", marks=pytest.mark.slow)])

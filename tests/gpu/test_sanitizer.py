@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from gpu_session import SANITIZER_ERROR, under
+from gpu_steps import SANITIZER_ERROR, under
 from support.numerics import backends_of
 
 PAST_THE_END = """

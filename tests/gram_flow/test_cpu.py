@@ -188,6 +188,19 @@ def test_isa_by_environment():
     assert "mmx" in refused and "baseline" in refused
 
 
+def test_an_isa_that_is_not_here_is_no_quiet_choice_of_another_backend():
+    """Calls end with the reason, a named other backend runs, and reports are made."""
+    code = (
+        "import torch, lgf_kernels as lgf; from lgf_kernels import doctor; f = torch.ones(1, 2, 3, 3, 4);"
+        "lgf.local_gram_flow(f, window=3, backend='portable'); print(doctor.as_text(doctor.examine()));"
+        "lgf.local_gram_flow(f, window=3)"
+    )
+    environment = {**os.environ, "LGF_CPU_ISA": "avx1024"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    message = "the variable LGF_CPU_ISA asks for the 'avx1024' kernels"
+    assert done.returncode == 1 and message in done.stderr.splitlines()[-1] and message in done.stdout
+
+
 def test_build_info_is_for_bug_reports():
     info = cpu.build_info()
     assert info["version"] == lgf.__version__ and info["isa"] in info["isas_compiled"]

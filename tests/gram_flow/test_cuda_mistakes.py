@@ -20,7 +20,8 @@ MISTAKES = {
         "copy_wait<1>();\n    sync_block();  // the windows"),
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
-    "norms of the wrong halves": ("forward_band.h", "square(b[0]) + square(b[1])", "square(b[0]) + square(b[2])"),
+    "norms of the wrong halves": ("forward_band.h", "[i / 2], b[i])", "[i % 2], b[i])"),
+    "the tile's rows are copied from where the halo's are": ("band.h", "kStep / kCols * kHaloCols : kStep", "kStep : kStep"),
     "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
     "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
     "key side at the offset and not its opposite": (
@@ -35,7 +36,7 @@ MORE = {
         "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
     "no barrier before a chunk is overwritten, backward": (
         "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
-    "norms of the tile's rows exchanged": ("forward_band.h", "square(a[0]) + square(a[2])", "square(a[0]) + square(a[1])"),
+    "norms of the tile's rows exchanged": ("forward_band.h", "[i % 2], a[i])", "[i / 2], a[i])"),
     "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
     "the first frame's norms are not kept": (
         "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),

@@ -26,6 +26,17 @@ def test_tensor_core_shapes(model, shape, dtype):
         against_reference(lgf.lgf_kl_loss, student, [teacher])
 
 
+def test_the_stride_of_one_video_does_not_rule_out_tensor_cores(model):
+    """It is never used, and slicing may leave any number there."""
+    student = features(1, 2, 5, 6, 40, dtype=torch.bfloat16)
+    strided = student.as_strided(student.shape, (student.stride(0) + 1, *student.stride()[1:]))
+    counts = [
+        work(model, lambda x=x: value_and_gradient(lgf.lgf_kl_loss, x, [student], backend="native"))[1]
+        for x in (student, strided)
+    ]
+    assert counts[0] == counts[1] and counts[0][-1] > 0
+
+
 @every_pair(dtype=HALVES, channels=(264, 520), similarity=("cosine", "dot"))
 def test_more_channels_than_a_backward_holds(model, dtype, channels, similarity):
     """Their products are made twice where the gradient is projected. The sums of 256 channels are held."""

@@ -5,23 +5,26 @@ from support.triton_reports import check, check_all, check_resolutions, report
 
 pytest.importorskip("triton")
 
+ONE, TWO, CACHED = "teachers=1", "teachers=2", "teachers=1,from_logits=True"
+
 
 @pytest.mark.parametrize(
-    "channels, teachers", [((256,), (2, 0)), pytest.param((64, 256, 768), (1, 2, 0), marks=pytest.mark.slow)], ids=str
+    "channels, teachers",
+    [((256,), (TWO, CACHED)), pytest.param((64, 256, 768), (ONE, TWO, CACHED), marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_hopper_in_bfloat16(channels, teachers):
-    """As many teachers as given, 0 for cached logits."""
-    selection = ("--operator", "lgf_kl", "--channels", *channels, "--teachers", *teachers)
+    selection = ("--operator", "lgf_kl", "--channels", *channels, "--facts", *teachers)
     rows = report("--arch", 90, "--dtype", "bfloat16", *selection)
     assert {row["kernel"] for row in rows} == {"lgf_reciprocal_norms", "lgf_kl_forward", "lgf_backward"}
     for row in rows:
         check(row)
 
 
-@pytest.mark.parametrize("teachers", [(2,), pytest.param((2, 0), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("teachers", [(TWO,), pytest.param((TWO, CACHED), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
 def test_other_architectures_and_types(arch, dtype, teachers):
-    selection = ("--operator", "lgf_kl", "--channels", 256, "--teachers", *teachers)
+    selection = ("--operator", "lgf_kl", "--channels", 256, "--facts", *teachers)
     check_all(report("--arch", arch, "--dtype", dtype, *selection), arch)
 
 

@@ -1,5 +1,6 @@
 """The Triton kernels of Local Gram Flow for tests of all families: cases for the model of a GPU, tables, calls."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -41,10 +42,10 @@ def rows_of_tables() -> Iterator[Case]:
     for table in ("FORWARD", "FORWARD_ONE_GRAM", "BACKWARD", "BACKWARD_TWO_PASSES"):
         for key, rows in getattr(configs, table).items():
             loss, teachers = ("local_gram_flow", ()) if "ONE" in table else ("lgf_kl_loss", (24,))
-            dtype, choice = dtypes[key[1] if isinstance(key, tuple) else key], table.split("_")[0].lower()
+            dtype = dtypes[key[1] if isinstance(key, tuple) else key]
             for row in rows:
                 call = Case(loss, dtype, (1, 2, 9, 9, row.BLOCK_C + 8), teachers, {})
-                yield call._replace(row=row, chosen_by=(configs, choice))
+                yield call._replace(row=row)
 
 
 def quicken() -> None:
@@ -54,14 +55,17 @@ def quicken() -> None:
 
 
 def launch_every_kernel(T: int, H: int, W: int) -> None:
-    """Call every launcher once, at one resolution."""
+    """Call every launcher, at one resolution, with channels that 16 divides and others, and windows of every row length."""
     from lgf_kernels.gram_flow import triton_flow, triton_loss
 
-    options = LgfOptions()
-    student, teacher = (torch.zeros(1, T, H, W, C, dtype=torch.bfloat16) for C in (32, 64))
-    cache = torch.zeros(1, T - 1, H, W, 49, dtype=torch.float16)
-    for teachers, from_logits in (([student, teacher], False), ([cache], True)):
-        _, residual = triton_loss.forward(student, teachers, [0.5] * len(teachers), None, options, from_logits, True)
-        triton_loss.backward(torch.ones(()), student, residual, None, options)
-    logits = triton_flow.forward(student, options)
-    triton_flow.backward(logits, student, options)
+    for dtype, C, window in itertools.product((torch.bfloat16, torch.float32), (32, 24, 17), (1, 3, 7, 15)):
+        options = LgfOptions(window=window)
+        student, teacher = (torch.zeros(1, T, H, W, channels, dtype=dtype) for channels in (C, 64))
+        cache = torch.zeros(1, T - 1, H, W, window**2, dtype=torch.float16)
+        for teachers, from_logits in (([student, teacher], False), ([cache], True)):
+            _, residual = triton_loss.forward(
+                student, teachers, [0.5] * len(teachers), None, options, from_logits, True
+            )
+            triton_loss.backward(torch.ones(()), student, residual, None, options)
+        logits = triton_flow.forward(student, options)
+        triton_flow.backward(logits, student, options)

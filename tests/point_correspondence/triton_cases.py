@@ -1,7 +1,10 @@
 """The Triton kernels of point correspondence for tests of all families: cases for the model of a GPU, tables, calls."""
 
 import functools
+import itertools
+import os
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from models.ptx.case import Case
@@ -36,9 +39,8 @@ def rows_of_tables() -> Iterator[Case]:
     for name in ("SEARCH", "SEARCH_IN_BLOCKS", "COEFFICIENTS", "WIDE_COEFFICIENTS", "PRODUCTS", "PRODUCTS_FOR_TOKENS"):
         for size, rows in getattr(configs, name).items():
             for row in rows:
-                chosen_by = (configs, type(row).__name__.lower())
                 for channels in (row.BLOCK_C - 4, row.BLOCK_C + 12):
-                    yield case(dtypes[size], (1, 2, 9, 16, channels), 133, {}, row=row, chosen_by=chosen_by)
+                    yield case(dtypes[size], (1, 2, 9, 16, channels), 133, {}, row=row)
 
 
 def quicken() -> None:
@@ -53,11 +55,12 @@ def quicken() -> None:
 
 
 def launch_every_kernel(T: int, H: int, W: int) -> None:
-    """Call every launcher once, at one resolution and another number of points each time."""
+    """Call every launcher, at one resolution and another number of points each time, with channels that 16 divides and
+    others; with videos one after the other, and frames as many at a time as a budget holds."""
     from lgf_kernels.point_correspondence import triton_kernels
 
-    features = torch.zeros(1, T, H, W, 32, dtype=torch.bfloat16)
-    for window in (None, 2):
-        queries = torch.zeros(1, H * W + T, 3)
-        places, state = triton_kernels.forward(features, queries, 0.05, window)
-        triton_kernels.backward(places, features, queries, places, state, 0.05, window)
+    for C, window, budget in itertools.product((32, 24, 17), (None, 2), ("1", "64")):
+        with mock.patch.dict(os.environ, LGF_SCRATCH_MIB=budget):
+            features, queries = torch.zeros(2, T, H, W, C, dtype=torch.bfloat16), torch.zeros(2, H * W + T, 3)
+            places, state = triton_kernels.forward(features, queries, 0.05, window)
+            triton_kernels.backward(places, features, queries, places, state, 0.05, window)

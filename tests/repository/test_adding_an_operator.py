@@ -12,7 +12,10 @@ from support.families import families
 
 ROOT = Path(__file__).parents[2]
 TRY = """
-import torch, lgf_kernels as lgf
+import doctest, importlib, torch, lgf_kernels as lgf
+assert "frame_difference_loss" in lgf.__all__
+examples = doctest.testmod(importlib.import_module("lgf_kernels.frame_difference.api"))
+assert examples.attempted > 0 and examples.failed == 0
 from lgf_kernels.core.registry import names_of_able
 assert lgf.__file__.startswith({place!r})
 assert names_of_able("frame_difference") == ["portable", "reference"]
@@ -72,7 +75,7 @@ def place(tmp_path_factory):
     for file in ("pyproject.toml", "tests/conftest.py"):
         shutil.copy(ROOT / file, place / file)
     files = files_of_the_steps()
-    assert len(files) == 7
+    assert len(files) == 8
     for name, content in files.items():
         path = place / name
         path.parent.mkdir(exist_ok=True)

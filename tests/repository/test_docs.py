@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.families import families
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("module", ["gram_flow.api", "token_relation.api", "point_correspondence.api", "core.registry"])
+@pytest.mark.parametrize("module", [*(f"{name}.api" for name in families()), "core.registry"])
 def test_docstring_examples(module):
     module = importlib.import_module(f"lgf_kernels.{module}")
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)

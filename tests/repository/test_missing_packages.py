@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[2]
 #: (the package that is missing, the command), by the name that the command gives itself.
 RUNS = {
     "lgf extract": ("tyro", "-m lgf_cli extract"),
+    "lgf bench": ("tabulate", "-m lgf_cli bench"),
+    "lgf bench report": ("matplotlib", "-m lgf_cli bench report"),
+    "lgf bench step": ("diffusers", "-m lgf_cli bench step"),
     "python -m lgf_demo.playground": ("tyro", "-m lgf_demo.playground tiny"),
     "recipe_memory.py": ("diffusers", "benchmarks/tools/recipe_memory.py"),
     "kernel_report.py": ("triton", "benchmarks/tools/kernel_report.py"),
@@ -36,8 +39,11 @@ def ended(tmp_path_factory):
     ("name", "needed"),
     [
         ("lgf extract", '"lgf-kernels[train]"'),
+        ("lgf bench", '"lgf-kernels[bench]"'),
+        ("lgf bench report", '"lgf-kernels[bench,train]"'),
+        ("lgf bench step", '"lgf-kernels[bench,train]"'),
         ("python -m lgf_demo.playground", '"lgf-kernels[train]"'),
-        ("recipe_memory.py", '"lgf-kernels[train]"'),
+        ("recipe_memory.py", '"lgf-kernels[bench,train]"'),
         ("kernel_report.py", "triton tqdm"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def test_sdist_holds_what_a_build_needs(built):
 def test_wheel_holds_the_packages_and_nothing_else(built):
     with zipfile.ZipFile(built[1]) as archive:
         names = archive.namelist()
+        library = {n: archive.read(n).decode() for n in names if n.startswith("lgf_kernels/") and n.endswith(".py")}
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
     tops = {name.partition("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {
@@ -107,6 +109,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
         "lgf_trainer/recipes/sam2videox.yaml",
     ):
         assert name in names
+    assert library and not [n for n, text in library.items() if re.search("lgf_(trainer|demo|bench)", text)]
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert any(n.endswith("entry_points.txt") for n in names)
     assert any(n.startswith("lgf_kernels/_cpu") for n in names) == bool(COMPILER)

@@ -1,6 +1,8 @@
 """The Triton kernels of token relations for tests of all families: cases for the model of a GPU, tables, calls."""
 
 import functools
+import itertools
+import os
 from collections.abc import Iterator
 from unittest import mock
 
@@ -39,7 +41,7 @@ def gradient_of_equals(fused: str | None) -> float:
         fusion = enable_fp_fusion or kernel.fn.__name__ == fused
         launcher.run(kernel, *arguments, enable_fp_fusion=fusion, **constants)
 
-    with mock.patch.object(triton_launch, "run", run):
+    with triton_launch.overridden(run=run):
         student = features(1, 2, 40, 24)
         _, gradient = value_and_gradient(
             lgf.token_relation_loss, student, student.clone(), pair_weight=torch.ones(2, 2), backend="triton"
@@ -62,7 +64,7 @@ def rows_of_tables() -> Iterator[Case]:
             tokens = configs.RELATION_TILES[size][0] + 5
             for row in rows:
                 call = relation(dtypes[size], (1, 2, tokens, row.BLOCK_C + 12), (row.BLOCK_C + 8,), {})
-                yield call._replace(row=row, chosen_by=(configs, table.lower()))
+                yield call._replace(row=row)
 
 
 def quicken() -> None:
@@ -73,9 +75,12 @@ def quicken() -> None:
 
 
 def launch_every_kernel(T: int, H: int, W: int) -> None:
-    """Call every launcher once, at one resolution, with frames smaller than a small tile, than a large one, and larger."""
+    """Call every launcher, at one resolution, with frames smaller than a small tile, than a large one, and larger; with
+    channels that 16 divides and others; and with several videos, one after the other in panels where these are cut."""
     from lgf_kernels.token_relation import triton_kernels
 
-    for tokens in (30 + H * W % 30, 70 + H * W % 50, 2000 + H * W):
-        features = torch.zeros(1, T, tokens, 32, dtype=torch.bfloat16)
-        triton_kernels.forward(features, features, torch.ones(T, T), 0.1, "mean", True)
+    sizes = (30 + H * W % 30, 70 + H * W % 50, 2000 + H * W)
+    for tokens, C, budget in itertools.product(sizes, (32, 24, 17), ("1", "1024")):
+        with mock.patch.dict(os.environ, LGF_SCRATCH_MIB=budget):
+            features = torch.zeros(3 if tokens < 2000 else 1, T, tokens, C, dtype=torch.bfloat16)
+            triton_kernels.forward(features, features, torch.ones(T, T), 0.1, "mean", True)

@@ -17,8 +17,9 @@ from pathlib import Path
 import lgf_cli
 from lgf_trainer import optimiser, train
 from lgf_trainer.data import cache
-from lgf_trainer.generators import base as generators
+from lgf_trainer.generators import lora
 from lgf_trainer.runtime import checkpoint, files
+from lgf_trainer.tasks import diffusion
 
 
 def after(function, times):
@@ -45,8 +46,8 @@ IN_A_TRAINING = {
     "after the third step": (optimiser.GroupedAdamW, "step", 3),
     "writing metrics": (json, "dumps", 2),
     "before the first checkpoint": (checkpoint.Checkpoints, "save", -1),
-    "a file of the first checkpoint": (checkpoint, "write_tensors", 1),
-    "a file of the second checkpoint": (generators, "write_tensors", 3),
+    "a file of the first checkpoint": (diffusion, "write_tensors", 1),
+    "a file of the second checkpoint": (lora, "write_tensors", 3),
     "facts of the third checkpoint": (checkpoint, "whole_file", -3),
     "before the second is renamed": (Path, "rename", -2),
     "after the second is renamed": (Path, "rename", 2),

@@ -1,6 +1,7 @@
-"""A video model, a teacher and a loss of one's own: each is one file, in a folder that the trainer knows nothing of."""
+"""A video model, a teacher, a loss and a task of one's own: each is one file, in a folder that the trainer knows nothing of."""
 
 import json
+import signal
 import sys
 import textwrap
 
@@ -19,9 +20,12 @@ from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.generators.base import Generator
 from lgf_trainer.objectives.base import Objective
 from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.tasks.base import Task
 from lgf_trainer.teachers.base import Teacher
+from safetensors.torch import load_file
 from support.clips import write_clip
-from trainer.run_outputs import losses, metrics
+from trainer.kill_points import attempt
+from trainer.run_outputs import losses, metrics, same
 from trainer.training_data import SETTINGS, random_window, tiny
 
 GENERATOR = """
@@ -118,13 +122,55 @@ OBJECTIVE = """
             return (projected.float() - targets[self.tensors[0]].float()).abs().pow(self.options.power).mean()
 """
 
+TASK = """
+    from dataclasses import dataclass
+    from torch import nn
+    from lgf_trainer.data.samples import TrainingSamples
+    from lgf_trainer.runtime.errors import TrainerError
+    from lgf_trainer.tasks.base import Task
+
+
+    @dataclass(frozen=True)
+    class Options:
+        features: str = "features_dino"
+        width: int = 4
+
+
+    class Windows(TrainingSamples):
+        def __getitem__(self, number):
+            return {name: self.cache.read(self.key(number)).tensors[name].float() for name in self.targets}
+
+
+    class Compression(Task):
+        name, Options, losses_named = "compression", Options, ("squared", "absolute")
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            if self.options.features not in self.shapes:
+                raise TrainerError(f"the windows of {self.cache.folder} have no {self.options.features}")
+
+        def make_model(self):
+            channels, width = self.shapes[self.options.features][-1], self.options.width
+            return nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, channels))
+
+        def groups(self, model):
+            return {"all": (list(model.parameters()), self.recipe.optimisers.projector)}
+
+        def samples(self):
+            return Windows(self.cache, None, (self.options.features,), seed=self.recipe.training.seed)
+
+        def losses(self, batch, trained):
+            error = self.model(batch[self.options.features]) - batch[self.options.features]
+            return error.square().mean(), error.detach().abs().mean()
+"""
+
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """`install(kind, code)`: a package in a temporary folder that declares its class, as pip would leave it."""
     site = tmp_path / "site"
     monkeypatch.syspath_prepend(str(site))
-    kinds = {"generators": Generator, "teachers": Teacher, "objectives": Objective}
+    kinds = {"generators": Generator, "teachers": Teacher, "objectives": Objective, "tasks": Task}
     for kind in kinds.values():
         monkeypatch.setattr(kind, "known", dict(kind.all()))
 
@@ -199,7 +245,9 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
         "latent",
         "--teacher-options",
     ]
-    with pytest.raises(SystemExit, match=r"there is no teacher 'colours'\. There are: dino, sam2"):
+    with pytest.raises(
+        SystemExit, match=r"there is no teacher 'colours'\. There are: dino, raft, sam2, tracks, videomae"
+    ):
         lgf([*extract, "colours.gain=2"])
     install("teachers", TEACHER)
     for options, message in {
@@ -217,7 +265,7 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
     changes = {"alignment__loss": "powers", "alignment__features": "colours", "data__cache": tmp_path / "cache"}
     train = ["train", "sam2videox", *tiny(tiny_place, run__output=tmp_path / "run", **changes), "--alignment.options"]
     with pytest.raises(
-        SystemExit, match=r"there is no objective 'powers'\. There are: features, lgf, mask, relation, repa"
+        SystemExit, match=r"there is no objective 'powers'\. There are: features, lgf, mask, points, relation, repa"
     ):
         lgf([*train, "{}"])
     install("objectives", OBJECTIVE)
@@ -230,6 +278,46 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
     assert all(row["alignment"] > 0 for row in metrics(tmp_path / "run"))
 
 
+def test_a_task_of_ones_own_trains_is_killed_and_goes_on(install, tiny_place, tmp_path):
+    """Without a video model; its weights, metrics, options, checkpoints and `start_from` are those of any run."""
+
+    def words(output, options="{}", **changes):
+        changes = {"model__path": "/nowhere", "training__steps": 4, "optimisers__projector__rate": 0.1} | changes
+        changed = tiny(tiny_place, run__output=tmp_path / output, **changes)
+        return ["train", "sam2videox", *changed, "--task", "compression", "--task-options", options]
+
+    with pytest.raises(SystemExit, match=r"there is no task 'compression'\. There are: diffusion, motion-subspace"):
+        lgf(words("whole"))
+    install("tasks", TASK)
+    assert len(textwrap.dedent(TASK).strip().splitlines()) <= 45
+    for options, message in {
+        "{widht: 3}": r"task_options: there is no key widht\. The nearest one is width",
+        "{features: features_gone}": "have no features_gone",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            lgf(words("whole", options))
+    assert lgf(words("whole")) == 0
+    rows = metrics(tmp_path / "whole")
+    assert set(rows[0]) == {"step", "squared", "absolute", "gradient", "rate/all", "seconds", "share"}
+    assert rows[3]["squared"] < rows[0]["squared"]
+
+    assert attempt(words("killed"), "after the second checkpoint") == {"ended": -signal.SIGKILL, "steps": 2}
+    assert len(metrics(tmp_path / "killed")) == 2
+    assert lgf(words("killed")) == 0
+    trained = [load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed")]
+    assert same(*trained) and trained[0]["0.weight"].shape == (4, 12)
+    history = [[[row[name] for name in ("squared", "absolute", "gradient")] for row in metrics(tmp_path / name)]
+               for name in ("whole", "killed")]  # fmt: skip
+    assert history[0] == history[1] and len(history[0]) == 4
+
+    assert lgf(words("next", start_from=tmp_path / "whole")) == 0
+    assert metrics(tmp_path / "next")[0]["squared"] < rows[0]["squared"]
+    with pytest.raises(
+        SystemExit, match=r"0\.weight has the shape \(4, 12\) in weights.*, and this recipe's has \(2, 12\)"
+    ):
+        lgf(words("other", "{width: 2}", start_from=tmp_path / "whole"))
+
+
 def test_a_class_that_is_imported_is_known(monkeypatch):
     monkeypatch.setattr(Teacher, "known", dict(Teacher.all()))
 
@@ -237,5 +325,7 @@ def test_a_class_that_is_imported_is_known(monkeypatch):
         name = "mine"
 
     assert Teacher.find("mine") is Mine
-    with pytest.raises(TrainerError, match=r"there is no teacher 'yours'\. There are: dino, mine, sam2"):
+    with pytest.raises(
+        TrainerError, match=r"there is no teacher 'yours'\. There are: dino, mine, raft, sam2, tracks, videomae"
+    ):
         Teacher.find("yours")

@@ -139,3 +139,12 @@ def test_capture_keeps_the_first_call_only_and_must_be_armed():
     block(torch.ones(1))
     with pytest.raises(RuntimeError, match="has not run"):
         capture.take()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_projector_whose_truth_is_not_to_be_asked(compiled):
+    """A compiled module has a length only if what it compiles has one; an empty `nn.Sequential` is false."""
+    projector = Projector(CHANNELS, hidden=16, widths=(16, 8), groups=4)
+    module = torch.compile(projector, backend="eager") if compiled else torch.nn.Sequential()
+    _, projected = AlignedTransformer(make_transformer(), module, block=1)(**inputs())
+    assert projected.shape == (2, FRAMES, HEIGHT, WIDTH, 8 if compiled else CHANNELS)

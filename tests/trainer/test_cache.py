@@ -50,6 +50,13 @@ def test_other_settings_are_refused_by_name(tmp_path):
         WindowCache(tmp_path, {"frames": 49})
 
 
+def test_the_order_of_keys_is_no_setting(tmp_path):
+    WindowCache(tmp_path, {"teachers": {"raft": {"size": [128, 192], "files": ""}}, "fps": 8})
+    WindowCache(tmp_path, {"fps": 8.0, "teachers": {"raft": {"files": "", "size": (128, 192)}}})
+    with pytest.raises(TrainerError, match=r"was made with teachers = .*128, 192.*and this run has .*128, 200"):
+        WindowCache(tmp_path, {"teachers": {"raft": {"files": "", "size": (128, 200)}}, "fps": 8})
+
+
 def test_no_cache(tmp_path):
     with pytest.raises(TrainerError, match="lgf extract"):
         WindowCache(tmp_path)
@@ -157,6 +164,19 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     WindowCache(tmp_path, {})
     assert not left.exists() and not in_root.exists()
     assert all(path.exists() for path in (young, *others)) and cache.keys() == ["whole"]
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200])
+def test_what_is_abandoned_is_told_by_the_clock_of_the_file_system(tmp_path, monkeypatch, ahead):
+    """The clock of this node may differ from that of the server, which writes the times of files."""
+    WindowCache(tmp_path, {})
+    young, old = (tmp_path / f".{name}.{uuid4().hex}" for name in ("young", "old"))
+    young.touch(), old.touch()
+    os.utime(old, (time.time() - 3700,) * 2)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + ahead)
+    WindowCache(tmp_path, {})
+    assert young.exists() and not old.exists() and not list(tmp_path.glob(".clock*"))
 
 
 def test_modules_are_found_where_the_documentation_had_them():

@@ -163,6 +163,26 @@ def test_the_tours_recipe_is_the_papers_but_for_its_size(tmp_path):
     assert tiny.model.path == str(folder / "model")
 
 
+def test_from_a_clip_to_videos_of_text_alone(family, tmp_path, monkeypatch):
+    """The README's commands with the other playground, without an image."""
+    monkeypatch.chdir(tmp_path)
+    words = ["tiny", "--family", family, "--no-image-to-video"]
+    assert lgf_cli.run("playground", "lgf_demo.playground", words, "") == 0
+    assert "Image" not in json.loads(Path("tiny/model/model_index.json").read_text())["_class_name"]
+    commands = {name: [*words, *FAMILIES[family].get(name, [])] for name, words in readme_commands().items()}
+    for option in ("--image", "--fit"):
+        at = commands["sample"].index(option)
+        del commands["sample"][at : at + 2]
+    for name, more in {
+        "extract": [],
+        "train": ["--training.steps", "2"],
+        "sample": ["--steps", "2"],
+        "eval": [],
+    }.items():
+        assert lgf_cli.main([*commands[name], *more]) == 0
+    assert Path("tiny/out/with/video.mp4").exists() and list(Path("tiny/motion").glob("*.png"))
+
+
 def test_the_playgrounds_clip_moves_to_the_right(tmp_path):
     clip = playground.moving_square(frames=29)
     assert clip.shape == (29, 64, 96, 3)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,13 @@ from lgf_trainer.runtime import checkpoint, recipe
 from lgf_trainer.runtime.checkpoint import (
     Checkpoints,
     TrainingState,
-    load_weights,
     publish,
-    save_weights,
     trained_parameters,
 )
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.files import TYPES, whole_file, write_tensors
 from lgf_trainer.runtime.recipe import Optimiser
+from lgf_trainer.tasks.diffusion import load_weights, save_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -162,9 +162,9 @@ def generator_of(place):
     return Generator.read(str(place / "model"))
 
 
-def make_model(place, projector=True, alpha=2, train="lora"):
+def make_model(place, projector=True, **options):
     torch.manual_seed(0)
-    model = recipe.Model(path=str(place / "model"), dtype="float32", rank=4, alpha=alpha, train=train)
+    model = recipe.Model(**({"path": str(place / "model"), "dtype": "float32", "rank": 4, "alpha": 2} | options))
     transformer = generator_of(place).load_transformer(model)
     head = Projector(32, hidden=16, widths=(16, 8), groups=4) if projector else None
     return AlignedTransformer(transformer, head, 1)
@@ -202,6 +202,24 @@ def test_diffusers_loads_exactly_what_was_trained(tiny_place, tmp_path, alpha):
     assert torch.equal(predict(base.transformer), trained) and not torch.equal(before, trained)
 
 
+def test_a_regular_expression_chooses_the_layers_and_diffusers_loads_them(tiny_place, tmp_path):
+    """As HunyuanVideo needs it: ends of names would hit its token refiner, too."""
+    pattern = r"transformer_blocks\.(0|2)\.attn1\.(to_q|to_out\.0)"
+    model = shaken(make_model(tiny_place, targets=(pattern,), alpha=7))
+    changed = [name for name, _ in model.transformer.named_modules() if name.endswith("lora_A.default")]
+    layers = [f"transformer_blocks.{k}.attn1.{layer}.lora_A.default" for k in (0, 2) for layer in ("to_q", "to_out.0")]
+    assert sorted(changed) == sorted(layers)
+    save_weights(tmp_path, generator_of(tiny_place), model, trained_parameters(model))
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as content:
+        metadata = json.loads(content.metadata()["lora_adapter_metadata"])
+    assert metadata["transformer.target_modules"] == pattern and metadata["transformer.lora_alpha"] == 7
+    pipeline = CogVideoXImageToVideoPipeline.from_pretrained(tiny_place / "model")
+    before = predict(pipeline.transformer)
+    pipeline.load_lora_weights(tmp_path)
+    assert torch.equal(predict(pipeline.transformer), predict(model.transformer))
+    assert not torch.equal(predict(pipeline.transformer), before)
+
+
 @pytest.mark.parametrize("projector", [True, False])
 def test_weights_come_back(tiny_place, tmp_path, projector):
     model, other = shaken(make_model(tiny_place, projector)), make_model(tiny_place, projector)
@@ -224,11 +242,16 @@ def test_weights_of_a_larger_model_are_refused(tiny_place, tmp_path):
         load_weights(tmp_path, generator_of(tiny_place), model)
 
 
+def save_weights_of(generator, folder, model, weights):
+    return save_weights(folder, generator, model, weights)
+
+
 def make_state(place, ema):
     model = make_model(place)
     groups = {"all": (trained_parameters(model).values(), Optimiser(rate=1e-2, warmup=0))}
     average = MovingAverage(trained_parameters(model), 0.5) if ema else None
-    return TrainingState(generator_of(place), model, GroupedAdamW(groups, steps=10, clip=1.0), average)
+    save = partial(save_weights_of, generator_of(place))
+    return TrainingState(save, model, GroupedAdamW(groups, steps=10, clip=1.0), average)
 
 
 def advance(state, step):
@@ -246,7 +269,7 @@ def test_a_state_that_comes_back_goes_on_alike(tiny_place, tmp_path, ema):
     for step in range(3):
         advance(state, step)
     place = Checkpoints(tmp_path, 1).save(3, state.write(main=True), {})
-    load_weights(place, other.generator, other.model)
+    load_weights(place, generator_of(tiny_place), other.model)
     other.read(place)
     for one in (state, other):
         advance(one, 3)

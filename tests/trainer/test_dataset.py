@@ -1,5 +1,7 @@
 """A sample is a function of seed and number; batches are dealt to processes so that their union is always the same."""
 
+import multiprocessing
+import pickle
 import tempfile
 from functools import partial
 from multiprocessing import current_process
@@ -133,6 +135,33 @@ def test_workers_hand_tensors_over_however_deep_temporary_files_lie(cache, tmp_p
     monkeypatch.setattr(dataset, "DataLoader", partial(dataset.DataLoader, timeout=120))  # or it would wait forever
     (step,) = load_samples(samples(cache), BatchNumbers(range(1), 4, 2), workers=1, pin=False)
     assert torch.equal(step[0]["noise"][0], samples(cache)[0]["noise"]) and tempfile.gettempdir() == str(deep)
+
+
+@pytest.mark.parametrize("generator", ["cogvideox", "wan"])
+def test_samples_can_be_sent_to_workers_that_are_not_forked(tmp_path, generator):
+    from lgf_trainer.generators.base import Generator
+    from lgf_trainer.testing import make_tiny_pipeline, make_tiny_wan
+    from trainer.training_data import wan_window
+
+    make, window = {"cogvideox": (make_tiny_pipeline, random_window), "wan": (make_tiny_wan, wan_window)}[generator]
+    make(tmp_path / "model")
+    cache, model = make_cache(tmp_path / "cache", 4, window=window), Generator.read(str(tmp_path / "model"))
+    data = samples(cache, model, caption_dropout=0.5, no_caption=window(0)["text"].float())
+    sent = pickle.loads(pickle.dumps(data))
+    assert sent.key(5) == data.key(5) and equal(sent[5], data[5])
+
+
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_workers_may_begin_in_any_way(cache, method):
+    """Forked on Linux before Python 3.14, spawned on macOS, fork-served on Linux since."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        ((batch,),) = load_samples(samples(cache), BatchNumbers(range(1), 2, 2), workers=1, pin=False)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    ((expected,),) = load_samples(samples(cache), BatchNumbers(range(1), 2, 2), workers=0, pin=False)
+    assert equal(batch, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -17,9 +17,10 @@ pytest.importorskip("tyro")
 from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf
+from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.testing import HEIGHT, WIDTH
-from lgf_trainer.train import TrainingRun, parse
+from lgf_trainer.train import TrainingRun
 from PIL import Image
 from safetensors.torch import load_file
 from support.clips import write_clip
@@ -139,7 +140,7 @@ def test_a_sharded_run_can_go_on_in_one_process(place, tiny_place):
     shutil.copytree(place / "sharded", place / "alone")
     for step in (3, 4):
         shutil.rmtree(place / "alone" / "checkpoints" / f"step-{step:08d}")
-    options = parse(
+    options = parse_recipe(
         [str(place / "sharded" / "recipe.yaml"), "--run.output", str(place / "alone"), "--run.shard", "False"]
     )
     TrainingRun(options).train()

@@ -20,7 +20,7 @@ pytest.importorskip("tyro")
 
 from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf_command
-from lgf_trainer import extract
+from lgf_trainer import commands, extract
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.data.sources import list_clips
 from lgf_trainer.data.subject import not_black
@@ -101,7 +101,7 @@ def run_into(models):
 
     def run_extract(folder, *arguments, model="pipeline"):
         options = ["--output", folder, "--model", models / model, "--teacher-model", models / "sam2", "--stride", 5]
-        assert extract.main([str(a) for a in (*arguments, *options)]) == 0
+        assert commands.extract([str(a) for a in (*arguments, *options)]) == 0
         return WindowCache(folder)
 
     return run_extract
@@ -301,7 +301,7 @@ def test_windows_with_other_dino_features_have_other_keys(run, clip, models):
     assert len(frozenset().union(*keys.values())) == 5
     with pytest.raises(TrainerError, match=r"was made with dino_model = .*, and this run has nothing"):
         run(clip, "--teacher", "none", out="two")
-    with pytest.raises(TrainerError, match=r"was made with dino_model = .*dino, and this run has .*dino3"):
+    with pytest.raises(TrainerError, match=r"was made with dino_model = .*dino', and this run has .*dino3"):
         run(clip, "--teacher", "none", *dino(models, "dino3"), out="two")
 
 
@@ -310,6 +310,7 @@ def test_recipes_train_on_dino_features(made, models, tmp_path, recipe):
     model = "pipeline" if recipe == "repa-dino" else "text-to-video"
     cache = made("--teacher", "none", *dino(models), model=model).folder
     changes = {"model__path": models / model, "data__cache": cache, "alignment__features": "dino"}
+    changes |= {"projector__form": "sam2videox"}  # the heads of the others are for VideoMAE's grid
     arguments = tiny(tmp_path, training__steps=2, **changes)
     assert lgf_command(["train", recipe, *arguments]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -334,7 +335,8 @@ def test_features_of_an_encoder_of_ones_own(run, made, clip, models, tmp_path, m
     run(clip)
     assert windows(cache) == with_mine, "lgf extract keeps them"
     for recipe in ("repa-dino", "videorepa"):
-        arguments = tiny(tmp_path, model__path=models / "pipeline", alignment__features="mine", training__steps=1)
+        changes = {"model__path": models / "pipeline", "alignment__features": "mine", "projector__form": "sam2videox"}
+        arguments = tiny(tmp_path, training__steps=1, **changes)
         assert lgf_command(["train", recipe, *arguments, "--run.output", str(tmp_path / recipe)]) == 0
 
 
@@ -693,12 +695,12 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
     [
         (["gone.mp4"], r"gone\.mp4: no such file or folder"),
         (["."], "there is no video in"),
-        (["--fps", "0"], "--fps must be above 0 and finite, and is 0"),
-        (["--fps", "inf"], "--fps must be above 0 and finite, and is inf"),
+        (["--fps", "0"], "--fps must be above 0, got 0.0"),
+        (["--fps", "inf"], "--fps must be a finite number, got inf"),
         (["--height", "0"], "height is 0, and the model takes a multiple of 16, such as 16"),
-        (["--stride", "0"], "--stride must be at least 1"),
+        (["--stride", "0"], "--stride must be at least 1, got 0"),
         (["--window", "6"], "--window must be odd and at most 15, and is 6"),
-        (["--detect-threshold", "2"], "between 0 and 1"),
+        (["--detect-threshold", "2"], "--detect-threshold must be at most 1, got 2"),
         (["--frames", "10"], "frames is 10, and the model takes a multiple of 4 plus 1, such as 9"),
         (["--height", "60"], "height is 60, and the model takes a multiple of 16, such as 48"),
         (["--width", "10"], "width is 10, and the model takes a multiple of 16, such as 16"),
@@ -726,7 +728,7 @@ def test_bad_options_are_refused(arguments, message, models, clip, tmp_path, mon
     defaults = {"--model": models / "pipeline", "--teacher-model": models / "sam2"}
     words = [str(w) for n, v in defaults.items() if n not in arguments for w in (n, v)]
     with pytest.raises(TrainerError, match=message) as raised:
-        extract.main([*sources, *arguments, "--output", "cache", *words])
+        commands.extract([*sources, *arguments, "--output", "cache", *words])
     assert "\n" not in str(raised.value)
 
 

@@ -11,9 +11,8 @@ pytest.importorskip("accelerate")
 
 import tyro
 from lgf_cli import main as lgf
-from lgf_trainer import extract, sample
+from lgf_trainer.commands import ExtractOptions, SampleOptions, with_help
 from lgf_trainer.runtime import recipe
-from lgf_trainer.runtime.text import with_help
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ def test_docstrings_become_paragraphs(capsys):
 @pytest.mark.parametrize(
     ("command", "options", "name"),
     [
-        (["extract"], extract.Options, "output"),
-        (["sample"], sample.Options, "output"),
+        (["extract"], ExtractOptions, "output"),
+        (["sample"], SampleOptions, "output"),
         (["train", "sam2videox"], recipe.Lgf, "fusion"),
     ],
 )

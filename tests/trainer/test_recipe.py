@@ -8,6 +8,7 @@ from support.programs import flowing
 
 pytest.importorskip("tyro")
 
+from lgf_trainer.commands import parse_recipe
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.recipe import (
     Optimiser,
@@ -16,11 +17,11 @@ from lgf_trainer.runtime.recipe import (
     check,
     differences,
     flatten,
+    is_pattern,
     read_recipe,
     shipped_recipes,
     to_settings,
 )
-from lgf_trainer.train import parse
 
 #: What the paper states.
 PAPER = {
@@ -30,6 +31,20 @@ PAPER = {
     "optimisers.lora.final_rate": None, "optimisers.lora.betas": (0.9, 0.95), "optimisers.projector.rate": 5e-4,
     "optimisers.projector.warmup": 150, "optimisers.projector.final_rate": 1e-5, "training.steps": 3000,
     "training.batch": 32, "training.clip": 1.0, "training.precision": "bf16", "data.image_dropout": 0.05,
+}  # fmt: skip
+
+#: Of the papers on CogVideoX-2B.
+MOALIGN = {
+    "model.path": "THUDM/CogVideoX-2b", "model.train": "full", "alignment.loss": "relation", "alignment.block": 17,
+    "alignment.features": ("motion",), "alignment.relation.form": "moalign", "projector.form": "moalign",
+    "projector.widths": (256, 64), "training.steps": 4000,
+}  # fmt: skip
+VIDEOREPA = {
+    "model.path": "THUDM/CogVideoX-2b", "alignment.loss": "relation", "alignment.block": 17,
+    "alignment.features": ("videomae",), "projector.form": "videorepa", "projector.widths": (2048, 2048, 768),
+    "optimisers.projector.warmup": 100, "optimisers.projector.final_rate": None,
+    "optimisers.projector.weight_decay": 1e-4, "optimisers.full.warmup": 100, "optimisers.full.weight_decay": 1e-4,
+    "training.steps": 4000,
 }  # fmt: skip
 
 #: Recipe -> where it differs from the paper's.
@@ -44,21 +59,22 @@ SHIPPED = {
     "bidirectional-lgf": {"alignment.lgf.direction": "both"},
     "mask-supervision": {"alignment.loss": "mask"},
     "repa-dino": {"alignment.loss": "repa", "alignment.features": ("dino",)},
-    "moalign": {
-        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
-        "alignment.block": 17, "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64),
-        "training.steps": 4000,
+    "moalign-stage1": {
+        "task": "motion-subspace", "optimisers.full.rate": 1e-4, "optimisers.full.warmup": 0,
+        "optimisers.full.weight_decay": 1e-3, "training.steps": 50000, "training.batch": 128, "training.clip": float("inf"),
+        "run.save_every": 1000,
     },
-    "videorepa": {
-        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.block": 17,
-        "model.path": "THUDM/CogVideoX-2b", "projector.widths": (256, 256, 64), "training.steps": 4000,
+    "moalign": MOALIGN,
+    "moalign-raw-features": MOALIGN | {"alignment.features": ("videomae",)},
+    "moalign-plain-relations": MOALIGN | {"alignment.relation.tau": float("inf")},
+    "videorepa": VIDEOREPA | {"optimisers.projector.rate": 2e-6, "model.train": "full"},
+    "videorepa-5b": VIDEOREPA | {
+        "model.path": "THUDM/CogVideoX-5b", "model.rank": 128, "model.alpha": 64.0, "optimisers.lora.warmup": 100,
+        "optimisers.lora.weight_decay": 1e-4, "optimisers.projector.rate": 1e-4, "training.steps": 2000,
     },
+    "track4gen": {"alignment.loss": "points"},
     "wan2.1-sam2videox": {"alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
-    "wan2.1-moalign": {
-        "alignment.loss": "relation", "alignment.features": ("videomae",), "alignment.relation.form": "moalign",
-        "alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "projector.widths": (256, 256, 64),
-        "training.steps": 4000,
-    },
+    "wan2.1-moalign": MOALIGN | {"model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
 }  # fmt: skip
 
 
@@ -86,7 +102,7 @@ def test_every_key_is_explained(terminal):
 
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        parse(["sam2videox", "--help"])
+        parse_recipe(["sam2videox", "--help"])
     text = flowing(shown.getvalue())
     for key in flatten(Recipe()):
         assert f"--{key}".replace("_", "-") in text or f"--{key}" in text, key
@@ -95,7 +111,7 @@ def test_every_key_is_explained(terminal):
 
 def test_command_line_overrides_the_file(tmp_path):
     path = write(tmp_path / "r.yaml", "training: {steps: 7, batch: 4}\nalignment: {schedule: [[0, 0], [10, 1]]}")
-    recipe = parse([path, "--training.steps", "9", "--run.shard", "True", "--training.ema", "0.9"])
+    recipe = parse_recipe([path, "--training.steps", "9", "--run.shard", "True", "--training.ema", "0.9"])
     assert (recipe.training.steps, recipe.training.batch, recipe.training.ema) == (9, 4, 0.9)
     assert recipe.run.shard and recipe.alignment.schedule == ((0, 0.0), (10, 1.0))
 
@@ -112,6 +128,14 @@ def test_a_bare_no_and_null(tmp_path):
     )
     recipe = read_recipe(path)
     assert (recipe.training.precision, recipe.training.ema, recipe.run.tracker) == ("no", None, "none")
+
+
+def test_targets_are_a_list_or_one_text(tmp_path):
+    pattern = r"blocks\.\d+\.(to_q|to_k)"
+    for text, targets in {f"'{pattern}'": (pattern,), "[to_q, to_k]": ("to_q", "to_k"), "to_q": ("to_q",)}.items():
+        recipe = read_recipe(write(tmp_path / "r.yaml", f"model: {{targets: {text}}}"))
+        assert recipe.model.targets == targets and is_pattern(targets) == (targets == (pattern,))
+    assert parse_recipe(["sam2videox", "--model.targets", pattern]).model.targets == (pattern,)
 
 
 def test_a_base_is_merged_group_by_group(tmp_path):
@@ -205,9 +229,9 @@ def test_mistakes_are_named_in_one_line(text, message, tmp_path):
 def test_a_command_without_a_recipe():
     for arguments in ([], ["--training.steps", "3"]):
         with pytest.raises(TrainerError, match="name a recipe first: a YAML file, or one of bidirectional-lgf,"):
-            parse(arguments)
+            parse_recipe(arguments)
     with pytest.raises(TrainerError, match=r"there is no recipe gone\.yaml"):
-        parse(["gone.yaml"])
+        parse_recipe(["gone.yaml"])
 
 
 def test_rates_of_the_paper():

@@ -20,13 +20,15 @@ import lgf_cli
 import numpy as np
 from diffusers import CogVideoXImageToVideoPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from lgf_trainer import sample as sample_module
+from lgf_trainer.commands import SampleOptions as Options
+from lgf_trainer.commands import sample as main
 from lgf_trainer.data import export
+from lgf_trainer.data.pictures import read_picture
 from lgf_trainer.data.prompts import Request, read_list
 from lgf_trainer.generators import lora
 from lgf_trainer.runtime import files as files_module
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.sample import Options, Sampler, main
+from lgf_trainer.sample import Sampler
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
@@ -164,7 +166,7 @@ def test_the_first_frame_of_a_video_may_be_the_image(folder):
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (200, 20)])
     (folder / "grey.mp4").write_bytes(export.encode_video(frames, 8, {}))
     Image.fromarray(frames[0]).save(folder / "grey.png")
-    pixels = np.array(sample_module._open_image(folder / "grey.mp4")).astype(int)
+    pixels = np.array(read_picture(folder / "grey.mp4")).astype(int)
     assert np.abs(pixels - frames[0]).max() <= 2
 
 
@@ -173,7 +175,7 @@ def test_a_picture_is_turned_as_its_camera_says(folder):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(folder / "turned.jpg", exif=exif)
-    assert sample_module._open_image(folder / "turned.jpg").size == (WIDTH, HEIGHT)
+    assert read_picture(folder / "turned.jpg").size == (WIDTH, HEIGHT)
 
 
 def test_nan_is_reported(folder, monkeypatch):
@@ -403,11 +405,11 @@ def test_a_list_drives_the_command(folder, tmp_path):
         ("--device nonsense", "--device nonsense cannot be used here"),
         ("--device meta:x", "--device meta:x cannot be used here"),
         ("--offload model", "--offload model is for accelerators"),
-        ("--samples 0", "--samples must be greater than 0"),
-        ("--fps 0", "--fps must be greater than 0"),
-        ("--fps nan", "--fps must be greater than 0, not nan"),
-        ("--guidance nan", "--guidance must be a number, not nan"),
-        ("--lora-weight inf", "--lora-weight must be a number, not inf"),
+        ("--samples 0", "--samples must be at least 1, got 0"),
+        ("--fps 0", "--fps must be above 0, got 0.0"),
+        ("--fps nan", "--fps must be a finite number, got nan"),
+        ("--guidance nan", "--guidance must be a finite number, got nan"),
+        ("--lora-weight inf", "--lora-weight must be a finite number, got inf"),
         ("--steps 1001", "--steps must be at most 1000, the noise steps of the model, not 1001"),
         ("--seed 9223372036854775807 --samples 2", "dog-1: the seed must fit into 64 bits"),
         ("--output {f}/dog.png", "cannot be written"),

@@ -13,7 +13,7 @@ from lgf_trainer import step
 from lgf_trainer.optimiser import GroupedAdamW, MovingAverage
 from lgf_trainer.runtime.recipe import Alignment, Optimiser
 from lgf_trainer.step import AlignedDiffusion, Batch, Watch, training_steps
-from lgf_trainer.train import weight_schedule
+from lgf_trainer.tasks.diffusion import alignment_weight
 
 SHAPE = (2, 3, 4, 4, 6)  # windows, frames, channels, rows, columns
 
@@ -193,10 +193,10 @@ def test_moving_average():
 
 
 def test_the_weight_follows_its_schedule():
-    at = weight_schedule(Alignment(weight=2.0, schedule=((10, 0.0), (20, 1.0), (40, 0.5))))
-    assert [at(step) for step in (0, 10, 15, 20, 30, 40, 100)] == [0, 0, 1, 2, 1.5, 1, 1]
-    assert weight_schedule(Alignment(weight=2.0))(7) == 2.0
-    assert weight_schedule(Alignment(loss="none"))(7) == 0.0
+    alignment = Alignment(weight=2.0, schedule=((10, 0.0), (20, 1.0), (40, 0.5)))
+    assert [alignment_weight(alignment, step) for step in (0, 10, 15, 20, 30, 40, 100)] == [0, 0, 1, 2, 1.5, 1, 1]
+    assert alignment_weight(Alignment(weight=2.0), 7) == 2.0
+    assert alignment_weight(Alignment(loss="none"), 7) == 0.0
 
 
 def test_the_watch_sees_the_alignment_forward_and_backward():

@@ -194,7 +194,7 @@ def test_a_version_whose_memory_attention_is_elsewhere_is_refused(fresh, video, 
 @pytest.mark.parametrize("prompt", ["box", "mask"])
 def test_the_sam2_package_gives_the_same_features(teacher, video, mask, prompt):
     pytest.importorskip("sam2", reason='pip install "lgf-kernels[sam2]"')
-    from sam2_twin import make_twin
+    from support.sam2_twin import make_twin
 
     other = package_teacher(make_twin(teacher.model.state_dict()))
     given = mask if prompt == "mask" else torch.tensor([24.0, 8.0, 72.0, 56.0])

@@ -16,6 +16,7 @@ pytest.importorskip("tyro")
 from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from lgf_cli import main as lgf
+from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.runtime.checkpoint import trained_parameters
@@ -23,7 +24,7 @@ from lgf_trainer.runtime.files import claim
 from lgf_trainer.runtime.metrics import _WHAT_TO_TRY
 from lgf_trainer.runtime.recipe import shipped_recipes
 from lgf_trainer.testing import make_tiny_pipeline
-from lgf_trainer.train import TrainingRun, parse
+from lgf_trainer.train import TrainingRun
 from safetensors.torch import load_file
 from trainer.run_outputs import LOSSES, losses, metrics, same, weights
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
@@ -45,9 +46,11 @@ def trained(tiny_place, tmp_path_factory):
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_every_recipe_trains(tiny_place, tmp_path, recipe):
     assert lgf(command(tiny_place, tmp_path, recipe, training__steps=2)) == 0
-    assert len(metrics(tmp_path)) == 2
-    assert all(row["alignment"] > 0 for row in metrics(tmp_path)) == (recipe != "lora-only")
-    assert (tmp_path / "projector.safetensors").exists() == (recipe != "lora-only")
+    rows, stage1 = metrics(tmp_path), recipe == "moalign-stage1"
+    assert len(rows) == 2 and all(row["l1" if stage1 else "diffusion"] > 0 for row in rows)
+    aligned = recipe not in ("lora-only", "moalign-stage1")
+    assert stage1 or all(row["alignment"] > 0 for row in rows) == aligned
+    assert (tmp_path / "projector.safetensors").exists() == aligned
 
 
 def test_losses_go_down(tiny_place, tmp_path):
@@ -87,7 +90,7 @@ def test_text_to_video(tmp_path):
 
 
 def test_what_is_saved_reproduces_the_trained_model(tiny_place, trained):
-    run = TrainingRun(parse(command(tiny_place, trained)[1:]))
+    run = TrainingRun(parse_recipe(command(tiny_place, trained)[1:]))
     run.load()
     ours = run.state.model.transformer.eval()
     pipeline = CogVideoXImageToVideoPipeline.from_pretrained(tiny_place / "model")
@@ -139,7 +142,7 @@ def test_asked_to_end_it_saves_first(tiny_place, trained, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("words", "where"),
     [
-        (["train", "sam2videox"], "lgf_trainer.train.parse"),
+        (["train", "sam2videox"], "lgf_trainer.commands.parse_recipe"),
         (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract._check"),
         (["sample", "--model", "m", "--output", "out"], "lgf_trainer.sample._requests"),
         (["eval", "vbench", "results"], "lgf_trainer.evaluation.vbench.read_results"),
@@ -178,7 +181,7 @@ def test_curves_go_on_without_a_gap(tiny_place, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TrainingRun, "_save", dies)
         with pytest.raises(KeyboardInterrupt):
-            TrainingRun(parse(arguments[1:])).train()
+            TrainingRun(parse_recipe(arguments[1:])).train()
     AcceleratorState._reset_state(reset_partial_state=True)
     lgf(arguments)
     curves = EventAccumulator(str(tmp_path / "lgf")).Reload()
@@ -323,6 +326,9 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
         ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
         ({"model__targets": "to_z"}, "model.targets: Target modules"),
+        ({"model__targets": r"blocks\.\d+\.to_z"}, "model.targets: Target modules"),
+        ({"model__targets": "blocks(.*"}, r"model\.targets is no regular expression: missing \), unterminated"),
+        ({"model__targets": "to_k blocks.*to_q"}, "model.targets must be ends of names or one regular expression"),
         (
             {"model__path": "/nowhere/at/all"},
             "/nowhere/at/all: no such folder. Give a pipeline's folder, or a name on the hub",
@@ -352,7 +358,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_place, trained, tmp_path, 
 
     def full(*arguments, **options):
         calls.append(1)
-        if len(calls) > 2:  # two files for each checkpoint, beside the LoRA
+        if len(calls) > 1:  # one file for each checkpoint, beside the weights
             raise OSError(28, "No space left on device")
         return save(*arguments, **options)
 
@@ -468,7 +474,7 @@ def test_a_stage_after_a_stage(tiny_place, trained, tmp_path, monkeypatch):
         ({"model__targets": "to_k ff.net.0.proj"}, r"net\.0\.proj\.lora_A\.weight is not in pytorch_lora_weights"),
         (
             {"projector__widths": "16 8 4"},
-            r"mlp\.6\.weight has the shape .* in projector\.safetensors.* Set the group projector",
+            r"mlp\.6\.weight has the shape .* in projector\.safetensors.* Set the recipe",
         ),
         (
             {"model__train": "full"},

@@ -13,12 +13,14 @@ from accelerate.state import AcceleratorState
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from lgf_cli import main as lgf
 from lgf_trainer import AlignedTransformer, Projector
+from lgf_trainer.commands import parse_recipe
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.runtime import recipe
-from lgf_trainer.runtime.checkpoint import save_weights, trained_parameters
+from lgf_trainer.runtime.checkpoint import trained_parameters
 from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.tasks.diffusion import save_weights
 from lgf_trainer.testing import CLIP_WIDTH, FRAMES, HEIGHT, WIDTH, make_tiny_wan
-from lgf_trainer.train import TrainingRun, parse
+from lgf_trainer.train import TrainingRun
 from PIL import Image
 from trainer.run_outputs import metrics
 from trainer.training_data import SETTINGS, WindowCache, make_cache, tiny, wan_window
@@ -217,9 +219,9 @@ def test_noise_levels_are_a_shifted_logit_normal(folders, shift):
 
 def test_the_shift_is_a_key_of_the_recipe(wan_place, tiny_place, tmp_path):
     words = tiny(wan_place, run__output=tmp_path / "run", model__shift=7)
-    assert TrainingRun(parse(["sam2videox", *words])).generator.shift == 7
+    assert TrainingRun(parse_recipe(["sam2videox", *words])).task.generator.shift == 7
     with pytest.raises(TrainerError, match=r"model\.shift is for flow matching, and cogvideox predicts velocities"):
-        TrainingRun(parse(["sam2videox", *tiny(tiny_place, run__output=tmp_path / "run", model__shift=7)]))
+        TrainingRun(parse_recipe(["sam2videox", *tiny(tiny_place, run__output=tmp_path / "run", model__shift=7)]))
 
 
 # --- weights --------------------------------------------------------------------------------------------------

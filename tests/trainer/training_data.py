@@ -39,6 +39,10 @@ def random_window(seed: int, frames: int = FRAMES) -> dict[str, torch.Tensor]:
         "features_sam2_backward": backward.half(),
         "features_dino": normal(FRAMES, ROWS, COLUMNS, 12),
         "features_videomae": normal(4, 2, 3, 10),
+        "features_motion": normal(4, 2, 3, 64),
+        "flow": normal(3, 2, 16, 24),
+        "tracks": torch.rand(7, FRAMES, 2, generator=rng) * torch.tensor([HEIGHT - 1, WIDTH - 1]),
+        "tracks_visible": torch.ones(7, FRAMES, dtype=torch.uint8),
         "masks": (normal(FRAMES, ROWS, COLUMNS) > 0).float(),
     }
 
@@ -62,7 +66,7 @@ def tiny(folder: Path, **changes: object) -> list[str]:
     options = {
         "model.path": folder / "model", "model.dtype": "float32", "model.rank": 4, "model.alpha": 2,
         "data.cache": folder / "cache", "alignment.block": 1, "projector.hidden": 16, "projector.widths": "16 8 8",
-        "projector.groups": 4, "optimisers.lora.rate": 1e-2, "optimisers.lora.warmup": 2,
+        "projector.groups": 4, "projector.reduction": 2, "optimisers.lora.rate": 1e-2, "optimisers.lora.warmup": 2,
         "optimisers.projector.rate": 2e-3, "optimisers.projector.warmup": 2, "training.steps": 3, "training.batch": 2,
         "training.precision": "no", "run.output": folder / "run", "run.workers": 0, "run.save_every": 1,
         "run.tracker": "none",

@@ -1,13 +1,14 @@
-"""The families of operators that are measured: the files of this folder, found by being here.
+"""The families of operators that are measured: all files of this folder.
 
-A file contributes the tables that it has: OPERATORS (classes of cases), CASES, BASELINES and PEERS (by name), and
-`sweeps(gpu)`. Nothing outside it names what is in it, so that a new family is a new file.
+A file contributes the tables that it has: OPERATORS (classes of cases), CASES, BASELINES and PEERS (by name),
+`sweeps(gpu)`, and TUNED, which `benchmarks/tools/tune.py` reads. Nothing outside it names what is in it, so that a new
+family is a new file.
 """
 
 import importlib
 import pkgutil
 
-from .base import Case, Provider, Sweep
+from .base import Case, Provider, Sweep, Tuned
 
 _FILES = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
 
@@ -19,6 +20,7 @@ def _merged(table: str) -> dict:
 #: Operator -> the class of its cases.
 OPERATORS: dict[str, type[Case]] = {it.operator: it for file in _FILES for it in getattr(file, "OPERATORS", ())}
 CASES: dict[str, Case] = _merged("CASES")
+TUNED: tuple[Tuned, ...] = tuple(it for file in _FILES for it in getattr(file, "TUNED", ()))
 
 
 def baselines_and_peers(operator: str) -> dict[str, Provider]:

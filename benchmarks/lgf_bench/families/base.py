@@ -9,6 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lgf_kernels.core.registry import Call
+
 PASSES = ("forward", "backward", "both")
 
 #: Tensors by the names that the public function has for them.
@@ -119,6 +121,15 @@ class Case(ABC):
         """Return the options that differ between cases, as they are shown and recorded."""
         return {}
 
+    def facts(self) -> dict[str, object]:
+        """Return the facts that the public function adds to its call for the choice of a backend."""
+        return {}
+
+    def registry_call(self) -> Call:
+        """Return the call by which the registry chooses a backend, as the public function makes it."""
+        first = next(_flat(self.layout()))
+        return Call(self.operator, self.device, first.dtype, tuple(first.shape), tuple(self.facts().items()))
+
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
         """Yield what the oracle's output is the sum of, in parts that fit in memory."""
         yield self.call(backend="reference", **tensors)
@@ -182,9 +193,22 @@ def on_backend(backend: str, case: Case) -> Loss:
     return lambda **tensors: case.call(backend=backend, **tensors)
 
 
-def compiled(case: Case) -> Loss:
-    """Return the oracle as torch.compile makes it."""
-    return torch.compile(on_backend("reference", case), dynamic=False)
+def eager(case: Case) -> Loss:
+    """Return the library's oracle."""
+    return on_backend("reference", case)
+
+
+def compiled(case: Case, make: Callable[[Case], Loss] = eager) -> Loss:
+    """Return what torch.compile makes of a provider's function, of the oracle by default."""
+    return torch.compile(make(case), dynamic=False)
+
+
+class Tuned(NamedTuple):
+    """A table of a family's `triton_configs.py`, the case whose kernels use it, and the pass that shows its effect."""
+
+    table: str
+    case: Case
+    part: str = "both"
 
 
 class Sweep(NamedTuple):

@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from lgf_cli.errors import UserError
 from torch import Tensor
 
 import lgf_kernels as lgf
+from lgf_kernels.gram_flow.options import LgfOptions, loss_facts
 
-from .base import Case, Loss, Provider, Sweep, Tensors, compiled, on_backend
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled, eager
 
 LATENT = (1, 13, 30, 45, 256)
 
@@ -25,11 +25,13 @@ class GramFlow(Case):
     window: int = 7
 
     def __post_init__(self):
-        if self.window % 2 == 0 or not 1 <= self.window <= 15:
-            raise UserError(f"--window must be odd, 1 to 15, got {self.window}.")
+        lgf.LocalGramFlowKLLoss(self.window)  # which checks it
 
     def options(self) -> dict[str, object]:
         return {"window": self.window}
+
+    def facts(self) -> dict[str, object]:
+        return LgfOptions(self.window).facts()
 
     @property
     def map_bytes(self) -> float:
@@ -97,6 +99,9 @@ class LgfKl(GramFlow):
         forward, backward = super().flop()
         return forward + (0 if self.cached else self._products(sum(self.channels))), backward
 
+    def facts(self) -> dict[str, object]:
+        return loss_facts(LgfOptions(self.window), len(self.channels), self.cached, token_weight=None)
+
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
         """Yield the part of each pair of successive frames, of which a cache has one entry."""
         B, T, H, W, _ = self.shape
@@ -142,6 +147,15 @@ CASES = {
         for K in (3, 5, 9, 11, 13, 15)
     },
 }
+
+#: More channels than a block of the backward kernel.
+_WIDE = LgfKl((*LATENT[:-1], 512), teacher_channels=(256, 256))
+TUNED = (
+    Tuned("FORWARD", CASES["cogvideox-latent"], "forward"),
+    Tuned("BACKWARD", CASES["cogvideox-latent"], "backward"),
+    Tuned("FORWARD_ONE_GRAM", CASES["cogvideox-latent-cached"], "forward"),
+    Tuned("BACKWARD_TWO_PASSES", _WIDE, "backward"),
+)
 
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:
@@ -193,7 +207,7 @@ def unit(features: Tensor) -> Tensor:
 
 
 def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, temperature: float = 0.1) -> Loss:
-    """Return the operator of a case by somebody's logits of normalised features, and plain PyTorch for the rest."""
+    """Return the operator of a case by given logits of normalised features, and plain PyTorch for the rest."""
 
     def outside(features: Tensor) -> Tensor:
         return ~lgf.local_window_mask(*features.shape[2:4], case.window, device=features.device)
@@ -222,8 +236,8 @@ BASELINES = {
         needs=lambda case: 2.5 * case.window**2 * case.map_bytes,
     ),
     "eager": Provider(
-        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH,
-        partial(on_backend, "reference"), needs=lambda case: (case.window**2 + 7) * case.map_bytes,
+        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH, eager,
+        needs=lambda case: (case.window**2 + 7) * case.map_bytes,
     ),
     "compile": Provider("torch.compile of eager", BOTH, compiled, needs=lambda case: 8 * case.map_bytes, compiles=True),
     "bmm": Provider(

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
 
-from .base import Case, Loss, Provider, Sweep, Tensors
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled
 
 TEMPERATURE, DELTA = 0.05, 1.0
 #: Points at a time: of the oracle, and of the eager loop.
@@ -28,6 +28,9 @@ class PointCorrespondence(Case):
     least, small = (1, 1, 2, 1, 1, 1), (1, 8, 2, 8, 8, 16)
 
     window: int | None = None
+
+    def __post_init__(self):
+        lgf.PointCorrespondenceLoss(window=self.window)  # which checks it
 
     @property
     def map_bytes(self) -> float:
@@ -57,6 +60,9 @@ class PointCorrespondence(Case):
 
     def options(self) -> dict[str, object]:
         return {} if self.window is None else {"window": self.window}
+
+    def facts(self) -> dict[str, object]:
+        return {"window": self.window}
 
     def flop(self) -> tuple[int, int]:
         """Count one product in the forward, three in the backward, without the query's own frame."""
@@ -89,6 +95,16 @@ CASES = {
     },
     "points-512-13x30x45-window": _points(512, 13, 30, 45, window=5),
 }
+
+_POINTS, _WINDOW = CASES["points-1024-13x30x45"], CASES["points-512-13x30x45-window"]
+TUNED = (
+    Tuned("SEARCH", _POINTS, "forward"),
+    Tuned("SEARCH_IN_BLOCKS", PointCorrespondence((*_POINTS.shape[:-1], 512)), "forward"),
+    Tuned("COEFFICIENTS", _WINDOW, "backward"),
+    Tuned("WIDE_COEFFICIENTS", _POINTS, "backward"),
+    Tuned("PRODUCTS", _POINTS, "backward"),
+    Tuned("PRODUCTS_FOR_TOKENS", _POINTS, "backward"),
+)
 
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:
@@ -147,15 +163,13 @@ def eager(case: PointCorrespondence, at_once: int | None = None) -> Loss:
     return loss
 
 
-def compiled(case: PointCorrespondence) -> Loss:
-    return torch.compile(eager(case), dynamic=False)
-
-
 _OWN = (PointCorrespondence.operator,)
 #: The numbers of maps are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider("plain PyTorch: the cost maps of all points", _OWN, eager, needs=lambda case: 4 * case.map_bytes),
-    "compile": Provider("torch.compile of eager", _OWN, compiled, needs=lambda case: 4 * case.map_bytes, compiles=True),
+    "compile": Provider(
+        "torch.compile of eager", _OWN, partial(compiled, make=eager), needs=lambda case: 4 * case.map_bytes, compiles=True
+    ),
     "chunked": Provider(
         f"eager, {CHUNK} points at a time, with checkpointing", _OWN, partial(eager, at_once=CHUNK),
         needs=lambda case: 4 * case.map_bytes * min(1, CHUNK / case.shape[1]),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
 
-from .base import Case, Loss, Provider, Sweep, Tensors, compiled, on_backend
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled, eager
 
 #: Elements of a matrix of relations that the oracle makes at a time.
 MATRIX = 2**24
@@ -22,7 +21,7 @@ class TokenRelation(Case):
     """Features (B, F, N, C) of a student and a teacher, in a form that `lgf.TokenRelationLoss` knows.
 
     The gradient jumps where a difference passes 0 or the margin. Of the n * n pairs, rounding puts a few on the other side,
-    whoever computes it, and that moves the gradient by a few thousandths.
+    with any provider, which changes the gradient by a few thousandths.
     """
 
     operator = "token_relation"
@@ -67,6 +66,9 @@ class TokenRelation(Case):
     def options(self) -> dict[str, object]:
         return {"form": self.form}
 
+    def facts(self) -> dict[str, object]:
+        return {"reduction": "mean"}
+
     def flop(self) -> tuple[int, int]:
         """Count half of both symmetric Grams, diagonal included, and coefficients by features, for pairs with a weight."""
         B, frames, N, C = self.shape
@@ -103,6 +105,8 @@ CASES = {
     "moalign-24x1350": _videos("moalign", 1350, 64, "MoAlign at full resolution, 30 x 45 tokens", large=True),
 }
 
+TUNED = (Tuned("DISTANCES", CASES["videorepa-24x150"]), Tuned("PRODUCTS", CASES["videorepa-24x150"]))
+
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:
     """Return the sweep over the tokens of a video."""
@@ -132,7 +136,7 @@ _OWN = (TokenRelation.operator,)
 #: The numbers of matrices are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider(
-        "plain PyTorch: the n x n matrices (the library's oracle)", _OWN, partial(on_backend, "reference"),
+        "plain PyTorch: the n x n matrices (the library's oracle)", _OWN, eager,
         needs=lambda case: 4 * case.matrix_bytes,
     ),
     "compile": Provider("torch.compile of eager", _OWN, compiled, needs=lambda case: 3 * case.matrix_bytes, compiles=True),

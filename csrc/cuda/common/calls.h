@@ -28,6 +28,9 @@ struct Stream {
   std::uintptr_t handle;
 };
 
+// Throws, with a reason for people, unless the kernels of this module can be loaded on a device.
+void probe(int device);
+
 // 1 / max(||f||, 1e-6) into `norms`, float64 if `in_double`, else float32. Returns when the work is on the stream.
 void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream);
 

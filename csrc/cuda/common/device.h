@@ -206,6 +206,22 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
   Kernel::run(params, shared);
 }
 
+// Throws, with the versions of driver and compiler, unless a kernel of this module can be loaded on a device.
+template <class Kernel>
+void check_loads(int device) {
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, entry<Kernel>);
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // torch must not find this error later
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+  throw std::runtime_error(std::string(cudaGetErrorString(error)) + " (" +
+                           (driver ? "the driver supports CUDA " + version(driver) : "there is no driver") +
+                           ", the module was built by CUDA " + version(CUDART_VERSION) + ")");
+}
+
 // Launches a kernel: a class with kThreads, kBlocksPerSm (which limits its registers), Params, and run(params, shared).
 template <class Kernel>
 void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t stream, const typename Kernel::Params& params) {

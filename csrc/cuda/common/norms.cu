@@ -13,6 +13,8 @@ void launch_norms(const Grid& grid, const Tensor& features, void* norms, const S
 
 }  // namespace
 
+void probe(int device) { check_loads<Norms<float>>(device); }
+
 void reciprocal_norms(const Grid& grid, const Tensor& features, void* norms, bool in_double, const Stream& stream) {
   use_device(stream.device);
   return in_double ? launch_norms<double>(grid, features, norms, stream) : launch_norms<float>(grid, features, norms, stream);

@@ -62,11 +62,20 @@ LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, int b, int t, int 
   const bool exists = t >= 0 && t < grid.frames;
   const int piece = thread_index() % kPieces, c = c0 + piece * 8;
   const Half* channels = static_cast<const Half*>(f.data) + (exists ? offset(f, b, t, 0, 0) + c : 0);
+  // Round after round, places and what they are copied from advance by constants: kStep tokens are whole groups of eight
+  // (place), and whole rows of the tile.
+  constexpr int kTokens = kTileOnly ? E::kTokens : E::kHalo, kStep = E::kThreads / kPieces;
+  constexpr int kAhead = kTileOnly ? kStep / kCols * kHaloCols : kStep;
+  static_assert(kStep % 8 == 0 && kStep % kCols == 0, "");
+  const int first = thread_index() / kPieces;
+  const bool whole = exists && c < f.channels;
+  const int* source = offsets + (kTileOnly ? opposite(first) : first);
+  char* to = chunk + place(first, piece);
   LGF_NO_UNROLL  // the addresses of several rounds at once would take registers that the products need
-  for (int token = thread_index() / kPieces; token < (kTileOnly ? E::kTokens : E::kHalo); token += E::kThreads / kPieces) {
-    const int pieces = offsets[kTileOnly ? opposite(token) : token];
-    const bool wanted = exists && pieces >= 0 && c < f.channels;
-    copy_async(chunk + place(token, piece), wanted ? channels + int64_t(pieces) * 8 : channels, wanted);
+  for (int left = kTokens - first; left > 0; left -= kStep, source += kAhead, to += kStep * kRowBytes) {
+    const int pieces = *source;
+    const bool wanted = whole && pieces >= 0;
+    copy_async(to, wanted ? channels + int64_t(pieces) * 8 : channels, wanted);
   }
 }
 

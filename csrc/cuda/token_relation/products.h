@@ -119,19 +119,35 @@ struct TileProducts {
       Products::template end<kOrder, Summed::down_columns>(g, x + n * Products::kOperandBytes, sums[n]);
   }
 
+  // Adds in batches: the loads of a batch are under way together, where a store would make each load wait.
   static LGF_DEVICE void store(const Params& p, const Task& task, const T (&sums)[kWidth][Products::kNumbers]) {
-    const int tokens = p.call.video.tokens, channels = p.call.factors.channels;
-    T* out = static_cast<T*>(p.call.parts) + task.split * p.call.part_stride + int64_t(task.b) * tokens * channels;
+    T* out = static_cast<T*>(p.call.parts) + task.split * p.call.part_stride +
+             int64_t(task.b) * p.call.video.tokens * p.call.factors.channels;
+    constexpr int kAll = kWidth * Products::kNumbers, kBatch = kAll < 16 ? kAll : 16;
+    static_assert(kAll % kBatch == 0, "");
     LGF_UNROLL
-    for (int n = 0; n < kWidth; ++n) {
+    for (int first = 0; first < kAll; first += kBatch) {
+      T before[kBatch];
       LGF_UNROLL
-      for (int e = 0; e < Products::kNumbers; ++e) {
-        const int i = task.tile * kTile + Products::row(e), c = task.c0 + n * kTile + Products::column(e);
-        if (i >= tokens || c >= channels) continue;
-        T& place = out[int64_t(i) * channels + c];
-        place = p.add ? place + sums[n][e] : sums[n][e];
+      for (int k = 0; k < kBatch; ++k) before[k] = p.add && exists(p, task, first + k) ? out[place(p, task, first + k)] : 0;
+      LGF_UNROLL
+      for (int k = 0; k < kBatch; ++k) {
+        const int e = first + k;
+        if (exists(p, task, e)) out[place(p, task, e)] = before[k] + sums[e / Products::kNumbers][e % Products::kNumbers];
       }
     }
+  }
+
+  // Token and channel of one of a thread's sums, numbered through all products side by side, and its place in the parts.
+  static LGF_DEVICE int token(const Task& task, int e) { return task.tile * kTile + Products::row(e % Products::kNumbers); }
+  static LGF_DEVICE int channel(const Task& task, int e) {
+    return task.c0 + e / Products::kNumbers * kTile + Products::column(e % Products::kNumbers);
+  }
+  static LGF_DEVICE bool exists(const Params& p, const Task& task, int e) {
+    return token(task, e) < p.call.video.tokens && channel(task, e) < p.call.factors.channels;
+  }
+  static LGF_DEVICE int64_t place(const Params& p, const Task& task, int e) {
+    return int64_t(token(task, e)) * p.call.factors.channels + channel(task, e);
   }
 };
 

@@ -1,4 +1,4 @@
-"""What extraction stores and training reads: one verified file for each window of a video.
+"""Cache between extraction and training: one verified file for each window of a video.
 
     FOLDER/settings.json                 what all its windows have in common: models, sizes, rates, LGF options
     FOLDER/windows/KEY.safetensors       the tensors of a window, and a JSON text about it
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..runtime.errors import TrainerError
 from ..runtime.files import remove_leftovers, write_atomically
+from ..runtime.settings import must_be_made_with
 
 
 class Window(NamedTuple):
@@ -56,12 +57,13 @@ class WindowCache:
         except (ValueError, TypeError) as error:
             raise TrainerError(f"{path} is damaged ({error}). Remove {self.folder} and extract again") from error
         if settings is not None:
-            self._must_equal(json.loads(json.dumps(settings)))
+            way_out = "Use another folder, or the settings it was made with"
+            must_be_made_with(json.loads(json.dumps(settings)), self.folder, self.settings, way_out)
             remove_leftovers(self.folder)
             remove_leftovers(self.folder / "windows")
 
     def keys(self) -> list[str]:
-        """The windows that are there, in an order that does not depend on when they were written."""
+        """Return the windows that are there, in an order that does not depend on when they were written."""
         return sorted(path.stem for path in (self.folder / "windows").glob("*.safetensors"))
 
     def __contains__(self, key: str) -> bool:
@@ -78,7 +80,7 @@ class WindowCache:
         write_atomically(self.path(key), save(tensors, metadata))
 
     def read(self, key: str) -> Window:
-        """The window, verified.
+        """Return the window, verified.
 
         Raises:
             TrainerError: there is no such window, or it is not what was written.
@@ -95,18 +97,9 @@ class WindowCache:
             raise TrainerError(f"{path} is damaged: its content is not what was written. Remove it, extract again")
         return Window(tensors, json.loads(text))
 
-    def _must_equal(self, settings: dict[str, Any]) -> None:
-        for name in sorted(settings.keys() | self.settings.keys()):
-            here, wanted = (s.get(name, "nothing") for s in (self.settings, settings))
-            if here != wanted:
-                raise TrainerError(
-                    f"{self.folder} was made with {name} = {here}, and this run has {wanted}. "
-                    "Use another folder, or the settings it was made with"
-                )
-
 
 def _hash(tensors: dict[str, Tensor], about: str) -> str:
-    """SHA-256 of names, types, shapes and contents, and of what is said about them."""
+    """Return the SHA-256 of names, types, shapes and contents, and of what is said about them."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -1,4 +1,4 @@
-"""Videos and pictures as bytes of a file, so that they can be written atomically; and what a video says of itself."""
+"""Videos and pictures as bytes of a file, which can be written atomically, and the metadata of a video."""
 
 import io
 import json
@@ -16,18 +16,18 @@ from ..runtime.errors import TrainerError
 
 Frames = NDArray[np.uint8]  # (N, height, width, 3)
 
-QUALITY = "12"  # x264's constant rate factor; 0 is lossless, 18 is where one begins to see a difference
+QUALITY = "12"  # x264's constant rate factor; 0 is lossless, 18 is where differences become visible
 
 
 def encode_video(frames: Frames, fps: float, made_with: dict[str, Any]) -> bytes:
-    """An mp4 (H.264) of frames with even height and width, which carries `made_with` as its comment."""
+    """Return an mp4 (H.264) of frames with even height and width, which carries `made_with` as its comment."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = json.dumps(made_with, sort_keys=True)
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread and no B-frames: else x264 gives other bytes for the same frames, on other machines or now and then.
+        # One thread and no B-frames: otherwise x264's bytes for the same frames vary between machines and runs.
         stream.options = {"crf": QUALITY, "bf": "0"}
         stream.codec_context.thread_count = 1
         for frame in frames:
@@ -37,13 +37,13 @@ def encode_video(frames: Frames, fps: float, made_with: dict[str, Any]) -> bytes
 
 
 def decode_video(path: Path) -> Frames:
-    """All frames of a file."""
+    """Return all frames of a file."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def made_with(path: Path) -> dict[str, Any]:
-    """What `encode_video` was told.
+    """Return what `encode_video` was told.
 
     Raises:
         TrainerError: the file is not one of its.
@@ -58,7 +58,7 @@ def made_with(path: Path) -> dict[str, Any]:
 
 
 def frame_grid(rows: dict[str, Frames], columns: int) -> bytes:
-    """A PNG with one row for each video, of `columns` frames from the first to the last at equal distances."""
+    """Return a PNG with one row for each video, of `columns` frames from the first to the last at equal distances."""
     count, height, width = next(iter(rows.values())).shape[:3]
     chosen = np.linspace(0, count - 1, min(columns, count)).round().astype(int)
     gap, head = 4, 16
@@ -77,5 +77,5 @@ def frame_grid(rows: dict[str, Frames], columns: int) -> bytes:
 
 
 def side_by_side(videos: Sequence[Frames]) -> Frames:
-    """Videos of one size and length, left to right."""
+    """Join videos of one size and length, left to right."""
     return np.concatenate(videos, axis=2)

@@ -1,4 +1,4 @@
-"""What `lgf sample` is asked for: prompts, images and seeds, from the command line or from a list."""
+"""Requests of `lgf sample`: prompts, images and seeds, from the command line or from a list."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
 
 def read_list(path: Path, seed: int) -> list[Request]:
-    """The requests of a .jsonl file (an object a line) or a .tsv file (the first line names the columns).
+    """Return the requests of a .jsonl file (an object a line) or a .tsv file (the first line names the columns).
 
     Keys and columns are prompt, image (relative to the list's folder), name (default: the image's without suffix, or
     the number of the line) and seed (default: `seed`); only prompt must be there.
@@ -48,7 +48,7 @@ def read_list(path: Path, seed: int) -> list[Request]:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, key -> value) of every entry."""
+    """Yield (line number, key -> value) of every entry."""
     lines = io.StringIO(text)  # unlike str.splitlines, this leaves a line separator inside a prompt alone
     if path.suffix == ".tsv":
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="field")
@@ -80,6 +80,6 @@ def _request(path: Path, number: int, row: Any, seed: int) -> Request:
     if Path(name).name != name or "\0" in name:
         raise TrainerError(f"{where}: {name!r} cannot be the name of a file")
     try:
-        return Request(name, prompt, image, int(str(row.get("seed", seed))))  # as text, 1.5 is none and not 1
+        return Request(name, prompt, image, int(str(row.get("seed", seed))))  # via text: int(1.5) would be 1
     except ValueError as error:
         raise TrainerError(f"{where}: seed must be a whole number, not {row['seed']!r}") from error

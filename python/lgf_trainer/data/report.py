@@ -1,4 +1,4 @@
-"""An account of an extraction: what was made, what was there, and what was left out and why."""
+"""Report of an extraction: what was made, what was there, and what was left out and why."""
 
 import json
 from collections import defaultdict
@@ -9,11 +9,11 @@ from pathlib import Path
 from ..runtime.errors import TrainerError
 from ..runtime.files import write_atomically
 
-SHOWN = 5  # of each kind of what was left out; the file has all
+SHOWN = 5  # entries for each reason; the file has all
 
 
 class Skipped(TrainerError):
-    """A video or window that is left out.
+    """Error for a video or window that is left out.
 
     Args:
         reason: the kind of trouble, in the same words for all of its kind.
@@ -27,12 +27,12 @@ class Skipped(TrainerError):
 
 @dataclass
 class Report:
-    """What became of the videos that one or more processes were given."""
+    """Result of an extraction by one or more processes."""
 
     videos: int = 0
     written: list[str] = field(default_factory=list)  # keys of windows
     present: list[str] = field(default_factory=list)  # that were there already
-    damaged: int = 0  # that were there, but not whole, and have been made again
+    damaged: int = 0  # that were there but damaged, and were made again
     bytes: int = 0
     seconds: float = 0.0
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # what, reason, detail
@@ -42,7 +42,7 @@ class Report:
 
     @classmethod
     def merged(cls, reports: Iterable["Report"]) -> "Report":
-        """The account of several processes that worked at the same time."""
+        """Return the report of several processes that ran at the same time."""
         total = cls()
         for report in reports:
             total.videos += report.videos
@@ -57,7 +57,7 @@ class Report:
         write_atomically(path, json.dumps(asdict(self), indent=1).encode())
 
     def text(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         again = f", {self.damaged} of them because what was there was damaged" if self.damaged else ""
         lines = [
             f"{self.videos} videos: {len(self.written)} windows written{again}, {len(self.present)} were there already; "

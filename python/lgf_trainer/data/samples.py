@@ -9,7 +9,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
 from multiprocessing.util import get_temp_dir
 from typing import Any
 
@@ -25,6 +24,21 @@ from .cache import WindowCache
 def mix(*numbers: int | str) -> int:
     """A seed that depends on all the numbers, evenly."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little")
+
+
+class EndlessOrder:
+    """Sample number -> key: every epoch all of them, in an order of its own that depends on the seed."""
+
+    def __init__(self, keys: list[str], seed: int):
+        self.keys, self.seed = keys, seed
+        self._shuffled: tuple[int, list[int]] | None = None  # (epoch, order) of the last one that was asked for
+
+    def __getitem__(self, number: int) -> str:
+        epoch, place = divmod(number, len(self.keys))
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            rng = torch.Generator().manual_seed(mix(self.seed, "epoch", epoch))
+            self._shuffled = epoch, torch.randperm(len(self.keys), generator=rng).tolist()
+        return self.keys[self._shuffled[1][place]]
 
 
 class TrainingSamples(Dataset):
@@ -51,19 +65,13 @@ class TrainingSamples(Dataset):
         no_caption: Tensor | None = None,
     ):
         self.cache, self.generator, self.targets = cache, generator, targets
-        self.keys = cache.keys()
+        self.order = EndlessOrder(cache.keys(), seed)
         self.seed, self.image_dropout = seed, image_dropout
         self.caption_dropout, self.no_caption = caption_dropout, no_caption
-        self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def key(self, number: int) -> str:
-        """Which window a sample is: every epoch all of them, in an order of its own."""
-        epoch, place = divmod(number, len(self.keys))
-        return self.keys[self._order(epoch)[place]]
-
-    def _order_of_epoch(self, epoch: int) -> list[int]:
-        rng = torch.Generator().manual_seed(mix(self.seed, "epoch", epoch))
-        return torch.randperm(len(self.keys), generator=rng).tolist()
+        """Return which window a sample is."""
+        return self.order[number]
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(mix(self.seed, "sample", number))
@@ -145,7 +153,7 @@ def _keep_sockets_near() -> None:
     Workers hand tensors over through sockets in it, and the path of a socket has 103 bytes at most (macOS; Linux: 107). In a
     deep TMPDIR they would fail behind the scenes, and training would wait for them forever.
     """
-    if len(os.fsencode(tempfile.gettempdir()) + b"/pymp-12345678/listener-12345678") <= 103:
+    if os.name != "posix" or len(os.fsencode(tempfile.gettempdir()) + b"/pymp-12345678/listener-12345678") <= 103:
         return
     before, tempfile.tempdir = tempfile.tempdir, "/tmp"
     try:

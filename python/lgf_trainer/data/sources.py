@@ -12,6 +12,7 @@ black nor transparent where the subject is. Each belongs to the first frame of a
 video, or by the number of that frame at the extraction's rate. Paths are relative to the file that they stand in.
 """
 
+import errno
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..runtime.errors import TrainerError
 
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif"}
+SUFFIXES = {
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mxf", ".wmv", ".asf",
+    ".flv", ".ogv", ".3gp", ".gif",
+}  # fmt: skip
 
 Opener = Callable[[], AbstractContextManager[BinaryIO]]
 Box = tuple[float, float, float, float]
+
+
+def _on_disk(name: str) -> Opener | None:
+    return partial(open, name, "rb") if Path(name).is_file() else None
 
 
 class Clip(NamedTuple):
@@ -36,6 +44,11 @@ class Clip(NamedTuple):
     caption: str | None
     boxes: dict[int, Box]  # by the first frame of the window
     masks: dict[int, Opener]
+    find: Callable[[str], Opener | None] = _on_disk  # other files, by names such as the video's
+
+    def sidecar(self, suffix: str) -> Opener | None:
+        """Return what opens NAME + suffix beside NAME.mp4, or None where there is no such file."""
+        return self.find(str(PurePosixPath(self.name).with_suffix("")) + suffix)
 
 
 def list_clips(sources: Sequence[Path]) -> list[Clip]:
@@ -53,18 +66,45 @@ def list_clips(sources: Sequence[Path]) -> list[Clip]:
     return clips
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and those below, in order of their names.
+
+    Links to folders are followed, except back up; a link to nothing is listed, so that reading it says so.
+
+    Raises:
+        TrainerError: a folder cannot be read.
+    """
+
+    def below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+        here = folder.resolve()
+        if here in above:
+            return
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from below(path, (*above, here))
+            elif path.is_file() or path.is_symlink():
+                yield path
+
+    try:
+        return sorted(below(folder, ()))
+    except OSError as error:
+        raise TrainerError(
+            f"{error.filename} cannot be read ({error.strerror}). Mend that, or move it out of {folder}"
+        ) from error
+
+
 def _clips_of(source: Path) -> Iterator[Clip]:
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = [path for path in files_below(source) if not path.name.startswith(".")]
         yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in files}, _on_disk)
         for path in files:
-            if path.suffix == ".tar":
+            if path.suffix.lower() == ".tar":
                 yield from _shard(path)
     elif not source.is_file():
         raise TrainerError(f"{source}: no such file or folder. Give videos, folders, .jsonl manifests or .tar shards")
-    elif source.suffix in (".jsonl", ".json"):
+    elif source.suffix.lower() in (".jsonl", ".json"):
         yield from _manifest(source)
-    elif source.suffix == ".tar":
+    elif source.suffix.lower() == ".tar":
         yield from _shard(source)
     elif source.suffix.lower() in SUFFIXES:
         beside = [source, *(source.with_suffix(suffix) for suffix in (".txt", ".json"))]
@@ -97,7 +137,7 @@ def _manifest(path: Path) -> Iterator[Clip]:
 def _shard(path: Path) -> Iterator[Clip]:
     try:
         with tarfile.open(path, "r:") as archive:
-            members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
+            members = sorted((m for m in archive if m.isfile() or m.islnk() or m.issym()), key=lambda m: m.name)
     except (tarfile.TarError, OSError) as error:
         raise TrainerError(f"{path} is not an uncompressed .tar file ({error}). Unpack it, or leave it out") from error
     hidden = (m for m in members if not PurePosixPath(m.name).name.startswith("."))
@@ -105,17 +145,20 @@ def _shard(path: Path) -> Iterator[Clip]:
     yield from _sidecars(files, files.get)
 
 
-def _on_disk(name: str) -> Opener | None:
-    return partial(open, name, "rb") if Path(name).is_file() else None
-
-
 @contextmanager
 def _open_member(archive: Path, member: tarfile.TarInfo) -> Iterator[BinaryIO]:
-    with tarfile.open(archive, "r:") as tar, tar.extractfile(member) as file:
-        yield file
+    with tarfile.open(archive, "r:") as tar:
+        try:
+            file = tar.extractfile(member)  # None: a link to a folder
+        except KeyError:
+            file = None
+        if file is None:
+            raise OSError(errno.ENOENT, f"a link to {member.linkname}, which is no file of the archive")
+        with file:
+            yield file
 
 
-def _sidecars(files: dict[str, Opener], mask_named: Callable[[str], Opener | None]) -> Iterator[Clip]:
+def _sidecars(files: dict[str, Opener], find: Callable[[str], Opener | None]) -> Iterator[Clip]:
     """The videos among files, by their names in a folder or a shard, with what stands beside them."""
     for name, opener in files.items():
         path = PurePosixPath(name)
@@ -125,7 +168,8 @@ def _sidecars(files: dict[str, Opener], mask_named: Callable[[str], Opener | Non
         fields = _fields(_read(files[about], about), about) if about in files else {}
         if text in files:
             fields.setdefault("caption", _read(files[text], text).strip())
-        yield _clip(name, opener, fields, lambda mask, folder=path.parent: mask_named(str(folder / mask)), about)
+        clip = _clip(name, opener, fields, lambda mask, folder=path.parent: find(str(folder / mask)), about)
+        yield clip._replace(find=find)
 
 
 def _read(opener: Opener, name: str) -> str:
@@ -195,7 +239,7 @@ def find_videos(folder: Path, at_least: int = 1) -> list[Path]:
     """
     if not folder.is_dir():
         raise TrainerError(f"{folder}: no such folder. Give a folder of videos")
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    videos = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
     if len(videos) < at_least:
         raise TrainerError(f"{folder} has {len(videos)} videos, and {at_least} at least are needed")
     return videos

@@ -1,11 +1,11 @@
-"""The subject of a window: a box or a mask that is given, or what GroundingDINO finds by words."""
+"""Subject of a window: a box or a mask that is given, or what GroundingDINO finds for a text."""
 
 import hashlib
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -16,7 +16,7 @@ from .video import Fit
 
 
 class Detector:
-    """The box that fits a text best.
+    """GroundingDINO: the box that fits a text best.
 
     Args:
         text: what to look for, alternatives separated by dots: "a person . an animal".
@@ -35,7 +35,7 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, frame: Tensor) -> Tensor | None:
-        """The box x0, y0, x1, y1 in pixels of a frame (3, H, W) of uint8, or None if nothing there fits the text."""
+        """Return the box x0, y0, x1, y1 in pixels of a frame (3, H, W) of uint8, or None if nothing there fits the text."""
         picture = frame.permute(1, 2, 0).cpu().numpy()
         inputs = self._processor(images=picture, text=self.text, return_tensors="pt").to(self._device)
         found = self._processor.post_process_grounded_object_detection(
@@ -49,7 +49,7 @@ class Detector:
 
 
 def prompt_id(clip: Clip, start: int, detect: str) -> Any:
-    """What the subject of a window is known by: enough to tell windows apart, and known before it is decoded.
+    """Return what identifies the subject of a window, before the video is decoded.
 
     Raises:
         Skipped: nothing is known of it.
@@ -68,7 +68,7 @@ def prompt_id(clip: Clip, start: int, detect: str) -> Any:
 
 
 def subject_of(clip: Clip, start: int, frame: Tensor, fit: Fit, detector: Detector | None) -> Tensor:
-    """Where the subject is in the first frame of a window: a box (4,), or a mask (H, W) of bool.
+    """Return where the subject is in the first frame of a window: a box (4,), or a mask (H, W) of bool.
 
     Raises:
         Skipped: it is nowhere in what the model sees.
@@ -89,7 +89,7 @@ def subject_of(clip: Clip, start: int, frame: Tensor, fit: Fit, detector: Detect
 def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
     try:
         with clip.masks[start]() as file, Image.open(file) as image:
-            mask = torch.from_numpy(not_black(image))[None, None].float()
+            mask = torch.from_numpy(not_black(ImageOps.exif_transpose(image)))[None, None].float()
     except OSError as error:
         raise Skipped("mask cannot be read", f"it is no picture: {error}") from error
     mask = fit.cut(interpolate(mask, fit.resized, mode="bilinear", antialias=True)[0, 0] >= 0.5)
@@ -99,7 +99,7 @@ def _read_mask(clip: Clip, start: int, fit: Fit) -> Tensor:
 
 
 def not_black(image: Image.Image) -> np.ndarray:
-    """(H, W) of bool. What is transparent is black, and so is a palette's black, whatever its number."""
+    """Return (H, W) of bool. What is transparent is black, and so is a palette's black, whatever its number."""
     if image.mode != "P" and len(image.getbands()) == 1:
         return np.array(image) != 0
     return np.array(image.convert("RGBA").convert("RGBa"))[..., :3].any(-1)

@@ -1,4 +1,4 @@
-"""Fréchet Video Distance with a network of the user's."""
+"""Fréchet Video Distance with a network that the user provides."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Gaussian:
         self.mean = self._scatter = torch.zeros(())
 
     def add(self, vectors: Tensor) -> None:
-        """Vectors (n, D). Sums of squares about the mean are merged, which loses nothing to cancellation."""
+        """Add vectors (n, D). Sums of squares about the mean are merged, which loses nothing to cancellation."""
         vectors = vectors.detach().double().cpu()
         mean, count = vectors.mean(0), len(vectors)
         centred, shift = vectors - mean, mean - self.mean
@@ -45,12 +45,12 @@ class Gaussian:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased, (D, D)."""
+        """Return the unbiased covariance, (D, D)."""
         return self._scatter / (self.count - 1)
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """|mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), the squared Fréchet distance of two Gaussians.
+    """Return |mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), the squared Fréchet distance of two Gaussians.
 
     The trace of the root is the sum of the singular values of S_1^(1/2) S_2^(1/2): symmetric eigenproblems and no root of
     a general matrix, so that covariances without full rank, of few videos, do no harm.
@@ -64,20 +64,20 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """The positive square root of a symmetric, positive semi-definite matrix."""
+    """Return the positive square root of a symmetric, positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 class Clips(NamedTuple):
-    """What the network sees of a video: its first `frames` frames at `fps`, each resized to `size` whatever its shape."""
+    """Input of the network: the first `frames` frames at `fps`, each resized to `size` whatever its shape."""
 
     frames: int
     fps: float
     size: tuple[int, int]  # height, width
 
     def read(self, path: Path) -> Tensor:
-        """(3, frames, height, width) in [-1, 1]."""
+        """Return (3, frames, height, width) in [-1, 1]."""
         video = Video(path, self.fps)
         if video.frames < self.frames:
             raise VideoError(
@@ -99,7 +99,7 @@ class Network:
             raise TrainerError(f"{path}: no such file. Give a TorchScript network")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of torch: the usual networks come in no other format
+                warnings.simplefilter("ignore", FutureWarning)  # of torch: the usual networks are TorchScript
                 self._module = torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             raise TrainerError(
@@ -114,7 +114,7 @@ class Network:
         try:
             features = self._module(clips.to(self._device), **self._arguments)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]  # above it stands a traceback
+            reason = str(error).strip().splitlines()[-1]  # the lines above are a traceback
             raise TrainerError(
                 f"{self._path} cannot take {tuple(clips.shape)} ({reason}). Give it other --size, --frames or --batch"
             ) from error
@@ -125,7 +125,7 @@ class Network:
 
 
 class Features(NamedTuple):
-    """Of a folder's videos, and what is left out."""
+    """Statistics of the features of a folder's videos, and the videos that are left out."""
 
     gaussian: Gaussian
     skipped: list[str]
@@ -171,7 +171,7 @@ def _run(
     gaussian: Gaussian,
     cache: WindowCache | None,
 ) -> None:
-    """Features of the clips that wait; the list is empty afterwards."""
+    """Add the features of the clips that wait; the list is empty afterwards."""
     features = network(torch.stack([clip for _, _, clip in waiting]))
     for (path, key, _), vector in zip(waiting, features, strict=True):
         if not vector.isfinite().all():

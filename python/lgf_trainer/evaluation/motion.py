@@ -1,4 +1,4 @@
-"""Motion read from Local Gram Flow, how far it is from the truth, and features of plain pixels to read it from."""
+"""Motion from Local Gram Flow, its error, and pixel descriptors to compute it from."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,19 @@ TOKEN = 8  # pixels along one side of a token of `patch_descriptors`
 
 
 def window_offsets(window: int) -> Tensor:
-    """The (dy, dx) of each of the window * window positions, in the order of `local_gram_flow`: (window * window, 2)."""
+    """Return (dy, dx) of each position of the window, in the order of `local_gram_flow`: (window * window, 2)."""
     steps = torch.arange(window) - window // 2
     return torch.cartesian_prod(steps, steps).float()
 
 
 def window_distribution(logits: Tensor, window: int = 7, temperature: float = 0.1) -> Tensor:
-    """P = softmax(logits / temperature) over the positions of the window inside the frame: (..., H, W, window * window)."""
+    """Return softmax(logits / temperature) over the positions inside the frame: (..., H, W, window * window)."""
     inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device)
     return (logits / temperature).masked_fill(~inside, -torch.inf).softmax(-1)
 
 
 def expected_motion(logits: Tensor, window: int = 7, temperature: float = 0.1) -> Tensor:
-    """Expected displacement sum_d P[d] * d, P = `window_distribution`, of each token towards the next frame.
+    """Return the expected displacement sum_d P[d] * d, P = `window_distribution`, of each token to the next frame.
 
     Args:
         logits: (..., H, W, window * window) from `local_gram_flow` (for a fused teacher, the weighted sum of several).
@@ -34,14 +34,14 @@ def expected_motion(logits: Tensor, window: int = 7, temperature: float = 0.1) -
 
 
 def strongest_motion(logits: Tensor, window: int = 7) -> Tensor:
-    """Displacement (..., H, W, 2) to the position in the window that resembles each token most; as `expected_motion`."""
+    """Return the displacement (..., H, W, 2) to the position in the window most like each token; as `expected_motion`."""
     inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device)
     best = logits.masked_fill(~inside, -torch.inf).argmax(-1)
     return window_offsets(window).to(logits.device)[best]
 
 
 def certainty(logits: Tensor, window: int = 7, temperature: float = 0.1) -> float:
-    """1 - entropy / its maximum of the windows' distributions, on average: 0 if all positions are alike, 1 if one is sure.
+    """Return 1 - entropy / its maximum, the mean over the windows' distributions: 0 if all positions are alike, 1 if one is sure.
 
     Where it is near 0 there is no motion to be read: the mean displacement of a flat distribution points from the border of
     the frame inwards.
@@ -52,17 +52,17 @@ def certainty(logits: Tensor, window: int = 7, temperature: float = 0.1) -> floa
 
 
 def motion_of(features: Tensor, backend: str | None = None) -> Tensor:
-    """`expected_motion` (B, T-1, H, W, 2) of features (B, T, H, W, C)."""
+    """Return `expected_motion` (B, T-1, H, W, 2) of features (B, T, H, W, C)."""
     return expected_motion(local_gram_flow(features.float(), backend=backend))
 
 
 def end_point_error(predicted: Tensor, true: Tensor, where: Tensor) -> float:
-    """Mean distance in tokens between displacements (..., 2), over the tokens of the boolean mask `where` (...)."""
+    """Return the mean distance in tokens between displacements (..., 2), over the tokens of the mask `where` (...)."""
     return (predicted - true).norm(dim=-1)[where].mean().item()
 
 
 def patch_descriptors(video: Tensor, components: int = 64, floor: float = 0.1) -> Tensor:
-    """Dense normalised descriptors (T, H, W, components) of a video (T, 3, 8H, 8W): the 24 x 24 pixels around each token.
+    """Return normalised descriptors (T, H, W, components) of a video (T, 3, 8H, 8W): 24 x 24 pixels around each token.
 
     Raw patches of natural pictures all look alike. So patches, at half resolution, are whitened: projected on the
     video's own principal components, each divided by its standard deviation (plus `floor` times the largest, to keep

@@ -25,17 +25,17 @@ READINGS: dict[str, Callable[[Tensor, int], Tensor]] = {"expected": expected_mot
 
 
 class Motion(NamedTuple):
-    """What is drawn of one clip."""
+    """Motion of one clip, as it is drawn."""
 
     name: str
     fields: dict[str, Tensor]  # title -> (pairs, H, W, 2) displacements (dy, dx) in tokens; arrows show the first
-    frames: Tensor | None  # (pairs, 3, 8H, 8W) in [-1, 1]: the earlier frame of each pair, if it is to be had
+    frames: Tensor | None  # (pairs, 3, 8H, 8W) in [-1, 1]: the earlier frame of each pair, if the video is available
     reach: int  # the largest displacement that the window can show, in tokens
     certainty: float  # of the first field, from 0 to 1
 
 
 def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Motion:
-    """The motion of the pixels: the Local Gram Flow of `patch_descriptors`, on `grid` tokens of 8 x 8 pixels.
+    """Return the motion of the pixels: the Local Gram Flow of `patch_descriptors`, on `grid` tokens of 8 x 8 pixels.
 
     Raises:
         VideoError: it cannot be read, or has fewer than 2 frames.
@@ -47,7 +47,7 @@ def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Mo
 
 
 def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
-    """The motion that the teacher of the first `count` windows of a cache saw: both directions together, and each.
+    """Yield the motion that the teacher of the first `count` windows of a cache saw: both directions together, and each.
 
     Raises:
         TrainerError: no cache, an empty one, one without a teacher, or a damaged one.
@@ -68,7 +68,7 @@ def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
 
 
 def draw(motion: Motion, pairs: int) -> bytes:
-    """A PNG: a row for each of a few pairs of frames, the first field as arrows over the frame, every field in colours."""
+    """Draw a PNG: a row for each of a few pairs of frames, the first field as arrows over the frame, every field in colours."""
     count, height, width = next(iter(motion.fields.values())).shape[:3]
     times = torch.linspace(0, count - 1, min(pairs, count)).round().int().tolist()
     columns = 1 + len(motion.fields)
@@ -96,7 +96,7 @@ def draw(motion: Motion, pairs: int) -> bytes:
 
 
 def speed(motion: Motion) -> tuple[float, float]:
-    """Mean length of the first field's displacements in tokens, and the share of tokens that move by more than half one."""
+    """Return the mean length of the first field's displacements in tokens, and the share that move by more than half a token."""
     lengths = next(iter(motion.fields.values())).norm(dim=-1)
     return lengths.mean().item(), (lengths > MOVING).float().mean().item()
 
@@ -106,7 +106,7 @@ def _extent(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def _frames_of(settings: dict[str, Any], about: dict[str, Any], logits: Tensor) -> Tensor | None:
-    """The frames that the pairs of a window begin with, if its video is still a file where it was."""
+    """Return the frames that the pairs of a window begin with, if its video is still a file where it was."""
     if not Path(about["video"]).is_file():
         return None
     pairs, height, width = logits.shape[:3]
@@ -115,7 +115,7 @@ def _frames_of(settings: dict[str, Any], about: dict[str, Any], logits: Tensor) 
 
 
 def draw_arrows(axes, motion: Tensor, drawn: Tensor, token: int = 8) -> None:
-    """Displacements (H, W, 2) as arrows from the centres of the tokens where `drawn`; black with a white rim.
+    """Draw displacements (H, W, 2) as arrows from the centres of the tokens where `drawn`; black with a white rim.
 
     Args:
         axes: of matplotlib, in pixels.
@@ -139,12 +139,12 @@ def draw_arrows(axes, motion: Tensor, drawn: Tensor, token: int = 8) -> None:
 
 
 def faded(frame: Tensor) -> np.ndarray:
-    """A frame (3, h, w) in [-1, 1] as an image (h, w, 3), lightened so that arrows stand out."""
+    """Return a frame (3, h, w) in [-1, 1] as an image (h, w, 3), lightened so that arrows stand out."""
     return (0.35 + 0.65 * (frame + 1) / 2).permute(1, 2, 0).numpy()
 
 
 def flow_colours(motion: Tensor, reach: float) -> np.ndarray:
-    """Displacements (..., 2) as colours (..., 3) in [0, 1]: the hue is the direction, white is none, pure is `reach`."""
+    """Return displacements (..., 2) as colours (..., 3) in [0, 1]: hue is the direction, white is none, pure is `reach`."""
     dy, dx = motion.unbind(-1)
     hue = (torch.atan2(dy, dx) / (2 * torch.pi)) % 1
     strength = (motion.norm(dim=-1) / reach).clamp(max=1)

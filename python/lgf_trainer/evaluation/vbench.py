@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..data.sources import files_below
 from ..runtime.errors import TrainerError
 from ..runtime.text import format_table
 
@@ -25,13 +26,13 @@ FIDELITY = ("i2v_subject", "i2v_background")
 
 
 def normalised(scores: Mapping[str, float], dimension: str) -> float:
-    """(score - min) / (max - min) with VBench's own bounds of the dimension."""
+    """Return (score - min) / (max - min) with VBench's own bounds of the dimension."""
     low, high = NORMALISATION[dimension]
     return (scores[dimension] - low) / (high - low)
 
 
 def motion_score(scores: Mapping[str, float]) -> float:
-    """Mean of the normalised background consistency, motion smoothness and subject consistency.
+    """Return the mean of the normalised background consistency, motion smoothness and subject consistency.
 
     Source: SAM2VideoX, appendix A.1, equation 1.
 
@@ -47,7 +48,7 @@ def motion_score(scores: Mapping[str, float]) -> float:
 
 
 def extended_motion_score(scores: Mapping[str, float]) -> float:
-    """(background + smoothness + subject + 0.5 I2V subject + 0.5 I2V background) / 4, all normalised.
+    """Return (background + smoothness + subject + 0.5 I2V subject + 0.5 I2V background) / 4, all normalised.
 
     Source: SAM2VideoX, appendix A.1, equation 2.
     """
@@ -56,12 +57,14 @@ def extended_motion_score(scores: Mapping[str, float]) -> float:
 
 
 def read_results(path: Path) -> dict[str, float]:
-    """Dimension -> score, from a result file or from all `*_eval_results.json` files of a folder together.
+    """Return dimension -> score, from a result file or from all `*_eval_results.json` files of a folder together.
 
     Raises:
         TrainerError: nothing there, not VBench's, a score that is none, or two files that disagree on a dimension.
     """
-    files = sorted(path.rglob("*_eval_results.json")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [file for file in files_below(path) if file.name.endswith("_eval_results.json")]
     if not files:
         raise TrainerError(f"{path} holds no *_eval_results.json. Give a result file of VBench-I2V or its folder")
     scores: dict[str, float] = {}
@@ -73,7 +76,7 @@ def read_results(path: Path) -> dict[str, float]:
 
 
 def score_row(name: str, scores: Mapping[str, float]) -> dict[str, float | str | None]:
-    """One line of the table, in percent; None where VBench was not asked for what it takes.
+    """Return one line of the table, in percent; None where VBench was not asked for what it takes.
 
     Raises:
         TrainerError: a dimension of the Motion Score is missing.
@@ -91,7 +94,7 @@ def score_row(name: str, scores: Mapping[str, float]) -> dict[str, float | str |
 
 
 def report(rows: Sequence[Mapping[str, float | str | None]]) -> str:
-    """The table as text, and a warning where a row moves less than the first one."""
+    """Return the table as text, and a warning where a row moves less than the first one."""
     heading = {
         "name": "", "background_consistency": "BC", "subject_consistency": "SC", "motion_smoothness": "MS",
         "i2v_subject": "I2V-S", "i2v_background": "I2V-B", "dynamic_degree": "dynamic",
@@ -102,7 +105,7 @@ def report(rows: Sequence[Mapping[str, float | str | None]]) -> str:
 
 
 def _warnings(rows: Sequence[Mapping[str, float | str | None]]) -> list[str]:
-    """A still video is perfectly consistent: such rows say little (SAM2VideoX leaves them out of its comparison)."""
+    """Warn of rows that move less than the first: a still video is perfectly consistent, and SAM2VideoX leaves them out."""
     first = rows[0]["dynamic_degree"]
     return [
         f"{row['name']} moves less than {rows[0]['name']} (dynamic degree {row['dynamic_degree']:.2f} < {first:.2f}): "

@@ -1,13 +1,10 @@
-"""What the trainer asks of a family of video models, and what all families answer alike.
-
-diffusers and peft are imported where they are used: they take seconds, and --help needs neither.
-"""
+"""Base of the video models: the methods of a family, and what all families have in common."""
 
 import importlib
 import inspect
-import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,14 +18,14 @@ from ..runtime.files import file_hash, write_tensors
 from ..runtime.hub import frozen, pretrained
 from ..runtime.registry import ByName
 from ..tap import video_tokens
+from .lora import LORA, add_lora, lora_shapes, read_lora, write_lora
 
 Tensors = dict[str, Tensor]
-LORA = "pytorch_lora_weights.safetensors"  # diffusers' own names; the second is below transformer/
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name, below transformer/
 
 
 class Inputs(NamedTuple):
-    """What a training step asks the transformer, and what it is to answer.
+    """Input of the transformer in a training step, and its target.
 
     Attributes:
         hidden: noisy latents, and whatever else goes on the transformer's channels; float32.
@@ -42,9 +39,9 @@ class Inputs(NamedTuple):
 
 
 class Generator(ByName, ABC, kind="generators"):
-    """One video model: its sizes are read from its configs when it is made, its weights when they are asked for.
+    """One video model: sizes are read from its configs by `__init__`, weights by `load_transformer` and `pipeline`.
 
-    A family is a subclass in a file of its own. It says the class attributes below, sets the sizes in `__init__`, and
+    A family is a subclass in a file of its own. It sets the class attributes below, sets the sizes in `__init__`, and
     implements the abstract methods; the rest has an implementation that most families share.
 
     Args:
@@ -90,7 +87,7 @@ class Generator(ByName, ABC, kind="generators"):
 
     @staticmethod
     def read(path: str, revision: str | None = None) -> "Generator":
-        """The model of a pipeline, by the class that its model_index.json names.
+        """Return the model of a pipeline, by the class that its model_index.json names.
 
         Raises:
             TrainerError: there is no such pipeline, it cannot be read, or its family is not among those that are there.
@@ -120,7 +117,7 @@ class Generator(ByName, ABC, kind="generators"):
     # --- tokens -----------------------------------------------------------------------------------------------
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Tokens of a video over time, height and width, from its pixels.
+        """Return the tokens of a video over time, height and width, from its pixels.
 
         Raises:
             TrainerError: the video cannot be cut into tokens.
@@ -139,35 +136,32 @@ class Generator(ByName, ABC, kind="generators"):
         return 1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial
 
     def frames_of_token(self, index: int) -> range:
-        """The pixel frames that a token in frame `index` of the grid stands for: the first one, then `temporal` each."""
+        """Return the pixel frames that a token in frame `index` of the grid stands for: the first one, then `temporal` each."""
         return range(self.temporal * (index - 1) + 1, self.temporal * index + 1) if index else range(1)
 
     def grid_of_moments(self, moments: torch.Size) -> tuple[int, int, int]:
-        """Tokens (frames, rows, columns) of a window whose moments have the shape (2C, F, h, w)."""
+        """Return the tokens (frames, rows, columns) of a window whose moments have the shape (2C, F, h, w)."""
         return tuple(-(-size // patch) for size, patch in zip(moments[1:], self.patch, strict=True))
 
     @abstractmethod
     def grid_of(self, hidden: torch.Size, conditions: dict[str, Any]) -> tuple[int, int, int]:
-        """Tokens (frames, rows, columns) of the transformer's input of a shape, the batch first, and its conditions."""
+        """Return the tokens (frames, rows, columns) of the transformer's input of a shape, batch first, and its conditions."""
 
     # --- extraction -------------------------------------------------------------------------------------------
 
     def encode(self, encoders: "Encoders", video: Tensor, caption: str, seed: str) -> Tensors:
-        """What the cache holds of a window: video (N, 3, H, W) in [-1, 1], its caption, and a seed of its own."""
+        """Return what the cache holds of a window: video (N, 3, H, W) in [-1, 1], its caption, and a seed of its own."""
         return {"latents": encoders.moments(video), "text": encoders.text(caption)}
 
     def embed(self, pipeline: Any, caption: str, device: torch.device) -> Tensor:
-        """The embedding (tokens, channels) of a caption, padded or cut to the model's length."""
-        tokens = self.text[0]
-        made = pipeline.encode_prompt(
-            caption, do_classifier_free_guidance=False, max_sequence_length=tokens, device=device
-        )
-        return made[0][0]
+        """Return the embedding (tokens, channels) of a caption, padded or cut to the model's length."""
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": self.text[0], "device": device}
+        return pipeline.encode_prompt(caption, **options)[0][0]
 
     # --- weights ----------------------------------------------------------------------------------------------
 
     def load_transformer(self, model: recipe.Model) -> nn.Module:
-        """The transformer: frozen with a new LoRA, or all of it to be trained. What is trained is in float32."""
+        """Return the transformer, frozen with a new LoRA or to be trained as a whole. What is trained is in float32."""
         full = model.train == "full"
         transformer = pretrained(
             diffusers(self.transformer), self.path, subfolder="transformer", revision=self.revision,
@@ -181,51 +175,39 @@ class Generator(ByName, ABC, kind="generators"):
         return transformer
 
     def empty_transformer(self) -> nn.Module:
-        """The transformer without its weights: names and shapes."""
+        """Return the transformer without its weights, for names and shapes."""
         with torch.device("meta"):
             return diffusers(self.transformer).from_config(self.config)
 
     def file(self, train: str) -> str:
-        """The file of `save` that holds the transformer's weights, for a `model.train`."""
+        """Return the file of `save` that holds the transformer's weights, for a `model.train`."""
         return LORA if train == "lora" else f"transformer/{WEIGHTS}"
 
     def trained_shapes(self, model: recipe.Model) -> dict[str, tuple[int, ...]]:
-        """The names, as `save` writes them, and shapes of what is trained of the transformer."""
+        """Return the names, as `save` writes them, and shapes of what is trained of the transformer."""
         transformer = self.empty_transformer()
         if model.train == "lora":
-            from peft import get_peft_model_state_dict
-
-            transformer.requires_grad_(False)
-            add_lora(transformer, model)
-            return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(transformer).items()}
+            return lora_shapes(transformer, model)
         return {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
 
     @abstractmethod
     def blocks(self, transformer: nn.Module) -> nn.ModuleList:
-        """The transformer's blocks in order of depth."""
+        """Return the transformer's blocks in order of depth."""
 
     #: The video tokens (B, tokens, channels) in what a block puts out.
     video_tokens = staticmethod(video_tokens)
 
     def save(self, folder: Path, transformer: nn.Module, weights: Tensors) -> dict[str, str]:
-        """Write trained weights, whole and by the transformer's names, as diffusers loads them; file -> SHA-256.
-
-        A LoRA carries its metadata: without them alpha would be lost, and it would be loaded with the wrong strength.
-        """
+        """Write trained weights, whole and by the transformer's names, as diffusers loads them; return file -> SHA-256."""
         if hasattr(transformer, "peft_config"):
-            from peft import get_peft_model_state_dict
-
-            layers = get_peft_model_state_dict(transformer, state_dict=weights)
-            settings = transformer.peft_config["default"].to_dict()
-            metadata = {f"transformer.{k}": sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
-            named = {f"transformer.{name}": tensor for name, tensor in layers.items()}
-            return {LORA: write_tensors(folder / LORA, named, {"lora_adapter_metadata": json.dumps(metadata)})}
+            return {LORA: write_lora(folder / LORA, transformer, weights)}
         place = folder / "transformer"
         transformer.save_config(place)
-        found = {WEIGHTS: write_tensors(place / WEIGHTS, weights | persistent_buffers(transformer))}
-        return {
-            f"transformer/{n}": sha for n, sha in (found | {"config.json": file_hash(place / "config.json")}).items()
-        }
+        config = file_hash(place / "config.json")
+        parameters = {name for name, _ in transformer.named_parameters()}
+        buffers = {name: tensor for name, tensor in transformer.state_dict().items() if name not in parameters}
+        written = write_tensors(place / WEIGHTS, weights | buffers)
+        return {f"transformer/{WEIGHTS}": written, "transformer/config.json": config}
 
     def load(self, folder: Path, transformer: nn.Module) -> None:
         """Put what `save` wrote into a transformer that `load_transformer` made.
@@ -234,41 +216,49 @@ class Generator(ByName, ABC, kind="generators"):
             TrainerError: it is a LoRA with other layers.
             RuntimeError, FileNotFoundError: it has other sizes, or is no such thing.
         """
-        if not hasattr(transformer, "peft_config"):
+        if hasattr(transformer, "peft_config"):
+            read_lora(folder / LORA, transformer)
+        else:
             transformer.load_state_dict(load_file(folder / "transformer" / WEIGHTS))
-            return
-        from peft import set_peft_model_state_dict
-
-        lora = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / LORA).items()}
-        found = set_peft_model_state_dict(transformer, lora)
-        if found.unexpected_keys:
-            raise TrainerError(f"{folder} holds a LoRA for another model: it has {found.unexpected_keys[0]}")
 
     # --- training ---------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
         """Refuse windows that the transformer cannot be trained on, before its weights are loaded.
 
         Raises:
             TrainerError: what the windows have, what the model needs, and the way out.
         """
+        for what, have, need, way_out in self.needs(shapes):
+            if have != need:
+                raise TrainerError(f"the windows of {cache} have {what} {have}, and the model needs {need}: {way_out}")
+
+    def needs(self, shapes: dict[str, torch.Size]) -> Iterator[tuple[str, Any, Any, str]]:
+        """Yield (what, what the windows have of it, what the model needs, the way out)."""
+        channels, _, *size = shapes["latents"]
+        again = "extract again with this model"
+        yield "latent channels", channels // 2, self.config["out_channels"], again
+        yield "text of shape", tuple(shapes["text"]), self.text, again
+        rows, columns = (side % patch for side, patch in zip(size, self.patch[1:], strict=True))
+        if rows or columns:
+            have, need = f"{size[0]} x {size[1]}", f"multiples of {self.patch[1]}"
+            yield "latents of size", have, need, "extract at another size"
 
     @abstractmethod
     def latents(self, moments: Tensor, rng: torch.Generator) -> Tensor:
-        """A sample of the VAE's posterior as the transformer is trained on it: float32, normalised, in its layout."""
+        """Return a sample of the VAE's posterior as the transformer is trained on it: float32, normalised, in its layout."""
 
     @abstractmethod
     def timestep(self, rng: torch.Generator) -> Tensor:
-        """A noise level, as the transformer is told it: a scalar."""
+        """Return a noise level, as the transformer is told it: a scalar."""
 
     def image(self, window: Tensors, rng: torch.Generator, latents: Tensor) -> Tensors:
-        """What a sample holds of its first frame, for image-to-video models."""
+        """Return what a sample holds of its first frame, for image-to-video models."""
         raise NotImplementedError(f"{self.name} has no image-to-video models")
 
     @abstractmethod
     def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
-        """Noisy input, target and conditions of a batch of samples, computed in float32; `dtype` is that of the weights.
+        """Return noisy input, target and conditions of a batch of samples, in float32; `dtype` is that of the weights.
 
         A sample has `latents`, `noise`, `timestep`, `text` and what `image` returned.
         """
@@ -276,7 +266,7 @@ class Generator(ByName, ABC, kind="generators"):
     # --- sampling ---------------------------------------------------------------------------------------------
 
     def sampled_size(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """(frames, height, width) of a video to generate; None is the model's own. diffusers would round some quietly.
+        """Return (frames, height, width) of a video to generate; None is the model's own. diffusers would round some quietly.
 
         Raises:
             TrainerError: the model does not make such videos.
@@ -292,11 +282,11 @@ class Generator(ByName, ABC, kind="generators"):
         return frames, height, width
 
     def prompts(self, pipeline: Any, prompt: str, negative: str) -> dict[str, Any]:
-        """The pipeline's arguments that hold what is asked for."""
+        """Return the pipeline's arguments that hold what is asked for."""
         return {"prompt": prompt, "negative_prompt": negative}
 
     def pipeline(self, dtype: torch.dtype) -> Any:
-        """The pipeline to generate with."""
+        """Return the pipeline to generate with."""
         return pretrained(diffusers(self.index["_class_name"]), self.path, dtype=dtype)
 
 
@@ -336,13 +326,13 @@ class Encoders:
 
     @torch.no_grad()
     def moments(self, video: Tensor) -> Tensor:
-        """Moments (2C, F, h, w), mean then logarithm of the variance, of a video (N, 3, H, W) in [-1, 1]; unscaled."""
+        """Return moments (2C, F, h, w), mean then log variance, of a video (N, 3, H, W) in [-1, 1]; unscaled."""
         pixels = video.transpose(0, 1)[None].to(self.device, self.dtype)
         return self.pipeline.vae.encode(pixels).latent_dist.parameters[0]
 
     @torch.no_grad()
     def text(self, caption: str) -> Tensor:
-        """Embedding (tokens, channels) of a caption, padded or cut to the model's length."""
+        """Return the embedding (tokens, channels) of a caption, padded or cut to the model's length."""
         if caption != self._caption:  # the windows of a video come one after the other and share it
             self._caption = caption
             self._embedding = self.generator.embed(self.pipeline, caption, self.device)
@@ -350,41 +340,19 @@ class Encoders:
 
 
 def diffusers(name: str) -> type:
-    """A class of diffusers."""
+    """Return a class of diffusers, which takes seconds to import and which --help does without."""
     return getattr(importlib.import_module("diffusers"), name)
 
 
 def _config(kind: type, path: str, part: str, revision: str | None) -> dict[str, Any]:
-    """The configuration of a part of a pipeline, with diffusers' defaults for what the file does not say."""
+    """Return the configuration of a part of a pipeline, with diffusers' defaults for what the file does not say."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return defaults | kind.load_config(path, subfolder=part, revision=revision)
 
 
-def add_lora(transformer: nn.Module, model: recipe.Model) -> None:
-    """A new LoRA in float32."""
-    from peft import LoraConfig
-
-    lora = LoraConfig(
-        r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=list(model.targets)
-    )
-    try:
-        transformer.add_adapter(lora)
-    except ValueError as error:
-        raise TrainerError(f"model.targets: {error}") from error
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def persistent_buffers(transformer: nn.Module) -> Tensors:
-    """The buffers that belong to the weights on disk, such as positions."""
-    parameters = {name for name, _ in transformer.named_parameters()}
-    return {n: b.detach().cpu().contiguous() for n, b in transformer.state_dict().items() if n not in parameters}
-
-
 def posterior_sample(moments: Tensor, rng: torch.Generator) -> Tensor:
-    """A sample (C, F, h, w), float32, of the posterior with moments (2C, F, h, w): mean, then log variance."""
+    """Return a sample (C, F, h, w), float32, of the posterior with moments (2C, F, h, w): mean, then log variance."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     return DiagonalGaussianDistribution(moments.float()[None]).sample(rng)[0]

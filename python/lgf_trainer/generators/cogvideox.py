@@ -2,18 +2,14 @@
 
 import hashlib
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDDIMScheduler
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
 from ..runtime.errors import TrainerError
 from ..runtime.hub import pretrained
-from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
+from .base import Encoders, Generator, Inputs, Tensors, diffusers, posterior_sample
 
 IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's deviation, as CogVideoX-I2V was trained
 
@@ -43,9 +39,9 @@ class CogVideoX(Generator):
         self.image_scale = 1 / self.scale if vae["invert_scale_latents"] else self.scale  # 1.5 was trained with it
 
     @cached_property
-    def schedule(self) -> CogVideoXDDIMScheduler:
-        """The noise schedule that the model was trained with."""
-        return pretrained(CogVideoXDDIMScheduler, self.path, subfolder="scheduler", revision=self.revision)
+    def schedule(self) -> Any:
+        """Return the noise schedule that the model was trained with."""
+        return pretrained(diffusers("CogVideoXDDIMScheduler"), self.path, subfolder="scheduler", revision=self.revision)
 
     def grid_of(self, hidden, conditions):
         frames, _, height, width = hidden[1:]
@@ -62,41 +58,25 @@ class CogVideoX(Generator):
 
     # --- training ---------------------------------------------------------------------------------------------
 
-    def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
-        config = self.config
-        channels, frames, height, width = shapes["latents"]
-
-        def refuse(what: str, have: Any, need: Any, way_out: str) -> None:
-            raise TrainerError(f"the windows of {cache} have {what} {have}, and the model needs {need}: {way_out}")
-
-        if channels != 2 * config["out_channels"]:
-            refuse("latent channels", channels // 2, config["out_channels"], "extract again with this model")
+    def needs(self, shapes):
+        yield from super().needs(shapes)
+        config, (frames, height, width) = self.config, shapes["latents"][1:]
         if self.image_to_video and "image" not in shapes:
-            refuse(
-                "latents of", "the video only", "those of its first frame too", "extract for an image-to-video model"
-            )
-        if tuple(shapes["text"]) != self.text:
-            refuse("text of shape", tuple(shapes["text"]), self.text, "extract again with this model")
-        if height % self.patch[1] or width % self.patch[2]:
-            refuse("latents of size", f"{height} x {width}", f"multiples of {self.patch[1]}", "extract at another size")
-        most = config["sample_height"], config["sample_width"]
-        if self.patch[0] > 1 and (height > most[0] or width > most[1]):
-            need = f"at most {most[0]} x {most[1]}"
-            refuse(
-                "latents of size", f"{height} x {width}", need, "its rotary embedding ends there. Extract at that size"
-            )
+            way_out = "extract for an image-to-video model"
+            yield "latents of", "the video only", "those of its first frame too", way_out
+        rows, columns = config["sample_height"], config["sample_width"]
+        if self.patch[0] > 1 and (height > rows or width > columns):
+            way_out = "its rotary embedding ends there. Extract at that size"
+            yield "latents of size", f"{height} x {width}", f"at most {rows} x {columns}", way_out
         if config["use_learned_positional_embeddings"]:
             ratio, pixels = self.temporal // self.patch[0], self.spatial // self.patch[1]
-            have = (frames * ratio - ratio + 1, height * pixels, width * pixels)
-            need = (self.frames, self.height, self.width)
-            if have != need:
-                size = "{} frames of {} x {} pixels".format
-                refuse(
-                    "size", size(*have), size(*need), "it learned positions for that size only. Extract at that size"
-                )
+            size = "{} frames of {} x {} pixels".format
+            have = size(frames * ratio - ratio + 1, height * pixels, width * pixels)
+            need = size(self.frames, self.height, self.width)
+            yield "size", have, need, "it learned positions for that size only. Extract at that size"
 
     def latents(self, moments, rng):
-        """(F, C, h, w), scaled; the first frame is repeated until there are whole tokens."""
+        """Return latents (F, C, h, w), scaled; the first frame is repeated until there are whole tokens."""
         latents = self.scale * posterior_sample(moments, rng).transpose(0, 1)
         missing = -len(latents) % self.patch[0]
         return torch.cat([latents[:1].expand(missing, -1, -1, -1), latents])
@@ -105,7 +85,7 @@ class CogVideoX(Generator):
         return torch.randint(self.schedule.config.num_train_timesteps, (), generator=rng)
 
     def image(self, window, rng, latents):
-        """A sample of the image's posterior in the first frame, zeros in the others."""
+        """Return a sample of the image's posterior in the first frame, zeros in the others."""
         image = self.image_scale * posterior_sample(window["image"], rng).transpose(0, 1)
         return {"image": torch.cat([image, image.new_zeros(len(latents) - 1, *image.shape[1:])])}
 
@@ -123,7 +103,10 @@ class CogVideoX(Generator):
         return Inputs(hidden, target, conditions)
 
     def rotary_embedding(self, frames: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotary position embedding for latents of `frames` x `height` x `width`, as the pipelines make it."""
+        """Return the rotary position embedding of latents of `frames` x `height` x `width`, as the pipelines make it."""
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed
+        from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
+
         config, patch = self.config, self.patch[1]
         grid = (height // patch, width // patch)
         base = (config["sample_height"] // patch, config["sample_width"] // patch)
@@ -149,10 +132,8 @@ class CogVideoX(Generator):
         return size
 
 
-def v_prediction(
-    schedule: CogVideoXDDIMScheduler, latents: Tensor, noise: Tensor, timestep: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(noisy latents, velocity sqrt(a) noise - sqrt(1 - a) latents), in float32.
+def v_prediction(schedule: Any, latents: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (noisy latents, velocity sqrt(a) noise - sqrt(1 - a) latents), in float32.
 
     In bfloat16 diffusers' schedulers round the cumulative alphas, and the target of the first noise steps is then wrong by
     as much as itself.
@@ -162,7 +143,7 @@ def v_prediction(
 
 
 def noisy(frames: Tensor, seed: str) -> Tensor:
-    """Frames with noise of deviation exp(N(-3, 0.5)), both drawn from the seed."""
+    """Return frames with noise of deviation exp(N(-3, 0.5)), both drawn from the seed."""
     rng = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16))
     mean, deviation = IMAGE_NOISE
     sigma = (mean + deviation * torch.randn((), generator=rng)).exp()

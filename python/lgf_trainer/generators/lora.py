@@ -1,20 +1,83 @@
-"""Loading a LoRA so that it does what it did in training, or not at all."""
+"""LoRA files: written with their metadata, loaded with the strength that was trained, or refused.
+
+peft is imported where it is used: it takes seconds.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from ..runtime import recipe
 from ..runtime.errors import TrainerError, in_short
-from .base import LORA
+from ..runtime.files import write_tensors
 
+LORA = "pytorch_lora_weights.safetensors"  # diffusers' own name
 ADAPTER = "lora"
 
 
+def add_lora(transformer: nn.Module, model: recipe.Model) -> None:
+    """Add a new LoRA in float32 to a frozen transformer.
+
+    Raises:
+        TrainerError: no layer is one of `model.targets`.
+    """
+    from peft import LoraConfig
+
+    targets = model.targets[0] if recipe.is_pattern(model.targets) else list(model.targets)
+    lora = LoraConfig(r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=targets)
+    try:
+        transformer.add_adapter(lora)
+    except ValueError as error:
+        raise TrainerError(f"model.targets: {in_short(error)}") from error
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def lora_shapes(transformer: nn.Module, model: recipe.Model) -> dict[str, tuple[int, ...]]:
+    """Return the names, as `write_lora` writes them, and shapes of a new LoRA of a transformer, which is changed."""
+    transformer.requires_grad_(False)
+    add_lora(transformer, model)
+    return {name: tuple(tensor.shape) for name, tensor in _named(transformer).items()}
+
+
+def write_lora(path: Path, transformer: nn.Module, weights: dict[str, Tensor]) -> str:
+    """Write a LoRA, whole and by the transformer's names, as diffusers loads it; return its SHA-256.
+
+    It carries its metadata: without them alpha would be lost, and it would be loaded with the wrong strength.
+    """
+    settings = transformer.peft_config["default"].to_dict()
+    metadata = {f"transformer.{k}": sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+    return write_tensors(path, _named(transformer, weights), {"lora_adapter_metadata": json.dumps(metadata)})
+
+
+def read_lora(path: Path, transformer: nn.Module) -> None:
+    """Put what `write_lora` wrote into a transformer with such a LoRA.
+
+    Raises:
+        TrainerError: it has other layers.
+    """
+    from peft import set_peft_model_state_dict
+
+    lora = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    found = set_peft_model_state_dict(transformer, lora)
+    if found.unexpected_keys:
+        raise TrainerError(f"{path.parent} holds a LoRA for another model: it has {found.unexpected_keys[0]}")
+
+
+def _named(transformer: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    layers = get_peft_model_state_dict(transformer, state_dict=weights)
+    return {f"transformer.{name}": tensor for name, tensor in layers.items()}
+
+
 def find_lora(path: Path) -> Path:
-    """The file of a LoRA: `path`, or `pytorch_lora_weights.safetensors` in the folder `path`.
+    """Return the file of a LoRA: `path`, or `pytorch_lora_weights.safetensors` in the folder `path`.
 
     Raises:
         TrainerError: no such file, not safetensors, or no metadata: diffusers would scale it by 1, not alpha / rank.

@@ -1,8 +1,5 @@
 """Wan2.1: text-to-video of 1.3B and 14B, image-to-video of 14B."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +44,7 @@ class Wan(Generator):
         return transformer.blocks
 
     def load_transformer(self, model):
-        """With the time embedding in float32, as diffusers keeps and computes it, whatever autocast would make of it."""
+        """Keep the time embedding in float32, as diffusers does, under autocast too."""
         transformer = super().load_transformer(model)
         embedder = transformer.condition_embedder.time_embedder
         forward = embedder.forward
@@ -74,8 +71,8 @@ class Wan(Generator):
         return tensors
 
     def embed(self, pipeline, caption, device):
-        """UMT5's embedding, zeros behind the caption: no mask tells the transformer where it ends."""
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # that of image-to-video needs ftfy
+        """Return UMT5's embedding, zeros behind the caption: no mask tells the transformer where it ends."""
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # image-to-video's needs ftfy
 
         words = pipeline.tokenizer(
             [prompt_clean(caption)], padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
@@ -85,38 +82,27 @@ class Wan(Generator):
 
     # --- training ---------------------------------------------------------------------------------------------
 
-    def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
-        channels, frames, height, width = shapes["latents"]
-        needed: dict[str, tuple[Any, Any]] = {
-            "latent channels": (channels // 2, self.config["out_channels"]),
-            "text of shape": (tuple(shapes["text"]), self.text),
-        }
+    def needs(self, shapes):
+        yield from super().needs(shapes)
+        channels, *size = shapes["latents"]
+        again = "extract again with this model"
         if self.image_to_video:
-            needed["an image of shape"] = (tuple(shapes.get("image", ())), (channels // 2, frames, height, width))
+            yield "an image of shape", tuple(shapes.get("image", ())), (channels // 2, *size), again
         if self.config["image_dim"]:
-            needed["an image embedding of width"] = (shapes.get("image_embedding", [0])[-1], self.config["image_dim"])
-        for what, (have, need) in needed.items():
-            if have != need:
-                raise TrainerError(
-                    f"the windows of {cache} have {what} {have}, and the model needs {need}: extract again with this model"
-                )
-        if height % self.patch[1] or width % self.patch[2]:
-            raise TrainerError(
-                f"the windows of {cache} have latents of size {height} x {width}, and the model needs multiples of "
-                f"{self.patch[1]}: extract at another size"
-            )
+            have = shapes.get("image_embedding", [0])[-1]
+            yield "an image embedding of width", have, self.config["image_dim"], again
 
     def latents(self, moments, rng):
-        """(C, F, h, w), of mean 0 and deviation 1."""
+        """Return latents (C, F, h, w), of mean 0 and deviation 1."""
         return self._normalised(posterior_sample(moments, rng))
 
     def timestep(self, rng):
-        """A noise level whose logit is normal, shifted towards noise, in thousandths; no rounding (our reading)."""
+        """Return a noise level whose logit is normal, shifted towards noise, in thousandths; no rounding (our reading)."""
         u = torch.randn((), generator=rng).sigmoid()
         return STEPS * self.shift * u / (1 + (self.shift - 1) * u)
 
     def image(self, window: Tensors, rng, latents):
-        """The mask of the given frame on a channel for each of its pixel frames, and the grey-padded clip's latents."""
+        """Return the mask of the given frame on a channel for each of its pixel frames, and the grey-padded clip's latents."""
         condition = self._normalised(window["image"].float())
         mask = condition.new_zeros(self.stride, *condition.shape[1:])
         mask[:, 0] = 1
@@ -126,7 +112,7 @@ class Wan(Generator):
         return image
 
     def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
-        """By hand: diffusers' schedulers look noise levels up in lists of their own."""
+        """Compute by hand: diffusers' schedulers look noise levels up in lists of their own."""
         latents, noise, timestep = (sample[name].float() for name in ("latents", "noise", "timestep"))
         sigma = (timestep / STEPS).view(-1, 1, 1, 1, 1)
         hidden = (1 - sigma) * latents + sigma * noise
@@ -144,7 +130,7 @@ class Wan(Generator):
     # --- sampling ---------------------------------------------------------------------------------------------
 
     def prompts(self, pipeline, prompt, negative):
-        """Embedded as in extraction."""
+        """Embed the prompts as in extraction."""
         with torch.no_grad():
             one, other = (self.embed(pipeline, text, pipeline._execution_device)[None] for text in (prompt, negative))
         return {"prompt_embeds": one, "negative_prompt_embeds": other}

@@ -1,26 +1,20 @@
-"""Base of the alignment terms: what the projected features are asked to look like."""
+"""Base of the alignment terms: targets for the projected features."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from ..projector import Projector
+from ..projector import Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
-from ..runtime.settings import from_settings, is_group
+from ..runtime.settings import NoOptions, from_settings, is_group
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, torch.Size]
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """Of an objective that has none."""
 
 
 class Objective(ByName, kind="objectives"):
@@ -47,21 +41,24 @@ class Objective(ByName, kind="objectives"):
         self.tensors, self.weights = self.read_tensors()
 
     def read_tensors(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """The names of the tensors of a window that it reads, and their weights."""
+        """Return the names of the tensors of a window that it reads, and their weights."""
         names = [f"features_{name}" for name in self.alignment.features]
         return (tuple(names), (1.0,) * len(names)) if self.concat else weighted(names, self.alignment)
 
     def frames(self, shapes: Shapes) -> int:
-        """Frames that the projector must put out, from the shapes of the tensors of a window."""
+        """Return the frames that the projector must put out, from the shapes of the tensors of a window."""
         return shapes[self.tensors[0]][0]
 
     def channels(self, shapes: Shapes) -> int | None:
-        """Channels that the projector must put out; None: those of the recipe."""
+        """Return the channels that the projector must put out; None: those of the recipe."""
         return None
 
     def make_projector(self, options: recipe.Projector, in_channels: int, shapes: Shapes) -> nn.Module:
-        """A projector for features of `in_channels` channels."""
+        """Return a projector for features of `in_channels` channels."""
         widths = (*options.widths[:-1], self.channels(shapes) or options.widths[-1])
+        if options.form != "sam2videox":
+            layers = "conv" if options.form == "moalign" else "mlp"
+            return RelationHead(in_channels, widths, layers, options.reduction)
         return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
 
     def check(self, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
@@ -97,8 +94,25 @@ class Objective(ByName, kind="objectives"):
                 "or set alignment.combine to sum"
             )
 
+    def check_head(self, options: recipe.Projector, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
+        """Refuse a head whose output is not on the grid of what it is compared with.
+
+        Raises:
+            TrainerError: both grids, and the way out.
+        """
+        if options.form == "sam2videox":
+            return
+        frames, rows, columns = 2 * (grid[0] - 1), grid[1] // options.reduction, grid[2] // options.reduction
+        for name in self.tensors:
+            if tuple(shapes[name][:3]) != (frames, rows, columns) or not name.startswith("features_"):
+                raise TrainerError(
+                    f"projector.form {options.form} puts out 2 x ({grid[0]} - 1) = {frames} frames of {rows} x {columns} tokens "
+                    f"from {grid[0]} x {grid[1]} x {grid[2]}, and {name} of {cache} is {' x '.join(map(str, shapes[name][:3]))}: "
+                    "extract with --teachers videomae, or set projector.form to sam2videox, which interpolates and averages"
+                )
+
     def teachers(self, targets: Tensors) -> list[tuple[Tensor, float]]:
-        """(features, weight) of each teacher; of all of them together where they are to be concatenated.
+        """Return (features, weight) of each teacher; of all of them together where they are to be concatenated.
 
         Concatenated, every teacher's vectors have length 1, so that none outweighs another (our reading).
         """
@@ -112,7 +126,7 @@ class Objective(ByName, kind="objectives"):
 
 
 def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Objective | None:
-    """The objective of a recipe, for a cache made with `settings`; None for no alignment.
+    """Return the objective of a recipe, for a cache made with `settings`; None for no alignment.
 
     Raises:
         TrainerError: there is no such loss, or it cannot have these options.
@@ -120,7 +134,7 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
     if alignment.loss == "none":
         return None
     kind = Objective.find(alignment.loss)
-    # The first kinds have groups of their own in recipes, from before there were `options`.
+    # The first kinds have groups of their own in recipes, which are older than `options`.
     group = getattr(alignment, alignment.loss, None)
     base = group if is_group(group) else None
     options = from_settings(kind.Options, alignment.options, "alignment.options", base=base)
@@ -133,7 +147,7 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
 
 
 def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Teachers and their weights, without those of weight 0: `alignment.weights`, or k and 1 - k for two."""
+    """Return the teachers and their weights, without those of weight 0: `alignment.weights`, or k and 1 - k for two."""
     if len(names) == 1:
         return tuple(names), (1.0,)
     weights = alignment.weights or (alignment.k, 1 - alignment.k)
@@ -142,7 +156,7 @@ def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[s
 
 
 def to_grid(features: Tensor, teacher: Tensor) -> Tensor:
-    """Features (B, T, H, W, C) averaged over the cells of the teacher's rows and columns (our reading)."""
+    """Average features (B, T, H, W, C) over the cells of the teacher's rows and columns (our reading)."""
     size = teacher.shape[2:4]
     if features.shape[2:4] == size:
         return features

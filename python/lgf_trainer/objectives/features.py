@@ -7,7 +7,7 @@ from .base import Objective, to_grid
 
 
 class FeatureDistance(Objective):
-    """Mean squared error to the teachers' features, each with its weight (SAM2VideoX' ablation "w/o LGF")."""
+    """Mean squared error to the teachers' features, each with its weight (SAM2VideoX's ablation "w/o LGF")."""
 
     name = "features"
 

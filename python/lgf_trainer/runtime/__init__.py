@@ -1,1 +1,1 @@
-"""What a run needs around its arithmetic: settings, files, processes."""
+"""Settings, files and processes of a run."""

@@ -1,8 +1,8 @@
-"""What a run leaves on disk: trained weights as diffusers loads them, the projector beside them, and checkpoints to go on from.
+"""Checkpoints of a run, and the weights that it leaves.
 
-    FOLDER/step-00000100/pytorch_lora_weights.safetensors    for `pipeline.load_lora_weights(FOLDER/step-00000100)`
-                         transformer/                        instead of that, where all weights are trained
-                         projector.safetensors
+    FOLDER/step-00000100/pytorch_lora_weights.safetensors    weights, as the task saves them: the LoRA for diffusers'
+                                                             load_lora_weights, or transformer/ where all are trained
+                         projector.safetensors               the projector
                          optimizer.safetensors               moments of AdamW, and the moving average if there is one
                          checkpoint.json                     step, recipe, what was trained on, hashes of the files
 
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -29,15 +29,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..optimiser import GroupedAdamW, MovingAverage
-from ..tap import AlignedTransformer
 from .distributed import like, whole
 from .errors import TrainerError, in_short, is_disk_full
 from .files import file_hash, whole_file, write_tensors
 
-if TYPE_CHECKING:
-    from ..generators.base import Generator
-
-PROJECTOR, OPTIMISER, FACTS = "projector.safetensors", "optimizer.safetensors", "checkpoint.json"
+OPTIMISER, FACTS = "optimizer.safetensors", "checkpoint.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 #: Without the frozen weights, beside which a LoRA is small: they would be gathered and copied at every save.
@@ -51,34 +47,8 @@ Hashes = dict[str, str]  # path below the folder -> SHA-256
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What a run changes, by name."""
+    """Return what a run changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save_weights(folder: Path, generator: "Generator", model: AlignedTransformer, weights: Tensors) -> Hashes:
-    """Write trained weights (whole, by the model's names): the transformer's as diffusers loads them, and the projector."""
-    hashes = generator.save(folder, model.transformer, _below("transformer", weights))
-    if projector := _below("projector", weights):
-        hashes[PROJECTOR] = write_tensors(folder / PROJECTOR, projector)
-    return hashes
-
-
-def load_weights(folder: Path, generator: "Generator", model: AlignedTransformer) -> None:
-    """Put what `save_weights` wrote into a model that is not yet parallelised.
-
-    Raises:
-        TrainerError: it belongs to another model.
-    """
-    try:
-        generator.load(folder, model.transformer)
-        if model.projector is not None and (projector := folder / PROJECTOR).exists():
-            model.projector.load_state_dict(load_file(projector))
-    except (FileNotFoundError, RuntimeError) as error:  # other sizes, or a run that trained something else
-        raise TrainerError(f"{folder} holds weights of another model: {in_short(error)}") from error
-
-
-def _below(part: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 # --- the state of a run ---------------------------------------------------------------------------------------
@@ -86,10 +56,15 @@ def _below(part: str, tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a run changes. `model` is the module inside any wrapper of `parallelise`."""
+    """Everything that a run changes.
 
-    generator: "Generator"
-    model: AlignedTransformer
+    Attributes:
+        save: (folder, model, trained weights) -> hashes of the files, that of the task.
+        model: the module inside any wrapper of `parallelise`.
+    """
+
+    save: Callable[[Path, nn.Module, Tensors], Hashes]
+    model: nn.Module
     optimiser: GroupedAdamW
     average: MovingAverage | None = None
 
@@ -98,29 +73,29 @@ class TrainingState:
         trained = trained_parameters(self.model)
         weights = get_model_state_dict(self.model, options=TRAINED)
         moments = get_optimizer_state_dict(self.model, self.optimiser.adamw, options=WHOLE)
-        average = {name: whole(tensor) for name, tensor in self.average.average.items()} if self.average else {}
+        kept = {} if self.average is None else self.average.average
+        average = {name: whole(tensor) for name, tensor in kept.items()}
 
         def write(folder: Path) -> Hashes:
             state = {f"{key}/{name}": value for name, own in moments["state"].items() for key, value in own.items()}
             state |= {f"average/{name}": tensor for name, tensor in average.items()}
-            mine = {name: weights[name] for name in trained}
-            hashes = save_weights(folder, self.generator, self.model, mine)
+            hashes = self.save(folder, self.model, {name: weights[name] for name in trained})
             hashes[OPTIMISER] = write_tensors(folder / OPTIMISER, state)
             if average:
-                found = save_weights(folder / "ema", self.generator, self.model, average)
+                found = self.save(folder / "ema", self.model, average)
                 hashes |= {f"ema/{name}": sha for name, sha in found.items()}
             return hashes
 
         return write
 
     def read(self, folder: Path) -> None:
-        """Put optimiser and average back. The weights are loaded before the model is parallelised (`load_weights`)."""
+        """Put optimiser and average back. The task reads the weights, before the model is parallelised."""
         tensors, trained = load_file(folder / OPTIMISER), trained_parameters(self.model)
         state = get_optimizer_state_dict(self.model, self.optimiser.adamw)
         state["state"] = {name: {key: tensors[f"{key}/{name}"] for key in MOMENTS} for name in trained}
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimiser.adamw, state, options=options)
-        if self.average:
+        if self.average is not None:
             for name, parameter in trained.items():
                 self.average.average[name] = like(tensors[f"average/{name}"], parameter)
 
@@ -149,11 +124,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def place(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """Return where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, write: Callable[[Path], Hashes], facts: dict[str, Any]) -> Path:
-        """A checkpoint with what `write` writes into the folder it is given. Older ones than `keep` go.
+        """Save a checkpoint with what `write` writes into the folder it is given. Older ones than `keep` are removed.
 
         Raises:
             TrainerError: it cannot be written. Those before it are untouched.
@@ -181,7 +156,7 @@ class Checkpoints:
         return place
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. What a killed run has left half-written, and what is damaged, goes.
+        """Return the newest whole checkpoint. What a killed run has left half-written, and what is damaged, is removed.
 
         Raises:
             TrainerError: a checkpoint cannot be read, which does not make it a damaged one.
@@ -205,7 +180,7 @@ class Checkpoints:
 
 
 def read_checkpoint(place: Path) -> Checkpoint | None:
-    """The checkpoint in a folder, verified; None if it is damaged.
+    """Return the checkpoint in a folder, verified; None if it is damaged.
 
     Raises:
         TrainerError: it cannot be read.
@@ -223,39 +198,38 @@ def read_checkpoint(place: Path) -> Checkpoint | None:
     return None
 
 
-def starting_weights(run: Path, file: str, transformer: Shapes, projector: Shapes) -> Path:
-    """The folder with the weights of a run that another begins with: its result, or else its newest checkpoint.
+def starting_weights(run: Path, files: dict[str, Shapes]) -> Path:
+    """Return the folder with the weights of a run that another begins with: its result, or else its newest checkpoint.
 
     Args:
         run: its folder.
-        file: that holds the transformer's weights.
-        transformer, projector: names and shapes of what they must have. A run without a projector has none to give.
+        files: file -> names and shapes of the tensors that it must have. Only the first file must be there: a run without a
+            projector has none to give.
 
     Raises:
         TrainerError: there is none, or something in it has another name or shape.
     """
+    first = next(iter(files))
     places = [run, *sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True)]
-    folder = next((place for place in places if (place / file).is_file()), None)
+    folder = next((place for place in places if (place / first).is_file()), None)
     if folder is None:
         raise TrainerError(
-            f"start_from {run}: it has no {file}, nor a checkpoint with one. Name a run of this model.train"
+            f"start_from {run}: it has no {first}, nor a checkpoint with one. Name a run of this task and model.train"
         )
-    for path, shapes, group in ((folder / file, transformer, "model"), (folder / PROJECTOR, projector, "projector")):
-        if not path.exists():
-            continue
-        there = {name.removeprefix("transformer."): shape for name, shape in tensor_shapes(path).items()}
+    for path, shapes in ((folder / file, shapes) for file, shapes in files.items() if (folder / file).exists()):
+        there = tensor_shapes(path)
         for name, shape in shapes.items():
             if there.get(name) != shape:
                 has = f"has the shape {there[name]}" if name in there else "is not"
                 raise TrainerError(
-                    f"start_from {run}: {name} {has} in {path.name}, and this recipe's has {shape}. Set the group {group} as "
-                    "that run had it, or start from another"
+                    f"start_from {run}: {name} {has} in {path.name}, and this recipe's has {shape}. Set the recipe (groups "
+                    "model and projector, or task_options) as that run had it, or start from another"
                 )
     return folder
 
 
 def tensor_shapes(path: Path) -> Shapes:
-    """The names and shapes of the tensors in a file."""
+    """Return the names and shapes of the tensors in a file."""
     with safe_open(path, "pt") as content:
         return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
 

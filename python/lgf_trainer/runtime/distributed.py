@@ -1,7 +1,7 @@
-"""Devices, and several processes: copies of the model (DDP) or shards of it (FSDP2), and tensors whole again."""
+"""Devices and processes: copies of the model (DDP) or shards of it (FSDP2), and gathered tensors."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 TRAINED = 16  # bytes for a weight that is trained in float32: itself, its gradient, both moments of AdamW
 
 
-def parallelise(model: nn.Module, blocks: nn.ModuleList, *, processes: int, shard: bool) -> nn.Module:
-    """The model for several processes; itself for one.
+def parallelise(model: nn.Module, blocks: Iterable[nn.Module], *, processes: int, shard: bool) -> nn.Module:
+    """Wrap the model for several processes; return itself for one.
 
     Sharded, every block is gathered only while it runs. Gradients are means over the processes either way.
 
@@ -45,13 +45,13 @@ def parallelise(model: nn.Module, blocks: nn.ModuleList, *, processes: int, shar
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module that `parallelise` was given."""
+    """Return the module that `parallelise` was given."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
 def accumulating(model: nn.Module, *, more: bool) -> Iterator[None]:
-    """Gradients are exchanged after the last batch of a step only; `more` batches are to come before that."""
+    """Exchange gradients after the last batch of a step only; `more` batches are to come before that."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(not more)
         yield
@@ -63,13 +63,13 @@ def accumulating(model: nn.Module, *, more: bool) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor without its sharding. All processes must call this."""
+    """Return a tensor without its sharding. All processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def like(tensor: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor on the device, and with the sharding, of `example`."""
+    """Return a whole tensor on the device, and with the sharding, of `example`."""
     tensor = tensor.to(example.device)
     return (
         distribute_tensor(tensor, example.device_mesh, example.placements) if isinstance(example, DTensor) else tensor
@@ -77,18 +77,18 @@ def like(tensor: Tensor, example: Tensor) -> Tensor:
 
 
 def this_process() -> "PartialState":
-    """This process among those of `accelerate launch`; alone if there are no others."""
+    """Return this process among those of `accelerate launch`; alone if there are no others."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # Without a GPU it takes several processes for one, unless it is told.
+    # Without a GPU, accelerate treats several processes as one unless it is told to use the CPU.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # They meet only at the end, and one may have got much longer videos than another.
+    # Processes synchronise only at the end, and the videos of one may be much longer than those of another.
     return PartialState(cpu, timeout=timedelta(days=30))
 
 
 def choose_device(name: str, default: torch.device | None = None) -> torch.device:
-    """The device called `name`. "auto": `default`, or else the first GPU, or else the CPU.
+    """Return the device called `name`. "auto": `default`, or else the first GPU, or else the CPU.
 
     Raises:
         TrainerError: there is no such device here.

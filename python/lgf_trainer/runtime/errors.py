@@ -1,4 +1,4 @@
-"""Mistakes that are the user's to mend."""
+"""Error for mistakes that the user can correct."""
 
 import errno
 
@@ -6,14 +6,14 @@ from lgf_cli.errors import UserError
 
 
 class TrainerError(UserError):
-    """Bad input or bad surroundings of the trainer."""
+    """Error for invalid input or environment of the trainer."""
 
 
 def in_short(error: Exception) -> str:
-    """What a library's error says, fit to stand in a line of ours."""
+    """Return the message of a library's error, short enough for one line."""
     return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Also where safetensors reports it, which keeps no error number."""
+    """Return whether an error says that the disk is full, safetensors' too, which keeps no error number."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

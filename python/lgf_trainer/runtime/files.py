@@ -1,11 +1,10 @@
-"""Files that are whole or not there, their hashes, and one run for one folder."""
+"""Atomic files, their hashes, and the lock of a folder."""
 
 import functools
 import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from .errors import TrainerError, is_disk_full
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are being written
-ABANDONED = 3600.0  # seconds: no file takes so long to be written, and no clocks of nodes differ by so much
+ABANDONED = 3600.0  # seconds: no file takes so long to be written
 
 #: safetensors' names of types.
 TYPES = {
@@ -49,7 +48,7 @@ def claim(folder: Path) -> AcquireReturnProxy:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which is there under its name when all of it is on the disk, or not at all."""
+    """Open a file to write to, which is there under its name when all of it is on the disk, or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # no other process, on any node, has this name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,13 +107,21 @@ def remove_leftovers(folder: Path, age: float = ABANDONED) -> None:
     """Remove what `whole_file` left in a folder when its process was killed.
 
     Whether a process still runs cannot be known across nodes that share the folder: their process numbers mean nothing here, and
-    not all shared file systems have locks. So a file is taken for left behind when it has not grown for an hour. `age` is 0 where
-    a lock says that nobody writes.
+    not all shared file systems have locks. So a file is taken for left behind when it has not grown for an hour, by the clock
+    of the file system: this node's may differ. `age` is 0 where a lock says that nobody writes.
     """
-    for path in folder.glob(".*"):
-        with suppress(OSError):  # another process may be removing it too
-            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= age:
-                path.unlink()
+    leftovers = [path for path in folder.glob(".*") if TEMPORARY.fullmatch(path.name)]
+    if not leftovers:
+        return
+    probe = folder / f".clock.{uuid4().hex}"
+    with suppress(OSError):
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        for path in leftovers:
+            with suppress(OSError):  # another process may be removing it too
+                if now - path.stat().st_mtime >= age:
+                    path.unlink()
 
 
 def must_be_writable(folder: Path) -> None:
@@ -130,11 +137,11 @@ def must_be_writable(folder: Path) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's content, read once in a process."""
+    """Return the SHA-256 of a file's content, read once in a process."""
     return file_hash(path)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Loading models of the Hugging Face hub, with errors that a user can read."""
+"""Models of the Hugging Face hub, with errors of one line."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -13,7 +13,7 @@ Model = TypeVar("Model")
 
 
 def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **options: Any) -> Model:
-    """`kind.from_pretrained(name, **options)`, with `subfolder` among the options if need be.
+    """Call `kind.from_pretrained(name, **options)`, with `subfolder` among the options if need be.
 
     `types` are the model types, as transformers calls them, that `name` may hold; none: not asked. transformers itself takes
     any model for any other, and fills what that lacks with random weights.
@@ -37,7 +37,7 @@ def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **option
 
 
 def _with_words(model: Model) -> Model:
-    """The model, if it can read: without files, transformers makes up a tokenizer of special tokens and the mark of a space."""
+    """Return the model, if its tokenizer has words: without files, transformers makes one of special tokens and a space."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None and len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) < 2:
         raise ValueError("its tokenizer knows no words, so files of it are missing")
@@ -45,7 +45,7 @@ def _with_words(model: Model) -> Model:
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on a device, in evaluation mode and without gradients.
+    """Put a model on a device, in evaluation mode and without gradients.
 
     On a CPU its weights are copied: loaders may leave them in a mapped file at odd addresses, once here and once there,
     and the last bits of sums depend on that.

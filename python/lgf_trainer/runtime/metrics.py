@@ -1,4 +1,4 @@
-"""What one sees of a run: curves, time, and losses that are no longer numbers. The host waits for the GPU only in `flush`."""
+"""Metrics of a run: curves, time, and an error for NaN. The host waits for the GPU only in `flush`."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _WHAT_TO_TRY = (
 
 
 class Stopwatch(Watch):
-    """Time of the steps, and of the alignment term within them, forward and backward; on a GPU by its own clock."""
+    """Stopwatch for the steps, and for the alignment term within them, forward and backward; on a GPU by its own clock."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -33,7 +33,7 @@ class Stopwatch(Watch):
         self._spans.append([self._now(), None])
 
     def end(self) -> None:
-        self._spans[-1][1] = self._now()  # of several ends, the last one counts
+        self._spans[-1][1] = self._now()  # the last of several ends counts
 
     def step_done(self) -> None:
         now = self._now()
@@ -41,7 +41,7 @@ class Stopwatch(Watch):
         self._start, self._spans = now, []
 
     def read(self) -> list[tuple[float, float]]:
-        """(seconds, share of the alignment term) of the steps since the last call. Waits for the GPU."""
+        """Return (seconds, share of the alignment term) of the steps since the last call. Waits for the GPU."""
         if self._on_gpu:
             torch.cuda.synchronize()
         steps, self._steps = self._steps, []
@@ -64,10 +64,11 @@ class Stopwatch(Watch):
 
 
 class Metrics:
-    """Collects the losses of steps on the device, and writes them down when asked.
+    """Losses of steps, collected on the device and written by `flush`.
 
     Args:
         path: of a file with one JSON object for each step, or None to write none (on all processes but the first).
+        names: of the two losses.
         done: steps that an earlier run has made; what it wrote about later ones is dropped, they come again.
         mean: the mean of a tensor over all processes.
         log: (values, step) -> None, to the tracker.
@@ -77,12 +78,14 @@ class Metrics:
         self,
         path: Path | None,
         *,
+        names: tuple[str, str] = ("diffusion", "alignment"),
         done: int,
         device: torch.device,
         mean: Callable[[Tensor], Tensor],
         log: Callable[[dict[str, float], int], None],
     ):
         self.path, self.done, self.mean, self.log = path, done, mean, log
+        self.names = (*names, "gradient")
         self.watch = Stopwatch(device)
         self._pending: list[tuple[Losses, dict[str, float]]] = []
         if path:
@@ -103,8 +106,9 @@ class Metrics:
         rows = []
         for row, (_, facts), (seconds, share) in zip(values, self._pending, self.watch.read(), strict=True):
             self.done += 1
-            _must_be_finite(self.done, row)
-            rows.append({**dict(zip(Losses._fields, row, strict=True)), **facts, "seconds": seconds, "share": share})
+            losses = dict(zip(self.names, row, strict=True))
+            _must_be_finite(self.done, losses)
+            rows.append({**losses, **facts, "seconds": seconds, "share": share})
             self.log(rows[-1], self.done)
             if self.path:
                 with open(self.path, "a") as file:
@@ -114,7 +118,7 @@ class Metrics:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The lines of a file of metrics up to a step, without what a killed run has left half-written."""
+    """Return the lines of a file of metrics up to a step, without what a killed run has left half-written."""
     kept = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         try:
@@ -125,8 +129,8 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     return kept
 
 
-def _must_be_finite(step: int, row: list[float]) -> None:
-    names = ("the diffusion loss", "the alignment loss", "the gradient")
-    for name, value in zip(names, row, strict=True):
+def _must_be_finite(step: int, losses: dict[str, float]) -> None:
+    for name, value in losses.items():
         if not math.isfinite(value):
-            raise TrainerError(f"step {step}: {name} is {value}. {_WHAT_TO_TRY}")
+            what = name if name == "gradient" else f"{name} loss"
+            raise TrainerError(f"step {step}: the {what} is {value}. {_WHAT_TO_TRY}")

@@ -1,10 +1,11 @@
-"""What a training run is: a tree of documented settings, read from YAML and changed on the command line.
+"""Recipe of a training run: a tree of documented settings, read from YAML and changed on the command line.
 
 Where SAM2VideoX states a value, it is the default here; "our reading" marks a choice that the paper leaves open. Limits
 stand beside the fields; pydantic checks them, and the types.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,21 +18,28 @@ from pydantic import BeforeValidator, Field
 from .errors import TrainerError
 from .settings import flatten, from_settings, merge, parse_yaml, read_yaml, to_settings
 
+NAME = re.compile(r"[\w.]+")  # of a module
 SHIPPED = resources.files("lgf_trainer").joinpath("recipes")
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _word(value: Any) -> Any:
-    """Without quotes, YAML reads no as false and null as nothing."""
+    """Undo YAML's reading of no as false and of null as nothing."""
     return "no" if value is False else "none" if value is None else value
 
 
 Word = BeforeValidator(_word)
+#: One text, or a list of them; a tuple, because pydantic takes no list for one that does not come from JSON itself.
+Words = BeforeValidator(
+    lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+)
 
 #: On the command line, `{margin: 0.2}`.
 Mapping = Annotated[
@@ -58,17 +66,18 @@ class Model:
     """Type of the frozen weights. What is trained is always kept in float32: bfloat16 swallows small steps."""
     train: Literal["lora", "full"] = "lora"
     """lora: a LoRA on frozen weights; full: all weights, which takes 16 bytes of memory for each of them."""
-    shift: Annotated[float, Field(gt=0)] | None = None
+    shift: Positive | None = None
     """Of the noise levels of models with flow matching, towards noise: s u / (1 + (s - 1) u). None: the family's own, 3 for
     Wan2.1 (our reading)."""
     rank: Count = 256
     """Rank of the LoRA."""
-    alpha: Annotated[float, Field(gt=0)] = 128
+    alpha: Positive = 128
     """The LoRA's output is scaled by alpha / rank."""
     dropout: Decay = 0.0
     """Dropout in front of the LoRA."""
-    targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """The linear layers that get a LoRA: all of attention."""
+    targets: Annotated[tuple[str, ...], Words] = ("to_k", "to_q", "to_v", "to_out.0")
+    """The linear layers that get a LoRA: ends of their names (default: all of attention), or one regular expression that matches
+    whole names, as `transformer_blocks\\.\\d+\\.attn1\\.(to_q|to_k)`."""
     gradient_checkpointing: bool = True
     """Keep only the input of each block and run it again in the backward pass: slower, far less memory."""
 
@@ -147,13 +156,18 @@ class Alignment:
 class Projector:
     """The head between the aligned block and the teacher's space."""
 
+    form: Literal["sam2videox", "moalign", "videorepa"] = "sam2videox"
+    """sam2videox: time brought to the teacher's frames, then pointwise layers, on all tokens. moalign, videorepa: layers
+    on the latents behind the first, then twice as many frames and fewer tokens, as of `lgf extract --teachers videomae`."""
+    reduction: Count = 3
+    """Rows and columns of tokens for one that the forms moalign and videorepa put out."""
     hidden: Count = 768
-    """Channels of the temporal part."""
+    """Channels of the temporal part (sam2videox)."""
     widths: tuple[Count, ...] = (512, 256, 256)
-    """Output channels of the pointwise layers. Losses that compare channel by channel replace the last by the
-    teacher's number of channels."""
+    """Output channels of the layers: for moalign 256 64, for videorepa 2048 2048 768. Losses that compare channel by
+    channel replace the last by the teacher's number of channels."""
     groups: Count = 32
-    """Groups of every GroupNorm."""
+    """Groups of every GroupNorm (sam2videox)."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +186,7 @@ class Optimiser:
     """Decoupled weight decay (our reading: torch's default)."""
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, ..., `steps` - 1; the final one in any after them."""
+        """Return the learning rate of step 0, 1, ..., `steps` - 1; the final one in any after them."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         if self.final_rate is None:
@@ -237,6 +251,10 @@ class Recipe:
 
     start_from: str | None = None
     """Folder of another run, whose weights this one begins with: a stage after a stage. Its optimiser starts anew."""
+    task: str = "diffusion"
+    """What is trained: diffusion with an alignment term, or a task of yours (docs/trainer.md)."""
+    task_options: Mapping = field(default_factory=dict)
+    """Of a task of yours, as `task_options: {width: 64}`; its file says which there are."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     alignment: Alignment = field(default_factory=Alignment)
@@ -254,6 +272,15 @@ def check(recipe: Recipe) -> None:
     """
     build(to_settings(recipe))
     alignment, head = recipe.alignment, recipe.projector
+    if is_pattern(recipe.model.targets):
+        try:
+            re.compile(recipe.model.targets[0])
+        except re.error as error:
+            raise TrainerError(f"model.targets is no regular expression: {error}") from error
+    elif wrong := [name for name in recipe.model.targets if not NAME.fullmatch(name)]:
+        raise TrainerError(
+            f"model.targets must be ends of names or one regular expression alone, got {wrong[0]!r} among others"
+        )
     names, weights = len(alignment.features), len(alignment.weights)
     if not names:
         raise TrainerError("alignment.features must be one name at least, got 0")
@@ -264,7 +291,7 @@ def check(recipe: Recipe) -> None:
             f"alignment.k weighs one or two names, got {names} alignment.features. Set alignment.weights to {names} "
             "numbers, or alignment.combine to concat"
         )
-    for width in (head.hidden, *head.widths[:-1]):
+    for width in (head.hidden, *head.widths[:-1]) if head.form == "sam2videox" else ():
         if width % head.groups:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
     if not head.widths:
@@ -276,13 +303,18 @@ def check(recipe: Recipe) -> None:
         raise TrainerError("alignment.schedule must have its points in the order of their steps")
 
 
+def is_pattern(targets: tuple[str, ...]) -> bool:
+    """Return whether `model.targets` is a regular expression: one text that cannot be the end of a name."""
+    return len(targets) == 1 and not NAME.fullmatch(targets[0])
+
+
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     return sorted(Path(entry.name).stem for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of a YAML file, or one that comes with the package.
+    """Return the recipe of a YAML file, or one that comes with the package.
 
     `base: NAME` in a file takes everything that the file does not say from another recipe: a file beside it, or one
     that comes with the package.
@@ -294,12 +326,12 @@ def read_recipe(name: str) -> Recipe:
 
 
 def build(settings: Any, source: str = "") -> Recipe:
-    """A recipe from nested mappings; what they do not say keeps its default."""
+    """Return a recipe from nested mappings; what they do not say keeps its default."""
     return from_settings(Recipe, settings, source, base=Recipe())
 
 
 def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML of a recipe, merged over that of its base; `above` are the files that it is the base of."""
+    """Return the YAML of a recipe, merged over that of its base; `above` are the files that it is the base of."""
     path = Path(name)
     if not path.is_file():
         path = SHIPPED.joinpath(f"{name}.yaml")
@@ -316,7 +348,7 @@ def _settings(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def differences(one: Recipe, other: Recipe, *, but: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, other value) where two recipes differ, without the keys that begin with one of `but`."""
+    """Yield (key, value, other value) where two recipes differ, without the keys that begin with one of `but`."""
     values = flatten(other)
     for key, value in flatten(one).items():
         if value != values[key] and not key.startswith(but):

@@ -33,7 +33,7 @@ class ByName:
 
     @classmethod
     def all(cls) -> dict[str, type[Self]]:
-        """Name -> class."""
+        """Return name -> class."""
         package = importlib.import_module(f"lgf_trainer.{cls.kind}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
@@ -43,7 +43,7 @@ class ByName:
 
     @classmethod
     def find(cls, name: str) -> type[Self]:
-        """The class with a name.
+        """Return the class with a name.
 
         Raises:
             TrainerError: there is none; it names those that are there.

@@ -1,4 +1,4 @@
-"""Dataclasses of settings from YAML: pydantic checks types and limits, and a mistake is told in one line."""
+"""Dataclasses of settings from YAML: types and limits by pydantic, errors of one line."""
 
 import dataclasses
 import difflib
@@ -26,13 +26,18 @@ _WORDS = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Options of a class without options."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but for numbers such as 1e-4, which it would read as text."""
+    """Loader for YAML 1.1 in which 1e-4 is a number, not text."""
 
 
 def _number(loader: yaml.Loader, node: yaml.Node) -> float:
     value = float(loader.construct_scalar(node))
-    return int(value) if value.is_integer() else value  # of either kind of number, if it is one
+    return int(value) if value.is_integer() else value  # an int is valid for fields of either type
 
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -41,7 +46,7 @@ _Loader.add_constructor("!number", _number)
 
 
 def read_yaml(path: Any) -> dict[str, Any]:
-    """The keys and values of a file.
+    """Return the keys and values of a file.
 
     Raises:
         TrainerError: it is not YAML, or holds something else.
@@ -53,7 +58,7 @@ def read_yaml(path: Any) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """The keys and values of a text; `source` is its name in messages."""
+    """Return the keys and values of a text; `source` is its name in messages."""
     try:
         settings = yaml.load(text, _Loader) or {}
     except yaml.YAMLError as error:
@@ -63,8 +68,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return settings
 
 
-def from_settings(kind: type, settings: Any, source: str, *, base: Any = None) -> Any:
-    """An instance of the dataclass `kind` from nested mappings; what they do not say is that of `base`, or the default.
+def from_settings(kind: type, settings: Any, source: str, *, base: Any = None, option: str = "") -> Any:
+    """Return an instance of the dataclass `kind` from nested mappings; what they do not say is that of `base`, or the default.
+
+    Messages begin with `source`, and call a key `option` and its name.
 
     Raises:
         TrainerError: an unknown key, which comes with the nearest known one, or a value of a wrong type or size.
@@ -77,11 +84,11 @@ def from_settings(kind: type, settings: Any, source: str, *, base: Any = None) -
     try:
         return TypeAdapter(kind).validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
-        raise TrainerError(prefix + _told(error)) from error
+        raise TrainerError(prefix + _told(error, option)) from error
 
 
 def to_settings(value: Any) -> Any:
-    """A dataclass as what YAML and JSON can hold."""
+    """Return a dataclass as what YAML and JSON can hold."""
     if is_group(value):
         return {entry.name: to_settings(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, tuple):
@@ -90,7 +97,7 @@ def to_settings(value: Any) -> Any:
 
 
 def flatten(group: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of a dataclass and those in it."""
+    """Return dotted key -> value, of a dataclass and those in it."""
     flat = {}
     for entry in dataclasses.fields(group):
         value = getattr(group, entry.name)
@@ -99,7 +106,7 @@ def flatten(group: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings, with those of `changes` where both have a key."""
+    """Merge nested mappings; where both have a key, that of `changes` counts."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -107,13 +114,28 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def must_be_made_with(wanted: dict[str, Any], path: Path, found: dict[str, Any], way_out: str) -> None:
+    """Refuse what was made with other settings than those of this run.
+
+    Raises:
+        TrainerError: the first setting that differs, and the way out.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        if name in wanted and name in found and wanted[name] == found[name]:
+            continue
+        here, now = (repr(settings[name]) if name in settings else "nothing" for settings in (found, wanted))
+        raise TrainerError(f"{path} was made with {name} = {here}, and this run has {now}. {way_out}")
+
+
 def is_group(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _told(error: ValidationError) -> str:
+def _told(error: ValidationError, option: str) -> str:
     first = error.errors()[0]
     key = ".".join(part for part in first["loc"] if isinstance(part, str) and part.isidentifier())
+    if option:
+        key = option + key.replace("_", "-")
     if first["type"] == "value_error":
         return f"{key} {first['ctx']['error']}".strip()
     context = first.get("ctx", {})
@@ -129,7 +151,7 @@ def _told(error: ValidationError) -> str:
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a dataclass, and of those in it."""
+    """Yield the dotted keys of a dataclass, and of those in it."""
     for name, hint in get_type_hints(kind).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):

@@ -1,4 +1,4 @@
-"""What extraction asks of a teacher, and the pictures that teachers look at."""
+"""Base of the teachers, and the frames that they take."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..data.flow import Source
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
 
@@ -15,18 +16,19 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's 
 
 
 class LostSubject(TrainerError):
-    """The subject could not be followed through the window, so that there is nothing to learn from it."""
+    """Error for a window whose subject could not be tracked: there is nothing to learn from it."""
 
 
 class Student(NamedTuple):
-    """Whom a teacher teaches: the frames that are compared, and the rows and columns of the student's tokens."""
+    """The frames that are compared, and the rows and columns of the student's tokens."""
 
     frames: range
     grid: tuple[int, int]
+    source: Source | None = None  # of the window, for teachers that read files beside the video
 
 
 class Teacher(ByName, ABC, kind="teachers"):
-    """Something that looks at videos and says what the student's features should look like.
+    """A frozen model whose features of a video are targets for the student's.
 
     A kind is a subclass in a file of its own, with a `name` for `lgf extract --teachers` and a frozen dataclass `Options`,
     which may have any fields with defaults: `--teacher-options NAME.FIELD=VALUE` sets them, and the cache's settings hold them.
@@ -44,7 +46,7 @@ class Teacher(ByName, ABC, kind="teachers"):
 
     @abstractmethod
     def __call__(self, video: Tensor, subject: Tensor | None, student: Student) -> dict[str, Tensor]:
-        """What the cache gets of a window.
+        """Return what the cache gets of a window.
 
         Args:
             video: (N, 3, H, W) in [-1, 1].
@@ -63,7 +65,7 @@ class Teacher(ByName, ABC, kind="teachers"):
 
 
 def normalised(video: Tensor, size: tuple[int, int], device: torch.device) -> Iterator[Tensor]:
-    """The frames of a video (N, 3, H, W) in [-1, 1] as teachers want them, (1, 3, *size), in float32 on a device.
+    """Yield the frames of a video (N, 3, H, W) in [-1, 1] as teachers want them, (1, 3, *size), float32 on a device.
 
     One at a time: all of them, as large as SAM2 wants them, would fill a gigabyte.
     """
@@ -74,6 +76,6 @@ def normalised(video: Tensor, size: tuple[int, int], device: torch.device) -> It
 
 
 def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Features (N, h, w, C) on another grid, (N, H, W, C): bilinear, with antialiasing where it is coarser."""
+    """Move features (N, h, w, C) to another grid, (N, H, W, C): bilinear, with antialiasing where it is coarser."""
     moved = interpolate(features.permute(0, 3, 1, 2), grid, mode="bilinear", antialias=True)
     return moved.permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""What DINO teaches: features of every frame by itself, one vector for each of the student's tokens.
+"""DINO as a teacher: features of single frames, one vector for each of the student's tokens.
 
 SAM2VideoX compares itself with REPA to DINOv3 and says no more about it. Our reading is REPA's own way: a frame is resized
 so that the patches of the encoder are the student's tokens, and the last layer's normalised patch features are taken, without
@@ -18,7 +18,7 @@ TYPES = ("dinov3_vit", "dinov2", "dinov2_with_registers")  # of models, as trans
 
 @dataclass(frozen=True)
 class Options:
-    """Of DINO."""
+    """Options of DINO."""
 
     model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 
@@ -40,7 +40,7 @@ class Dino(Teacher):
 
     @torch.no_grad()
     def features(self, video: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Features (N, rows, columns, C) of a video (N, 3, H, W) in [-1, 1], on a grid of rows and columns."""
+        """Return features (N, rows, columns, C) of a video (N, 3, H, W) in [-1, 1], on a grid of rows and columns."""
         rows, columns = grid
         patch = self.model.config.patch_size
         frames = normalised(video, (rows * patch, columns * patch), self.device)

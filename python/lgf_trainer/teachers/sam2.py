@@ -1,6 +1,6 @@
-"""What SAM2 teaches: memory features of a tracked subject, forward and backward in time, and their Local Gram Flow.
+"""SAM2 as a teacher: memory features of a tracked subject, forward and backward in time, and their Local Gram Flow.
 
-`F_mem` of a frame is what SAM2's memory attention puts out: the frame's features after they have looked at the memories of
+`F_mem` of a frame is what SAM2's memory attention puts out: the frame's features after attention to the memories of
 the frames before. The prompted frame has no memories; there SAM2's own feature of "no memory yet" stands in, the frame's
 features plus a learned vector (our reading of the paper). Both tracks are prompted by a mask: the first frame's, which
 SAM2 draws from a box if that is what is given, and for the backward track the last mask of the forward one.
@@ -27,7 +27,7 @@ BOX_CORNERS = (2, 3)  # SAM2's labels of the two points that stand for a box
 
 @dataclass(frozen=True)
 class Options:
-    """Of SAM2 and of what is stored of it."""
+    """Options of SAM2 and of what is stored of it."""
 
     implementation: Literal["transformers", "sam2"] = "transformers"
     model: str = "facebook/sam2.1-hiera-large"
@@ -77,7 +77,7 @@ class Track(NamedTuple):
 
 
 class Tracker(ABC):
-    """SAM2 as extraction sees it. The weights are frozen and computed with in float32.
+    """A tracker of one subject, with frozen weights in float32.
 
     An implementation encodes the frames of a video and takes one tracking step at a time; the rest is here.
     """
@@ -139,7 +139,7 @@ class Tracker(ABC):
             handle.remove()
 
     def _mask_of_box(self, box: Tensor, size: tuple[int, int]) -> Tensor:
-        """The mask (size, size) of bool that SAM2 draws for a box in the first frame."""
+        """Return the mask (size, size) of bool that SAM2 draws for a box in the first frame."""
         self._forget()
         scale = torch.tensor([self.size / size[1], self.size / size[0]], device=self.device)
         return self._enlarge(self._step(0, box.to(scale).view(2, 2) * scale, reverse=False))
@@ -165,11 +165,11 @@ class Tracker(ABC):
 
     @abstractmethod
     def _step(self, frame: int, prompt: Tensor | None, reverse: bool) -> Tensor:
-        """The mask's logits in a frame: prompted by a mask (size, size) or corners (2, 2), or tracked from memories."""
+        """Return the mask's logits in a frame: prompted by a mask (size, size) or corners (2, 2), or tracked from memories."""
 
     @abstractmethod
     def _without_memory(self, frame: int) -> Tensor:
-        """(tokens, channels) features of a frame that has no memories to look at."""
+        """Return (tokens, channels) features of a frame that has no memories to look at."""
 
 
 class TransformersSam2(Tracker):
@@ -203,7 +203,7 @@ class TransformersSam2(Tracker):
         positions = None
         for index, frame in enumerate(normalised(video, (self.size, self.size), self.device)):
             encoded = self.model.get_image_features(frame, return_dict=True)
-            positions = positions or encoded.fpn_position_encoding
+            positions = encoded.fpn_position_encoding if positions is None else positions
             features = {"vision_feats": encoded.fpn_hidden_states, "vision_pos_embeds": positions}
             self.session.cache.cache_vision_features(index, features)
 
@@ -247,7 +247,7 @@ class PackageSam2(Tracker):
         config, _, checkpoint = model.partition(":")
         try:
             built = build_sam2(config, checkpoint, device) if checkpoint else build_sam2_hf(model, device=device)
-        except Exception as error:  # whatever hydra, torch.load or the hub have to say about a wrong name
+        except Exception as error:  # hydra, torch.load and the hub raise different types for a wrong name
             raise TrainerError(f"SAM2 cannot be loaded from {model}: {in_short(error)}") from error
         self.model = frozen(built.float(), device)
         self.size = self.model.image_size
@@ -256,7 +256,7 @@ class PackageSam2(Tracker):
         self.frames = [self._encode(frame) for frame in normalised(video, (self.size, self.size), self.device)]
 
     def _encode(self, frame: Tensor) -> dict[str, list]:
-        """The arguments of `track_step` that hold the features of a frame, flattened to (tokens, 1, channels)."""
+        """Return the arguments of `track_step` that hold the features of a frame, flattened to (tokens, 1, channels)."""
         encoded = self.model.forward_image(frame)
         levels = slice(-self.model.num_feature_levels, None)
         features, positions = encoded["backbone_fpn"][levels], encoded["vision_pos_enc"][levels]

@@ -137,6 +137,8 @@ void multiply_async(float (&d)[64], std::uint64_t a, std::uint64_t b) {
 }
 
 inline void use_device(int) {}
+template <class Kernel>
+void check_loads(int) {}
 inline bool has_warpgroups(int) { return model::warpgroups(); }
 
 struct Multiprocessors {

@@ -1,7 +1,6 @@
 """Calls of losses whose compiled Triton kernels run on the model."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ def list_of_teachers(teachers: list[Tensor]) -> tuple[list, dict]:
 class Case(NamedTuple):
     """A call: the student's shape and type, the channels of the teachers, and options.
 
-    `row` is the configuration that the kernels run with, `chosen_by` the function (its module and its name) that would
-    choose one. `arguments` makes the loss's arguments after the student, and further options, from the teachers' features.
+    `row` is the configuration that the kernels run with. `arguments` makes the loss's arguments after the student, and
+    further options, from the teachers' features.
     """
 
     loss: str
@@ -29,7 +28,6 @@ class Case(NamedTuple):
     options: dict
     gradient: bool = True
     row: tuple | None = None
-    chosen_by: tuple[ModuleType, str] | None = None
     arguments: Callable[[list[Tensor]], tuple[list, dict]] = list_of_teachers
 
     def __str__(self) -> str:

@@ -10,10 +10,10 @@ PYTHONPATH=tests python -m models.ptx.cases configurations        every row of t
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
-from unittest import mock
+from typing import NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
 # What is compiled here ends with PTX (`triton_launcher`), and must not be found by those who need the machine code.
@@ -49,11 +49,18 @@ def noticed(run: Callable) -> dict:
 
 
 def run_case(case: Case) -> dict:
+    """Run a case, with its row wherever a configuration of that kind is chosen."""
     torch.manual_seed(0)
-    if case.row is None:
-        return noticed(case.errors)
-    with mock.patch.object(*case.chosen_by, lambda *arguments: [case.row]):
-        return noticed(case.errors)
+    chosen = []
+
+    def choose(rows: Sequence[NamedTuple]) -> NamedTuple:
+        chosen.append(case.row if isinstance(rows[0], type(case.row)) else rows[0])
+        return chosen[-1]
+
+    with launch.overridden(choose=choose):
+        found = noticed(case.errors)
+    assert case.row in (None, *chosen), f"no kernel of {case} has a configuration of this kind"
+    return found
 
 
 def of_ampere(part: ModuleType, every_row: bool) -> Iterator[tuple[str, Callable]]:
@@ -82,7 +89,11 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)  # fills what `torch.empty` returns with NaN
     offer_triton()
     hopper, few, every_row = (word in sys.argv[1:] for word in ("sm_90", "few", "configurations"))
-    launcher.launched_on_model(launch, 90 if hopper else 80)
+    with launcher.launched_on_model(90 if hopper else 80):
+        print_results(hopper, few, every_row)
+
+
+def print_results(hopper: bool, few: bool, every_row: bool) -> None:
     parts = families.of_every_family("triton_cases")
     wanted = [word for word in sys.argv[1:] if word in (*parts, "bugs")] or [*parts, "bugs"]
     for part in (parts[name] for name in parts if name in wanted):

@@ -1,10 +1,15 @@
 """Launches of Triton kernels on the model, compiled as Triton compiles them for the same arguments."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
+
+from lgf_kernels.core import triton_launch as launch
 
 from .arena import Arena
 from .arithmetic import TYPES
@@ -27,13 +32,14 @@ class Driver:
         return 0
 
 
-def launched_on_model(launch, architecture: int) -> None:
-    """Let the library's launchers launch on the model."""
+@contextmanager
+def launched_on_model(architecture: int) -> Iterator[None]:
+    """Let the library's launchers launch on the model within the block. The driver, and that nothing is assembled, stay."""
     driver.set_active(Driver(architecture))
-    launch.run = run
-    launch.architecture = lambda device: architecture
     # The model runs PTX: what assembles it would take half of the time.
     CUDABackend.make_cubin = lambda *arguments, **options: b""
+    with launch.overridden(run=run, architecture=architecture):
+        yield
 
 
 def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) -> None:

@@ -34,7 +34,9 @@ class Descriptor(NamedTuple):
         start, leading, stride = (((self.bits >> bit & 0x3FFF) << 4)[:, None, None] for bit in (START, LEADING, STRIDE))
         swizzles = set((self.bits >> 62 & 3).tolist())
         if len(swizzles) > 1 or not swizzles <= ROW_BYTES.keys() or (self.bits & OTHERS).any():
-            raise unknown(f"descriptor {self.bits[0]:#x}", "rows are swizzled by 128, 64 or 32 bytes, and the base is 0")
+            raise unknown(
+                f"descriptor {self.bits[0]:#x}", "rows are swizzled by 128, 64 or 32 bytes, and the base is 0"
+            )
         row = ROW_BYTES[swizzles.pop()]
         i, k = np.arange(count)[:, None], np.arange(depth)
         if self.down:

@@ -1,0 +1,172 @@
+"""Diffusion with an alignment term: a video model (its LoRA or all its weights) and a projector."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load, load_file, save
+from torch import Tensor, nn
+
+from ..data.samples import TrainingSamples
+from ..generators.base import Encoders, Generator
+from ..objectives.base import make_objective
+from ..runtime.checkpoint import Hashes
+from ..runtime.distributed import must_fit
+from ..runtime.errors import TrainerError, in_short
+from ..runtime.files import write_atomically, write_tensors
+from ..runtime.recipe import Alignment, Recipe
+from ..step import AlignedDiffusion, Batch
+from ..tap import AlignedTransformer
+from .base import Task
+
+PROJECTOR = "projector.safetensors"
+
+
+class Diffusion(Task):
+    """The diffusion loss of a video model, and the weighted loss of an objective on the features of one block."""
+
+    name = "diffusion"
+    losses_named = ("diffusion", "alignment")
+
+    def __init__(self, recipe, cache, accelerator, options):
+        super().__init__(recipe, cache, accelerator, options)
+        self.objective = make_objective(recipe.alignment, cache.settings)
+        self.generator = make_generator(recipe)
+        self.generator.check_window(self.shapes, cache.folder)
+        if recipe.alignment.block >= self.generator.layers:
+            last = self.generator.layers - 1
+            raise TrainerError(f"alignment.block is {recipe.alignment.block}, and the model has blocks 0 to {last}")
+        if self.objective is not None:
+            grid = self.generator.grid_of_moments(self.shapes["latents"])
+            self.objective.check(self.shapes, grid, cache.folder)
+            self.objective.check_head(recipe.projector, self.shapes, grid, cache.folder)
+        if recipe.model.train == "full":
+            weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
+            must_fit(weights, accelerator.device, shards=accelerator.num_processes if recipe.run.shard else 1)
+
+    def make_projector(self) -> nn.Module | None:
+        """Return the head that the objective needs."""
+        if self.objective is None:
+            return None
+        return self.objective.make_projector(self.recipe.projector, self.generator.channels, self.shapes)
+
+    def make_model(self):
+        transformer, projector = self.generator.load_transformer(self.recipe.model), self.make_projector()
+        block = self.generator.blocks(transformer)[self.recipe.alignment.block]
+        return AlignedTransformer(transformer, projector, block, self.generator.grid_of, self.generator.video_tokens)
+
+    def blocks(self, model):
+        return self.generator.blocks(model.transformer)
+
+    def groups(self, model):
+        groups = AlignedDiffusion(model, self.objective, self.recipe.model.train).groups()
+        return {name: (parameters, getattr(self.recipe.optimisers, name)) for name, parameters in groups.items()}
+
+    def begin(self, model, watch):
+        super().begin(model, watch)
+        self.step = AlignedDiffusion(model, self.objective, self.recipe.model.train, self.accelerator.autocast, watch)
+
+    # --- data and losses --------------------------------------------------------------------------------------
+
+    def samples(self):
+        data = self.recipe.data
+        return TrainingSamples(
+            self.cache, self.generator, () if self.objective is None else self.objective.tensors,
+            seed=self.recipe.training.seed,
+            image_dropout=data.image_dropout, caption_dropout=data.caption_dropout, no_caption=self.empty_caption(),
+        )  # fmt: skip
+
+    def empty_caption(self) -> Tensor | None:
+        """Return the embedding of the empty caption, if it is needed; it is kept with the run: its encoder outweighs the model."""
+        if not self.recipe.data.caption_dropout:
+            return None
+        path = self.recipe.run.output / "empty-caption.safetensors"
+        with self.accelerator.main_process_first():
+            if not path.exists():
+                dtype = getattr(torch, self.recipe.model.dtype)
+                text = Encoders(self.generator, torch.device("cpu"), dtype, text_only=True).text("").float()
+                write_atomically(path, save({"text": text}))
+        return load(path.read_bytes())["text"]
+
+    def batch(self, sample):
+        model = self.recipe.model
+        inputs = self.generator.inputs(sample, getattr(torch, model.dtype if model.train == "lora" else "float32"))
+        return Batch(
+            *inputs, {name: sample[name] for name in self.objective.tensors} if self.objective is not None else {}
+        )
+
+    def losses(self, batch, trained):
+        return self.step.losses(batch, trained)
+
+    def weight(self, step):
+        return alignment_weight(self.recipe.alignment, step)
+
+    # --- weights ----------------------------------------------------------------------------------------------
+
+    def save(self, folder, model, weights):
+        return save_weights(folder, self.generator, model, weights)
+
+    def read(self, folder, model):
+        load_weights(folder, self.generator, model)
+
+    def trained_shapes(self):
+        model = self.recipe.model
+        shapes = {self.generator.file(model.train): self.generator.trained_shapes(model)}
+        with torch.device("meta"):
+            projector = self.make_projector()
+        if projector is not None:
+            shapes[PROJECTOR] = {name: tuple(parameter.shape) for name, parameter in projector.named_parameters()}
+        return shapes
+
+    def loaded_with(self, output):
+        if self.recipe.model.train == "full":
+            return f"{self.generator.transformer}.from_pretrained({str(output / 'transformer')!r})"
+        return f"pipeline.load_lora_weights({str(output)!r})"
+
+
+def make_generator(recipe: Recipe) -> Generator:
+    """Return the model of a recipe; nothing but configurations is read."""
+    generator = Generator.read(recipe.model.path, recipe.model.revision)
+    if recipe.model.shift is not None:
+        if generator.shift is None:
+            raise TrainerError(
+                f"model.shift is for flow matching, and {generator.name} predicts velocities. Leave it out"
+            )
+        generator.shift = recipe.model.shift
+    return generator
+
+
+def alignment_weight(alignment: Alignment, step: int) -> float:
+    """Return the weight of the alignment term in a step."""
+    if alignment.loss == "none":
+        return 0.0
+    if not alignment.schedule:
+        return alignment.weight
+    steps, factors = zip(*alignment.schedule, strict=True)
+    return alignment.weight * float(np.interp(step, steps, factors))
+
+
+def save_weights(folder: Path, generator: Generator, model: AlignedTransformer, weights: dict[str, Tensor]) -> Hashes:
+    """Write trained weights (whole, by the model's names): the transformer's as diffusers loads them, and the projector."""
+    parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "projector": {}}
+    for name, tensor in weights.items():
+        part, _, inner = name.partition(".")
+        parts[part][inner] = tensor
+    hashes = generator.save(folder, model.transformer, parts["transformer"])
+    if parts["projector"]:
+        hashes[PROJECTOR] = write_tensors(folder / PROJECTOR, parts["projector"])
+    return hashes
+
+
+def load_weights(folder: Path, generator: Generator, model: AlignedTransformer) -> None:
+    """Put what `save_weights` wrote into a model that is not yet parallelised.
+
+    Raises:
+        TrainerError: it belongs to another model.
+    """
+    try:
+        generator.load(folder, model.transformer)
+        if model.projector is not None and (projector := folder / PROJECTOR).exists():
+            model.projector.load_state_dict(load_file(projector))
+    except (FileNotFoundError, RuntimeError) as error:  # other sizes, or a run that trained something else
+        raise TrainerError(f"{folder} holds weights of another model: {in_short(error)}") from error
