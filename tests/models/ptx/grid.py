@@ -42,11 +42,15 @@ def prepared(ptx: str, entry: str | None = None) -> Kernel:
     return Kernel(program, executable(program), granules)
 
 
-def run_grid(kernel: Kernel, grid, threads: int, shared_bytes: int, parameters: np.ndarray, memory: Memory) -> None:
-    """Run all blocks of a grid (x, y, z), some side by side."""
+def run_grid(
+    kernel: Kernel, grid, threads: int, shared_bytes: int, parameters: np.ndarray, memory: Memory, **rules: bool
+) -> None:
+    """Run all blocks of a grid (x, y, z), some side by side. `rules`: those of `Launch` that have a default."""
     grid = (*grid, 1, 1)[:3]
     shared_granule = kernel.granules["shared"]
-    launch = Launch(kernel.program, kernel.code, parameters, memory, shared_bytes, shared_granule, threads, grid)
+    launch = Launch(
+        kernel.program, kernel.code, parameters, memory, shared_bytes, shared_granule, threads, grid, **rules
+    )
     blocks = np.array([index[::-1] for index in np.ndindex(*grid[::-1])])
     blocks = np.column_stack([blocks, np.arange(len(blocks))])
     at_once = max(1, SIDE_BY_SIDE // threads)

@@ -21,7 +21,8 @@ def executable(program: Program) -> list[list[tuple[Instruction, Callable | None
 class Launch(NamedTuple):
     """The data that all blocks of a grid share: the bytes of the parameters, and global memory.
 
-    `grid`: the blocks along x, y and z. `granule`: the narrowest access to shared memory, in bytes.
+    `grid`: the blocks along x, y and z. `granule`: the narrowest access to shared memory, in bytes. `copies_need_fence`:
+    whether asynchronous products read what asynchronous copies wrote only after a fence between the proxies.
     """
 
     program: Program
@@ -32,6 +33,7 @@ class Launch(NamedTuple):
     granule: int
     block_threads: int
     grid: tuple[int, int, int]
+    copies_need_fence: bool = True
 
 
 class Copies:
@@ -71,6 +73,7 @@ class Machine:
         block, index = np.divmod(self.thread, launch.block_threads)
         shared = np.full(len(blocks) * launch.shared_bytes, 0xFF, np.uint8)
         self.shared = Memory("shared memory", shared, launch.granule, launch.shared_bytes)
+        self.shared.copies_need_fence = launch.copies_need_fence
         self.shared_part = block * launch.shared_bytes
         self.special = {"%tid.x": index.astype(np.uint32)}
         self.special |= {f"%ctaid.{axis}": blocks[block, i].astype(np.uint32) for i, axis in enumerate("xyz")}

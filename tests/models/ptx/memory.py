@@ -29,7 +29,8 @@ class Memory:
     """Bytes, in granules of the narrowest access, each with the stamps of its last write and its last read.
 
     `limit` is one thread block's part, which is all it may address. `valid`: the granules that may be accessed at all.
-    `time` counts fences, and `written_at` has the time of the last write; neither is kept before the first fence.
+    `time` counts fences, and `written_at` has the time of the last write; neither is kept before the first fence. Without
+    `copies_need_fence` asynchronous copies are as if a fence followed them.
     """
 
     def __init__(self, name: str, content: np.ndarray, granule: int, limit: int, origin: int = 0,
@@ -40,7 +41,7 @@ class Memory:
         self.writer = np.full(granules, -1)
         self.reader = np.full(granules, -1)
         self.in_flight = np.zeros(granules, bool)
-        self.time = 0
+        self.time, self.copies_need_fence = 0, True
         self.written_at = np.zeros(granules, np.int32)
 
     def places(self, address: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
@@ -101,6 +102,8 @@ class Memory:
     def end_copy(self, granules: np.ndarray, values: np.ndarray, who: np.ndarray) -> None:
         self.in_flight[granules] = False
         self.mark_written(granules, who[:, None])
+        if not self.copies_need_fence:
+            self.written_at[granules] = -1
         self.put(granules, values)
 
     def mark_written(self, granules: np.ndarray, who: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
@@ -14,6 +15,10 @@ from lgf_kernels.core import triton_launch as launch
 from .arena import Arena
 from .arithmetic import TYPES
 from .grid import Kernel, prepared, run_grid
+
+#: Triton 3.6 has a barrier between asynchronous copies and products that read them in a pipelined loop. The PTX ISA asks for a
+#: fence between the proxies as well, which Triton 3.8 has.
+COPIES_NEED_FENCE = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
 
 
 class Driver:
@@ -49,7 +54,8 @@ def run(kernel, grid, *arguments, enable_fp_fusion: bool = True, **constants) ->
     arena = Arena([value for value in values if isinstance(value, torch.Tensor)], compiled.granules["global"])
     numbers = [arena.address(value) if isinstance(value, torch.Tensor) else value for value in values]
     parameters = packed(compiled, numbers)
-    run_grid(compiled, grid, 32 * binary.metadata.num_warps, binary.metadata.shared, parameters, arena.memory)
+    threads, shared_bytes = 32 * binary.metadata.num_warps, binary.metadata.shared
+    run_grid(compiled, grid, threads, shared_bytes, parameters, arena.memory, copies_need_fence=COPIES_NEED_FENCE)
     arena.give_back()
 
 
