@@ -16,7 +16,7 @@ HOPPER = "90a"
 def compiled(kernel: str, architecture: str) -> str:
     """Return the PTX of a kernel, by its name in C++, for "80" or "90a". Other kernels of its source are left out.
 
-    It is the same as in the PTX of the whole source, which takes ten times as long; a slow test compares them.
+    It is the same as in the PTX of the whole source, which takes several times as long; a slow test compares them.
     """
     headers = sorted(path for path in CSRC.rglob("*.h") if path.name != "bindings.h")
     lines = [f'#include "{header}"' for header in headers]

@@ -41,7 +41,7 @@ class Driver:
 def launched_on_model(architecture: int) -> Iterator[None]:
     """Let the library's launchers launch on the model within the block. The driver, and that nothing is assembled, stay."""
     driver.set_active(Driver(architecture))
-    # The model runs PTX: what assembles it would take half of the time.
+    # The model runs PTX: nothing needs to be assembled.
     CUDABackend.make_cubin = lambda *arguments, **options: b""
     with launch.overridden(run=run, architecture=architecture):
         yield
