@@ -18,6 +18,7 @@ if INTERPRETED:
 
 
 from models.cuda.fixtures import built, model, objects, tensor_cores, way  # noqa: E402, F401
+from models.ptx.fixtures import nvcc_model  # noqa: E402, F401
 from support.families import of_every_family  # noqa: E402
 
 

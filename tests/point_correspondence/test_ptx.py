@@ -3,10 +3,15 @@
 import pytest
 from models.ptx.results import check, results_of
 
-from .triton_cases import CASES
+from .triton_cases import CASES, ON_HOPPER
 
 pytest.importorskip("triton")
 
 
 def test_operators_against_the_oracle():
     check(results_of("point_correspondence"), CASES)
+
+
+@pytest.mark.parametrize("cases, words", [(ON_HOPPER, ["few"]), pytest.param(CASES, [], marks=pytest.mark.slow)])
+def test_operators_compiled_for_hopper(cases, words):
+    check(results_of("sm_90", "point_correspondence", *words), cases)

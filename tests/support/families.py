@@ -4,8 +4,9 @@
 (B, T, H, W, C) and (B, T, H, W, C').
 
 `triton_cases.py` of a family with Triton kernels has CASES and BUGS, calls that the model of a GPU runs, and mistakes that
-it must notice; rows_of_tables, a call for every configuration; quicken, which cuts the kernels for the interpreter; and
-launch_every_kernel, which calls every launcher at one resolution.
+it must notice; ON_HOPPER, cases that continuous integration runs compiled for Hopper; rows_of_tables, a
+call for every configuration; quicken, which cuts the kernels for the interpreter; and launch_every_kernel, which calls
+every launcher at one resolution.
 """
 
 import importlib

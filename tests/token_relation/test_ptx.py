@@ -3,7 +3,7 @@
 import pytest
 from models.ptx.results import check, results_of
 
-from .triton_cases import CASES
+from .triton_cases import CASES, ON_HOPPER
 
 triton = pytest.importorskip("triton")
 
@@ -23,3 +23,8 @@ def test_products_that_must_be_rounded(results):
     assert results["differences fused"]["result"] > 1e-6
     if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):  # older ones let one thread of them write
         assert "two threads write" in results["norms fused"]["fault"]
+
+
+@pytest.mark.parametrize("cases, words", [(ON_HOPPER, ["few"]), pytest.param(CASES, [], marks=pytest.mark.slow)])
+def test_operators_compiled_for_hopper(cases, words):
+    check(results_of("sm_90", "token_relation", *words), cases)

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <type_traits>
+#include <typeinfo>
 
 #include "common/dtype.h"
 
@@ -31,6 +32,10 @@ namespace model {
 void multiprocessors(int& count, int& shared_bytes, int& shared_bytes_of_block);
 void run_blocks(std::int64_t blocks, int threads, std::int64_t shared_bytes,
                 const std::function<void(char* shared)>& kernel);
+
+// Hands a launch to `lgf_model_launcher`, if there is one: a model of a GPU that runs what nvcc makes of the kernel.
+bool launched_elsewhere(const std::type_info& kernel, std::int64_t blocks, int threads, std::int64_t shared_bytes,
+                        const void* params, std::int64_t params_bytes);
 
 // Operations of the running fibre. They return when they are complete.
 int thread();
@@ -147,6 +152,7 @@ inline Multiprocessors multiprocessors(int) {
 
 template <class Kernel>
 void launch(std::int64_t blocks, std::int64_t shared_bytes, std::uintptr_t, const typename Kernel::Params& params) {
+  if (model::launched_elsewhere(typeid(Kernel), blocks, Kernel::kThreads, shared_bytes, &params, sizeof params)) return;
   model::run_blocks(blocks, Kernel::kThreads, shared_bytes, [&](char* shared) { Kernel::run(params, shared); });
 }
 

@@ -1,5 +1,6 @@
 // Scheduler of the model, and the operations of whole warps.
 #undef _FORTIFY_SOURCE  // which reports a jump from one stack to another as an error
+#include <cxxabi.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -7,12 +8,14 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "device_model.h"
@@ -85,6 +88,10 @@ bool reversed = false;
 std::int64_t bank_conflicts = 0;
 std::int64_t blocks_run = 0, bytes_copied = 0, bytes_staged = 0, matrix_loads = 0, products = 0;
 bool hopper = false;
+// Runs a kernel elsewhere, and returns why it failed, or an empty text. Null: it could not even say so.
+using Launcher = const char* (*)(const char* kernel, std::int64_t blocks, int threads, std::int64_t shared_bytes,
+                                 const void* params, std::int64_t params_bytes);
+Launcher launcher = nullptr;
 std::vector<bool> unknown;  // pieces of 16 bytes of shared memory that asynchronous products may not read yet
 
 #ifdef __SANITIZE_ADDRESS__
@@ -377,11 +384,27 @@ void multiprocessors(int& count, int& shared_bytes, int& shared_bytes_of_block) 
   shared_bytes_of_block = shared_bytes - 1024;
 }
 
+void require_shared(std::int64_t bytes) {
+  if (bytes > shared_bytes_of_each - 1024) throw std::runtime_error("more shared memory than a block has");
+}
+
+bool launched_elsewhere(const std::type_info& kernel, std::int64_t blocks, int block_threads, std::int64_t bytes,
+                        const void* params, std::int64_t params_bytes) {
+  if (!launcher) return false;
+  require_shared(bytes);
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(kernel.name(), nullptr, nullptr, &status), std::free);
+  const char* failure = launcher(name.get(), blocks, block_threads, bytes, params, params_bytes);
+  if (!failure) throw std::runtime_error("the launcher of the model failed");
+  if (*failure) throw std::runtime_error(failure);
+  return true;
+}
+
 void run_blocks(std::int64_t blocks, int block_threads, std::int64_t bytes, const std::function<void(char*)>& body) {
   threads = block_threads;
   while (static_cast<int>(fibres.size()) < threads) fibres.push_back(std::make_unique<Fibre>());
   kernel = &body;
-  if (bytes > shared_bytes_of_each - 1024) throw std::runtime_error("more shared memory than a block has");
+  require_shared(bytes);
   block_total = blocks;
   shared_size = bytes;
   std::vector<char> memory(bytes + kGuardBytes + 1024);
@@ -502,6 +525,11 @@ __attribute__((visibility("default"))) void lgf_model_multiprocessors(int count,
 }
 
 __attribute__((visibility("default"))) void lgf_model_hopper(int is_one) { lgf::cuda::model::hopper = is_one; }
+
+// Launches go to this function from now on, or to the model again if it is null.
+__attribute__((visibility("default"))) void lgf_model_launcher(lgf::cuda::model::Launcher launcher) {
+  lgf::cuda::model::launcher = launcher;
+}
 
 __attribute__((visibility("default"))) std::int64_t lgf_model_bank_conflicts() {
   return lgf::cuda::model::bank_conflicts;

@@ -47,11 +47,34 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return (a.astype(between) * b.astype(between) + c.astype(between)).astype(a.dtype)
 
 
+def fused_downwards(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Return a b + c of float32, rounded towards minus infinity."""
+    exact = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
+    nearest = exact.astype(np.float32)
+    return np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+
+
 def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the quotient of integers, rounded towards 0. It is undefined for a divisor of 0."""
     b = np.where(b == 0, b.dtype.type(1), b)
     floor = a // b
     return floor + ((floor < 0) & (floor * b != a)).astype(a.dtype)
+
+
+def remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the rest of `quotient`, with the sign of the dividend."""
+    return a - quotient(a, b) * np.where(b == 0, b.dtype.type(1), b)
+
+
+def upper_half(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the upper half of the bits of products of integers."""
+    if a.dtype.itemsize < 8:
+        wider = np.dtype(f"{a.dtype.kind}{2 * a.dtype.itemsize}")
+        return (a.astype(wider) * b.astype(wider) >> wider.type(8 * a.dtype.itemsize)).astype(a.dtype)
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    (a_high, a_low), (b_high, b_low) = ((x >> half, x & low) for x in (a, b))
+    middle = a_high * b_low + (a_low * b_low >> half)
+    return a_high * b_high + (middle >> half) + (a_low * b_high + (middle & low) >> half)
 
 
 def shifted(x: np.ndarray, by: np.ndarray, left: bool) -> np.ndarray:
@@ -69,6 +92,14 @@ def bit_field(x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarra
     assert (start + length <= bits).all() and (length > 0).all(), "a field beyond the number"
     top = (bits - start - length).astype(x.dtype)
     return (x << top) >> (bits - length).astype(x.dtype)
+
+
+def inserted(field: np.ndarray, x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Return x with its bits start .. start + length - 1 replaced by the lowest of a field."""
+    assert (start + length <= 8 * x.dtype.itemsize).all(), "a field beyond the number"
+    start = start.astype(np.uint64)
+    mask = ((np.uint64(1) << length.astype(np.uint64)) - np.uint64(1)) << start
+    return ((x & ~mask) | ((field.astype(np.uint64) << start) & mask)).astype(x.dtype)
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:

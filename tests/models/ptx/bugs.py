@@ -6,11 +6,13 @@ from unittest import mock
 import torch
 import triton
 import triton.language as tl
-from support.numerics import features, value_and_gradient
+from support.numerics import features, relative_error, value_and_gradient
 
 import lgf_kernels as lgf
 
-from . import launcher
+from . import triton_launcher as launcher
+from .grid import prepared
+from .mistakes import Mistake
 
 
 @triton.jit
@@ -47,12 +49,18 @@ def not_aligned() -> None:
         launcher.run(doubled, (1,), torch.ones(129)[1:], torch.empty(128), 128, **constants)
 
 
-def edited(old: str, new: str) -> None:
-    """Run a kernel whose compiled code is changed."""
-    prepared = launcher.prepared
-    student = features(1, 1, 128, 40, dtype=torch.bfloat16)
-    with mock.patch.object(launcher, "prepared", lambda ptx: prepared(ptx.replace(old, new))):
-        value_and_gradient(lgf.token_relation_loss, student, student, pair_weight=torch.ones(1, 1), backend="triton")
+def edited(right: str, wrong: str, tokens: int = 128, channels: int = 40) -> list[float]:
+    """Run kernels whose compiled code is changed, and return the relative errors of the value and the gradient."""
+    edit = Mistake(right, wrong)
+    student, teacher = (features(1, 1, tokens, C, dtype=torch.bfloat16) for C in (channels, 24))
+    weight = torch.ones(1, 1)
+    with mock.patch.object(launcher, "prepared", lambda ptx: prepared(edit(ptx))):
+        ours = value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=weight, backend="triton")
+    truth = value_and_gradient(
+        lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=weight, backend="reference"
+    )
+    assert edit.changes, f"no kernel has {right!r}"
+    return [relative_error(our, true) for our, true in zip(ours, truth, strict=True)]
 
 
 BUGS: dict[str, Callable] = {
@@ -60,6 +68,33 @@ BUGS: dict[str, Callable] = {
     "between the elements": between_the_elements,
     "not aligned": not_aligned,
     "masked without other": masked_without_other,
-    "no barriers": lambda: edited("bar.sync", "// bar.sync"),
-    "waits too little": lambda: edited("cp.async.wait_group \t0", "cp.async.wait_group \t1"),
+    "no barriers": lambda: edited(r"bar\.sync", "// bar.sync"),
+    "waits too little": lambda: edited(r"cp\.async\.wait_group \t0", "cp.async.wait_group \t1"),
+}
+
+#: 1 << 62, rows of 128 bytes that are swizzled.
+SWIZZLE_128 = r"461168629330\d{7}"
+#: On Hopper: what is wrong in the code, the right and the wrong code, and what the fault says; none where results are wrong.
+ON_HOPPER: dict[str, tuple[str, str, str | None]] = {
+    "no barriers": (r"bar\.sync", "// bar.sync", "race"),
+    "no fence": (r"wgmma\.fence", "// wgmma.fence", "no fence (wgmma.fence)"),
+    "no commit": (r"wgmma\.commit_group", "// wgmma.commit_group", "not committed"),
+    "no wait": (r"wgmma\.wait_group", "// wgmma.wait_group", "have not waited for"),
+    "no fence between proxies": (r"fence\.proxy\.async", "// fence.proxy.async", "no fence (fence.proxy.async)"),
+    "another swizzle": (SWIZZLE_128, lambda number: str(int(number[0]) ^ 3 << 62), None),
+}
+MORE_ON_HOPPER: dict[str, tuple[str, str, str | None]] = {
+    "waits for copies too little": (r"cp\.async\.wait_group \t0", "cp.async.wait_group \t1", "copy is under way"),
+    "waits for products too little": (
+        r"wgmma\.wait_group\.sync\.aligned 0",
+        "wgmma.wait_group.sync.aligned 1",
+        "product",
+    ),
+    "another stride": (SWIZZLE_128, lambda number: str(int(number[0]) ^ 96 << 32), None),
+    "another base": (SWIZZLE_128, lambda number: str(int(number[0]) | 1 << 49), "does not know `descriptor"),
+    "a is transposed": (r", 1, 1, 0, ([01]);", r", 1, 1, 1, \1;", None),
+    "a is not transposed": (r", 1, 1, 1, 1;", ", 1, 1, 0, 1;", None),
+    "b is transposed": (r", 1, 1, 0, 0;", ", 1, 1, 0, 1;", None),
+    "b is not transposed": (r", 1, 1, ([01]), 1;", r", 1, 1, \1, 0;", None),
+    "pieces are not exchanged": (r"xor\.b32", "or.b32", None),
 }

@@ -2,16 +2,22 @@
 
 PYTHONPATH=tests python -m models.ptx.cases                       what the tests run
 PYTHONPATH=tests python -m models.ptx.cases gram_flow bugs        a family, the bugs
+PYTHONPATH=tests python -m models.ptx.cases sm_90                 compiled for Hopper, and not for Ampere
+PYTHONPATH=tests python -m models.ptx.cases sm_90 few             what of it continuous integration runs
 PYTHONPATH=tests python -m models.ptx.cases configurations        every row of the tables of configurations, in some minutes
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is not compiled
+# What is compiled here ends with PTX (`triton_launcher`), and must not be found by those who need the machine code.
+os.environ["TRITON_CACHE_DIR"] = os.path.join(os.environ.get("TRITON_CACHE_DIR", "build/triton"), "ptx")
 
 import torch
 from support import families
@@ -19,9 +25,11 @@ from support import families
 from lgf_kernels.core import registry
 from lgf_kernels.core import triton_launch as launch
 
-from . import bugs, launcher
+from . import bugs
+from . import triton_launcher as launcher
 from .case import Case
 from .memory import Fault
+from .spelling import Unknown
 
 
 def offer_triton() -> None:
@@ -36,7 +44,7 @@ def offer_triton() -> None:
 def noticed(run: Callable) -> dict:
     try:
         return {"result": run()}
-    except Fault as fault:
+    except (Fault, Unknown) as fault:
         return {"fault": str(fault)}
 
 
@@ -55,24 +63,44 @@ def run_case(case: Case) -> dict:
     return found
 
 
+def of_ampere(part: ModuleType, every_row: bool) -> Iterator[tuple[str, Callable]]:
+    """Yield the names of cases and bugs of a family, and functions that run them."""
+    for case in part.rows_of_tables() if every_row else part.CASES:
+        yield str(case), partial(run_case, case)
+    for name, run in () if every_row else part.BUGS.items():
+        yield name, partial(noticed, run)
+
+
+def of_hopper(part: ModuleType, every_row: bool, few: bool) -> Iterator[tuple[str, Callable]]:
+    for case in part.rows_of_tables() if every_row else part.ON_HOPPER if few else part.CASES:
+        yield str(case), partial(run_case, case)
+
+
+def bugs_of(hopper: bool, few: bool) -> Iterator[tuple[str, Callable]]:
+    if not hopper:
+        for name, run in bugs.BUGS.items():
+            yield name, partial(noticed, run)
+        return
+    for name, (right, wrong, _) in (bugs.ON_HOPPER if few else bugs.ON_HOPPER | bugs.MORE_ON_HOPPER).items():
+        yield name, partial(noticed, partial(bugs.edited, right, wrong, tokens=150, channels=72))
+
+
 def main() -> None:
     torch.use_deterministic_algorithms(True)  # fills what `torch.empty` returns with NaN
     offer_triton()
-    with launcher.launched_on_model():
-        print_results()
+    hopper, few, every_row = (word in sys.argv[1:] for word in ("sm_90", "few", "configurations"))
+    with launcher.launched_on_model(90 if hopper else 80):
+        print_results(hopper, few, every_row)
 
 
-def print_results() -> None:
+def print_results(hopper: bool, few: bool, every_row: bool) -> None:
     parts = families.of_every_family("triton_cases")
-    every_row = "configurations" in sys.argv[1:]
-    wanted = [name for name in sys.argv[1:] if name != "configurations"] or [*parts, "bugs"]
+    wanted = [word for word in sys.argv[1:] if word in (*parts, "bugs")] or [*parts, "bugs"]
     for part in (parts[name] for name in parts if name in wanted):
-        for case in part.rows_of_tables() if every_row else part.CASES:
-            print(json.dumps({"case": str(case)} | run_case(case)), flush=True)
-        for name, run in () if every_row else part.BUGS.items():
-            print(json.dumps({"case": name} | noticed(run)), flush=True)
-    for name, run in bugs.BUGS.items() if "bugs" in wanted and not every_row else ():
-        print(json.dumps({"case": name} | noticed(run)), flush=True)
+        for name, run in of_hopper(part, every_row, few) if hopper else of_ampere(part, every_row):
+            print(json.dumps({"case": name} | run()), flush=True)
+    for name, run in bugs_of(hopper, few) if "bugs" in wanted and not every_row else ():
+        print(json.dumps({"case": name} | run()), flush=True)
 
 
 if __name__ == "__main__":

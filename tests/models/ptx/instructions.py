@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import arithmetic as math
-from . import matrices
+from . import matrices, warpgroups
 from .arithmetic import TYPES
 from .memory import Fault
 from .parser import Address, Instruction, Program, flat
@@ -15,12 +15,22 @@ from .spelling import SPECIAL, unknown
 POISON = 0xFFFFFFFFFFFFFFFF
 
 
+#: Instructions that write no registers, or like the products of warpgroups write them later.
+WITHOUT_TARGET = ("st", "cp", "bar", "stmatrix", "wgmma", "fence", "trap")
+
+
 def compiled(op: Instruction, program: Program) -> Callable:
     """Return the instruction as a function of the machine."""
     function = FUNCTIONS[op.name]
-    targets = [] if op.name in ("st", "cp", "bar") else flat(op.operands[:1])
+    targets = [] if op.name in WITHOUT_TARGET else flat(op.operands[:1])
     sources = op.operands[len(targets) > 0 :]
+    if op.name == "wgmma":
+        sources = sources[1:]  # without the sums, or how many groups to wait for
+    if op.name in ("ld", "st"):
+        require_space(op, program)
     reads = [reader(source, kind, program) for source, kind in zip(sources, kinds(op, len(sources)), strict=True)]
+    if op.name == "mov" and isinstance(op.operands[1], str) and op.operands[1] in program.bits:
+        reads = [defined_or_not(op.operands[1], op.kind)]
     # Without `other` a masked load leaves anything where it is masked.
     undefined = op.name == "ld" and program.written_once.issuperset(targets)
 
@@ -39,17 +49,30 @@ def compiled(op: Instruction, program: Program) -> Callable:
     return run
 
 
+def require_space(op: Instruction, program: Program) -> None:
+    """Require that a symbol in an address belongs to the memory that is accessed."""
+    address = next(operand for operand in op.operands if isinstance(operand, Address))
+    names = program.parameters if op.space == "param" else {program.shared} if op.space == "shared" else {}
+    if address.base not in names and address.base not in program.bits:
+        raise unknown(str(op), f"{address.base} is no variable of {op.space} memory")
+
+
 def kinds(op: Instruction, count: int) -> list[str]:
     """Return the types of an instruction's operands where they differ from the instruction's."""
     if op.name in ("shl", "shr", "bfe"):
         return [op.kind, "u32", "u32"][:count]
+    if op.name == "bfi":
+        return [op.kind, op.kind, "u32", "u32"]
+    if op.name == "wgmma":  # the operands, whether sums are kept, signs, and whether operands are transposed
+        of_a = "b32" if count and isinstance(op.operands[1], list) else "b64"
+        return [of_a, "b64", "pred", *["s32"] * (count - 3)][:count]
     if op.name == "selp":
         return [op.kind, op.kind, "pred"]
     if op.name == "mad" and op.modifiers[0] == "wide":
         return [op.kind, op.kind, math.wide(op.kind)]
     if op.name == "mov" and isinstance(op.operands[1], list):
         return [f"b{int(op.kind[1:]) // len(op.operands[1])}"]
-    if (op.name == "mma" and op.kind != "f64") or op.name in ("cp", "bar"):
+    if (op.name == "mma" and op.kind != "f64") or op.name in ("cp", "bar", "stmatrix"):
         return ["b32"] * count
     return [op.kind] * count
 
@@ -61,9 +84,8 @@ def reader(operand, kind: str, program: Program) -> Callable:
         return lambda machine: [read(machine) for read in reads]
     if isinstance(operand, Address):
         if operand.base in program.parameters:
-            if operand.offset:
-                raise unknown(f"{operand.base} + {operand.offset}", "it reads parameters whole")
-            return lambda machine: machine.parameters[operand.base]
+            place = program.parameters[operand.base].start + operand.offset
+            return lambda machine: place
         base = reader(operand.base, "u64", program)
         return lambda machine: base(machine).astype(np.int64) + operand.offset
     dtype = np.dtype(TYPES[kind])
@@ -78,9 +100,18 @@ def reader(operand, kind: str, program: Program) -> Callable:
         number = int(operand, 0) & (POISON >> 64 - 8 * dtype.itemsize)
     elif operand == program.shared:
         number = 0
+    elif operand in program.parameters:
+        number = program.parameters[operand].start
     else:
         raise unknown(operand, "no register or variable of that name")
     return lambda machine: np.full(machine.threads, number, bits).view(dtype)
+
+
+def defined_or_not(register: str, kind: str) -> Callable:
+    """Return a function that reads a register, or any value where nothing has written it: compilers move such values too."""
+    dtype = TYPES[kind]
+    bits = math.unsigned(1 if kind == "pred" else 8 * np.dtype(dtype).itemsize)
+    return lambda machine: machine.read_or_poison(register).astype(bits, copy=False).view(dtype)
 
 
 def extended(value: np.ndarray, bits: int) -> np.ndarray:
@@ -94,6 +125,8 @@ def extended(value: np.ndarray, bits: int) -> np.ndarray:
 
 
 def product(op: Instruction, a, b):
+    if op.modifiers[0] == "hi":
+        return math.upper_half(a, b)
     if op.modifiers[0] != "wide":
         return a * b
     wide = TYPES[math.wide(op.kind)]
@@ -105,8 +138,8 @@ def converted(op: Instruction, a, *lower):
     to, source = op.modifiers[-2:]
     if source == "bf16":
         a = math.from_bfloat16(a)
-    if to == source and "rzi" in op.modifiers:
-        return np.trunc(a)
+    if to == source:
+        return np.trunc(a) if "rzi" in op.modifiers else np.where(np.isnan(a), np.float32(0), np.clip(a, 0, 1))
     if not to.endswith("x2"):
         return math.convert(a, to)
     upper, lower = (math.convert(x, to[:-2]).view(np.uint16).astype(np.uint32) for x in (a, *lower))
@@ -124,7 +157,9 @@ def root(op: Instruction, a):
 
 
 def reciprocal(op: Instruction, a):
-    """Approximate in float64, from the upper half to the upper half."""
+    """Divide 1; approximate in float64, from the upper half to the upper half."""
+    if "rn" in op.modifiers:
+        return 1 / a
     upper = np.uint64(0xFFFFFFFF00000000)
     return ((1 / (a.view(np.uint64) & upper).view(np.float64)).view(np.uint64) & upper).view(np.float64)
 
@@ -141,12 +176,14 @@ def moved(op: Instruction, source):
 
 ELEMENTWISE = {
     "mov": moved,
+    "cvta": lambda op, a: a,  # an address of global memory is the same in all memories
     "add": lambda op, a, b: a + b,
     "sub": lambda op, a, b: a - b,
     "mul": product,
     "mad": lambda op, a, b, c: product(op, a, b) + c,
-    "fma": lambda op, a, b, c: math.fused(a, b, c),
+    "fma": lambda op, a, b, c: (math.fused_downwards if "rm" in op.modifiers else math.fused)(a, b, c),
     "div": divided,
+    "rem": lambda op, a, b: math.remainder(a, b),
     "neg": lambda op, a: -a,
     "abs": lambda op, a: np.abs(a),
     "min": lambda op, a, b: (np.minimum if "NaN" in op.modifiers else np.fmin)(a, b),
@@ -159,6 +196,7 @@ ELEMENTWISE = {
     "shl": lambda op, a, by: math.shifted(a, by, left=True),
     "shr": lambda op, a, by: math.shifted(a, by, left=False),
     "bfe": lambda op, a, start, length: math.bit_field(a, start, length),
+    "bfi": lambda op, field, a, start, length: math.inserted(field, a, start, length),
     "selp": lambda op, a, b, condition: np.where(condition, a, b),
     "setp": lambda op, a, b: math.compare(op.modifiers[0], a, b),
     "cvt": converted,
@@ -186,7 +224,9 @@ def shuffle(machine, op, value, by, clamp, members):
     if (clamp[machine.active] != 31).any() or (members[machine.active] != 0xFFFFFFFF).any():
         raise unknown(str(op), "shuffles are of whole warps")
     lane = {"bfly": machine.lane ^ (by & 31), "idx": by & 31}[op.modifiers[1]]
-    return [value[machine.thread - machine.lane + lane]]
+    results = [value[machine.thread - machine.lane + lane]]
+    # The second result is whether the lane exists.
+    return [*results, np.ones(machine.threads, bool)] if isinstance(op.operands[0], list) else results
 
 
 def warp_reduction(machine, op, value, members):
@@ -212,20 +252,40 @@ def matrix_load(machine, op, address):
     return list(pairs.reshape(-1, 4, 32).swapaxes(0, 1).reshape(4, -1)[:count])
 
 
+def matrix_store(machine, op, address, values):
+    """Store matrices, the reverse of `matrix_load`."""
+    count, warps = len(values), machine.threads // 32
+    pairs = np.stack(values).reshape(count, warps, 32).swapaxes(0, 1)  # warp, matrix, lane
+    elements = np.ascontiguousarray(pairs).view(np.uint16).reshape(warps, count, 8, 8)
+    if "trans" in op.modifiers:
+        elements = elements.swapaxes(2, 3)
+    rows = np.zeros((warps, 32, 8), np.uint16)
+    rows[:, : 8 * count] = elements.reshape(warps, 8 * count, 8)
+    who = machine.mask(op.guard) & (machine.lane < 8 * count)
+    machine.store("shared", address, rows.reshape(-1, 8), who)
+
+
 # ---- memory -----------------------------------------------------------------------------------------------------
 
 
 def load(machine, op, address):
-    dtype = TYPES[op.kind]
+    dtype, mask, count = TYPES[op.kind], machine.mask(op.guard), len(flat(op.operands[:1]))
     if op.space == "param":
-        if not isinstance(op.operands[1], Address) or op.operands[1].base not in machine.parameters:
-            raise unknown(str(op), "it finds parameters by name")
-        return [np.broadcast_to(address.view(dtype), machine.threads)]
-    mask, count = machine.mask(op.guard), len(flat(op.operands[:1]))
+        return list(parameter(machine, address, np.dtype((dtype, count)), mask).T)
     values = np.full((machine.threads, count), POISON, np.uint64).astype(f"u{np.dtype(dtype).itemsize}").view(dtype)
     if mask.any():
         values[mask] = machine.load(op.space, address, dtype, count, mask)
     return list(values.T)
+
+
+def parameter(machine, address, dtype: np.dtype, mask: np.ndarray) -> np.ndarray:
+    """Return numbers from the bytes of the parameters, for each thread."""
+    data = machine.parameters
+    address = np.where(mask, address, 0)
+    if (address < 0).any() or (address + dtype.itemsize > len(data)).any() or (address % dtype.itemsize).any():
+        raise Fault(f"an access to {dtype.itemsize} bytes of parameters at {address[mask][0]}")
+    values = np.lib.stride_tricks.sliding_window_view(data, dtype.itemsize)[address]
+    return np.ascontiguousarray(values).view(dtype.base)
 
 
 def store(machine, op, address, values):
@@ -251,7 +311,13 @@ def copy(machine, op, *operands):
         machine.copies.begin(machine, to, values, mask)
 
 
+def trap(machine, op):
+    if machine.mask(op.guard).any():
+        raise Fault("the kernel gives up")
+
+
 FUNCTIONS = {name: elementwise(function) for name, function in ELEMENTWISE.items()} | {
-    "shfl": shuffle, "redux": warp_reduction, "mma": matrix_product, "ldmatrix": matrix_load,
-    "ld": load, "st": store, "cp": copy, "bar": lambda machine, op, members: None,
+    "shfl": shuffle, "redux": warp_reduction, "mma": matrix_product, "ldmatrix": matrix_load, "stmatrix": matrix_store,
+    "ld": load, "st": store, "cp": copy, "bar": lambda machine, op, members: None, "trap": trap,
+    "wgmma": warpgroups.instruction, "fence": lambda machine, op: machine.fence_proxies(),
 }  # fmt: skip

@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arithmetic import unsigned
 from .instructions import POISON, compiled
 from .memory import Fault, Memory, stamp
 from .parser import Instruction, Program
+from .proxies import Proxies
+from .warpgroups import THREADS, Products
 
 
 def executable(program: Program) -> list[list[tuple[Instruction, Callable | None]]]:
@@ -16,15 +19,21 @@ def executable(program: Program) -> list[list[tuple[Instruction, Callable | None
 
 
 class Launch(NamedTuple):
-    """The data that all blocks of a grid share. `granule`: the narrowest access to shared memory, in bytes."""
+    """The data that all blocks of a grid share: the bytes of the parameters, and global memory.
+
+    `grid`: the blocks along x, y and z. `granule`: the narrowest access to shared memory, in bytes. `copies_need_fence`:
+    whether asynchronous products read what asynchronous copies wrote only after a fence between the proxies.
+    """
 
     program: Program
     code: list
-    parameters: dict[str, np.ndarray]
+    parameters: np.ndarray
     memory: Memory
     shared_bytes: int
     granule: int
     block_threads: int
+    grid: tuple[int, int, int]
+    copies_need_fence: bool = True
 
 
 class Copies:
@@ -64,11 +73,15 @@ class Machine:
         block, index = np.divmod(self.thread, launch.block_threads)
         shared = np.full(len(blocks) * launch.shared_bytes, 0xFF, np.uint8)
         self.shared = Memory("shared memory", shared, launch.granule, launch.shared_bytes)
+        self.shared.copies_need_fence = launch.copies_need_fence
         self.shared_part = block * launch.shared_bytes
         self.special = {"%tid.x": index.astype(np.uint32)}
         self.special |= {f"%ctaid.{axis}": blocks[block, i].astype(np.uint32) for i, axis in enumerate("xyz")}
+        self.special["%nctaid.x"] = np.full(self.threads, launch.grid[0], np.uint32)
         self.registers = {}
         self.copies = Copies(self.threads)
+        self.products = Products(self.threads // THREADS)
+        self.proxies = Proxies(self.shared, self.threads // 32, launch.block_threads // 32)
         self.at = np.zeros(self.threads, np.int64)
         self.waiting = np.zeros(self.threads, bool)
         self.exited = np.zeros(self.threads, bool)
@@ -81,6 +94,12 @@ class Machine:
         if name not in self.registers:
             raise Fault(f"{name} is read before it is written")
         return self.registers[name]
+
+    def read_or_poison(self, name: str) -> np.ndarray:
+        if name in self.registers:
+            return self.registers[name]
+        dtype = unsigned(self.launch.program.bits[name])
+        return np.full(self.threads, POISON, np.uint64).astype(dtype)
 
     def write(self, name: str, value: np.ndarray, mask: np.ndarray) -> None:
         if mask is not self.everyone:
@@ -107,6 +126,18 @@ class Machine:
 
     def store(self, space: str, address: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
         self.memory(space).store(*self.access(space, address, mask), values[mask])
+
+    def load_by_proxy(self, address: np.ndarray, threads: np.ndarray, size: int) -> np.ndarray:
+        """Load numbers of so many bytes at addresses (n, count) for the warpgroups that begin with these threads."""
+        places = address + self.shared_part[threads][:, None]
+        if (address < 0).any() or (address + size > self.launch.shared_bytes).any():
+            raise Fault("a descriptor leads outside shared memory")
+        self.proxies.check(places // self.shared.granule, self.who[threads], threads // 32)
+        return self.shared.content.view(f"u{size}")[places // size]
+
+    def fence_proxies(self) -> None:
+        warps = np.flatnonzero(self.active.reshape(-1, 32).any(1))
+        self.proxies.fence(warps, self.who[32 * warps])
 
     def require_whole_warps(self) -> None:
         together = self.active.reshape(-1, 32)
@@ -141,6 +172,7 @@ class Machine:
             elif op.name == "bar":
                 self.waiting |= self.mask(op.guard)
             else:
+                self.products.require_none(self.mask(op.guard))
                 self.exited |= self.mask(op.guard)
 
     def pass_barriers(self) -> None:

@@ -47,6 +47,10 @@ SUMS = ([g, g, g + 8, g + 8], [2 * t, 2 * t + 1] * 2)
 HALVES = [2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9]
 OF_HALVES = (([g, g, g + 8, g + 8] * 2, HALVES[:2] * 2 + HALVES[2:] * 2), (HALVES, [g] * 4), SUMS)
 OF_TF32 = (([g, g + 8] * 2, [t, t, t + 4, t + 4]), ([t, t + 4], [g, g]), SUMS)
+#: On Hopper.
+OF_MORE_FLOAT64 = (
+    ([g, g + 8] * 4, [t, t, t + 4, t + 4, t + 8, t + 8, t + 12, t + 12]), ([t, t + 4, t + 8, t + 12], [g] * 4), SUMS,
+)  # fmt: skip
 OF_FLOAT64 = (([g], [t]), ([t], [g]), ([g, g], [2 * t, 2 * t + 1]))
 
 #: By what PTX calls them: the shape, and the type of an operand.
@@ -55,4 +59,5 @@ SHAPES = {
     ("m16n8k16", "f16"): product(16, 8, 16, OF_HALVES, lambda r: halves(r).view(np.float16), np.float32, towards_zero),
     ("m16n8k8", "tf32"): product(16, 8, 8, OF_TF32, tf32, np.float32, towards_zero),
     ("m8n8k4", "f64"): product(8, 8, 4, OF_FLOAT64, lambda r: r, np.float64, lambda total: total),
+    ("m16n8k16", "f64"): product(16, 8, 16, OF_MORE_FLOAT64, lambda r: r, np.float64, lambda total: total),
 }

@@ -29,6 +29,8 @@ class Memory:
     """Bytes, in granules of the narrowest access, each with the stamps of its last write and its last read.
 
     `limit` is one thread block's part, which is all it may address. `valid`: the granules that may be accessed at all.
+    `time` counts fences, and `written_at` has the time of the last write; neither is kept before the first fence. Without
+    `copies_need_fence` asynchronous copies are as if a fence followed them.
     """
 
     def __init__(self, name: str, content: np.ndarray, granule: int, limit: int, origin: int = 0,
@@ -39,6 +41,8 @@ class Memory:
         self.writer = np.full(granules, -1)
         self.reader = np.full(granules, -1)
         self.in_flight = np.zeros(granules, bool)
+        self.time, self.copies_need_fence = 0, True
+        self.written_at = np.zeros(granules, np.int32)
 
     def places(self, address: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
         """Check accesses of so many bytes, and return their granules (n, size / granule)."""
@@ -86,7 +90,7 @@ class Memory:
         self.check(self.reader[granules], who, "written while another warp reads it")
         changed = True if values is None else self.words(granules) != values.view(self.unit)
         self.check(np.where(changed, self.writer[granules], -1), who, "written by two warps")
-        self.writer[granules] = who
+        self.mark_written(granules, who)
 
     def begin_copy(self, address, base, who: np.ndarray, size: int) -> np.ndarray:
         """Mark the destination of an asynchronous copy, which nothing may access until the copy is complete."""
@@ -97,8 +101,15 @@ class Memory:
 
     def end_copy(self, granules: np.ndarray, values: np.ndarray, who: np.ndarray) -> None:
         self.in_flight[granules] = False
-        self.writer[granules] = who[:, None]
+        self.mark_written(granules, who[:, None])
+        if not self.copies_need_fence:
+            self.written_at[granules] = -1
         self.put(granules, values)
+
+    def mark_written(self, granules: np.ndarray, who: np.ndarray) -> None:
+        self.writer[granules] = who
+        if self.time:
+            self.written_at[granules] = self.time
 
     @property
     def unit(self) -> type:

@@ -3,6 +3,8 @@
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from .arithmetic import TYPES
 from .spelling import INSTRUCTION, OPERAND, SPACES, require_known, unknown
 
@@ -42,18 +44,28 @@ class Instruction(NamedTuple):
         return self.modifiers[-1] if self.modifiers else ""
 
     def __str__(self) -> str:
-        return f"{'.'.join((self.name, *self.modifiers))} {self.operands} ({self.where})"
+        long = [isinstance(operand, list) and len(operand) > 8 for operand in self.operands]
+        operands = tuple([o[0], "...", o[-1]] if many else o for o, many in zip(self.operands, long, strict=True))
+        return f"{'.'.join((self.name, *self.modifiers))} {operands} ({self.where})"
+
+
+class Parameter(NamedTuple):
+    """A parameter: a number, or a structure of bytes. `start`: where it begins among the bytes of all parameters."""
+
+    kind: str
+    start: int
+    bytes: int
 
 
 class Program(NamedTuple):
-    """A kernel: its parameters' names and types, the bits of its registers, its basic blocks, which block a label names, and
-    which blocks a table of labels does.
+    """A kernel: its parameters, the bits of its registers, its basic blocks, which block a label names, and which blocks a
+    table of labels does.
 
     `written_once`: registers that a single instruction writes. `shared`: the name of the variable in shared memory, if there is
     one; it begins at 0.
     """
 
-    parameters: dict[str, str]
+    parameters: dict[str, Parameter]
     bits: dict[str, int]
     blocks: list[list[Instruction]]
     labels: dict[str, int]
@@ -62,23 +74,25 @@ class Program(NamedTuple):
     shared: str | None
 
 
-ENTRY = re.compile(r"\.entry \w+\(\n(.*?)\n\)\n[^{]*\{\n(.*?)\n\}", re.S)
+ENTRY = re.compile(r"\.entry (\w+)\(\n(.*?)\n\)\n[^{]*\{\n(.*?)\n\}", re.S)
+PARAMETER = re.compile(r"\.param(?: \.align (\d+))? \.(\w+)\b[^,\n]*? (\w+)(?:\[(\d+)\])?(?:,|$)", re.M)
 SHARED = re.compile(r"\.shared\b[^;]*?(\w+)\[")
 #: Lines in a body that change nothing that it computes.
 REMARKS = (".loc", ".pragma")
 TABLE = re.compile(r"^\s*([$\w]+):\s+\.branchtargets(.*?);", re.M | re.S)
 
 
-def parse(ptx: str) -> Program:
+def parse(ptx: str, entry: str | None = None) -> Program:
+    """Parse the kernel of this name, or the only one."""
     entries, shared = ENTRY.findall(ptx), SHARED.findall(ptx)
-    if len(entries) != 1 or len(shared) > 1:
+    wanted = [(header, body) for name, header, body in entries if entry in (None, name)]
+    if len(wanted) != 1 or len(shared) > 1:
         raise unknown(
-            f"{len(entries)} kernels, {len(shared)} variables in shared memory", "it runs one kernel with one at most"
+            f"{len(wanted)} kernels {entry or ''}, {len(shared)} variables in shared memory",
+            "it runs one kernel with one variable at most",
         )
-    ((header, body),) = entries
-    parameters = {name: kind for kind, name in re.findall(r"\.param \.(\w+)\b.* (\w+)(?:,|$)", header, re.M)}
-    if len(parameters) != header.count(".param") or not TYPES.keys() >= set(parameters.values()):
-        raise unknown(header, "it passes numbers and pointers")
+    ((header, body),) = wanted
+    parameters = parse_parameters(header)
     bits, blocks, labels, written = {}, [[]], {}, {}
     where, inline = "", False
     for line in TABLE.sub("", body).splitlines():
@@ -113,6 +127,21 @@ def parse(ptx: str) -> Program:
     return Program(parameters, bits, blocks, labels, tables, written_once, *shared or [None])
 
 
+def parse_parameters(header: str) -> dict[str, Parameter]:
+    """Return the parameters by name, each at the next multiple of its alignment."""
+    parameters, end = {}, 0
+    for alignment, kind, name, count in PARAMETER.findall(header):
+        if kind not in TYPES:
+            raise unknown(header, f"no parameters of type {kind}")
+        size = np.dtype(TYPES[kind]).itemsize
+        start = -(-end // int(alignment or size)) * int(alignment or size)
+        parameters[name] = Parameter(kind, start, size * int(count or "1"))
+        end = start + parameters[name].bytes
+    if len(parameters) != header.count(".param"):
+        raise unknown(header, "parameters are numbers, pointers and structures")
+    return parameters
+
+
 def parse_instruction(statement: str, where: str) -> Instruction:
     parts = INSTRUCTION.fullmatch(statement)
     if not parts:
@@ -127,6 +156,8 @@ def parse_instruction(statement: str, where: str) -> Instruction:
 def parse_operand(text: str):
     if text[0] == "{":
         return [part.strip() for part in text[1:-1].split(",")]
+    if "|" in text:
+        return text.split("|")
     if text[0] == "[":
         base, _, offset = "".join(text[1:-1].split()).partition("+")
         return Address(base, int(offset or "0"))
@@ -134,5 +165,5 @@ def parse_operand(text: str):
 
 
 def flat(operands) -> list[str]:
-    """Yield the names and numbers in operands, including those in braces."""
+    """Return the names and numbers in operands, including those in braces."""
     return [name for operand in operands for name in (operand if isinstance(operand, list) else [operand])]
