@@ -65,8 +65,8 @@ def verdict(name: str, before: Reading, after: Reading, lost: Tensor, window: in
         if not moving.any():
             return f"control speed: nothing moves by 0.5 to {window // 2 / FACTOR:g} tokens a frame, so nothing can be compared"
         return f"control speed: {fast[moving].mean() / slow[moving].mean():.2f} times the motion, {FACTOR} expected"
-    was, torn, rest = (
-        certainty(logits, window) for logits in (before.logits, after.logits[lost], after.logits[~lost])
-    )
+    was, torn, rest = (certainty(logits, window) for logits in (before.logits, after.logits[lost], after.logits[~lost]))
     where = "where blocks meet" if name == "shuffle" else "with a black frame"
-    return f"control {name}: certainty {torn:.0%} in pairs of frames {where}, {rest:.0%} in the others, {was:.0%} before"
+    return (
+        f"control {name}: certainty {torn:.0%} in pairs of frames {where}, {rest:.0%} in the others, {was:.0%} before"
+    )
