@@ -15,6 +15,7 @@ import torch
 from lgf_cli.errors import UserError
 
 from lgf_kernels import __version__
+from lgf_kernels.core.files import write_whole
 from lgf_kernels.core.verify import triton_version
 from lgf_kernels.doctor import cpu_name
 
@@ -111,13 +112,8 @@ def latest(rows: list[dict]) -> list[dict]:
 
 def write(file: Path, text: str) -> None:
     """Replace a file as a whole, so that a killed run leaves the old one or the new one."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")  # two runs may write at once
     with _written(file):
-        try:
-            unfinished.write_text(text)
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(file, text.encode())
 
 
 def read_ceilings(folder: Path) -> dict:

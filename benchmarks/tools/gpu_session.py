@@ -33,6 +33,8 @@ from lgf_bench.checkout import ROOT, commit
 from lgf_bench.table import TERMINAL, baseline, milliseconds, number, of_floor, ratio, tabulated
 from lgf_cli.errors import UserError
 
+from lgf_kernels.core.files import whole_file
+
 STATE = "session.json"
 #: A step with less time than this is not begun: importing torch and starting CUDA take most of it.
 LEAST_SECONDS = 15
@@ -112,10 +114,8 @@ def archive(folder: Path) -> Path:
 
 def pack(folder: Path) -> None:
     """Write the archive, at once: a session that is killed leaves that of the step before."""
-    unfinished = archive(folder).with_suffix(".part")
-    with tarfile.open(unfinished, "w:gz") as out:
+    with whole_file(archive(folder)) as file, tarfile.open(fileobj=file, mode="w:gz") as out:
         out.add(folder, folder.name)
-    os.replace(unfinished, archive(folder))
 
 
 def unpack(folder: Path) -> None:
