@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
+from lgf_kernels.point_correspondence.sampling import corners_of, sampled
 
 from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled
 
@@ -61,9 +62,6 @@ class PointCorrespondence(Case):
     def options(self) -> dict[str, object]:
         return {} if self.window is None else {"window": self.window}
 
-    def facts(self) -> dict[str, object]:
-        return {"window": self.window}
-
     def flop(self) -> tuple[int, int]:
         """Count one product in the forward, three in the backward, without the query's own frame."""
         B, N, T, H, W, C = self.shape
@@ -74,9 +72,8 @@ class PointCorrespondence(Case):
         """Yield the share of some points at a time."""
         N = self.shape[1]
         for n in range(0, N, CHUNK):
-            part = {name: x if name == "features" else x[:, n : n + CHUNK] for name, x in tensors.items()}
-            points = part["queries"].shape[1]
-            yield self.call(backend="reference", **part) * (points / N)
+            part = tensors | {name: tensors[name][:, n : n + CHUNK] for name in ("queries", "targets")}
+            yield self.call(backend="reference", **part) * (part["queries"].shape[1] / N)
 
 
 def _points(N: int, T: int, H: int, W: int, **options) -> PointCorrespondence:
@@ -114,18 +111,6 @@ def sweeps(gpu: bool) -> dict[str, Sweep]:
     return {"points": Sweep("N", "point correspondence, points", cases)}
 
 
-def sampled(raw: Tensor, queries: Tensor) -> Tensor:
-    """Sample features (B, T, H, W, C) at the queries, bilinearly, and normalise: grid_sample would copy a frame for each."""
-    t, y, x = queries.unbind(-1)
-    b = torch.arange(len(raw), device=raw.device)[:, None]
-    top, left = y.long(), x.long()
-    bottom, right = (top + 1).clamp(max=raw.shape[2] - 1), (left + 1).clamp(max=raw.shape[3] - 1)
-    down, aside = (y - top)[..., None], (x - left)[..., None]
-    upper = (1 - aside) * raw[b, t.long(), top, left] + aside * raw[b, t.long(), top, right]
-    lower = (1 - aside) * raw[b, t.long(), bottom, left] + aside * raw[b, t.long(), bottom, right]
-    return F.normalize((1 - down) * upper + down * lower, dim=-1, eps=1e-6)
-
-
 def cost_maps(f: Tensor, unit: Tensor, queries: Tensor, targets: Tensor, window: int | None) -> Tensor:
     """Return the summed loss of some points by their whole cost maps (B, N, T, H, W)."""
     H, W = unit.shape[2:4]
@@ -149,7 +134,7 @@ def eager(case: PointCorrespondence, at_once: int | None = None) -> Loss:
     def loss(features: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
         raw = features.float()
         unit = F.normalize(raw, dim=-1, eps=1e-6)
-        f = sampled(raw, queries)
+        f = F.normalize(sampled(raw, corners_of(queries, raw.shape, raw.dtype)), dim=-1, eps=1e-6)
         count = targets[..., 0].numel() - queries[..., 0].numel()
         if at_once is None:
             return cost_maps(f, unit, queries, targets, case.window) / count
