@@ -172,17 +172,18 @@ class Provider(NamedTuple):
     """One way to compute operators.
 
     make                (case) -> the function of its tensors
-    unsupported_reason  (case) -> why it cannot run here, or None
     needs               (case) -> its memory in bytes, guessed
+    unsupported_reason  (case) -> why it cannot run here, or None
     compiles            for seconds to minutes, and anew for every shape
+    operators           those of its file that it computes; empty: all
     """
 
     about: str
-    operators: tuple[str, ...]
     make: Callable[[Case], Loss]
-    unsupported_reason: Callable[[Case], str | None] = lambda case: None
     needs: Callable[[Case], float] = lambda case: 0.0
+    unsupported_reason: Callable[[Case], str | None] = lambda case: None
     compiles: bool = False
+    operators: tuple[str, ...] = ()
 
 
 def on_backend(backend: str, case: Case) -> Loss:

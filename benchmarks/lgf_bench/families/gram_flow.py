@@ -217,20 +217,19 @@ def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, kl: Cal
     return lgf_kl if isinstance(case, LgfKl) else local_gram_flow
 
 
-BOTH = tuple(case.operator for case in OPERATORS)
 #: The numbers of maps are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager-unfold": Provider(
-        "torch.nn.functional.unfold of every feature map", BOTH, partial(from_logits, unfolded_logits),
-        needs=lambda case: 2.5 * case.window**2 * case.map_bytes,
+        "torch.nn.functional.unfold of every feature map", partial(from_logits, unfolded_logits),
+        lambda case: 2.5 * case.window**2 * case.map_bytes,
     ),
     "eager": Provider(
-        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH, eager,
-        needs=lambda case: (case.window**2 + 7) * case.map_bytes,
+        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", eager,
+        lambda case: (case.window**2 + 7) * case.map_bytes,
     ),
-    "compile": Provider("torch.compile of eager", BOTH, compiled, needs=lambda case: 8 * case.map_bytes, compiles=True),
+    "compile": Provider("torch.compile of eager", compiled, lambda case: 8 * case.map_bytes, compiles=True),
     "bmm": Provider(
-        "batched products of 8 x 8 queries with their halos, then a gather", BOTH, partial(from_logits, blocked_logits),
-        needs=lambda case: 12 * case.map_bytes,
+        "batched products of 8 x 8 queries with their halos, then a gather", partial(from_logits, blocked_logits),
+        lambda case: 12 * case.map_bytes,
     ),
 }  # fmt: skip

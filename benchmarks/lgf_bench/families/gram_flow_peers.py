@@ -21,7 +21,8 @@ from torch import Tensor
 import lgf_kernels as lgf
 
 from .base import Loss, Provider
-from .gram_flow import BOTH, TEMPERATURE, GramFlow, LgfKl, from_logits, unit
+from .gram_flow import OPERATORS as OPERATORS  # whose peers these are
+from .gram_flow import TEMPERATURE, GramFlow, LgfKl, from_logits, unit
 
 #: (query frames, key frames, values), all (pairs, H, W, C) and the first two without gradient -> A(v) (pairs, H, W, C),
 #: and the log-sum-exp of the logits / tau (pairs, H, W).
@@ -136,37 +137,34 @@ def liger(case: LgfKl) -> Loss:
     return from_logits(logits, case, kl)
 
 
-def _unsupported(module: str, package: str, not_on_cpu: str | None, cached: bool = False) -> Callable:
-    """Return the reason of a package that may be missing, run on GPUs alone, or need the features of the teachers."""
+def _peer(
+    about: str, make: Callable, module: str, package: str, not_on_cpu: str = "", cached: bool = False, **more
+) -> Provider:
+    """Return a provider that may not be installed, may run on GPUs alone, and may need features of the teachers."""
 
     def unsupported_reason(case: GramFlow) -> str | None:
         if "cached" in case.options() and not cached:
             return "needs the teachers' features, not their logits"
         if not_on_cpu and case.device == "cpu":
             return not_on_cpu
-        if importlib.util.find_spec(module) is None:
-            return f"not installed: pip install {package}"
-        return None
+        return None if importlib.util.find_spec(module) else f"not installed: pip install {package}"
 
-    return unsupported_reason
+    return Provider(about, make, unsupported_reason=unsupported_reason, **more)
 
 
-_LOSS = (LgfKl.operator,)
+_LOSS = {"operators": (LgfKl.operator,)}
 PEERS = {
-    "flexattention": Provider(
-        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", _LOSS, flex_attention,
-        _unsupported("torch", "torch", "torch's FlexAttention has no backward on CPUs"),
-        compiles=True,
+    "flexattention": _peer(
+        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", flex_attention, "torch", "torch",
+        "torch's FlexAttention has no backward on CPUs", compiles=True, **_LOSS,
     ),
-    "natten": Provider(
-        "NATTEN, likewise", _LOSS, natten, _unsupported("natten", "natten", "NATTEN has no backward on CPUs")
+    "natten": _peer("NATTEN, likewise", natten, "natten", "natten", "NATTEN has no backward on CPUs", **_LOSS),
+    "correlation": _peer(
+        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", partial(from_logits, correlation_logits),
+        "spatial_correlation_sampler", "spatial-correlation-sampler", cached=True,
     ),
-    "correlation": Provider(
-        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", BOTH, partial(from_logits, correlation_logits),
-        _unsupported("spatial_correlation_sampler", "spatial-correlation-sampler", None, cached=True),
-    ),
-    "liger": Provider(
-        "Liger's KL divergence of the eager loop's logits", _LOSS, liger,
-        _unsupported("liger_kernel", "liger-kernel", "Liger's Triton kernels need a GPU", cached=True),
+    "liger": _peer(
+        "Liger's KL divergence of the eager loop's logits", liger, "liger_kernel", "liger-kernel",
+        "Liger's Triton kernels need a GPU", cached=True, **_LOSS,
     ),
 }  # fmt: skip

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lgf_kernels as lgf
-from lgf_kernels.point_correspondence.sampling import corners_of, sampled
 
 from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled
 
@@ -111,6 +110,18 @@ def sweeps(gpu: bool) -> dict[str, Sweep]:
     return {"points": Sweep("N", "point correspondence, points", cases)}
 
 
+def sampled(raw: Tensor, queries: Tensor) -> Tensor:
+    """Sample features (B, T, H, W, C) at the queries, bilinearly, and normalise: grid_sample would copy a frame for each."""
+    t, y, x = queries.unbind(-1)
+    b = torch.arange(len(raw), device=raw.device)[:, None]
+    top, left = y.long(), x.long()
+    bottom, right = (top + 1).clamp(max=raw.shape[2] - 1), (left + 1).clamp(max=raw.shape[3] - 1)
+    down, aside = (y - top)[..., None], (x - left)[..., None]
+    upper = (1 - aside) * raw[b, t.long(), top, left] + aside * raw[b, t.long(), top, right]
+    lower = (1 - aside) * raw[b, t.long(), bottom, left] + aside * raw[b, t.long(), bottom, right]
+    return F.normalize((1 - down) * upper + down * lower, dim=-1, eps=1e-6)
+
+
 def cost_maps(f: Tensor, unit: Tensor, queries: Tensor, targets: Tensor, window: int | None) -> Tensor:
     """Return the summed loss of some points by their whole cost maps (B, N, T, H, W)."""
     H, W = unit.shape[2:4]
@@ -134,7 +145,7 @@ def eager(case: PointCorrespondence, at_once: int | None = None) -> Loss:
     def loss(features: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
         raw = features.float()
         unit = F.normalize(raw, dim=-1, eps=1e-6)
-        f = F.normalize(sampled(raw, corners_of(queries, raw.shape, raw.dtype)), dim=-1, eps=1e-6)
+        f = sampled(raw, queries)
         count = targets[..., 0].numel() - queries[..., 0].numel()
         if at_once is None:
             return cost_maps(f, unit, queries, targets, case.window) / count
@@ -148,15 +159,14 @@ def eager(case: PointCorrespondence, at_once: int | None = None) -> Loss:
     return loss
 
 
-_OWN = (PointCorrespondence.operator,)
 #: The numbers of maps are measured ones (the table's peak memory), rounded up.
 BASELINES = {
-    "eager": Provider("plain PyTorch: the cost maps of all points", _OWN, eager, needs=lambda case: 4 * case.map_bytes),
+    "eager": Provider("plain PyTorch: the cost maps of all points", eager, lambda case: 4 * case.map_bytes),
     "compile": Provider(
-        "torch.compile of eager", _OWN, partial(compiled, make=eager), needs=lambda case: 4 * case.map_bytes, compiles=True
+        "torch.compile of eager", partial(compiled, make=eager), lambda case: 4 * case.map_bytes, compiles=True
     ),
     "chunked": Provider(
-        f"eager, {CHUNK} points at a time, with checkpointing", _OWN, partial(eager, at_once=CHUNK),
-        needs=lambda case: 4 * case.map_bytes * min(1, CHUNK / case.shape[1]),
+        f"eager, {CHUNK} points at a time, with checkpointing", partial(eager, at_once=CHUNK),
+        lambda case: 4 * case.map_bytes * min(1, CHUNK / case.shape[1]),
     ),
 }  # fmt: skip

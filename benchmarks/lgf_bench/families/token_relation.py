@@ -129,13 +129,11 @@ def chunked(case: TokenRelation) -> Loss:
     return loss
 
 
-_OWN = (TokenRelation.operator,)
 #: The numbers of matrices are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider(
-        "plain PyTorch: the n x n matrices (the library's oracle)", _OWN, eager,
-        needs=lambda case: 4 * case.matrix_bytes,
+        "plain PyTorch: the n x n matrices (the library's oracle)", eager, lambda case: 4 * case.matrix_bytes
     ),
-    "compile": Provider("torch.compile of eager", _OWN, compiled, needs=lambda case: 3 * case.matrix_bytes, compiles=True),
-    "chunked": Provider("eager, a frame's rows at a time, with checkpointing", _OWN, chunked),
-}  # fmt: skip
+    "compile": Provider("torch.compile of eager", compiled, lambda case: 3 * case.matrix_bytes, compiles=True),
+    "chunked": Provider("eager, a frame's rows at a time, with checkpointing", chunked),
+}
