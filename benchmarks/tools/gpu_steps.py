@@ -15,18 +15,22 @@ from typing import NamedTuple
 from lgf_bench import results
 from lgf_bench.checkout import environment
 
+import lgf_kernels  # noqa: F401  # whose families fill the table of operators
+from lgf_kernels.core.registry import families
+
 Command = Callable[[float, Path], list[str]]
 TOOLS = here.ROOT / "benchmarks" / "tools"
 LGF = (sys.executable, "-P", "-m", "lgf_cli")
-#: Compiling is what takes the time of tests: as many processes as there are cores, each of which holds 1 GiB of a GPU.
+#: Tests spend their time compiling: as many processes as there are cores, each of which holds 1 GiB of a GPU.
 WORKERS = min(16, os.cpu_count() or 1)
 #: The families' tests for compute-sanitizer, which slows kernels down ten to a hundred times.
 SANITIZED = "(native or triton) and (windows or panels or bfloat16 or float32) and not forward"
-#: What compute-sanitizer ends with if it finds an error; pytest's own codes are 0 to 5.
+#: Exit code of compute-sanitizer if it finds an error; pytest's own codes are 0 to 5.
 SANITIZER_ERROR = 99
+GPU_TESTS = sorted(f"tests/gpu/{file.name}" for file in (here.ROOT / "tests" / "gpu").glob("test_*.py"))
 DEVICE_TESTS = ("tests/gpu/test_device.py", "tests/gpu/test_token_relation.py")
-OTHER_TESTS = ("tests/gpu/test_gram_flow.py", "tests/gpu/test_point_correspondence.py", "tests/gpu/test_sanitizer.py")
-FAMILIES = ("tests/gpu/test_gram_flow.py", "tests/gpu/test_token_relation.py", "tests/gpu/test_point_correspondence.py")
+OTHER_TESTS = tuple(file for file in GPU_TESTS if file not in DEVICE_TESTS)
+FAMILIES = tuple(file for file in GPU_TESTS if Path(file).stem.removeprefix("test_") in families())
 
 
 class Step(NamedTuple):
@@ -136,7 +140,7 @@ VERIFY = fixed(*LGF, "verify", "--device", "cuda", "--jobs", WORKERS)
 BENCH, PYTEST, TRITON = ("tqdm", "tabulate"), ("pytest",), ("triton",)
 BUILD = fixed(sys.executable, TOOLS / "build_cuda.py")
 SANITIZER = {"packages": PYTEST, "programs": ("compute-sanitizer",)}
-#: What only a GPU can tell comes first, then whether and how fast the kernels compute, then everything else.
+#: First the tests of what is seen on a GPU alone, then answers and times of the kernels, then everything else.
 STEPS = (
     Step("build", BUILD, 0.35, 90, ("pybind11",), ("nvcc", "c++"), always=True),
     Step("doctor", fixed(*LGF, "doctor", "--json"), 0.1, 15, always=True),

@@ -7,7 +7,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {folder.name: folder for place in (".", "python", "benchmarks") for folder in (ROOT / place).glob("lgf_*/")}
+FILES = [file for place in (".", "python", "benchmarks") for file in (ROOT / place).glob("lgf_*/__init__.py")]
+PACKAGES = {file.parent.name: file.parent for file in FILES}  # and no folder that pip leaves
 
 
 def imported(file: Path, package: str) -> Iterator[str]:

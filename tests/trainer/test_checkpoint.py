@@ -26,11 +26,13 @@ from lgf_trainer.runtime.checkpoint import (
     trained_parameters,
 )
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.runtime.files import TYPES, whole_file, write_tensors
+from lgf_trainer.runtime.files import TYPES, write_tensors
 from lgf_trainer.runtime.recipe import Optimiser
 from lgf_trainer.tasks.diffusion import load_weights, save_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+
+from lgf_kernels.core.files import whole_file
 
 
 def file(content):

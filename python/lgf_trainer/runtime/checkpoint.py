@@ -28,10 +28,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from lgf_kernels.core.files import whole_file
+
 from ..optimiser import GroupedAdamW, MovingAverage
 from .distributed import like, whole
 from .errors import TrainerError, in_short, is_disk_full
-from .files import file_hash, whole_file, write_tensors
+from .files import file_hash, write_tensors
 
 OPTIMISER, FACTS = "optimizer.safetensors", "checkpoint.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
