@@ -92,30 +92,36 @@ def tests(name: str, *files: str) -> Command:
 
     def command(seconds: float, folder: Path) -> list[str]:
         skip = folder / f"{name}.passed"
-        results.write(skip, "".join(f"--deselect={test}\n" for test in passed(folder / f"{name}.log")))
-        return side_by_side([*_pytest(), f"@{skip}"], files)
+        results.write(skip, "".join(f"--deselect={test}\n" for test in passed(folder, name)))
+        return side_by_side([*_pytest(), f"@{skip}"], files, folder / name)
 
     return command
 
 
-def passed(log: Path) -> list[str]:
-    """Return the tests that a log of pytest says have passed, in one process or in several."""
-    text = log.read_text(errors="replace") if log.exists() else ""
+def passed(folder: Path, name: str) -> list[str]:
+    """Return the tests that the logs of a step say have passed, of pytest in one process or in several."""
+    logs = (folder / f"{name}.log", *sorted(folder.glob(f"{name}.*.log")))
+    text = "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
     found = re.findall(r"^\[gw\d+\] \[ *\d+%\] PASSED (tests/.+?) *$|^(tests/.+?) PASSED", text, re.MULTILINE)
-    return [several or one for several, one in found]
+    return list(dict.fromkeys(several or one for several, one in found))
 
 
 def _pytest() -> list[str]:
     return [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider"]
 
 
-def side_by_side(pytest: list[str], files: tuple[str, ...]) -> list[str]:
-    """Return a command of pytest for files: by the workers of pytest-xdist, without it by a process for each file."""
+def side_by_side(pytest: list[str], files: tuple[str, ...], step: Path) -> list[str]:
+    """Return a command of pytest for files: by the workers of pytest-xdist, without it by a process for each file.
+
+    Each process has a log STEP.FILE.log of its own, because in a common one they would write into each other's lines.
+    """
     if importlib.util.find_spec("xdist"):
         return [*pytest, "--numprocesses", str(WORKERS), *files]
-    begin = " ".join(f'{shlex.join([*pytest, file])} & pids="$pids $!";' for file in files)
+    logs = {file: shlex.quote(f"{step}.{Path(file).stem}.log") for file in files}
+    begin = " ".join(f'{shlex.join([*pytest, file])} >> {log} 2>&1 & pids="$pids $!";' for file, log in logs.items())
     # 5: every test of the file has passed before.
-    return ["sh", "-c", f"{begin} code=0; for pid in $pids; do wait $pid || [ $? = 5 ] || code=1; done; exit $code"]
+    wait = "code=0; for pid in $pids; do wait $pid || [ $? = 5 ] || code=1; done"
+    return ["sh", "-c", f"{begin} {wait}; cat {' '.join(logs.values())}; exit $code"]
 
 
 def sanitizer(tool: str) -> Command:
