@@ -35,7 +35,8 @@ def run(options: Options) -> None:
         TrainerError: the options do not go together, or there is not a single window in the end.
     """
     started = time.monotonic()
-    _check(options)
+    if not options.sources:
+        raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
     state = this_process()
     clips = list_clips(options.sources)
     generator, teachers = Generator.read(options.model), _teachers(options)
@@ -61,14 +62,6 @@ def run(options: Options) -> None:
             need = [name for name in teachers if Teacher.find(name).needs_subject]
             why = f"teachers such as {', '.join(need)} need a subject: give boxes or masks, or --detect"
         raise TrainerError(f"no window was made: {why}")
-
-
-def _check(options: Options) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if not options.sources:
-        raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if options.window < 1 or options.window > 15 or options.window % 2 == 0:
-        raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
 
 
 def _teachers(options: Options) -> dict[str, Any]:

@@ -699,7 +699,7 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
         (["--fps", "inf"], "--fps must be a finite number, got inf"),
         (["--height", "0"], "height is 0, and the model takes a multiple of 16, such as 16"),
         (["--stride", "0"], "--stride must be at least 1, got 0"),
-        (["--window", "6"], "--window must be odd and at most 15, and is 6"),
+        (["--window", "6"], "--window must be odd and at most 15, got 6"),
         (["--detect-threshold", "2"], "--detect-threshold must be at most 1, got 2"),
         (["--frames", "10"], "frames is 10, and the model takes a multiple of 4 plus 1, such as 9"),
         (["--height", "60"], "height is 60, and the model takes a multiple of 16, such as 48"),

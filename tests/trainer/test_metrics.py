@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 def make(path, done=0, logged=None, mean=lambda values: values):
     log = (lambda values, step: logged.append((step, values))) if logged is not None else (lambda values, step: None)
-    return Metrics(path, done=done, device=CPU, mean=mean, log=log)
+    names = ("diffusion", "alignment")
+    return Metrics(path, names=names, way_out="Try less", done=done, device=CPU, mean=mean, log=log)
 
 
 def losses(*values):
@@ -74,7 +75,7 @@ def test_what_is_no_number_stops_the_run(tmp_path, bad, place, name):
     values = [1.0, 2.0, 3.0]
     values[place] = bad
     metrics.add(losses(*values), {})
-    with pytest.raises(TrainerError, match=rf"step 6: the {name} is {bad}. Train into a new --run.output with lower"):
+    with pytest.raises(TrainerError, match=rf"step 6: the {name} is {bad}. Try less"):
         metrics.flush()
 
 

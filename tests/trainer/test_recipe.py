@@ -208,7 +208,6 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("projector: {widths: [512, 0]}", "projector.widths must be at least 1, got 0"),
         ("base: 5", "base must be the name of another recipe, got 5"),
         ("alignment: {schedule: [[5, 1], [1, 0]]}", "in the order of their steps"),
-        ("training: {precision: no}", "model.dtype bfloat16 needs training.precision bf16; without it, set float32"),
         ("projector: {groups: 5}", "projector.groups is 5, which does not divide a width of 768"),
         ("projector: {widths: []}", "projector.widths must have one width at least"),
         ("optimisers: {projector: {final_rate: -1}}", "optimisers.projector.final_rate must be at least 0, got -1"),

@@ -21,7 +21,6 @@ from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.runtime.checkpoint import trained_parameters
 from lgf_trainer.runtime.files import claim
-from lgf_trainer.runtime.metrics import _WHAT_TO_TRY
 from lgf_trainer.runtime.recipe import shipped_recipes
 from lgf_trainer.testing import make_tiny_pipeline
 from lgf_trainer.train import TrainingRun
@@ -384,7 +383,6 @@ def test_the_way_out_of_nan_is_one(tiny_place, trained, tmp_path):
     """What is proposed must not be refused afterwards."""
     proposed = {"optimisers__lora__rate": 1e-5, "optimisers__projector__rate": 1e-5, "alignment__schedule": "0 0 500 1"}
     refused(command(tiny_place, trained, **proposed), "Set run.output to a new folder")
-    assert "Train into a new --run.output" in _WHAT_TO_TRY
     assert lgf(command(tiny_place, tmp_path, **proposed)) == 0
 
 
@@ -396,9 +394,16 @@ def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
         cache.write(key, window.tensors, window.about)
     refused(
         command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"),
-        "step 1: the alignment loss is nan. Train into a new --run.output with lower rates",
+        r"step 1: the alignment loss is nan. Train into a new --run.output with lower rates \(--optimisers.lora.rate, "
+        r"--optimisers.projector.rate\), or a warm-up of the alignment \(--alignment.schedule 0 0 500 1\), or in float32",
     )
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_half_precision_without_autocast(tiny_place, tmp_path):
+    arguments = command(tiny_place, tmp_path, model__dtype="bfloat16", training__precision="no")
+    refused(arguments, "model.dtype bfloat16 needs training.precision bf16; without it, set float32")
+    assert lgf(command(tiny_place, tmp_path, model__dtype="bfloat16", model__train="full")) == 0
 
 
 def test_a_damaged_window(tiny_place, tmp_path):

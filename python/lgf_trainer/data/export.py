@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import explained
 
 Frames = NDArray[np.uint8]  # (N, height, width, 3)
 
@@ -48,13 +48,12 @@ def made_with(path: Path) -> dict[str, Any]:
     Raises:
         TrainerError: the file is not one of its.
     """
-    try:
-        with av.open(str(path)) as container:
-            return json.loads(container.metadata["comment"])
-    except (av.error.FFmpegError, KeyError, ValueError) as error:
-        raise TrainerError(
-            f"{path} was not made by lgf sample, or is damaged. Remove it, or use another folder"
-        ) from error
+    foreign, way_out = f"{path} was not made by lgf sample, or is damaged", "Remove it, or use another folder"
+    with (
+        explained(foreign, av.error.FFmpegError, KeyError, ValueError, way_out=way_out),
+        av.open(str(path)) as container,
+    ):
+        return json.loads(container.metadata["comment"])
 
 
 def frame_grid(rows: dict[str, Frames], columns: int) -> bytes:

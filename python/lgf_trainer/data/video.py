@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from .fit import Fit, Size
 from .frames import displayed_size, pixels, unsupported_reason
 from .timeline import Index, TimelineError, decoded, moving_stream, opened
@@ -133,13 +133,10 @@ class Video:
     @contextmanager
     def _container(self) -> Iterator[InputContainer]:
         """The opened file, and FFmpeg's errors in our words."""
-        try:
+        what, kinds = f"{self.path} is not a video that FFmpeg can decode", (av.error.FFmpegError, OSError)
+        with explained(what, *kinds, way_out="Convert it to .mp4", error=VideoError):
             with self._open() as file, opened(file) as container:
                 yield container
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{self.path} is not a video that FFmpeg can decode ({error.strerror}). Convert it to .mp4"
-            ) from error
 
 
 def read_video(

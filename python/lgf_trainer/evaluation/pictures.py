@@ -54,9 +54,7 @@ def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
     """
     cache = WindowCache(folder)
     window = cache.settings.get("window")
-    if not cache.keys():
-        raise TrainerError(f"{folder} holds no windows. Run lgf extract")
-    for key in cache.keys()[:count]:
+    for key in cache.filled()[:count]:
         tensors, about = cache.read(key)
         if window is None or not {"teacher_forward", "teacher_backward"} <= tensors.keys():
             raise TrainerError(f"{folder} holds no teacher. Give a video, or a cache that lgf extract made with one")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..runtime import recipe
-from ..runtime.errors import TrainerError, in_short
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import file_hash, write_tensors
 from ..runtime.hub import frozen, pretrained
 from ..runtime.registry import ByName
@@ -99,7 +99,7 @@ class Generator(ByName, ABC, kind="generators"):
                 )
         elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
             raise TrainerError(f"{path}: no such folder. Give a pipeline's folder, or a name on the hub (owner/name)")
-        try:
+        with explained(f"{path} cannot be read", OSError, KeyError, ValueError):
             index = diffusers("DiffusionPipeline").load_config(path, revision=revision)
             families = Generator.all().values()
             found = next((family for family in families if index["_class_name"] in family.pipelines), None)
@@ -109,10 +109,6 @@ class Generator(ByName, ABC, kind="generators"):
             parts = {"transformer": found.transformer, "vae": index["vae"][1]}
             configs = [_config(diffusers(kind), path, part, revision) for part, kind in parts.items()]
             return found(path, revision, index, *configs)
-        except (OSError, KeyError, ValueError) as error:
-            if isinstance(error, TrainerError):
-                raise
-            raise TrainerError(f"{path} cannot be read ({in_short(error)})") from error
 
     # --- tokens -----------------------------------------------------------------------------------------------
 

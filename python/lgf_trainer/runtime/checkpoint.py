@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..optimiser import GroupedAdamW, MovingAverage
 from .distributed import like, whole
-from .errors import TrainerError, in_short, is_disk_full
+from .errors import TrainerError, explained, in_short, is_disk_full
 from .files import file_hash, whole_file, write_tensors
 
 OPTIMISER, FACTS = "optimizer.safetensors", "checkpoint.json"
@@ -185,16 +186,14 @@ def read_checkpoint(place: Path) -> Checkpoint | None:
     Raises:
         TrainerError: it cannot be read.
     """
-    try:
+    way_out = "Mend that, or move it away to go on from the one before"
+    with (
+        explained(f"{place} cannot be read", OSError, way_out=way_out),
+        suppress(FileNotFoundError, ValueError, KeyError),
+    ):
         facts = json.loads((place / FACTS).read_text())
         if all(file_hash(place / name) == sha for name, sha in facts["sha256"].items()):
             return Checkpoint(place, facts["step"], facts)
-    except (FileNotFoundError, ValueError, KeyError):
-        pass
-    except OSError as error:
-        raise TrainerError(
-            f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
-        ) from error
     return None
 
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import TrainerError, in_short
+from .errors import TrainerError, explained
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -95,12 +95,9 @@ def choose_device(name: str, default: torch.device | None = None) -> torch.devic
     """
     if name == "auto":
         return default or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    kinds, way_out = (RuntimeError, AssertionError, NotImplementedError), "Leave it out to take what there is"
+    with explained(f"--device {name} cannot be used here", *kinds, way_out=way_out):
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TrainerError(
-            f"--device {name} cannot be used here ({in_short(error)}). Leave it out to take what there is"
-        ) from error
 
 
 def must_fit(weights: int, device: torch.device, shards: int) -> None:

@@ -1,6 +1,8 @@
-"""Error for mistakes that the user can correct."""
+"""Error for mistakes that the user can correct, and libraries' errors as such."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lgf_cli.errors import UserError
 
@@ -9,9 +11,22 @@ class TrainerError(UserError):
     """Error for invalid input or environment of the trainer."""
 
 
+@contextmanager
+def explained(
+    what: str, *kinds: type[Exception], way_out: str = "", error: type[TrainerError] = TrainerError
+) -> Iterator[None]:
+    """Raise a library's errors of some kinds as one of ours, of one line: `what` (the library's words). `way_out`."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except kinds as cause:
+        raise error(f"{what} ({in_short(cause)})" + (f". {way_out}" if way_out else "")) from cause
+
+
 def in_short(error: Exception) -> str:
     """Return the message of a library's error, short enough for one line."""
-    return " ".join(str(error).split())[:200].rstrip(".")
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -14,11 +14,6 @@ from ..step import Losses, Watch
 from .errors import TrainerError
 from .files import write_atomically
 
-_WHAT_TO_TRY = (
-    "Train into a new --run.output with lower rates (--optimisers.lora.rate, --optimisers.projector.rate) or a warm-up of "
-    "the alignment (--alignment.schedule 0 0 500 1), or in float32 (--model.dtype float32 --training.precision no)"
-)
-
 
 class Stopwatch(Watch):
     """Stopwatch for the steps, and for the alignment term within them, forward and backward; on a GPU by its own clock."""
@@ -69,6 +64,7 @@ class Metrics:
     Args:
         path: of a file with one JSON object for each step, or None to write none (on all processes but the first).
         names: of the two losses.
+        way_out: what to try when a loss is no longer a number.
         done: steps that an earlier run has made; what it wrote about later ones is dropped, they come again.
         mean: the mean of a tensor over all processes.
         log: (values, step) -> None, to the tracker.
@@ -78,14 +74,15 @@ class Metrics:
         self,
         path: Path | None,
         *,
-        names: tuple[str, str] = ("diffusion", "alignment"),
+        names: tuple[str, str],
+        way_out: str,
         done: int,
         device: torch.device,
         mean: Callable[[Tensor], Tensor],
         log: Callable[[dict[str, float], int], None],
     ):
         self.path, self.done, self.mean, self.log = path, done, mean, log
-        self.names = (*names, "gradient")
+        self.names, self.way_out = (*names, "gradient"), way_out
         self.watch = Stopwatch(device)
         self._pending: list[tuple[Losses, dict[str, float]]] = []
         if path:
@@ -107,7 +104,7 @@ class Metrics:
         for row, (_, facts), (seconds, share) in zip(values, self._pending, self.watch.read(), strict=True):
             self.done += 1
             losses = dict(zip(self.names, row, strict=True))
-            _must_be_finite(self.done, losses)
+            self._must_be_finite(losses)
             rows.append({**losses, **facts, "seconds": seconds, "share": share})
             self.log(rows[-1], self.done)
             if self.path:
@@ -115,6 +112,12 @@ class Metrics:
                     file.write(json.dumps({"step": self.done, **rows[-1]}) + "\n")
         self._pending = []
         return rows[-1]
+
+    def _must_be_finite(self, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                what = name if name == "gradient" else f"{name} loss"
+                raise TrainerError(f"step {self.done}: the {what} is {value}. {self.way_out}")
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
@@ -127,10 +130,3 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         except ValueError:
             pass
     return kept
-
-
-def _must_be_finite(step: int, losses: dict[str, float]) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            what = name if name == "gradient" else f"{name} loss"
-            raise TrainerError(f"step {step}: the {what} is {value}. {_WHAT_TO_TRY}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from .errors import TrainerError
+from .errors import TrainerError, explained
 from .settings import flatten, from_settings, merge, parse_yaml, read_yaml, to_settings
 
 NAME = re.compile(r"[\w.]+")  # of a module
@@ -28,6 +28,15 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _odd(value: int) -> int:
+    if value < 1 or value > 15 or value % 2 == 0:
+        raise ValueError(f"must be odd and at most 15, got {value}")
+    return value
+
+
+Side = Annotated[int, AfterValidator(_odd)]  # of the window of Local Gram Flow
 
 
 def _word(value: Any) -> Any:
@@ -273,10 +282,8 @@ def check(recipe: Recipe) -> None:
     build(to_settings(recipe))
     alignment, head = recipe.alignment, recipe.projector
     if is_pattern(recipe.model.targets):
-        try:
+        with explained("model.targets is no regular expression", re.error):
             re.compile(recipe.model.targets[0])
-        except re.error as error:
-            raise TrainerError(f"model.targets is no regular expression: {error}") from error
     elif wrong := [name for name in recipe.model.targets if not NAME.fullmatch(name)]:
         raise TrainerError(
             f"model.targets must be ends of names or one regular expression alone, got {wrong[0]!r} among others"
@@ -296,8 +303,6 @@ def check(recipe: Recipe) -> None:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
     if not head.widths:
         raise TrainerError("projector.widths must have one width at least")
-    if recipe.training.precision == "no" and recipe.model.dtype != "float32" and recipe.model.train == "lora":
-        raise TrainerError(f"model.dtype {recipe.model.dtype} needs training.precision bf16; without it, set float32")
     steps = [step for step, _ in alignment.schedule]
     if steps != sorted(steps):
         raise TrainerError("alignment.schedule must have its points in the order of their steps")

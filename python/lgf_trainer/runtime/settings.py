@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import TrainerError
+from .errors import TrainerError, explained
 
 #: pydantic's type of an error -> what the value must be.
 _WORDS = {
@@ -51,18 +51,14 @@ def read_yaml(path: Any) -> dict[str, Any]:
     Raises:
         TrainerError: it is not YAML, or holds something else.
     """
-    try:
+    with explained(f"{path} is no YAML", UnicodeDecodeError):
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise TrainerError(f"{path} is no YAML: {error}") from error
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Return the keys and values of a text; `source` is its name in messages."""
-    try:
+    with explained(f"{source} is no YAML", yaml.YAMLError):
         settings = yaml.load(text, _Loader) or {}
-    except yaml.YAMLError as error:
-        raise TrainerError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise TrainerError(f"{source} must hold keys and values, such as `training: {{steps: 3000}}`")
     return settings

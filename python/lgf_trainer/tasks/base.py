@@ -41,11 +41,13 @@ class Task(ByName, ABC, kind="tasks"):
     Attributes:
         shapes: of the tensors of the first window; those of all others are the same.
         losses_named: names of the two losses in metrics.jsonl.
+        steadier: what to try, besides lower rates, when a loss is no longer a number.
         model: what `make_model` returned, in its wrapper for several processes; set by `begin`.
     """
 
     Options: ClassVar[type] = NoOptions
     losses_named: ClassVar[tuple[str, str]] = ("loss", "measured")
+    steadier: ClassVar[str] = "in float32 (--training.precision no)"
     model: nn.Module
 
     def __init__(self, recipe: Recipe, cache: WindowCache, accelerator: Accelerator, options: Any):

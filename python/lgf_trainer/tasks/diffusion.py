@@ -12,7 +12,7 @@ from ..generators.base import Encoders, Generator
 from ..objectives.base import make_objective
 from ..runtime.checkpoint import Hashes
 from ..runtime.distributed import must_fit
-from ..runtime.errors import TrainerError, in_short
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import write_atomically, write_tensors
 from ..runtime.recipe import Alignment, Recipe
 from ..step import AlignedDiffusion, Batch
@@ -27,6 +27,10 @@ class Diffusion(Task):
 
     name = "diffusion"
     losses_named = ("diffusion", "alignment")
+    steadier = (
+        "a warm-up of the alignment (--alignment.schedule 0 0 500 1), or in float32 (--model.dtype float32 "
+        "--training.precision no)"
+    )
 
     def __init__(self, recipe, cache, accelerator, options):
         super().__init__(recipe, cache, accelerator, options)
@@ -126,6 +130,9 @@ class Diffusion(Task):
 
 def make_generator(recipe: Recipe) -> Generator:
     """Return the model of a recipe; nothing but configurations is read."""
+    dtype, precision = recipe.model.dtype, recipe.training.precision
+    if precision == "no" and dtype != "float32" and recipe.model.train == "lora":
+        raise TrainerError(f"model.dtype {dtype} needs training.precision bf16; without it, set float32")
     generator = Generator.read(recipe.model.path, recipe.model.revision)
     if recipe.model.shift is not None:
         if generator.shift is None:
@@ -164,9 +171,8 @@ def load_weights(folder: Path, generator: Generator, model: AlignedTransformer) 
     Raises:
         TrainerError: it belongs to another model.
     """
-    try:
+    # Of other sizes, or of a run that trained something else.
+    with explained(f"{folder} holds weights of another model", FileNotFoundError, RuntimeError):
         generator.load(folder, model.transformer)
         if model.projector is not None and (projector := folder / PROJECTOR).exists():
             model.projector.load_state_dict(load_file(projector))
-    except (FileNotFoundError, RuntimeError) as error:  # other sizes, or a run that trained something else
-        raise TrainerError(f"{folder} holds weights of another model: {in_short(error)}") from error
