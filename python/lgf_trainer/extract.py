@@ -280,9 +280,12 @@ class Extraction:
         student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:
             try:
-                tensors |= teacher(video, subject, student)
+                found = teacher(video, subject, student)
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
+            if taken := tensors.keys() & found.keys():
+                raise TrainerError(f"the teacher {teacher.name} makes {taken.pop()}, which is there already. Rename it")
+            tensors |= found
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise Skipped("not finite", f"{name} has values that are not finite or too large for {tensor.dtype}")

@@ -217,12 +217,7 @@ class Sampler:
             "fit": options.fit if request.image else None,
             "seed": request.seed,
             "steps": options.steps,
-            "guidance": self.guidance,
-            "frames": self.frames,
-            "height": self.height,
-            "width": self.width,
-            "fps": self.fps,
-            "dtype": self.dtype,
+            **{name: getattr(self, name) for name in ("guidance", "frames", "height", "width", "fps", "dtype")},
             "tile_vae": options.tile_vae,
         }
 

@@ -100,6 +100,11 @@ class AlignedDiffusion:
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             alignment = self.objective(projected, batch.targets)
         self.watch.end()
+        if alignment.shape != () or (trained and diffusion.requires_grad and not alignment.requires_grad):
+            raise ValueError(
+                f"the objective must return a scalar that depends on the projected features, got shape "
+                f"{tuple(alignment.shape)}, {'with' if alignment.requires_grad else 'without'} a gradient"
+            )
         if alignment.requires_grad:
             _watch_backward(self.watch, alignment, projected)
         return diffusion, alignment

@@ -60,7 +60,7 @@ def test_means_over_processes_are_what_is_written(tmp_path):
 
 def test_going_on_drops_what_comes_again_and_what_is_half_written(tmp_path):
     path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1, "a": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "dif')
+    path.write_text('{"step": 1, "a": 1}\n[1]\n{"a": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "dif')
     metrics = make(path, done=2)
     metrics.add(losses(1.0, 2.0, 3.0), {})
     metrics.flush()

@@ -18,7 +18,7 @@ from lgf_trainer.testing import make_tiny_pipeline
 from safetensors.torch import save_file
 from support.clips import clip_called
 from torchvision.models.optical_flow import raft_small
-from trainer.training_data import tiny
+from trainer.training_data import extraction, tiny
 from transformers import VideoMAEConfig, VideoMAEModel
 
 
@@ -46,10 +46,8 @@ def lgf(*words):
 
 
 def extract(place, clip, *teachers, options):
-    lgf(
-        "extract", clip, "--output", place / "cache", "--model", place / "model", "--allow-empty-captions",
-        "--teachers", *teachers, "--teacher-options", *options,
-    )  # fmt: skip
+    words = ["--teachers", *teachers, "--teacher-options", *options]
+    lgf(*extraction(clip, place / "cache", place / "model", *words))
     return WindowCache(place / "cache")
 
 

@@ -142,7 +142,7 @@ def test_asked_to_end_it_saves_first(tiny_place, trained, tmp_path, monkeypatch,
     ("words", "where"),
     [
         (["train", "sam2videox"], "lgf_trainer.commands.parse_recipe"),
-        (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract._check"),
+        (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract.this_process"),
         (["sample", "--model", "m", "--output", "out"], "lgf_trainer.sample._requests"),
         (["eval", "vbench", "results"], "lgf_trainer.evaluation.vbench.read_results"),
     ],

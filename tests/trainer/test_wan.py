@@ -23,7 +23,7 @@ from lgf_trainer.testing import CLIP_WIDTH, FRAMES, HEIGHT, WIDTH, make_tiny_wan
 from lgf_trainer.train import TrainingRun
 from PIL import Image
 from trainer.run_outputs import metrics
-from trainer.training_data import SETTINGS, WindowCache, make_cache, tiny, wan_window
+from trainer.training_data import SETTINGS, WindowCache, extraction, make_cache, tiny, wan_window
 
 CPU = torch.device("cpu")
 GRID = (3, 4, 6)
@@ -286,17 +286,8 @@ def test_image_to_video_extracts_trains_and_samples(folders, tmp_path, capsys):
 
     write_clip(tmp_path / "dog.mp4", frames=14)
     size = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
-    words = [
-        "extract",
-        tmp_path / "dog.mp4",
-        "--output",
-        tmp_path / "cache",
-        "--model",
-        folders["i2v"],
-        "--teacher",
-        "none",
-    ]
-    assert lgf([*map(str, words), "--allow-empty-captions", "--stride", "5", *size]) == 0
+    options = ["--teacher", "none", "--stride", "5", *size]
+    assert lgf(extraction(tmp_path / "dog.mp4", tmp_path / "cache", folders["i2v"], *options)) == 0
     changes = {"model__path": folders["i2v"], "data__cache": tmp_path / "cache", "run__output": tmp_path / "run"}
     assert lgf(["train", "lora-only", *tiny(tmp_path, training__steps=2, data__image_dropout=0.5, **changes)]) == 0
     Image.new("RGB", (WIDTH, HEIGHT), "red").save(tmp_path / "dog.png")
@@ -377,18 +368,8 @@ def test_caches_of_wan_name_its_rate(folders, tmp_path):
     from support.clips import write_clip
 
     write_clip(tmp_path / "dog.mp4", frames=14)
-    words = [
-        "extract",
-        tmp_path / "dog.mp4",
-        "--output",
-        tmp_path / "cache",
-        "--model",
-        folders["t2v"],
-        "--teacher",
-        "none",
-    ]
-    words += ["--allow-empty-captions", "--frames", 9, "--height", 64, "--width", 96]
-    assert lgf([str(word) for word in words]) == 0
+    options = ["--teacher", "none", "--frames", 9, "--height", 64, "--width", 96]
+    assert lgf(extraction(tmp_path / "dog.mp4", tmp_path / "cache", folders["t2v"], *options)) == 0
     cache = WindowCache(tmp_path / "cache")
     assert cache.settings["fps"] == 16 and cache.settings["grid"] == [9, 4, 6] and SETTINGS["grid"] == [9, 4, 6]
     assert make_cache(tmp_path / "other", windows=1).settings["grid"] == cache.settings["grid"]

@@ -176,6 +176,11 @@ def read_window(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor
     return to_signed(frames)
 
 
+def frames_if_there(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor | None:
+    """The same, or None if the video is no longer a file where `lgf extract` read it."""
+    return read_window(settings, about) if Path(about["video"]).is_file() else None
+
+
 def to_signed(pixels: Tensor) -> Tensor:
     """Pixels of uint8 as float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1

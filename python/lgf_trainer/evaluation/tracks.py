@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.cache import WindowCache, must_hold
-from ..data.video import read_window
+from ..data.video import frames_if_there
 from .pictures import faded, png
 
 TAIL = 8  # frames of a track that are drawn behind its point
@@ -37,8 +37,7 @@ def of_cache(folder: Path, count: int) -> Iterator[WindowTracks]:
     for key in cache.filled()[:count]:
         tensors, about = cache.read(key)
         must_hold(tensors, "tracks", folder, "lgf eval tracks", "Extract with lgf extract --teachers tracks")
-        frames = read_window(cache.settings, about) if Path(about["video"]).is_file() else None
-        size = cache.settings["height"], cache.settings["width"]
+        size, frames = (cache.settings["height"], cache.settings["width"]), frames_if_there(cache.settings, about)
         yield WindowTracks(key, tensors["tracks"], tensors["tracks_visible"].bool(), frames, size)
 
 

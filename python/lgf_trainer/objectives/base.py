@@ -1,7 +1,8 @@
 """Base of the alignment terms: targets for the projected features."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,13 @@ from ..projector import Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
-from ..runtime.settings import NoOptions, from_settings, is_group
+from ..runtime.settings import from_settings, is_group
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, torch.Size]
 
 
-class Objective(ByName, kind="objectives"):
+class Objective(ByName, ABC, kind="objectives"):
     """An alignment term: a function of what the projector puts out and of tensors of the window.
 
     A kind is a subclass in a file of its own, with a `name` that `alignment.loss` may have, and a dataclass `Options` that
@@ -33,8 +34,6 @@ class Objective(ByName, kind="objectives"):
         tensors: names of the tensors of a window that it reads.
         weights: of those, one each.
     """
-
-    Options: ClassVar[type] = NoOptions
 
     def __init__(self, alignment: recipe.Alignment, settings: dict[str, Any], options: Any):
         self.alignment, self.settings, self.options = alignment, settings, options
@@ -119,8 +118,9 @@ class Objective(ByName, kind="objectives"):
             return [(torch.cat([normalize(tensor.float(), dim=-1) for tensor in features], dim=-1), 1.0)]
         return list(zip(features, self.weights, strict=True))
 
+    @abstractmethod
     def __call__(self, projected: Any, targets: Tensors) -> Tensor:
-        raise NotImplementedError
+        """Return the loss, a scalar, of what the projector puts out."""
 
 
 def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Objective | None:

@@ -189,7 +189,7 @@ def read_checkpoint(place: Path) -> Checkpoint | None:
     way_out = "Mend that, or move it away to go on from the one before"
     with (
         explained(f"{place} cannot be read", OSError, way_out=way_out),
-        suppress(FileNotFoundError, ValueError, KeyError),
+        suppress(FileNotFoundError, ValueError, KeyError, TypeError),
     ):
         facts = json.loads((place / FACTS).read_text())
         if all(file_hash(place / name) == sha for name, sha in facts["sha256"].items()):

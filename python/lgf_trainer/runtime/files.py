@@ -15,7 +15,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
-from .errors import TrainerError, is_disk_full
+from .errors import TrainerError, explained, is_disk_full
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are being written
 ABANDONED = 3600.0  # seconds: no file takes so long to be written
@@ -35,15 +35,14 @@ def claim(folder: Path) -> AcquireReturnProxy:
     Raises:
         TrainerError: another process has the folder, or it cannot be written to.
     """
-    try:
+    with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be"):
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise TrainerError(
-            f"another run is writing to {folder}. Wait until it has ended, or name another folder"
-        ) from error
-    except OSError as error:
-        raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can be") from error
+        try:
+            return FileLock(folder / ".lock").acquire(timeout=0)
+        except Timeout as error:
+            raise TrainerError(
+                f"another run is writing to {folder}. Wait until it has ended, or name another folder"
+            ) from error
 
 
 @contextmanager
@@ -131,8 +130,10 @@ def must_be_writable(folder: Path) -> None:
         TrainerError: the disk is full, or the folder may not be written to.
     """
     probe = folder / f".probe-{uuid4().hex}"
-    write_atomically(probe, b"a")
-    probe.unlink()
+    with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be, or make room"):
+        with whole_file(probe) as file:
+            file.write(b"a")
+        probe.unlink()
 
 
 @functools.lru_cache(maxsize=1024)

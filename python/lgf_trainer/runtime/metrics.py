@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..step import Losses, Watch
-from .errors import TrainerError
+from .errors import TrainerError, explained
 from .files import write_atomically
 
 
@@ -123,10 +124,10 @@ class Metrics:
 def _lines_up_to(path: Path, step: int) -> list[str]:
     """Return the lines of a file of metrics up to a step, without what a killed run has left half-written."""
     kept = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        try:
+    with explained(f"{path} cannot be read", OSError, way_out="Move it away"):
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:
-            pass
     return kept

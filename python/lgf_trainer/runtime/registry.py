@@ -5,7 +5,8 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import ClassVar, Self
 
-from .errors import TrainerError
+from .errors import TrainerError, explained
+from .settings import NoOptions
 
 
 class ByName:
@@ -18,10 +19,12 @@ class ByName:
     Attributes:
         kind: the folder, such as "generators".
         name: what a recipe or a command calls the class.
+        Options: dataclass of what the class may be told, which is checked against its fields.
     """
 
     kind: ClassVar[str]
     name: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
     known: ClassVar[dict[str, type]]
 
     def __init_subclass__(cls, kind: str | None = None, **options) -> None:
@@ -38,7 +41,8 @@ class ByName:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
         for entry in entry_points(group=package.__name__):
-            entry.load()
+            with explained(f"{entry.value}, a module of {entry.dist.name}, cannot be imported", Exception):
+                entry.load()
         return cls.known
 
     @classmethod

@@ -17,7 +17,7 @@ from ..runtime.errors import TrainerError
 from ..runtime.files import write_tensors
 from ..runtime.recipe import Optimiser, Recipe
 from ..runtime.registry import ByName
-from ..runtime.settings import NoOptions, from_settings
+from ..runtime.settings import from_settings
 from ..step import Watch
 
 WEIGHTS = "weights.safetensors"
@@ -45,7 +45,6 @@ class Task(ByName, ABC, kind="tasks"):
         model: what `make_model` returned, in its wrapper for several processes; set by `begin`.
     """
 
-    Options: ClassVar[type] = NoOptions
     losses_named: ClassVar[tuple[str, str]] = ("loss", "measured")
     steadier: ClassVar[str] = "in float32 (--training.precision no)"
     model: nn.Module
