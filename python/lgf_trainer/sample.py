@@ -69,11 +69,7 @@ class Video(NamedTuple):
     settings: dict[str, Any]
 
     def is_there(self) -> bool:
-        """Return whether it has been made already.
-
-        Raises:
-            TrainerError: it has been made otherwise.
-        """
+        """Return whether it has been made already; refuse one that was made otherwise."""
         if not self.path.exists():
             return False
         must_be_made_with(self.settings, self.path, made_with(self.path), "Use another --output, or remove it")

@@ -125,7 +125,7 @@ OBJECTIVE = """
 TASK = """
     from dataclasses import dataclass
     from torch import nn
-    from lgf_trainer.data.samples import TrainingSamples
+    from lgf_trainer.data.samples import WindowTensors
     from lgf_trainer.runtime.errors import TrainerError
     from lgf_trainer.tasks.base import Task
 
@@ -134,11 +134,6 @@ TASK = """
     class Options:
         features: str = "features_dino"
         width: int = 4
-
-
-    class Windows(TrainingSamples):
-        def __getitem__(self, number):
-            return {name: self.cache.read(self.key(number)).tensors[name].float() for name in self.targets}
 
 
     class Compression(Task):
@@ -157,7 +152,7 @@ TASK = """
             return {"all": (list(model.parameters()), self.recipe.optimisers.projector)}
 
         def samples(self):
-            return Windows(self.cache, None, (self.options.features,), seed=self.recipe.training.seed)
+            return WindowTensors(self.cache, self.cache.keys(), (self.options.features,), self.recipe.training.seed)
 
         def losses(self, batch, trained):
             error = self.model(batch[self.options.features]) - batch[self.options.features]

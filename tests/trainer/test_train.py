@@ -324,9 +324,9 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"run__per_process": 3}, "training.batch = 2 is no multiple of run.per_process = 3"),
         ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
         ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
-        ({"model__targets": "to_z"}, "model.targets: Target modules"),
-        ({"model__targets": r"blocks\.\d+\.to_z"}, "model.targets: Target modules"),
-        ({"model__targets": "blocks(.*"}, r"model\.targets is no regular expression: missing \), unterminated"),
+        ({"model__targets": "to_z"}, r"model.targets fit no layer of this model \(Target modules"),
+        ({"model__targets": r"blocks\.\d+\.to_z"}, r"model.targets fit no layer of this model \(Target modules"),
+        ({"model__targets": "blocks(.*"}, r"model\.targets is no regular expression \(missing \), unterminated"),
         ({"model__targets": "to_k blocks.*to_q"}, "model.targets must be ends of names or one regular expression"),
         (
             {"model__path": "/nowhere/at/all"},

@@ -83,11 +83,7 @@ class WindowCache:
         return sorted(path.stem for path in (self.folder / "windows").glob("*.safetensors"))
 
     def filled(self) -> list[str]:
-        """Return the windows that are there, as `keys`.
-
-        Raises:
-            TrainerError: there are none.
-        """
+        """Return the windows that are there, as `keys`; refuse a cache without any."""
         if not (keys := self.keys()):
             raise TrainerError(f"{self.folder} has no windows yet. Fill it with lgf extract")
         return keys

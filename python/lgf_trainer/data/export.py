@@ -43,11 +43,7 @@ def decode_video(path: Path) -> Frames:
 
 
 def made_with(path: Path) -> dict[str, Any]:
-    """Return what `encode_video` was told.
-
-    Raises:
-        TrainerError: the file is not one of its.
-    """
+    """Return what `encode_video` was told; refuse a file that is none of its own."""
     foreign, way_out = f"{path} was not made by lgf sample, or is damaged", "Remove it, or use another folder"
     with (
         explained(foreign, av.error.FFmpegError, KeyError, ValueError, way_out=way_out),

@@ -63,11 +63,7 @@ def read_flow(source: Source, frames: int, suffix: str, *, backward: bool) -> Ne
 
 
 def sidecar_hash(clip: Clip, suffix: str) -> str:
-    """Return the SHA-256 of a file beside a video.
-
-    Raises:
-        Skipped: there is none.
-    """
+    """Return the SHA-256 of a file beside a video; skip a video without one."""
     opener = clip.sidecar(suffix)
     if opener is None:
         raise Skipped(

@@ -27,9 +27,6 @@ def read_list(path: Path, seed: int) -> list[Request]:
 
     Keys and columns are prompt, image (relative to the list's folder), name (default: the image's without suffix, or
     the number of the line) and seed (default: `seed`); only prompt must be there.
-
-    Raises:
-        TrainerError: what is wrong, and in which line.
     """
     requests = [_request(path, number, row, seed) for number, row in _rows(path)]
     if not requests:

@@ -72,9 +72,6 @@ def files_below(folder: Path) -> list[Path]:
     """Return the files in a folder and those below, in order of their names.
 
     Links to folders are followed, except back up; a link to nothing is listed, so that reading it says so.
-
-    Raises:
-        TrainerError: a folder cannot be read.
     """
 
     def below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -96,11 +93,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def json_lines(path: Path, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of the line, keys and values) of a file with JSON objects such as `example`, one a line.
-
-    Raises:
-        TrainerError: the file cannot be read, or a line holds something else.
-    """
+    """Yield (number of the line, keys and values) of a file with JSON objects such as `example`, one a line."""
     # Unlike str.splitlines, split("\n") leaves a line separator inside a text alone.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -235,11 +228,7 @@ def _box(value: Any, where: str) -> Box:
 
 
 def find_videos(folder: Path, at_least: int = 1) -> list[Path]:
-    """All videos in a folder and those below, in order of their names.
-
-    Raises:
-        TrainerError: there is no such folder, or it has fewer.
-    """
+    """Return the videos in a folder and those below, in order of their names; refuse a folder with fewer than `at_least`."""
     if not folder.is_dir():
         raise TrainerError(f"{folder}: no such folder. Give a folder of videos")
     videos = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]

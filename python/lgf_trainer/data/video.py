@@ -166,9 +166,6 @@ def read_window(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor
     Args:
         settings: of the cache.
         about: what the window says of itself. Its video must be a file, and where `lgf extract` read it.
-
-    Raises:
-        VideoError: it is not, or cannot be read.
     """
     video = Video(about["video"], settings["fps"])
     fit = Fit.cover(video.size, (settings["height"], settings["width"]))

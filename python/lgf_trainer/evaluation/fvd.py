@@ -88,11 +88,7 @@ class Clips(NamedTuple):
 
 
 class Network:
-    """A TorchScript network (B, 3, T, H, W) in [-1, 1] -> (B, D) features.
-
-    Raises:
-        TrainerError: no such file, or no TorchScript.
-    """
+    """A TorchScript network (B, 3, T, H, W) in [-1, 1] -> (B, D) features."""
 
     def __init__(self, path: Path, device: torch.device):
         if not path.is_file():

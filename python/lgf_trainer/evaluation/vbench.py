@@ -76,11 +76,7 @@ def read_results(path: Path) -> dict[str, float]:
 
 
 def score_row(name: str, scores: Mapping[str, float]) -> dict[str, float | str | None]:
-    """Return one line of the table, in percent; None where VBench was not asked for what it takes.
-
-    Raises:
-        TrainerError: a dimension of the Motion Score is missing.
-    """
+    """Return one line of the table, in percent; None where VBench was not asked for what it takes."""
     if missing := [dimension for dimension in STRUCTURE if dimension not in scores]:
         raise TrainerError(f"{name} lacks {', '.join(missing)}: run VBench-I2V for the Motion Score's dimensions too")
     whole = all(dimension in scores for dimension in FIDELITY)

@@ -55,11 +55,7 @@ def write_lora(path: Path, transformer: nn.Module, weights: dict[str, Tensor]) -
 
 
 def read_lora(path: Path, transformer: nn.Module) -> None:
-    """Put what `write_lora` wrote into a transformer with such a LoRA.
-
-    Raises:
-        TrainerError: it has other layers.
-    """
+    """Put what `write_lora` wrote into a transformer with such a LoRA; refuse other layers."""
     from peft import set_peft_model_state_dict
 
     lora = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}

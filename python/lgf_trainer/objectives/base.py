@@ -62,11 +62,7 @@ class Objective(ByName, ABC, kind="objectives"):
         return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
 
     def check(self, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
-        """Refuse windows that it cannot be computed on.
-
-        Raises:
-            TrainerError: what is missing or does not fit, and the way out.
-        """
+        """Refuse windows that it cannot be computed on."""
         for name in self.tensors:
             way_out = "Extract again with it (lgf extract --help), or choose another alignment"
             must_hold(shapes, name, cache, "this recipe's alignment", way_out)
@@ -92,11 +88,7 @@ class Objective(ByName, ABC, kind="objectives"):
             )
 
     def check_head(self, options: recipe.Projector, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
-        """Refuse a head whose output is not on the grid of what it is compared with.
-
-        Raises:
-            TrainerError: both grids, and the way out.
-        """
+        """Refuse a head whose output is not on the grid of what it is compared with."""
         if options.form == "sam2videox":
             return
         frames, rows, columns = 2 * (grid[0] - 1), grid[1] // options.reduction, grid[2] // options.reduction

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..optimiser import GroupedAdamW, MovingAverage
 from .distributed import like, whole
-from .errors import TrainerError, explained, in_short, is_disk_full
+from .errors import TrainerError, explained, in_short
 from .files import file_hash, whole_file, write_tensors
 
 OPTIMISER, FACTS = "optimizer.safetensors", "checkpoint.json"
@@ -147,9 +147,8 @@ class Checkpoints:
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "the disk is full" if is_disk_full(error) else in_short(error)
             raise TrainerError(
-                f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}. "
+                f"the checkpoint of step {step} cannot be written to {self.folder}: {in_short(error)}. "
                 "Mend that and run again: it goes on from the checkpoint before"
             ) from error
         for old in self._places()[: -self.keep]:
@@ -181,11 +180,7 @@ class Checkpoints:
 
 
 def read_checkpoint(place: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder, verified; None if it is damaged.
-
-    Raises:
-        TrainerError: it cannot be read.
-    """
+    """Return the checkpoint in a folder, verified; None if it is damaged, an error if it cannot be read."""
     way_out = "Mend that, or move it away to go on from the one before"
     with (
         explained(f"{place} cannot be read", OSError, way_out=way_out),

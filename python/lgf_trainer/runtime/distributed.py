@@ -44,11 +44,6 @@ def parallelise(model: nn.Module, blocks: Iterable[nn.Module], *, processes: int
     return model
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module that `parallelise` was given."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 @contextmanager
 def accumulating(model: nn.Module, *, more: bool) -> Iterator[None]:
     """Exchange gradients after the last batch of a step only; `more` batches are to come before that."""
@@ -88,11 +83,7 @@ def this_process() -> "PartialState":
 
 
 def choose_device(name: str, default: torch.device | None = None) -> torch.device:
-    """Return the device called `name`. "auto": `default`, or else the first GPU, or else the CPU.
-
-    Raises:
-        TrainerError: there is no such device here.
-    """
+    """Return the device called `name`. "auto": `default`, or else the first GPU, or else the CPU."""
     if name == "auto":
         return default or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kinds, way_out = (RuntimeError, AssertionError, NotImplementedError), "Leave it out to take what there is"
@@ -101,11 +92,7 @@ def choose_device(name: str, default: torch.device | None = None) -> torch.devic
 
 
 def must_fit(weights: int, device: torch.device, shards: int) -> None:
-    """Refuse to train all weights of a model where not even they fit.
-
-    Raises:
-        TrainerError: with what is needed, what is there, and the way out.
-    """
+    """Refuse to train all weights of a model where not even they fit."""
     needed = TRAINED * weights / shards
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else host

@@ -8,7 +8,10 @@ from lgf_cli.errors import UserError
 
 
 class TrainerError(UserError):
-    """Error for invalid input or environment of the trainer."""
+    """Error for invalid input or environment of the trainer: what is wrong, what was expected, and the way out.
+
+    Whatever reads what users give raises it; docstrings say so where it is not plain.
+    """
 
 
 @contextmanager
@@ -26,6 +29,8 @@ def explained(
 
 def in_short(error: Exception) -> str:
     """Return the message of a library's error, short enough for one line."""
+    if is_disk_full(error):
+        return "the disk is full"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")
 
 

@@ -124,11 +124,7 @@ def remove_leftovers(folder: Path, age: float = ABANDONED) -> None:
 
 
 def must_be_writable(folder: Path) -> None:
-    """Find out before hours of work whether their result can be kept.
-
-    Raises:
-        TrainerError: the disk is full, or the folder may not be written to.
-    """
+    """Find out before hours of work whether their result can be kept."""
     probe = folder / f".probe-{uuid4().hex}"
     with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be, or make room"):
         with whole_file(probe) as file:

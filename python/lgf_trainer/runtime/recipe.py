@@ -147,7 +147,7 @@ class Alignment:
     """0-based index of the aligned block. The paper's "25th block" (our reading: counted from 1)."""
     k: Share = 0.5
     """Weight of the forward teacher; the backward one has 1 - k (our reading). At 1 the backward one is not read."""
-    features: tuple[str, ...] = ("sam2_forward", "sam2_backward")
+    features: Annotated[tuple[str, ...], Field(min_length=1)] = ("sam2_forward", "sam2_backward")
     """Which features of the cache the losses on features use: one name, two weighted by k and 1 - k, or more."""
     weights: tuple[Amount, ...] = ()
     """Of those features, instead of k: one number each."""
@@ -172,7 +172,7 @@ class Projector:
     """Rows and columns of tokens for one that the forms moalign and videorepa put out."""
     hidden: Count = 768
     """Channels of the temporal part (sam2videox)."""
-    widths: tuple[Count, ...] = (512, 256, 256)
+    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 256, 256)
     """Output channels of the layers: for moalign 256 64, for videorepa 2048 2048 768. Losses that compare channel by
     channel replace the last by the teacher's number of channels."""
     groups: Count = 32
@@ -274,11 +274,7 @@ class Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse values that no run could have, that do not go together, or that would train nothing.
-
-    Raises:
-        TrainerError: it names the keys.
-    """
+    """Refuse values that no run could have, that do not go together, or that would train nothing."""
     build(to_settings(recipe))
     alignment, head = recipe.alignment, recipe.projector
     if is_pattern(recipe.model.targets):
@@ -289,8 +285,6 @@ def check(recipe: Recipe) -> None:
             f"model.targets must be ends of names or one regular expression alone, got {wrong[0]!r} among others"
         )
     names, weights = len(alignment.features), len(alignment.weights)
-    if not names:
-        raise TrainerError("alignment.features must be one name at least, got 0")
     if weights and weights != names:
         raise TrainerError(f"alignment.weights must have a number for each of {names} features, got {weights}")
     if names > 2 and not weights and alignment.combine == "sum":
@@ -301,8 +295,6 @@ def check(recipe: Recipe) -> None:
     for width in (head.hidden, *head.widths[:-1]) if head.form == "sam2videox" else ():
         if width % head.groups:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
-    if not head.widths:
-        raise TrainerError("projector.widths must have one width at least")
     steps = [step for step, _ in alignment.schedule]
     if steps != sorted(steps):
         raise TrainerError("alignment.schedule must have its points in the order of their steps")

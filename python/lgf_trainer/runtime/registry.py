@@ -47,11 +47,7 @@ class ByName:
 
     @classmethod
     def find(cls, name: str) -> type[Self]:
-        """Return the class with a name.
-
-        Raises:
-            TrainerError: there is none; it names those that are there.
-        """
+        """Return the class with a name; the error for another name lists those that there are."""
         known = cls.all()
         if name not in known:
             raise TrainerError(f"there is no {cls.kind[:-1]} {name!r}. There are: {', '.join(sorted(known))}")

@@ -15,7 +15,7 @@ from ..runtime.distributed import must_fit
 from ..runtime.errors import TrainerError, explained
 from ..runtime.files import write_atomically, write_tensors
 from ..runtime.recipe import Alignment, Recipe
-from ..step import AlignedDiffusion, Batch
+from ..step import AlignedDiffusion
 from ..tap import AlignedTransformer
 from .base import Task
 
@@ -63,12 +63,12 @@ class Diffusion(Task):
         return self.generator.blocks(model.transformer)
 
     def groups(self, model):
-        groups = AlignedDiffusion(model, self.objective, self.recipe.model.train).groups()
+        groups = model.trained(self.recipe.model.train)
         return {name: (parameters, getattr(self.recipe.optimisers, name)) for name, parameters in groups.items()}
 
     def begin(self, model, watch):
         super().begin(model, watch)
-        self.step = AlignedDiffusion(model, self.objective, self.recipe.model.train, self.accelerator.autocast, watch)
+        self.step = AlignedDiffusion(model, self.objective, self.accelerator.autocast, watch)
 
     # --- data and losses --------------------------------------------------------------------------------------
 
@@ -95,9 +95,8 @@ class Diffusion(Task):
     def batch(self, sample):
         model = self.recipe.model
         inputs = self.generator.inputs(sample, getattr(torch, model.dtype if model.train == "lora" else "float32"))
-        return Batch(
-            *inputs, {name: sample[name] for name in self.objective.tensors} if self.objective is not None else {}
-        )
+        read = () if self.objective is None else self.objective.tensors
+        return inputs._replace(targets={name: sample[name] for name in read})
 
     def losses(self, batch, trained):
         return self.step.losses(batch, trained)
@@ -166,11 +165,7 @@ def save_weights(folder: Path, generator: Generator, model: AlignedTransformer, 
 
 
 def load_weights(folder: Path, generator: Generator, model: AlignedTransformer) -> None:
-    """Put what `save_weights` wrote into a model that is not yet parallelised.
-
-    Raises:
-        TrainerError: it belongs to another model.
-    """
+    """Put what `save_weights` wrote into a model that is not yet parallelised; refuse weights of another model."""
     # Of other sizes, or of a run that trained something else.
     with explained(f"{folder} holds weights of another model", FileNotFoundError, RuntimeError):
         generator.load(folder, model.transformer)

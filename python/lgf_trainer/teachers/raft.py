@@ -69,11 +69,7 @@ class Raft:
 
     @torch.no_grad()
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return flow (N, 2, H, W) from frames (N, 3, H, W) in [-1, 1] to others, one pair at a time.
-
-        Raises:
-            TrainerError: they are smaller than RAFT's 128 x 128, or do not divide by 8.
-        """
+        """Return flow (N, 2, H, W) from frames (N, 3, H, W) in [-1, 1] to others, one pair at a time."""
         height, width = first.shape[-2:]
         if min(height, width) < 128 or height % 8 or width % 8:
             raise TrainerError(f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}")
