@@ -141,10 +141,10 @@ class TrainingRun:
             raise TrainerError(f"{last.folder} is not visible on every node: set run.output to a folder they share")
         begun = f"{self.recipe.run.output} was begun with"
         way_out = "Set run.output to a new folder, or go on with what it was begun with"
-        before = build(last.facts["recipe"], str(last.folder))
+        before = build(last.facts.get("recipe"), str(last.folder))
         for key, now, then in differences(self.recipe, before, but=("run.", "data.cache")):
             raise TrainerError(f"{begun} {key} = {then}, and this is {now}. {way_out}")
-        if last.facts["windows"] != self.facts["windows"]:
+        if last.facts.get("windows") != self.facts["windows"]:
             raise TrainerError(f"{begun} other windows in {self.recipe.data.cache}. {way_out}")
         return last
 

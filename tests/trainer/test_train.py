@@ -18,6 +18,7 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from lgf_cli import main as lgf
 from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.generators.base import Generator
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.runtime.checkpoint import trained_parameters
 from lgf_trainer.runtime.files import claim
@@ -337,6 +338,11 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
 )
 def test_recipes_that_cannot_run(tiny_place, tmp_path, changes, message):
     refused(command(tiny_place, tmp_path, **changes), message)
+
+
+def test_targets_that_are_no_layers_are_refused_before_weights_are_read(tiny_place, tmp_path, monkeypatch):
+    monkeypatch.setattr(Generator, "load_transformer", lambda *_: pytest.fail("minutes would have been lost"))
+    refused(command(tiny_place, tmp_path, model__targets="to_z"), r"model.targets fit no layer of this model \(Target")
 
 
 def test_no_recipe(capsys):

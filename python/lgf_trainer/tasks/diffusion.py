@@ -47,6 +47,8 @@ class Diffusion(Task):
         if recipe.model.train == "full":
             weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
             must_fit(weights, accelerator.device, shards=accelerator.num_processes if recipe.run.shard else 1)
+        else:
+            self.generator.trained_shapes(recipe.model)  # refuses targets that are no layers, before weights are loaded
 
     def make_projector(self) -> nn.Module | None:
         """Return the head that the objective needs."""
