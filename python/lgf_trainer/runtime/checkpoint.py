@@ -151,7 +151,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be written to {self.folder}: {in_short(error)}. "
                 "Mend that and run again: it goes on from the checkpoint before"
             ) from error
-        for old in self._places()[: -self.keep]:
+        for old in checkpoint_folders(self.folder)[: -self.keep]:
             self._remove(old)
         return place
 
@@ -163,20 +163,22 @@ class Checkpoints:
         """
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for place in reversed(self._places()):
+        for place in reversed(checkpoint_folders(self.folder)):
             if found := read_checkpoint(place):
                 return found
             print(f"{place} is damaged; going back to the checkpoint before it")
             self._remove(place)
         return None
 
-    def _places(self) -> list[Path]:
-        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
-
     def _remove(self, place: Path) -> None:
         """Out of sight in one move, then away: a checkpoint is whole or not there."""
         hidden = place.rename(place.with_name(f".partial-old-{place.name}"))
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints, oldest first."""
+    return sorted(folder.glob("step-" + 8 * "[0-9]"))
 
 
 def read_checkpoint(place: Path) -> Checkpoint | None:
@@ -204,7 +206,7 @@ def starting_weights(run: Path, files: dict[str, Shapes]) -> Path:
         TrainerError: there is none, or something in it has another name or shape.
     """
     first = next(iter(files))
-    places = [run, *sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True)]
+    places = [run, *reversed(checkpoint_folders(run / "checkpoints"))]
     folder = next((place for place in places if (place / first).is_file()), None)
     if folder is None:
         raise TrainerError(
