@@ -17,6 +17,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import nn
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
@@ -172,6 +173,29 @@ def make_tiny_dino(folder: str | PathLike, *, kind: str = "dinov2", seed: int = 
         _redraw(model, vectors=0.5)
     model.save_pretrained(str(folder))
     return Path(folder)
+
+
+def make_tiny_videomae(folder: str | PathLike, *, seed: int = 0) -> Path:
+    """Write a VideoMAE of some tens of thousands of random weights, with patches of 16 pixels and tubelets of 2 frames."""
+    config = transformers.VideoMAEConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64, num_frames=4
+    )
+    with drawn_from(seed):
+        transformers.VideoMAEModel(config).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_raft(file: str | PathLike, *, seed: int = 0) -> Path:
+    """Write random weights of RAFT's small network, of which torchvision knows no smaller one: a million.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+    from torchvision.models.optical_flow import raft_small
+
+    with drawn_from(seed):
+        save_file(raft_small().state_dict(), file)
+    return Path(file)
 
 
 def make_tiny_detector(folder: str | PathLike, *, seed: int = 0) -> Path:
