@@ -31,7 +31,7 @@ def run(options: Options) -> None:
     arms = ["without"] * (options.lora is None or options.compare) + ["with"] * (options.lora is not None)
     plan = {
         request: [
-            Video(options.output / arm / f"{request.name}.mp4", arm, sampler.settings(request, arm == "with"))
+            PlannedVideo(options.output / arm / f"{request.name}.mp4", arm, sampler.settings(request, arm == "with"))
             for arm in arms
         ]
         for request in mine
@@ -61,7 +61,7 @@ def run(options: Options) -> None:
     process.destroy_process_group()
 
 
-class Video(NamedTuple):
+class PlannedVideo(NamedTuple):
     """A video to generate, with the settings that are stored in it."""
 
     path: Path

@@ -145,7 +145,7 @@ def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[s
     return tuple(name for name, _ in kept), tuple(weight for _, weight in kept)
 
 
-def to_grid(features: Tensor, teacher: Tensor) -> Tensor:
+def on_grid_of(features: Tensor, teacher: Tensor) -> Tensor:
     """Average features (B, T, H, W, C) over the cells of the teacher's rows and columns (our reading)."""
     size = teacher.shape[2:4]
     if features.shape[2:4] == size:

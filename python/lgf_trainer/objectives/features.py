@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from lgf_kernels import TokenRelationLoss
 
 from ..runtime import recipe
-from .base import Objective, to_grid
+from .base import Objective, on_grid_of
 
 
 class Distance(Objective):
@@ -20,7 +20,8 @@ class Distance(Objective):
 
     def __call__(self, projected: Tensor, targets: dict[str, Tensor]) -> Tensor:
         return sum(
-            weight * self.distance(to_grid(projected, teacher), teacher) for teacher, weight in self.teachers(targets)
+            weight * self.distance(on_grid_of(projected, teacher), teacher)
+            for teacher, weight in self.teachers(targets)
         )
 
 
