@@ -89,9 +89,9 @@ def fvd(
     from .runtime.files import content_hash, write_atomically
 
     folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
-    for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
-        if not 0 < value < math.inf:
-            raise TrainerError(f"--{name} must be greater than 0, not {value}")
+    _must_be_at_least(1, frames=frames, size=min(size), batch=batch)
+    if not 0 < fps < math.inf:
+        raise TrainerError(f"--fps must be finite and above 0, got {fps}")
     model = Network(network, choose_device(device))
     settings = {"features": "fvd", "network": content_hash(network), "frames": frames, "fps": fps, "size": size}
     kept = WindowCache(cache, settings) if cache else None
@@ -149,9 +149,8 @@ def motion(
 
     if not inputs:
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")
-    for name, value in {"pairs": pairs, "grid": min(grid), "frames": frames - 1, "windows": windows}.items():
-        if value <= 0:
-            raise TrainerError(f"--{name} is too small")
+    _must_be_at_least(1, pairs=pairs, grid=min(grid), windows=windows)
+    _must_be_at_least(2, frames=frames)
     drawn = set()
     for path in inputs:
         if (path / "settings.json").exists():
@@ -201,14 +200,18 @@ def tracks(
 
     if not caches:
         raise TrainerError("eval tracks: name caches that lgf extract --teachers tracks made")
-    for name, value in {"frames": frames, "points": points, "windows": windows}.items():
-        if value < 1:
-            raise TrainerError(f"--{name} must be at least 1, and is {value}")
+    _must_be_at_least(1, frames=frames, points=points, windows=windows)
     for cache in caches:
         for window in pictures.of_cache(cache, windows):
             picture = output / f"{window.name}.png"
             write_atomically(picture, pictures.draw(window, frames, points))
             print(f"{picture}: {pictures.summary(window)}")
+
+
+def _must_be_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise TrainerError(f"--{name} must be at least {least}, got {value}")
 
 
 def _name(path: Path) -> str:

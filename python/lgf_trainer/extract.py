@@ -35,7 +35,8 @@ def run(options: Options) -> None:
         TrainerError: the options do not go together, or there is not a single window in the end.
     """
     started = time.monotonic()
-    _check(options)
+    if not options.sources:
+        raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
     state = this_process()
     clips = list_clips(options.sources)
     generator, teachers = Generator.read(options.model), _teachers(options)
@@ -61,14 +62,6 @@ def run(options: Options) -> None:
             need = [name for name in teachers if Teacher.find(name).needs_subject]
             why = f"teachers such as {', '.join(need)} need a subject: give boxes or masks, or --detect"
         raise TrainerError(f"no window was made: {why}")
-
-
-def _check(options: Options) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if not options.sources:
-        raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if options.window < 1 or options.window > 15 or options.window % 2 == 0:
-        raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
 
 
 def _teachers(options: Options) -> dict[str, Any]:
@@ -287,9 +280,12 @@ class Extraction:
         student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:
             try:
-                tensors |= teacher(video, subject, student)
+                found = teacher(video, subject, student)
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
+            if taken := tensors.keys() & found.keys():
+                raise TrainerError(f"the teacher {teacher.name} makes {taken.pop()}, which is there already. Rename it")
+            tensors |= found
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise Skipped("not finite", f"{name} has values that are not finite or too large for {tensor.dtype}")

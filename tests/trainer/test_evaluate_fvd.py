@@ -250,11 +250,11 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
             "pair.pt makes tuple of (4, 3, 4, 16, 16): expected (batch, features)",
         ),
         ("{f}/real {f}/made --network {f}/strict.pt", "strict.pt cannot take (4, 3, 4, 16, 16) ("),
-        ("{f}/real {f}/made --network {f}/net.pt --fps inf", "--fps must be greater than 0, not inf"),
+        ("{f}/real {f}/made --network {f}/net.pt --fps inf", "--fps must be finite and above 0, got inf"),
         ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
-        ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be at least 1, got 0"),
         ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
-        ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be at least 1, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(folders, words, reason):

@@ -10,7 +10,7 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 
 pytest.importorskip("yaml")
 
-from lgf_trainer.objectives.base import make_objective, to_grid
+from lgf_trainer.objectives.base import make_objective, on_grid_of
 from lgf_trainer.projector import Projector
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.recipe import Alignment, Lgf, Relation
@@ -129,7 +129,7 @@ def test_token_relations_to_two_teachers(student, targets):
 
 
 def test_features_on_a_coarser_grid(student, targets):
-    pooled = to_grid(student, targets["features_coarse"])
+    pooled = on_grid_of(student, targets["features_coarse"])
     torch.testing.assert_close(pooled[:, :, 0, 0], student[:, :, :2, :2].mean((2, 3)))  # rows 0, 1 and columns 0, 1
     torch.testing.assert_close(pooled[:, :, 1, 2], student[:, :, 2:, 3:].mean((2, 3)))
     actual = loss(student, targets, loss="relation", features=("coarse",), relation=Relation(form="moalign"))

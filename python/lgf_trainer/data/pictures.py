@@ -1,12 +1,13 @@
 """Reading pictures: upright, in sRGB with 8 bits, or the first frame of a video."""
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from .fit import Fit
 from .video import Video, VideoError
 
@@ -19,13 +20,12 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         TrainerError: it cannot be read, or is transparent, or its numbers have no meaning as colours.
     """
-    try:
+    with (
+        explained(f"{path} cannot be read", OSError, way_out="Give a picture or a video"),
+        suppress(UnidentifiedImageError),
+    ):
         with Image.open(path) as image:
             return _rgb(ImageOps.exif_transpose(image), path)
-    except UnidentifiedImageError:
-        pass
-    except OSError as error:
-        raise TrainerError(f"{path} cannot be read ({error.strerror or error}). Give a picture or a video") from error
     try:
         video = Video(path, rate=1)
         ((_, frames),) = video.windows([0], 1, Fit.stretch(video.size, video.size))
@@ -51,8 +51,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         )
     profile = image.info.get("icc_profile")
     if profile and image.mode in ("RGB", "CMYK"):
-        try:
+        unusable = f"{path} has a colour profile that cannot be used"
+        with explained(unusable, ImageCms.PyCMSError, way_out="Save it as sRGB"):
             return ImageCms.profileToProfile(image, io.BytesIO(profile), SRGB, outputMode="RGB")
-        except ImageCms.PyCMSError as error:
-            raise TrainerError(f"{path} has a colour profile that cannot be used ({error}). Save it as sRGB") from error
     return image.convert("RGB")

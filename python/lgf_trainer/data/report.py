@@ -45,12 +45,11 @@ class Report:
         """Return the report of several processes that ran at the same time."""
         total = cls()
         for report in reports:
-            total.videos += report.videos
-            total.damaged += report.damaged
-            total.bytes += report.bytes
-            total.seconds = max(total.seconds, report.seconds)
+            for name in ("videos", "damaged", "bytes"):
+                setattr(total, name, getattr(total, name) + getattr(report, name))
             for name in ("written", "present", "skipped"):
                 setattr(total, name, sorted(getattr(total, name) + getattr(report, name)))
+            total.seconds = max(total.seconds, report.seconds)
         return total
 
     def save(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from .fit import Fit, Size
 from .frames import displayed_size, pixels, unsupported_reason
 from .timeline import Index, TimelineError, decoded, moving_stream, opened
@@ -133,13 +133,10 @@ class Video:
     @contextmanager
     def _container(self) -> Iterator[InputContainer]:
         """The opened file, and FFmpeg's errors in our words."""
-        try:
+        what, kinds = f"{self.path} is not a video that FFmpeg can decode", (av.error.FFmpegError, OSError)
+        with explained(what, *kinds, way_out="Convert it to .mp4", error=VideoError):
             with self._open() as file, opened(file) as container:
                 yield container
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{self.path} is not a video that FFmpeg can decode ({error.strerror}). Convert it to .mp4"
-            ) from error
 
 
 def read_video(
@@ -169,14 +166,16 @@ def read_window(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor
     Args:
         settings: of the cache.
         about: what the window says of itself. Its video must be a file, and where `lgf extract` read it.
-
-    Raises:
-        VideoError: it is not, or cannot be read.
     """
     video = Video(about["video"], settings["fps"])
     fit = Fit.cover(video.size, (settings["height"], settings["width"]))
     ((_, frames),) = video.windows([about["start"]], settings["frames"], fit)
     return to_signed(frames)
+
+
+def frames_if_there(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor | None:
+    """The same, or None if the video is no longer a file where `lgf extract` read it."""
+    return read_window(settings, about) if Path(about["video"]).is_file() else None
 
 
 def to_signed(pixels: Tensor) -> Tensor:

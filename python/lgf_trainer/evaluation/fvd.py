@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..data.cache import WindowCache
 from ..data.video import Fit, Video, VideoError, to_signed
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import content_hash
 
 #: Arguments that the usual TorchScript I3D takes besides the video; given where a network has them.
@@ -88,23 +88,18 @@ class Clips(NamedTuple):
 
 
 class Network:
-    """A TorchScript network (B, 3, T, H, W) in [-1, 1] -> (B, D) features.
-
-    Raises:
-        TrainerError: no such file, or no TorchScript.
-    """
+    """A TorchScript network (B, 3, T, H, W) in [-1, 1] -> (B, D) features."""
 
     def __init__(self, path: Path, device: torch.device):
         if not path.is_file():
             raise TrainerError(f"{path}: no such file. Give a TorchScript network")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of torch: the usual networks are TorchScript
-                self._module = torch.jit.load(str(path), map_location=device).eval()
-        except (RuntimeError, ValueError) as error:
-            raise TrainerError(
-                f"{path} is no TorchScript network. Make one with torch.jit.script(...).save(path)"
-            ) from error
+        way_out = "Make one with torch.jit.script(...).save(path)"
+        with (
+            explained(f"{path} is no TorchScript network", RuntimeError, ValueError, way_out=way_out),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)  # of torch: the usual networks are TorchScript
+            self._module = torch.jit.load(str(path), map_location=device).eval()
         known = {argument.name for argument in self._module.forward.schema.arguments}
         self._arguments = {name: value for name, value in ARGUMENTS.items() if name in known}
         self._path, self._device = path, device

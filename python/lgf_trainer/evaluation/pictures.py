@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from lgf_kernels import local_gram_flow
 
 from ..data.cache import WindowCache
-from ..data.video import read_video, read_window
+from ..data.video import frames_if_there, read_video
 from ..runtime.errors import TrainerError
 from .motion import TOKEN, certainty, expected_motion, patch_descriptors, strongest_motion
 
@@ -54,16 +54,17 @@ def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:
     """
     cache = WindowCache(folder)
     window = cache.settings.get("window")
-    if not cache.keys():
-        raise TrainerError(f"{folder} holds no windows. Run lgf extract")
-    for key in cache.keys()[:count]:
+    for key in cache.filled()[:count]:
         tensors, about = cache.read(key)
         if window is None or not {"teacher_forward", "teacher_backward"} <= tensors.keys():
             raise TrainerError(f"{folder} holds no teacher. Give a video, or a cache that lgf extract made with one")
         forward, backward = (tensors[f"teacher_{direction}"].float() for direction in ("forward", "backward"))
         logits = {"both directions": (forward + backward) / 2, "forward": forward, "backward": backward}
         fields = {title: READINGS[reading](values, window) for title, values in logits.items()}
-        frames = _frames_of(cache.settings, about, forward)
+        if (frames := frames_if_there(cache.settings, about)) is not None:
+            pairs, height, width = forward.shape[:3]
+            first = frames[:: (len(frames) - 1) // pairs][:pairs]
+            frames = torch.nn.functional.interpolate(first, size=(height * TOKEN, width * TOKEN), mode="area")
         yield Motion(key, fields, frames, window // 2, certainty(logits["both directions"], window))
 
 
@@ -103,15 +104,6 @@ def speed(motion: Motion) -> tuple[float, float]:
 
 def _extent(height: int, width: int) -> tuple[int, int, int, int]:
     return 0, width * TOKEN, height * TOKEN, 0
-
-
-def _frames_of(settings: dict[str, Any], about: dict[str, Any], logits: Tensor) -> Tensor | None:
-    """Return the frames that the pairs of a window begin with, if its video is still a file where it was."""
-    if not Path(about["video"]).is_file():
-        return None
-    pairs, height, width = logits.shape[:3]
-    first = read_window(settings, about)[:: (settings["frames"] - 1) // pairs][:pairs]
-    return torch.nn.functional.interpolate(first, size=(height * TOKEN, width * TOKEN), mode="area")
 
 
 def draw_arrows(axes, motion: Tensor, drawn: Tensor, token: int = 8) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lgf_kernels.core.files import UNFINISHED, whole_file, write_whole
 
-from .errors import TrainerError, is_disk_full
+from .errors import TrainerError, explained, is_disk_full
 
 ABANDONED = 3600.0  # seconds: no file takes so long to be written
 
@@ -32,15 +32,14 @@ def claim(folder: Path) -> AcquireReturnProxy:
     Raises:
         TrainerError: another process has the folder, or it cannot be written to.
     """
-    try:
+    with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be"):
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise TrainerError(
-            f"another run is writing to {folder}. Wait until it has ended, or name another folder"
-        ) from error
-    except OSError as error:
-        raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can be") from error
+        try:
+            return FileLock(folder / ".lock").acquire(timeout=0)
+        except Timeout as error:
+            raise TrainerError(
+                f"another run is writing to {folder}. Wait until it has ended, or name another folder"
+            ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -105,14 +104,12 @@ def remove_leftovers(folder: Path, age: float = ABANDONED) -> None:
 
 
 def must_be_writable(folder: Path) -> None:
-    """Find out before hours of work whether their result can be kept.
-
-    Raises:
-        TrainerError: the disk is full, or the folder may not be written to.
-    """
+    """Find out before hours of work whether their result can be kept."""
     probe = folder / f".probe-{uuid4().hex}"
-    write_atomically(probe, b"a")
-    probe.unlink()
+    with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be, or make room"):
+        with whole_file(probe) as file:
+            file.write(b"a")
+        probe.unlink()
 
 
 @functools.lru_cache(maxsize=1024)
