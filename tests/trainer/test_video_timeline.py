@@ -57,6 +57,20 @@ def test_b_frames_in_containers_without_presentation_times(tmp_path, rate, name,
     assert shown(path)[: len(expected)] == expected and Video(path, 8).frames <= len(expected) + 1
 
 
+@pytest.mark.parametrize("rate, frames", [(25, [0, 3, 6, 9, 12, 15, 18, 21, 25]), (30, [0, 3, 7, 11, 15, 18, 22, 26])])
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.mp4"])
+def test_a_frame_is_not_shown_before_its_time_where_the_unit_of_time_is_a_whole_frame(tmp_path, name, rate, frames):
+    path = write_numbered(tmp_path / name, 32, rate)
+    assert shown(path)[: len(frames)] == frames
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.asf"])
+@pytest.mark.parametrize("rate, first", [(24, 0), (24, 2), (30, 1), (30, 2)])
+def test_rounded_times_may_begin_anywhere(tmp_path, name, rate, first):
+    path = write_numbered(tmp_path / name, 40, rate, times=range(first, first + 40), bf=0)
+    assert shown(path, rate) == list(range(40))
+
+
 def test_an_empty_packet_of_an_avi_repeats_a_frame(tmp_path):
     times = [0, 1, 2, 3, 8, 9, 10, 11]  # the muxer fills the gap with empty packets
     assert shown(write_numbered(tmp_path / "a.avi", 8, times=times, bf=0)) == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 7]

@@ -72,10 +72,18 @@ class Video:
             self.size = displayed_size(first, self._aspect)
             shown = [first.pts, *(frame.pts for frame in frames)] if self._numbered else [first.pts]
         try:
-            self._shown = index.timeline(shown).sampled(Fraction(rate))
+            timeline = index.timeline(shown)
         except TimelineError as error:
             raise VideoError(f"{self.path} {error}") from error
+        self._shown = timeline.sampled(Fraction(rate))
         self.frames = sum(map(len, self._shown.values()))
+        # Earlier versions had FFmpeg make up what a file does not say, and took all times for rounded by half a tick.
+        before = {} if self._numbered else timeline._replace(slack=timeline.tick / 2).sampled(Fraction(rate))
+        self._reread = {k for key, indices in self._shown.items() for k in set(indices) - set(before.get(key, ()))}
+
+    def reread(self, start: int, length: int) -> bool:
+        """Return whether earlier versions may have shown other frames in a window."""
+        return not self._reread.isdisjoint(range(start, start + length))
 
     def windows(self, starts: Sequence[int], length: int, fit: Fit) -> Iterator[tuple[int, Tensor]]:
         """Windows of `length` frames from ascending `starts`: (start, (length, 3, height, width) of uint8).
