@@ -154,6 +154,24 @@ def test_transparent_videos_are_refused(tmp_path, alpha):
             next(windows)
 
 
+def test_transparency_that_the_decoder_leaves_out_is_refused(tmp_path):
+    path = tagged(tmp_path / "a.webm", "libvpx-vp9", "yuva420p")
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).format.name == "yuv420p", "the test needs a decoder that leaves it out"
+    with pytest.raises(VideoError, match="it has transparent parts"):
+        Video(path, 8)
+
+
+@pytest.mark.parametrize("packing, refused", [(0, True), (3, True), (4, True), (5, True), (6, False)])
+def test_two_views_in_one_picture_are_refused(tmp_path, packing, refused):
+    path = write_numbered(tmp_path / "a.mp4", 8, **{"x264-params": f"frame-packing={packing}"})
+    if not refused:
+        assert Video(path, 8).frames == 8
+        return
+    with pytest.raises(VideoError, match=r"it holds two views, for stereo\. Cut one"):
+        Video(path, 8)
+
+
 def test_pictures_that_change_their_size_end_the_video_there(tmp_path):
     other = write_frames(tmp_path / "b.h264", [torch.zeros(32, 48, 3).byte()] * 8, range(8), Fraction(1, 8))
     one = write_numbered(tmp_path / "a.h264", 8)
@@ -212,8 +230,35 @@ def test_a_colour_profile_is_used(tmp_path):
     swapped[red], swapped[blue] = swapped[blue], swapped[red]
     image = Image.new("RGB", (4, 4), (0, 0, 255))
     assert (picture(tmp_path / "a.png", image)[0, 0] == (0, 0, 255)).all()
-    read = picture(tmp_path / "b.png", image, icc_profile=bytes(swapped))[0, 0]
-    assert read[0] > 250 and read[2] < 10
+    for mode in ("RGB", "RGBA", "P"):
+        read = picture(tmp_path / "b.png", image.convert(mode), icc_profile=bytes(swapped))[0, 0]
+        assert read[0] > 250 and read[2] < 10
+    read = picture(tmp_path / "b.png", Image.new("L", (4, 4), 9), icc_profile=bytes(swapped))
+    assert abs(read[0, 0].astype(int) - 9).max() <= 1, "a profile of colours with a grey picture"
+
+
+def grey_profile() -> bytes:
+    """An ICC profile of grey whose numbers are proportional to the light."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    name = b"desc" + bytes(4) + struct.pack(">I", 2) + b"g" + bytes(81)
+    curve = b"curv" + bytes(4) + struct.pack(">I", 1) + struct.pack(">H", 256) + bytes(2)
+    tags, table, body = {b"desc": name, b"wtpt": white, b"kTRC": curve}, struct.pack(">I", 3), b""
+    for tag, data in tags.items():
+        table += tag + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    size = 128 + len(table + body)
+    header = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ") + bytes(12)
+    header += b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "1"])
+def test_the_profile_of_a_grey_picture_is_used(tmp_path, mode):
+    grey, expected = (255, 255) if mode == "1" else (64, 137)
+    image = Image.new("L", (4, 4), grey)
+    image = Image.fromarray(np.full((4, 4), 257 * grey, np.uint16)) if mode == "I;16" else image.convert(mode)
+    read = picture(tmp_path / "a.png", image, icc_profile=grey_profile())
+    assert read.shape == (4, 4, 3) and (read == expected).all()
 
 
 def test_numbers_that_are_no_colours_are_refused(tmp_path):

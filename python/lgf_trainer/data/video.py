@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..runtime.errors import TrainerError
 from .fit import Fit, Size
-from .frames import displayed_size, pixels, unsupported_reason
+from .frames import displayed_size, pixels, stream_unsupported_reason, unsupported_reason
 from .timeline import Index, TimelineError, decoded, moving_stream, opened
 
 
@@ -67,7 +67,7 @@ class Video:
             if first is None:
                 raise VideoError(f"{self.path} has no frame that can be decoded. Convert it to .mp4, or leave it out")
             self._aspect = float(stream.sample_aspect_ratio or 1)
-            if reason := unsupported_reason(first):
+            if reason := stream_unsupported_reason(stream) or unsupported_reason(first):
                 raise VideoError(f"{self.path} cannot be used: {reason}")
             self.size = displayed_size(first, self._aspect)
             shown = [first.pts, *(frame.pts for frame in frames)] if self._numbered else [first.pts]
