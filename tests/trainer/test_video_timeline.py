@@ -87,6 +87,13 @@ def test_a_stream_that_begins_with_what_depends_on_missing_frames(tmp_path, code
     assert shown(cut) == list(range(12, 60, 3))
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9", "ffv1"])
+def test_a_stream_that_begins_with_packets_that_its_decoder_refuses(tmp_path, codec):
+    whole = write_numbered(tmp_path / "whole.mkv", 60, 24, codec, g=12)
+    assert keys(whole)[1] == 12
+    assert shown(copied(whole, tmp_path / "cut.mkv", 7)) == list(range(12, 60, 3))
+
+
 @pytest.mark.parametrize("suffix", ["avi", "h264"])
 def test_the_same_without_presentation_times(tmp_path, suffix):
     whole = write_numbered(tmp_path / f"whole.{suffix}", 60, 24, **{"x264-params": OPEN})
