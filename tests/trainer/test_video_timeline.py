@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("av")
 
 import av
+from lgf_trainer.data.timeline import Index, Packet, moving_stream
 from lgf_trainer.data.video import Fit, Video, VideoError
 from support.clips import numbered_picture, numbers, write_numbered
 
@@ -62,6 +64,14 @@ def test_b_frames_in_containers_without_presentation_times(tmp_path, rate, name,
 def test_a_frame_is_not_shown_before_its_time_where_the_unit_of_time_is_a_whole_frame(tmp_path, name, rate, frames):
     path = write_numbered(tmp_path / name, 32, rate)
     assert shown(path)[: len(frames)] == frames
+    assert Video(write_numbered(tmp_path / name, 22, 25, bf=0), 8).frames == 8  # the last at 0.875 of 0.88 seconds
+
+
+@pytest.mark.parametrize("frames", [24, 25, 26])
+def test_rounded_times_add_no_frame_at_the_end(frames):
+    packets = [Packet(round(i * 1000 / 24), None, 42) for i in range(frames)]
+    index = Index(packets, Fraction(1, 24), Fraction(1, 1000), 3600, False)
+    assert index.timeline([0]).sampled(Fraction(24)) == {packet.pts: [k] for k, packet in enumerate(packets)}
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.asf"])
@@ -172,6 +182,14 @@ def with_streams(path: Path, *streams: tuple[str, list[int], dict]) -> Path:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return path
+
+
+def test_streams_that_are_no_videos_by_what_they_say():
+    for name in ("attached_pic", "timed_thumbnails", "still_image"):
+        dispositions = av.stream.Disposition[name], av.stream.Disposition(0)
+        streams = [SimpleNamespace(index=i, disposition=it, codec_context=True) for i, it in enumerate(dispositions)]
+        container = SimpleNamespace(streams=SimpleNamespace(video=streams))
+        assert moving_stream(container) == 1
 
 
 COVER = {"disposition": av.stream.Disposition.attached_pic}

@@ -97,7 +97,8 @@ class Timeline(NamedTuple):
         """Return `pts` of a frame -> the frames at a fixed rate that it stands for."""
         keys, times = list(self.times), list(self.times.values())
         shown: dict[int, list[int]] = {}
-        for k in range(math.ceil((self.end - self.slack) * rate)):
+        end = self.end - (self.tick if self.slack else 0)  # the sum of two numbers that are rounded
+        for k in range(math.ceil(end * rate)):
             on_screen = bisect_right(times, k / rate + self.slack) - 1
             shown.setdefault(keys[on_screen], []).append(k)
         return shown
