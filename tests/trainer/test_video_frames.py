@@ -154,6 +154,36 @@ def test_transparent_videos_are_refused(tmp_path, alpha):
             next(windows)
 
 
+@pytest.mark.parametrize("alpha", [255, 0])
+def test_transparency_in_a_palette_is_refused(tmp_path, alpha):
+    path, palette = tmp_path / "a.mov", np.full((256, 4), 255, np.uint8)
+    palette[1] = (alpha, *RED)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "pal8"
+        frame = av.VideoFrame.from_ndarray((np.eye(32, dtype=np.uint8), palette), format="pal8")
+        frame.pts, frame.time_base = 0, Fraction(1, 8)
+        container.mux(stream.encode(frame)), container.mux(stream.encode())
+    if alpha == 255:
+        assert first_frame(path)[3, 3].tolist() == list(RED)
+    else:
+        with pytest.raises(VideoError, match="it has transparent parts"):
+            Video(path, 8)
+
+
+def test_a_pixel_is_the_mean_over_its_area(tmp_path):
+    path = tmp_path / "a.mkv"
+    stripes = np.tile(np.repeat(np.array([0, 200], np.uint8), 4), 8)  # of 4 columns each
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "bgr0"
+        frame = av.VideoFrame.from_ndarray(np.tile(stripes[:, None], (64, 1, 3)), format="rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1, 8)
+        container.mux(stream.encode(frame)), container.mux(stream.encode())
+    ((_, frames),) = Video(path, 8).windows([0], 1, Fit.stretch((64, 64), (16, 16)))
+    assert (frames[0, :, :, ::2] <= 1).all() and (frames[0, :, :, 1::2] >= 199).all()
+
+
 def test_transparency_that_the_decoder_leaves_out_is_refused(tmp_path):
     path = tagged(tmp_path / "a.webm", "libvpx-vp9", "yuva420p")
     with av.open(str(path)) as container:
