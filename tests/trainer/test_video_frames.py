@@ -116,6 +116,7 @@ def test_colours_come_back_by_the_matrix_that_is_named(tmp_path, number, colour_
 def test_a_matrix_that_swscale_does_not_know_is_refused(tmp_path):
     with pytest.raises(VideoError, match=r"colour matrix is number 8 of H\.273"):
         Video(tagged(tmp_path / "a.mp4", colorspace=8), 8)
+    assert Video(tagged(tmp_path / "grey.mkv", "ffv1", "gray", colorspace=8), 8).frames == 3, "grey needs no matrix"
 
 
 @pytest.mark.parametrize(
