@@ -60,7 +60,6 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Return a picture as RGB by its own profile, which may be one of RGB for pictures in grey or with a palette."""
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    mode = {"GRAY": "L", "CMYK": "CMYK"}.get(own.profile.xcolor_space.strip(), "RGB")
-    if mode == "RGB" or image.mode == "1":
-        image = image.convert(mode)
+    if own.profile.xcolor_space.strip() not in ("GRAY", "CMYK"):
+        image = image.convert("RGB")
     return ImageCms.profileToProfile(image, own, SRGB, outputMode="RGB")
