@@ -44,6 +44,8 @@ test-all: $(READY) ## these and the long ones: every product of options, every m
 
 # The native module once more with the sanitizers, in a copy of the package of its own.
 SANE := build/sanitize
+# The tests of each family that has kernels.
+SANE_TESTS := $(sort $(foreach device,cpu cuda,$(patsubst csrc/$(device)/%/bindings.cpp,tests/%,$(wildcard csrc/$(device)/*/bindings.cpp))))
 sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer (ARGS="-m ''": the long tests too)
 	rm -rf $(SANE)/site && mkdir -p $(SANE)/site
 	cp -r lgf_kernels $(SANE)/site/ && rm -f $(SANE)/site/lgf_kernels/*.so
@@ -53,7 +55,7 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 		-DLGF_VERSION=$$($(BIN)/python -c 'import lgf_kernels; print(lgf_kernels.__version__)') > /dev/null
 	$(BIN)/cmake --build $(SANE)/cmake
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-		PYTHONPATH=$(SANE)/site $(BIN)/python -P $(PYTEST) tests/gram_flow tests/token_relation tests/models/cuda \
+		PYTHONPATH=$(SANE)/site $(BIN)/python -P $(PYTEST) $(SANE_TESTS) tests/models/cuda \
 		-k "(native or test_cpu or cuda) and not test_operators" -m "not slow" -p no:cacheprovider $(ARGS)
 
 bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchmark

@@ -11,6 +11,8 @@
     tiny/clip.mp4        the clip
     tiny/videos.jsonl    its name, a caption, and where the subject is when a window begins
     tiny/recipe.yaml     the paper's recipe, cut down to that model
+    tiny/videomae, tiny/raft.safetensors (where torchvision is), tiny/moalign-stage1.yaml, tiny/moalign.yaml
+                         the same for MoAlign's two stages
 
 The weights are random: what comes out means nothing, but every step is the real one.
 """
@@ -23,6 +25,7 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
     sys.exit(lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"'))
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,13 +34,22 @@ import tyro
 from lgf_trainer.data.export import encode_video
 from lgf_trainer.data.video import Video
 from lgf_trainer.runtime.files import write_atomically
-from lgf_trainer.testing import HEIGHT, WIDTH, make_tiny_dino, make_tiny_pipeline, make_tiny_teacher, make_tiny_wan
+from lgf_trainer.testing import (
+    HEIGHT,
+    WIDTH,
+    make_tiny_dino,
+    make_tiny_pipeline,
+    make_tiny_raft,
+    make_tiny_teacher,
+    make_tiny_videomae,
+    make_tiny_wan,
+)
 from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20
 CAPTION = "It moves."
 
-RECIPE = """\
+SAM2VIDEOX = """\
 base: {base}
 model: {{path: {model}, dtype: float32, rank: 8, alpha: 4}}
 data: {{cache: {cache}}}
@@ -47,12 +59,29 @@ optimisers: {{lora: {{rate: 1e-2, warmup: 5}}, projector: {{warmup: 5}}}}
 training: {{steps: 30, batch: 2, precision: no}}
 run: {{output: {run}, save_every: 1}}
 """
+STAGE1 = """\
+base: moalign-stage1
+data: {{cache: {motion_cache}}}
+task_options: {{held_out: 0}}
+optimisers: {{full: {{rate: 1e-3}}}}
+training: {{steps: 30, batch: 2, precision: no}}
+run: {{output: {motion_run}, save_every: 10}}
+"""
+MOALIGN = """\
+base: {moalign}
+model: {{path: {model}, dtype: float32}}
+data: {{cache: {motion_cache}}}
+alignment: {{block: 1}}
+projector: {{reduction: 2}}
+optimisers: {{full: {{rate: 1e-3}}}}
+training: {{steps: 30, batch: 2, precision: no}}
+run: {{output: {moalign_run}, save_every: 10}}
+"""
 
-
-#: Family -> the recipe that is cut down, and what writes its model.
+#: Family -> the recipes that are cut down, and what writes its model.
 FAMILIES = {
-    "cogvideox": ("sam2videox", make_tiny_pipeline),
-    "wan": ("wan2.1-sam2videox", make_tiny_wan),
+    "cogvideox": ("sam2videox", "moalign", make_tiny_pipeline),
+    "wan": ("wan2.1-sam2videox", "wan2.1-moalign", make_tiny_wan),
 }
 
 
@@ -73,13 +102,19 @@ def make_playground(
     middle = [width // 4, height // 4, width - width // 4, height - height // 4]
     boxes = {start: middle for start in range(0, clip.frames, STRIDE)}
     line = {"video": "clip.mp4", "caption": CAPTION, "box": boxes}
-    base, make_model = FAMILIES[family]
+    base, moalign, make_model = FAMILIES[family]
     make_model(folder / "model", image_to_video=image_to_video)
     make_tiny_teacher(folder / "teacher")
     make_tiny_dino(folder / "dino")
+    make_tiny_videomae(folder / "videomae")
+    with suppress(ImportError):
+        make_tiny_raft(folder / "raft.safetensors")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
-    paths = {name: json.dumps(str(folder / name)) for name in ("model", "cache", "run")}  # which YAML understands too
-    write_atomically(folder / "recipe.yaml", RECIPE.format(base=base, **paths).encode())
+    names = ("model", "cache", "run", "motion-cache", "motion-run", "moalign-run")
+    paths = {name.replace("-", "_"): json.dumps(str(folder / name)) for name in names}  # which YAML understands too
+    for name, recipe in (("recipe", SAM2VIDEOX), ("moalign-stage1", STAGE1), ("moalign", MOALIGN)):
+        text = recipe.format(base=base, moalign=moalign, **paths)
+        write_atomically(folder / f"{name}.yaml", text.encode())
 
 
 def moving_square(frames: int) -> torch.Tensor:
@@ -120,4 +155,4 @@ def _write(
         image_to_video: The model makes videos from a first frame, not from text alone.
     """
     make_playground(folder, video, family, image_to_video)
-    print(f"{folder}: model, teacher, dino, videos.jsonl, recipe.yaml")
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -25,6 +25,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -46,6 +47,8 @@ from transformers import (
     T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
+    VideoMAEConfig,
+    VideoMAEModel,
 )
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
@@ -197,6 +200,31 @@ def make_tiny_dino(folder: str | PathLike, *, kind: str = "dinov2", seed: int = 
             torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.5)
     model.save_pretrained(str(folder))
     return Path(folder)
+
+
+def make_tiny_videomae(folder: str | PathLike, *, seed: int = 0) -> Path:
+    """Write a VideoMAE of some tens of thousands of random weights, with patches of 16 pixels and tubelets of 2 frames."""
+    config = VideoMAEConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64, num_frames=4
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        VideoMAEModel(config).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_raft(file: str | PathLike, *, seed: int = 0) -> Path:
+    """Write random weights of RAFT's small network, of which torchvision knows no smaller one: a million.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+    from torchvision.models.optical_flow import raft_small
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_file(raft_small().state_dict(), file)
+    return Path(file)
 
 
 def make_tiny_detector(folder: str | PathLike, *, seed: int = 0) -> Path:

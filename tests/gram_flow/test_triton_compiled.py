@@ -22,7 +22,14 @@ def test_hopper_in_bfloat16(channels, teachers):
 
 
 @pytest.mark.parametrize("teachers", [(TWO,), pytest.param((TWO, CACHED), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
+@pytest.mark.parametrize(
+    "arch, dtype",
+    [
+        (80, "float32"),
+        (100, "bfloat16"),
+        *(pytest.param(*it, marks=pytest.mark.slow) for it in ((80, "bfloat16"), (90, "float32"))),
+    ],
+)
 def test_other_architectures_and_types(arch, dtype, teachers):
     selection = ("--operator", "lgf_kl", "--channels", 256, "--facts", *teachers)
     check_all(report("--arch", arch, "--dtype", dtype, *selection), arch)

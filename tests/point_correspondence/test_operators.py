@@ -4,15 +4,16 @@ import pytest
 import torch
 from support.numerics import backends_of
 from support.operators import kept_without_a_backward, opcheck, student_and_teacher
+from support.pairs import every_value
 
 import lgf_kernels as lgf
 
 from .calls import LOSSES, tracks_of
 
 
-@pytest.mark.parametrize("backend", backends_of("point_correspondence"))
-@pytest.mark.parametrize(("window", "reduction"), [(None, "mean"), (1, "none")])
-def test_opcheck_point_correspondence(backend, window, reduction):
+@every_value(backend=backends_of("point_correspondence"), more=(False, True))
+def test_opcheck_point_correspondence(backend, more):
+    window, reduction = (1, "none") if more else (None, "mean")
     student, teacher = student_and_teacher(torch.bfloat16)
     queries, targets, weight = tracks_of(teacher)
     options = (True, backend, 0.05, window)

@@ -3,7 +3,7 @@
 import pytest
 from models.ptx.results import check, results_of
 
-from .triton_cases import CASES, ON_HOPPER
+from .triton_cases import CASES, MORE, ON_HOPPER
 
 pytest.importorskip("triton")
 
@@ -12,6 +12,13 @@ def test_operators_against_the_oracle():
     check(results_of("point_correspondence"), CASES)
 
 
-@pytest.mark.parametrize("cases, words", [(ON_HOPPER, ["few"]), pytest.param(CASES, [], marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_more_operators_against_the_oracle():
+    check(results_of("more", "point_correspondence"), MORE)
+
+
+@pytest.mark.parametrize(
+    "cases, words", [(ON_HOPPER, ["few"]), pytest.param([*CASES, *MORE], [], marks=pytest.mark.slow)]
+)
 def test_operators_compiled_for_hopper(cases, words):
     check(results_of("sm_90", "point_correspondence", *words), cases)

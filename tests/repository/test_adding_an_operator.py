@@ -70,7 +70,7 @@ def place(tmp_path_factory):
     """Return a copy of the library, the bench, the command and the tests of all families, with the operator added."""
     place = tmp_path_factory.mktemp("copy")
     tests = (f"tests/{name}" for name in ("core", "support", "models", *families()))
-    for folder in ("lgf_kernels", "benchmarks/lgf_bench", "python/lgf_cli", *tests):
+    for folder in ("lgf_kernels", "benchmarks/lgf_bench", "benchmarks/tools", "python/lgf_cli", *tests):
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for file in ("pyproject.toml", "tests/conftest.py"):
         shutil.copy(ROOT / file, place / file)

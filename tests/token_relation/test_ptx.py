@@ -3,7 +3,7 @@
 import pytest
 from models.ptx.results import check, results_of
 
-from .triton_cases import CASES, ON_HOPPER
+from .triton_cases import CASES, MORE, ON_HOPPER
 
 triton = pytest.importorskip("triton")
 
@@ -25,6 +25,13 @@ def test_products_that_must_be_rounded(results):
         assert "two threads write" in results["norms fused"]["fault"]
 
 
-@pytest.mark.parametrize("cases, words", [(ON_HOPPER, ["few"]), pytest.param(CASES, [], marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_more_operators_against_the_oracle():
+    check(results_of("more", "token_relation"), MORE)
+
+
+@pytest.mark.parametrize(
+    "cases, words", [(ON_HOPPER, ["few"]), pytest.param([*CASES, *MORE], [], marks=pytest.mark.slow)]
+)
 def test_operators_compiled_for_hopper(cases, words):
     check(results_of("sm_90", "token_relation", *words), cases)

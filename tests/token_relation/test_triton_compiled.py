@@ -20,7 +20,14 @@ def test_hopper_in_bfloat16():
         assert row["kernel"] != "lgf_relation_distances" or row["fused"] == 0, describe(row)
 
 
-@pytest.mark.parametrize("arch, dtype", [(80, "bfloat16"), (90, "float32"), (100, "bfloat16")])
+@pytest.mark.parametrize(
+    "arch, dtype",
+    [
+        (80, "float32"),
+        (100, "bfloat16"),
+        *(pytest.param(*it, marks=pytest.mark.slow) for it in ((80, "bfloat16"), (90, "float32"))),
+    ],
+)
 def test_other_architectures_and_types(arch, dtype):
     selection = ("--operator", "token_relation", "--channels", 256, "--facts", *WIDE)
     # The tables are tuned for Hopper in half precision: elsewhere registers may spill.

@@ -30,14 +30,14 @@ ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 
-def readme_commands() -> dict[str, list[str]]:
-    """Name -> words of the commands in the README's tour."""
-    text = (ROOT / "README.md").read_text()
+def commands_of(page: str) -> list[list[str]]:
+    """Words of the `lgf` commands that follow the playground in a page."""
+    text = (ROOT / page).read_text()
     playground_line, *block = re.search(r"```\n(python -m lgf_demo\.playground.*?)```", text, re.DOTALL)[1].splitlines()
     assert shlex.split(playground_line, comments=True)[-1] == "tiny"
     commands = [shlex.split(line) for line in block]
     assert {words[0] for words in commands} == {"lgf"}
-    return {words[1]: words[1:] for words in commands}
+    return [words[1:] for words in commands]
 
 
 #: What is said to each command beside the README's words: nothing in a Wan2.1 says for which size and rate it is made.
@@ -86,7 +86,7 @@ def commands(clip, family, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["tiny", "--video", str(clip), "--family", family]
     assert lgf_cli.run("playground", "lgf_demo.playground", words, "") == 0
-    commands = {name: [*words, *FAMILIES[family].get(name, [])] for name, words in readme_commands().items()}
+    commands = {words[0]: [*words, *FAMILIES[family].get(words[0], [])] for words in commands_of("README.md")}
     assert lgf_cli.main(commands["extract"]) == 0
     return commands
 
@@ -162,7 +162,7 @@ def test_from_a_clip_to_videos_of_text_alone(family, tmp_path, monkeypatch):
     words = ["tiny", "--family", family, "--no-image-to-video"]
     assert lgf_cli.run("playground", "lgf_demo.playground", words, "") == 0
     assert "Image" not in json.loads(Path("tiny/model/model_index.json").read_text())["_class_name"]
-    commands = {name: [*words, *FAMILIES[family].get(name, [])] for name, words in readme_commands().items()}
+    commands = {words[0]: [*words, *FAMILIES[family].get(words[0], [])] for words in commands_of("README.md")}
     for option in ("--image", "--fit"):
         at = commands["sample"].index(option)
         del commands["sample"][at : at + 2]

@@ -1,6 +1,7 @@
 """From a clip to MoAlign's two runs, and to Track4Gen's, with the commands of the trainer's page and tiny random models."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,27 +18,8 @@ from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.testing import make_tiny_pipeline
 from safetensors.torch import save_file
 from support.clips import clip_called
-from torchvision.models.optical_flow import raft_small
+from trainer.test_chain import SIZE, commands_of
 from trainer.training_data import tiny
-from transformers import VideoMAEConfig, VideoMAEModel
-
-
-@pytest.fixture(params=["generated", "01_dog.mp4"])
-def clip(request, tmp_path):
-    return clip_called(request.param, tmp_path)
-
-
-@pytest.fixture
-def place(tmp_path):
-    """A folder with tiny models: a pipeline, RAFT's small network and a VideoMAE."""
-    torch.manual_seed(0)
-    make_tiny_pipeline(tmp_path / "model", image_to_video=False)
-    save_file(raft_small().state_dict(), tmp_path / "raft.safetensors")
-    config = VideoMAEConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64, num_frames=4
-    )
-    VideoMAEModel(config).save_pretrained(tmp_path / "videomae")
-    return tmp_path
 
 
 def lgf(*words):
@@ -45,31 +27,52 @@ def lgf(*words):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def extract(place, clip, *teachers, options):
-    lgf(
-        "extract", clip, "--output", place / "cache", "--model", place / "model", "--allow-empty-captions",
-        "--teachers", *teachers, "--teacher-options", *options,
-    )  # fmt: skip
-    return WindowCache(place / "cache")
+def history(run):
+    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([row.get("alignment", row.get("l1")) for row in rows])
 
 
-def test_from_a_clip_to_moalign(place, clip):
-    videomae = [f"videomae.model={place / 'videomae'}", "videomae.reduction=2", "raft.size=[128, 136]"]
-    raft = ["raft.network=small", f"raft.weights={place / 'raft.safetensors'}", "raft.updates=1"]
-    cache = extract(place, clip, "videomae", "raft", options=[*videomae, *raft])
+@pytest.fixture(params=[("generated", "cogvideox"), ("01_dog.mp4", "cogvideox"), ("generated", "wan")], ids="-".join)
+def commands(request, tmp_path, monkeypatch):
+    """Those of the page's MoAlign, in a folder with a playground."""
+    name, family = request.param
+    monkeypatch.chdir(tmp_path)
+    words = ["tiny", "--video", str(clip_called(name, tmp_path)), "--family", family]
+    assert lgf_cli.run("playground", "lgf_demo.playground", words, "") == 0
+    extract, *others = commands_of("docs/trainer.md")
+    return [extract + (SIZE if family == "wan" else []), *others]
+
+
+def test_from_a_clip_to_moalign(commands):
+    extract, stage1, apply, stage2 = commands
+    lgf(*extract)
+    cache = WindowCache("tiny/motion-cache")
     window = cache.read(cache.keys()[0]).tensors
-    assert window["features_videomae"].shape == (4, 2, 3, 16) and window["flow"].shape == (3, 2, 128, 136)
+    assert window["features_videomae"].shape == (4, 2, 3, 16) and window["flow"].shape == (3, 2, 128, 192)
 
-    words = tiny(place, run__output=place / "motion")
-    lgf("train", "moalign-stage1", *words)
-    lgf("apply", place / "motion", place / "cache")
+    lgf(*stage1)
+    losses = history("tiny/motion-run")
+    assert losses[-5:].mean() < losses[:5].mean()
+    lgf(*apply)
     assert cache.read(cache.keys()[0]).tensors["features_motion"].shape == (4, 2, 3, 64)
 
-    for recipe in ("moalign", "moalign-raw-features", "videorepa"):
-        lgf("train", recipe, *tiny(place, run__output=place / recipe))
-        rows = [json.loads(line) for line in (place / recipe / "metrics.jsonl").read_text().splitlines()]
-        assert len(rows) == 3 and all(row["alignment"] > 0 for row in rows)
-    assert (place / "moalign" / "transformer").is_dir()
+    lgf(*stage2)
+    losses = history("tiny/moalign-run")
+    assert losses[-5:].mean() < losses[:5].mean()
+    assert Path("tiny/moalign-run/transformer").is_dir()
+    for recipe in ("moalign-raw-features", "videorepa"):
+        lgf(
+            "train",
+            recipe,
+            *tiny(Path("tiny"), data__cache=Path("tiny/motion-cache"), run__output=Path("tiny", recipe)),
+        )
+        assert len(history(f"tiny/{recipe}")) == 3 and (history(f"tiny/{recipe}") > 0).all()
+
+
+@pytest.fixture
+def place(tmp_path):
+    make_tiny_pipeline(tmp_path / "model", image_to_video=False)
+    return tmp_path
 
 
 def test_from_a_clip_to_track4gen(place):
@@ -78,14 +81,16 @@ def test_from_a_clip_to_track4gen(place):
     still = torch.zeros(2, 28, 2, 8, 12)
     save_file({"forward": still[0], "backward": still[1]}, place / "walk.flow.safetensors")
     options = ["tracks.files=.flow.safetensors", "tracks.points=20"]
-    cache = extract(place, clip, "tracks", options=options)
+    words = [clip, "--output", place / "cache", "--model", place / "model", "--allow-empty-captions"]
+    extract = ["extract", *words, "--teachers", "tracks", "--teacher-options", *options]
+    lgf(*extract)
+    cache = WindowCache(place / "cache")
     assert cache.read(cache.keys()[0]).tensors["tracks"].shape == (20, 9, 2)
     lgf("eval", "tracks", place / "cache", "--output", place / "pictures", "--windows", 1)
     assert len(list((place / "pictures").glob("*.png"))) == 1
     lgf("train", "track4gen", *tiny(place, run__output=place / "run"))
-    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["alignment"] > 0 for row in rows)
+    assert (history(place / "run") > 0).all()
     keys = cache.keys()
     save_file({"forward": still[0] + 1, "backward": still[1] - 1}, place / "walk.flow.safetensors")
-    extract(place, clip, "tracks", options=options)
+    lgf(*extract)
     assert set(cache.keys()) > set(keys)  # other flow makes other windows

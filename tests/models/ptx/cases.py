@@ -2,6 +2,7 @@
 
 PYTHONPATH=tests python -m models.ptx.cases                       what the tests run
 PYTHONPATH=tests python -m models.ptx.cases gram_flow bugs        a family, the bugs
+PYTHONPATH=tests python -m models.ptx.cases more                  the cases that continuous integration leaves out
 PYTHONPATH=tests python -m models.ptx.cases sm_90                 compiled for Hopper, and not for Ampere
 PYTHONPATH=tests python -m models.ptx.cases sm_90 few             what of it continuous integration runs
 PYTHONPATH=tests python -m models.ptx.cases configurations        every row of the tables of configurations, in some minutes
@@ -63,16 +64,18 @@ def run_case(case: Case) -> dict:
     return found
 
 
-def of_ampere(part: ModuleType, every_row: bool) -> Iterator[tuple[str, Callable]]:
+def of_ampere(part: ModuleType, words: Sequence[str]) -> Iterator[tuple[str, Callable]]:
     """Yield the names of cases and bugs of a family, and functions that run them."""
-    for case in part.rows_of_tables() if every_row else part.CASES:
+    every_row, more = "configurations" in words, "more" in words
+    for case in part.rows_of_tables() if every_row else part.MORE if more else part.CASES:
         yield str(case), partial(run_case, case)
-    for name, run in () if every_row else part.BUGS.items():
+    for name, run in () if every_row or more else part.BUGS.items():
         yield name, partial(noticed, run)
 
 
-def of_hopper(part: ModuleType, every_row: bool, few: bool) -> Iterator[tuple[str, Callable]]:
-    for case in part.rows_of_tables() if every_row else part.ON_HOPPER if few else part.CASES:
+def of_hopper(part: ModuleType, words: Sequence[str]) -> Iterator[tuple[str, Callable]]:
+    every_row, few = "configurations" in words, "few" in words
+    for case in part.rows_of_tables() if every_row else part.ON_HOPPER if few else [*part.CASES, *part.MORE]:
         yield str(case), partial(run_case, case)
 
 
@@ -88,18 +91,20 @@ def bugs_of(hopper: bool, few: bool) -> Iterator[tuple[str, Callable]]:
 def main() -> None:
     torch.use_deterministic_algorithms(True)  # fills what `torch.empty` returns with NaN
     offer_triton()
-    hopper, few, every_row = (word in sys.argv[1:] for word in ("sm_90", "few", "configurations"))
-    with launcher.launched_on_model(90 if hopper else 80):
-        print_results(hopper, few, every_row)
+    words = sys.argv[1:]
+    with launcher.launched_on_model(90 if "sm_90" in words else 80):
+        print_results(words)
 
 
-def print_results(hopper: bool, few: bool, every_row: bool) -> None:
+def print_results(words: Sequence[str]) -> None:
     parts = families.of_every_family("triton_cases")
-    wanted = [word for word in sys.argv[1:] if word in (*parts, "bugs")] or [*parts, "bugs"]
+    wanted = [word for word in words if word in (*parts, "bugs")] or [*parts, "bugs"]
+    hopper = "sm_90" in words
     for part in (parts[name] for name in parts if name in wanted):
-        for name, run in of_hopper(part, every_row, few) if hopper else of_ampere(part, every_row):
+        for name, run in (of_hopper if hopper else of_ampere)(part, words):
             print(json.dumps({"case": name} | run()), flush=True)
-    for name, run in bugs_of(hopper, few) if "bugs" in wanted and not every_row else ():
+    with_bugs = "bugs" in wanted and not {"configurations", "more"} & set(words)
+    for name, run in bugs_of(hopper, "few" in words) if with_bugs else ():
         print(json.dumps({"case": name} | run()), flush=True)
 
 
