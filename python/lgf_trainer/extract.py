@@ -26,6 +26,7 @@ from .runtime.settings import from_settings, parse_yaml, to_settings
 from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
+READING = 2  # of videos; counts up when other frames are chosen, and is said by the windows that this changes
 
 
 def run(options: Options) -> None:
@@ -224,21 +225,24 @@ class Extraction:
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
-            if self._is_there(key):
+            if self._is_there(key, video.reread(start, length)):
                 self.report.present.append(key)
             else:
                 windows[start] = key
         return Job(clip._replace(caption=caption), video, windows)
 
-    def _is_there(self, key: str) -> bool:
+    def _is_there(self, key: str, reread: bool) -> bool:
+        """Return whether a window is there, whole, and if `reread` with the frames that are chosen today."""
         if key not in self.cache:
             return False
         try:
-            self.cache.read(key)
+            about = self.cache.read(key).about
         except TrainerError:
             self.report.damaged += 1
             return False
-        return True
+        outdated = reread and about.get("reading") != READING
+        self.report.outdated += outdated
+        return not outdated
 
     def _key(self, content: str, start: int, caption: str, clip: Clip, beside: list[str]) -> str:
         """Return a hash of what makes a window what it is: content of the video, first frame, caption, prompt and settings.
@@ -271,6 +275,8 @@ class Extraction:
     def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
         clip, key = job.clip, job.windows[start]
         about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
+        if job.video.reread(start, self.settings["frames"]):
+            about["reading"] = READING
         video = to_signed(pixels)
         tensors = models.encoders(video, clip.caption, seed=key)
         subject = None

@@ -24,6 +24,7 @@ from lgf_trainer import commands, extract
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.data.sources import list_clips
 from lgf_trainer.data.subject import not_black
+from lgf_trainer.data.timeline import Timeline
 from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
 from lgf_trainer.generators import cogvideox
 from lgf_trainer.generators.base import Encoders, Generator
@@ -42,7 +43,7 @@ from lgf_trainer.testing import (
     make_tiny_teacher,
 )
 from PIL import Image
-from support.clips import REAL, write_clip
+from support.clips import REAL, write_clip, write_numbered
 from support.programs import flowing
 from torch.nn.functional import interpolate
 from trainer.processes import run_and_kill, run_two
@@ -592,6 +593,25 @@ def test_running_again_makes_nothing_twice_and_mends_what_is_damaged(run, made, 
         "3 windows written, 2 of them because what was there was damaged, 0 were there already"
         in capsys.readouterr().out
     )
+
+
+def test_windows_for_which_other_frames_were_chosen_are_made_again(run, tmp_path, monkeypatch, capsys):
+    """Windows of a video that does not say when its frames are shown, and no others."""
+    (videos := tmp_path / "videos").mkdir()
+    for name in ("a.avi", "b.mp4"):
+        write_numbered(videos / name, 60, 25).with_suffix(".txt").write_text("numbers")
+    right, real = windows(run(videos, *BARE, out="right")), Timeline.sampled
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Timeline, "sampled", lambda self, rate: real(self._replace(slack=self.tick / 2), rate))
+        earlier.setattr(Video, "reread", lambda *_: False)
+        old = windows(run(videos, *BARE, out="old"))
+    assert old.keys() == right.keys() and sum(old[key] != right[key] for key in old) == 3
+    capsys.readouterr()
+    cache = run(videos, *BARE, out="old")
+    assert windows(cache) == right and report(cache)["outdated"] == 3 and len(report(cache)["present"]) == 3
+    assert "3 windows written, 3 because an earlier version had chosen other frames, 3 were" in capsys.readouterr().out
+    run(videos, *BARE, out="old")
+    assert len(report(cache)["present"]) == 6 and report(cache)["outdated"] == 0
 
 
 def test_other_settings_are_refused(run_into, made, clip):

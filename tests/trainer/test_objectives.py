@@ -157,6 +157,17 @@ def test_options_that_the_losses_refuse(options, message):
         make_objective(Alignment(**options), SETTINGS)
 
 
+@pytest.mark.parametrize("options", [{}, {"lgf": Lgf(fusion="separate")}, {"loss": "mask"}, {"loss": "points"}])
+def test_features_that_a_loss_does_not_read_are_refused(options):
+    with pytest.raises(
+        TrainerError, match=r"features names dino, and this loss reads .* of the cache\. Leave features out"
+    ):
+        make_objective(Alignment(features=("dino",), **options), SETTINGS)
+    assert make_objective(Alignment(features=("dino",), lgf=Lgf(fusion="features")), SETTINGS).tensors == (
+        "features_dino",
+    )
+
+
 def test_no_alignment():
     assert make_objective(Alignment(loss="none"), SETTINGS) is None
 

@@ -35,11 +35,13 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
+        grey = image.mode in ("L", "LA")
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
             raise TrainerError(f"{path} has transparent parts. Put it on a background first")
-        image = image.convert("RGB")
+        image = image.convert("L" if grey else "RGB")
     if image.mode.startswith("I"):  # 16 bits of grey, which convert("RGB") would cut off at 255
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
@@ -49,9 +51,16 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         raise TrainerError(
             f"{path} is stored in Pillow's mode {image.mode}, which is no picture for a display. Save it as RGB"
         )
-    profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK"):
-        unusable = f"{path} has a colour profile that cannot be used"
-        with explained(unusable, ImageCms.PyCMSError, way_out="Save it as sRGB"):
-            return ImageCms.profileToProfile(image, io.BytesIO(profile), SRGB, outputMode="RGB")
-    return image.convert("RGB")
+    if not profile:
+        return image.convert("RGB")
+    unusable = f"{path} has a colour profile that cannot be used"
+    with explained(unusable, ImageCms.PyCMSError, OSError, way_out="Save it as sRGB"):
+        return _in_srgb(image, profile)
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Return a picture as RGB by its own profile, which may be one of RGB for pictures in grey or with a palette."""
+    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if own.profile.xcolor_space.strip() not in ("GRAY", "CMYK"):
+        image = image.convert("RGB")
+    return ImageCms.profileToProfile(image, own, SRGB, outputMode="RGB")

@@ -25,8 +25,10 @@ from ..runtime.errors import TrainerError, explained
 
 SUFFIXES = {
     ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mxf", ".wmv", ".asf",
-    ".flv", ".ogv", ".3gp", ".gif",
+    ".flv", ".ogv", ".3gp", ".gif", ".f4v", ".qt", ".3g2", ".divx", ".m1v", ".m2v", ".mpe", ".dv", ".rm", ".rmvb", ".nut", ".y4m",
+    ".ivf", ".h264", ".264", ".hevc", ".265",
 }  # fmt: skip
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")  # all but .tar are refused by name
 
 EXAMPLE = '{"video": "dog.mp4", "caption": "a dog runs"}'
 
@@ -69,7 +71,7 @@ def list_clips(sources: Sequence[Path]) -> list[Clip]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in a folder and those below, in order of their names.
+    """Return the files in a folder and those below, in order of their names, without hidden ones.
 
     Links to folders are followed, except back up; a link to nothing is listed, so that reading it says so.
     """
@@ -81,7 +83,7 @@ def files_below(folder: Path) -> list[Path]:
         for path in folder.iterdir():
             if path.is_dir():
                 yield from below(path, (*above, here))
-            elif path.is_file() or path.is_symlink():
+            elif not path.name.startswith(".") and (path.is_file() or path.is_symlink()):
                 yield path
 
     try:
@@ -108,16 +110,16 @@ def read_text(path: Path) -> str:
 
 def _clips_of(source: Path) -> Iterator[Clip]:
     if source.is_dir():
-        files = [path for path in files_below(source) if not path.name.startswith(".")]
+        files = files_below(source)
         yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in files}, _on_disk)
         for path in files:
-            if path.suffix.lower() == ".tar":
+            if path.name.lower().endswith(ARCHIVES):
                 yield from _shard(path)
     elif not source.is_file():
         raise TrainerError(f"{source}: no such file or folder. Give videos, folders, .jsonl manifests or .tar shards")
     elif source.suffix.lower() in (".jsonl", ".json"):
         yield from _manifest(source)
-    elif source.suffix.lower() == ".tar":
+    elif source.name.lower().endswith(ARCHIVES):
         yield from _shard(source)
     elif source.suffix.lower() in SUFFIXES:
         beside = [source, *(source.with_suffix(suffix) for suffix in (".txt", ".json"))]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..runtime.errors import TrainerError, explained
 from .fit import Fit, Size
-from .frames import displayed_size, pixels, unsupported_reason
+from .frames import displayed_size, pixels, stream_unsupported_reason, unsupported_reason
 from .timeline import Index, TimelineError, decoded, moving_stream, opened
 
 
@@ -67,15 +67,23 @@ class Video:
             if first is None:
                 raise VideoError(f"{self.path} has no frame that can be decoded. Convert it to .mp4, or leave it out")
             self._aspect = float(stream.sample_aspect_ratio or 1)
-            if reason := unsupported_reason(first):
+            if reason := stream_unsupported_reason(stream) or unsupported_reason(first):
                 raise VideoError(f"{self.path} cannot be used: {reason}")
             self.size = displayed_size(first, self._aspect)
             shown = [first.pts, *(frame.pts for frame in frames)] if self._numbered else [first.pts]
         try:
-            self._shown = index.timeline(shown).sampled(Fraction(rate))
+            timeline = index.timeline(shown)
         except TimelineError as error:
             raise VideoError(f"{self.path} {error}") from error
+        self._shown = timeline.sampled(Fraction(rate))
         self.frames = sum(map(len, self._shown.values()))
+        # Earlier versions had FFmpeg make up what a file does not say, and took all times for rounded by half a tick.
+        before = {} if self._numbered else timeline._replace(slack=timeline.tick / 2).sampled(Fraction(rate))
+        self._reread = {k for key, indices in self._shown.items() for k in set(indices) - set(before.get(key, ()))}
+
+    def reread(self, start: int, length: int) -> bool:
+        """Return whether earlier versions may have shown other frames in a window."""
+        return not self._reread.isdisjoint(range(start, start + length))
 
     def windows(self, starts: Sequence[int], length: int, fit: Fit) -> Iterator[tuple[int, Tensor]]:
         """Windows of `length` frames from ascending `starts`: (start, (length, 3, height, width) of uint8).

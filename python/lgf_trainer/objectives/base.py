@@ -39,6 +39,12 @@ class Objective(ByName, ABC, kind="objectives"):
         self.alignment, self.settings, self.options = alignment, settings, options
         self.concat = alignment.combine == "concat"
         self.tensors, self.weights = self.read_tensors()
+        reads_features = any(name.startswith("features_") for name in self.tensors)
+        if not reads_features and alignment.features != recipe.Alignment.features:
+            raise ValueError(
+                f"features names {', '.join(alignment.features)}, and this loss reads {', '.join(self.tensors)} of the cache. "
+                "Leave features out, or choose a loss that reads them, such as relation or lgf with lgf.fusion features"
+            )
 
     def read_tensors(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """Return the names of the tensors of a window that it reads, and their weights."""
