@@ -39,6 +39,7 @@ class Video:
     Attributes:
         frames: how many frames it has at that rate, by its timestamps.
         size: height and width in pixels as displayed: upright, and with square pixels.
+        own_rate: frames a second in the file, on average, as it says; None if it does not.
         cut_off: the end of the file is missing.
 
     Raises:
@@ -67,6 +68,7 @@ class Video:
             if first is None:
                 raise VideoError(f"{self.path} has no frame that can be decoded. Convert it to .mp4, or leave it out")
             self._aspect = float(stream.sample_aspect_ratio or 1)
+            self.own_rate = float(stream.average_rate) if stream.average_rate else None
             if reason := stream_unsupported_reason(stream) or unsupported_reason(first):
                 raise VideoError(f"{self.path} cannot be used: {reason}")
             self.size = displayed_size(first, self._aspect)
