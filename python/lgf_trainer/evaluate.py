@@ -133,6 +133,7 @@ def motion(
     grid: tuple[int, int] = (30, 45),
     frames: int = 49,
     windows: int = 4,
+    control: tuple[Literal["shuffle", "speed", "inpaint"], ...] = (),
 ) -> None:
     """Draw the motion that Local Gram Flow shows, and measure it.
 
@@ -145,6 +146,7 @@ def motion(
 
         lgf eval motion dog.mp4 out/with --output motion
         lgf eval motion cache --windows 8
+        lgf eval motion dog.mp4 --control shuffle speed inpaint
 
     Args:
         inputs: Videos, folders of videos, and caches.
@@ -154,6 +156,8 @@ def motion(
         grid: Rows and columns of tokens for a video; CogVideoX's at 480 x 720 pixels.
         frames: Frames of a video to look at, at 8 per second.
         windows: Windows of a cache to draw, over their frames if the videos are still where lgf extract read them.
+        control: Of videos, also change them in a known way, draw that as NAME-CONTROL.png, and say whether the motion shows
+            it. shuffle: 2 x 2 x 2 blocks change places. speed: twice as fast. inpaint: three frames in ten are black.
     """
     from .data.sources import find_videos
     from .evaluation import pictures as motion_pictures
@@ -166,10 +170,14 @@ def motion(
     drawn = set()
     for path in inputs:
         if (path / "settings.json").exists():
+            if control:
+                raise TrainerError(f"--control changes videos, and {path} is a cache. Give the videos")
             found = motion_pictures.of_cache(path, reading, windows)
         else:
             videos = find_videos(path) if path.is_dir() else [path]
-            found = (motion_pictures.of_video(video, reading, grid, frames) for video in videos)
+            found = (
+                clip for video in videos for clip in motion_pictures.of_video(video, reading, grid, frames, control)
+            )
         for clip in found:
             picture = output / f"{clip.name}.png"
             if picture in drawn:
@@ -183,6 +191,8 @@ def motion(
                 f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
                 f"certainty {clip.certainty:.0%}"
             )
+            if clip.note:
+                print(f"    {clip.note}")
 
 
 def tracks(

@@ -1,6 +1,7 @@
 """Motion read from Local Gram Flow is the motion that is there, in videos and in caches, and is drawn as what it is."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_certainty():
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_video_is_read_as_its_pixels(folder, clip, reading):
-    found = of_video(folder / "clip.mp4", reading, (HEIGHT, WIDTH), frames=4)
+    (found,) = of_video(folder / "clip.mp4", reading, (HEIGHT, WIDTH), frames=4)
     assert found.name == "clip" and found.frames.shape == (3, 3, 8 * HEIGHT, 8 * WIDTH) and found.reach == 3
     assert nearest(found.frames, clip.video) == [0, 1, 2]
     moving = clip.moving[:3]
@@ -228,7 +229,7 @@ def test_the_command(folder, capsys):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png", "clip.png"]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all("tokens a frame" in line for line in lines)
-    of_clip = of_video(folder / "clip.mp4", "expected", (10, 14), 49)
+    (of_clip,) = of_video(folder / "clip.mp4", "expected", (10, 14), 49)
     assert f"{speed(of_clip)[0]:.2f} tokens a frame, {speed(of_clip)[1]:.0%} of the tokens" in lines[0]
     assert f"certainty {of_clip.certainty:.0%}" in lines[0] and 0.1 < of_clip.certainty < 1
 
@@ -240,6 +241,18 @@ def test_a_folder_of_videos(folder):
     (folder / "videos" / "a.txt").write_text("a caption")
     assert main(["motion", str(folder / "videos"), "--output", str(folder / "out"), "--grid", "10", "14"]) == 0
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
+
+
+def test_controls_are_drawn_and_judged(tmp_path, capsys):
+    long = make_clip(0, 9, HEIGHT, WIDTH)
+    (tmp_path / "long.mp4").write_bytes(export.encode_video(pixels(long), 8, {}))
+    words = ["motion", str(tmp_path / "long.mp4"), "--grid", "10", "14", "--output", str(tmp_path / "out")]
+    assert main([*words, "--control", "shuffle", "speed", "inpaint"]) == 0
+    names = ["long-inpaint.png", "long-shuffle.png", "long-speed.png", "long.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    control")]
+    assert [note.split()[1] for note in notes] == ["shuffle:", "speed:", "inpaint:"]
+    assert re.search(r"certainty \d% in pairs of frames with a black frame, [3-9].% in the others", notes[2])
 
 
 @pytest.mark.parametrize(
@@ -255,6 +268,8 @@ def test_a_folder_of_videos(folder):
         (["clip.mp4", "--pairs", "0"], "--pairs must be at least 1, got 0"),
         (["clip.mp4", "--frames", "1"], "--frames must be at least 2, got 1"),
         (["clip.mp4", "clip.mp4"], "clip.png"),
+        (["clip.mp4", "--control", "speed"], "has 5 frames at 8 per second, and 8 are needed"),
+        (["latents", "--control", "speed"], "--control changes videos, and latents is a cache. Give the videos"),
     ],
 )
 def test_mistakes_end_in_one_line(folder, monkeypatch, words, reason, clip):

@@ -50,6 +50,9 @@ VIDEOREPA = {
 #: Recipe -> where it differs from the paper's.
 SHIPPED = {
     "sam2videox": {},
+    "sam2videox-literal": {
+        "projector.interpolation": "factor", "projector.last": "normalised", "projector.stem": "none"
+    },
     "lora-only": {"alignment.loss": "none"},
     "l2-features": {"alignment.loss": "features"},
     "l2-lgf": {"alignment.lgf.divergence": "l2"},

@@ -53,6 +53,19 @@ def test_every_recipe_trains(tiny_place, tmp_path, recipe):
     assert (tmp_path / "projector.safetensors").exists() == aligned
 
 
+def test_a_projector_to_the_letter_fits_what_it_is_compared_with(tiny_place, tmp_path):
+    """Four times three latents without the first three frames are the teacher's nine; of eight no factor makes as many."""
+    assert lgf(command(tiny_place, tmp_path / "whole", "sam2videox-literal", training__steps=1)) == 0
+
+    def shorter(number, frames):
+        window = random_window(number, frames)
+        return window | {name: window[name][:-1] for name in ("teacher_forward", "teacher_backward")}
+
+    cache = make_cache(tmp_path / "cache", window=shorter).folder
+    with pytest.raises(SystemExit, match=r"factor makes 9 frames of 3, and teacher_forward of .* has 8: extract"):
+        lgf(command(tiny_place, tmp_path / "other", "sam2videox-literal", data__cache=cache))
+
+
 def test_losses_go_down(tiny_place, tmp_path):
     lgf(command(tiny_place, tmp_path, training__steps=40, training__batch=1, run__save_every=40))
     history = torch.tensor(losses(tmp_path))

@@ -17,6 +17,8 @@ from ..data.transforms import cube_inpaint, speed, tube_shuffle
 from .motion import certainty
 
 FACTOR = 2
+#: Of a video, so that every control leaves pairs of either kind.
+LEAST_FRAMES = 8
 
 
 class Changed(NamedTuple):

@@ -1,7 +1,7 @@
 """Pictures of the motion that Local Gram Flow shows: of a video's own pixels, or of a teacher in a cache."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from lgf_kernels import local_gram_flow
 from ..data.cache import WindowCache
 from ..data.video import frames_if_there, read_video
 from ..runtime.errors import TrainerError
+from .controls import CONTROLS, LEAST_FRAMES, Reading, verdict
 from .motion import TOKEN, certainty, expected_motion, patch_descriptors, strongest_motion
 
 PIXEL_WINDOW = 7
@@ -32,18 +33,37 @@ class Motion(NamedTuple):
     frames: Tensor | None  # (pairs, 3, 8H, 8W) in [-1, 1]: the earlier frame of each pair, if the video is available
     reach: int  # the largest displacement that the window can show, in tokens
     certainty: float  # of the first field, from 0 to 1
+    note: str = ""  # what a control found
 
 
-def of_video(path: Path, reading: str, grid: tuple[int, int], frames: int) -> Motion:
-    """Return the motion of the pixels: the Local Gram Flow of `patch_descriptors`, on `grid` tokens of 8 x 8 pixels.
+def of_video(
+    path: Path, reading: str, grid: tuple[int, int], frames: int, controls: Sequence[str] = ()
+) -> Iterator[Motion]:
+    """Yield the motion of the pixels: the Local Gram Flow of `patch_descriptors`, on `grid` tokens of 8 x 8 pixels.
+
+    Then that of the video as each control changes it.
 
     Raises:
-        VideoError: it cannot be read, or has fewer than 2 frames.
+        VideoError: it cannot be read, or has fewer than 2 frames, with a control 8.
     """
-    video = read_video(path, (grid[0] * TOKEN, grid[1] * TOKEN), at_least=2, at_most=frames)
+    least = LEAST_FRAMES if controls else 2
+    video = read_video(path, (grid[0] * TOKEN, grid[1] * TOKEN), at_least=least, at_most=frames)
+    before = _of_pixels(video, reading)
+    yield _pixels(path.stem, video, before)
+    for name in controls:
+        changed, lost = CONTROLS[name](video)
+        after = _of_pixels(changed, reading)
+        yield _pixels(f"{path.stem}-{name}", changed, after, verdict(name, before, after, lost, PIXEL_WINDOW))
+
+
+def _of_pixels(video: Tensor, reading: str) -> Reading:
     logits = local_gram_flow(patch_descriptors(video)[None], window=PIXEL_WINDOW)[0]
-    motion = READINGS[reading](logits, PIXEL_WINDOW)
-    return Motion(path.stem, {"pixels": motion}, video[:-1], PIXEL_WINDOW // 2, certainty(logits, PIXEL_WINDOW))
+    return Reading(logits, READINGS[reading](logits, PIXEL_WINDOW))
+
+
+def _pixels(name: str, video: Tensor, read: Reading, note: str = "") -> Motion:
+    sure = certainty(read.logits, PIXEL_WINDOW)
+    return Motion(name, {"pixels": read.motion}, video[:-1], PIXEL_WINDOW // 2, sure, note)
 
 
 def of_cache(folder: Path, reading: str, count: int) -> Iterator[Motion]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from ..data.cache import must_hold
-from ..projector import Projector, RelationHead
+from ..projector import FACTOR, Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
@@ -65,7 +65,10 @@ class Objective(ByName, ABC, kind="objectives"):
         if options.form != "sam2videox":
             layers = "conv" if options.form == "moalign" else "mlp"
             return RelationHead(in_channels, widths, layers, options.reduction)
-        return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
+        return Projector(
+            in_channels, options.hidden, widths, self.frames(shapes), options.groups,
+            interpolation=options.interpolation, last=options.last, stem=options.stem,
+        )  # fmt: skip
 
     def check(self, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
         """Refuse windows that it cannot be computed on."""
@@ -96,6 +99,12 @@ class Objective(ByName, ABC, kind="objectives"):
     def check_head(self, options: recipe.Projector, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
         """Refuse a head whose output is not on the grid of what it is compared with."""
         if options.form == "sam2videox":
+            made, needed = FACTOR * (grid[0] - 1) + 1, self.frames(shapes)
+            if options.interpolation == "factor" and needed not in (grid[0], made):
+                raise TrainerError(
+                    f"projector.interpolation factor makes {made} frames of {grid[0]}, and {self.tensors[0]} of {cache} has "
+                    f"{needed}: extract with all frames or with --time latent, or set projector.interpolation to frames"
+                )
             return
         frames, rows, columns = 2 * (grid[0] - 1), grid[1] // options.reduction, grid[2] // options.reduction
         for name in self.tensors:

@@ -177,6 +177,13 @@ class Projector:
     channel replace the last by the teacher's number of channels."""
     groups: Count = 32
     """Groups of every GroupNorm (sam2videox)."""
+    interpolation: Literal["frames", "factor"] = "frames"
+    """Over time (sam2videox): frames, to as many as the teacher has. factor: by 4 as the paper says, without the first 3."""
+    last: Literal["bare", "normalised"] = "bare"
+    """Of the last layer (sam2videox): bare, as cosines compare it. normalised: with GroupNorm and SiLU as the paper says."""
+    stem: Literal["ours", "none"] = "ours"
+    """Where the channels become `hidden` (sam2videox), which the paper leaves open: ours, a layer of its own. none: the
+    convolution over time does it."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,8 @@ def check(recipe: Recipe) -> None:
             f"alignment.k weighs one or two names, got {names} alignment.features. Set alignment.weights to {names} "
             "numbers, or alignment.combine to concat"
         )
-    for width in (head.hidden, *head.widths[:-1]) if head.form == "sam2videox" else ():
+    normed = (head.hidden, *(head.widths if head.last == "normalised" else head.widths[:-1]))
+    for width in normed if head.form == "sam2videox" else ():
         if width % head.groups:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
     steps = [step for step, _ in alignment.schedule]
