@@ -161,6 +161,9 @@ class ExtractOptions:
     """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloaded once)."""
     detect_threshold: Share = 0.3
     """How sure GroundingDINO must be, between 0 and 1."""
+    single_subject: bool = False
+    """Leave out windows in whose first frame GroundingDINO finds more than one place, as SAM2VideoX's data has single
+    subjects. Of boxes that overlap by more than half, the most certain one counts."""
     time: Literal["frames", "latent"] = "frames"
     """Frames that the teacher is compared in: all (the student is interpolated to them), or those of the latents."""
     window: Side = 7

@@ -67,6 +67,8 @@ def run(options: Options) -> None:
 
 def _teachers(options: Options) -> dict[str, Any]:
     """Return teacher -> its options, checked, in the order of names."""
+    if options.single_subject and not options.detect:
+        raise TrainerError("--single-subject leaves out what --detect finds several times. Give --detect TEXT")
     names = options.teachers or (
         *(("sam2",) if options.teacher != "none" else ()), *(("dino",) if options.dino else ())
     )  # fmt: skip
@@ -140,7 +142,7 @@ def _load(options: Options, settings: dict[str, Any], teachers: dict[str, Any], 
     loaded = [Teacher.find(name)(chosen, device) for name, chosen in teachers.items()]
     detector = None
     if settings.get("detect") and any(teacher.needs_subject for teacher in loaded):
-        detector = Detector(options.detect, options.detector, options.detect_threshold, device)
+        detector = Detector(options.detect, options.detector, options.detect_threshold, device, options.single_subject)
     encoders = Encoders(Generator.read(options.model), device, getattr(torch, settings["dtype"]), options.vae_tiling)
     return Models(encoders, loaded, detector)
 

@@ -23,7 +23,7 @@ from lgf_cli import main as lgf_command
 from lgf_trainer import commands, extract
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.data.sources import list_clips
-from lgf_trainer.data.subject import not_black
+from lgf_trainer.data.subject import Detector, not_black, suppressed
 from lgf_trainer.data.timeline import Timeline
 from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
 from lgf_trainer.generators import cogvideox
@@ -474,6 +474,37 @@ def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
     skipped = report_in(tmp_path / "nothing")["skipped"]
     assert [reason for _, reason, _ in skipped] == ["nothing detected"] * 3
     assert 'fits "a person . an animal"' in skipped[0][2]
+
+
+def test_boxes_that_overlap_are_one():
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [1, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 21], [5, 0, 15, 10], [7, 7, 7, 7]]
+    )
+    assert torch.equal(suppressed(boxes), boxes[[0, 2, 3, 4, 5]])
+    assert suppressed(boxes[:0]).shape == (0, 4)
+
+
+def test_windows_with_several_subjects_are_left_out(run, tmp_path, models, monkeypatch):
+    source = manifest(tmp_path, {"video": "dog.mp4", "caption": "a dog", "box": {"5": BOX}})
+    write_clip(tmp_path / "dog.mp4", frames=24)
+    detect = [
+        "--max-frames",
+        19,
+        "--detect",
+        "a person . an animal",
+        "--detector",
+        models / "detector",
+        "--single-subject",
+    ]
+    boxes = iter([torch.tensor([[0.0, 0, 9, 9], [20, 0, 30, 9]]), torch.tensor([[0.0, 0, 9, 9]])])
+    monkeypatch.setattr(Detector, "__call__", lambda self, frame: next(boxes))
+    found = run(source, *detect, out="single")
+    assert sorted(found.read(key).about["start"] for key in found.keys()) == [5, 10], "a box that is given is taken"
+    ((what, reason, detail),) = report(found)["skipped"]
+    assert (reason, detail) == ("several subjects", '2 places in the first frame fit "a person . an animal"')
+    assert what.endswith("frame 0")
+    with pytest.raises(TrainerError, match="Give --detect TEXT"):
+        run(source, "--single-subject", out="without")
 
 
 def test_a_box_beside_what_the_model_sees(run, tmp_path):
