@@ -141,8 +141,9 @@ def motion(
     teacher's logits, both directions together and each by itself, which shows whether the teacher follows the subject
     before a training run is spent on it. Writes OUTPUT/NAME.png: arrows over the frames, and colours by direction.
 
-    The certainty is 1 less the entropy of the windows' distributions over its maximum: near 0 all positions are alike,
-    and there is no motion to be read. The mean displacement then points inwards from the border of the picture.
+    The certainty of a token is 1 less the entropy of its window's distribution over the largest there could be. Below 30 %
+    too many positions are alike, and no motion can be read: of plain surfaces the mean displacement points inwards from
+    their edge. Such tokens are grey and are not counted.
 
         lgf eval motion dog.mp4 out/with --output motion
         lgf eval motion cache --windows 8
@@ -186,10 +187,10 @@ def motion(
                 )
             drawn.add(picture)
             write_atomically(picture, motion_pictures.draw(clip, pairs))
-            mean, moving = motion_pictures.speed(clip)
+            mean, moving, readable = motion_pictures.speed(clip)
             print(
-                f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
-                f"certainty {clip.certainty:.0%}"
+                f"{picture}: motion can be read in {readable:.0%} of the tokens; of these {moving:.0%} move by more than half "
+                f"a token, all by {mean:.2f} tokens a frame"
             )
             if clip.note:
                 print(f"    {clip.note}")

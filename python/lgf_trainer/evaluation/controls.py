@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..data.transforms import cube_inpaint, speed, tube_shuffle
-from .motion import certainty
+from .motion import READABLE, certainty
 
 FACTOR = 2
 #: Of a video, so that every control leaves pairs of either kind.
@@ -62,12 +62,15 @@ def verdict(name: str, before: Reading, after: Reading, lost: Tensor, window: in
     if name == "speed":
         fast = after.motion.norm(dim=-1)
         slow = before.motion[: FACTOR * len(fast) : FACTOR].norm(dim=-1)
-        # Only tokens whose motion, doubled, is still within the window's reach.
-        moving = (slow > 0.5) & (slow < window // 2 / FACTOR)
+        # Only tokens whose motion can be read and, doubled, is still within the window's reach.
+        sure = certainty(before.logits[: FACTOR * len(fast) : FACTOR], window) >= READABLE
+        moving = sure & (slow > 0.5) & (slow < window // 2 / FACTOR)
         if not moving.any():
             return f"control speed: nothing moves by 0.5 to {window // 2 / FACTOR:g} tokens a frame, so nothing can be compared"
         return f"control speed: {fast[moving].mean() / slow[moving].mean():.2f} times the motion, {FACTOR} expected"
-    was, torn, rest = (certainty(logits, window) for logits in (before.logits, after.logits[lost], after.logits[~lost]))
+    was, torn, rest = (
+        certainty(logits, window).mean().item() for logits in (before.logits, after.logits[lost], after.logits[~lost])
+    )
     where = "where blocks meet" if name == "shuffle" else "with a black frame"
     return (
         f"control {name}: certainty {torn:.0%} in pairs of frames {where}, {rest:.0%} in the others, {was:.0%} before"
