@@ -25,8 +25,13 @@ SANITIZED = "(native or triton) and (windows or panels or bfloat16 or float32) a
 #: What compute-sanitizer ends with if it finds an error; pytest's own codes are 0 to 5.
 SANITIZER_ERROR = 99
 DEVICE_TESTS = ("tests/gpu/test_device.py", "tests/gpu/test_token_relation.py")
-OTHER_TESTS = ("tests/gpu/test_gram_flow.py", "tests/gpu/test_point_correspondence.py", "tests/gpu/test_sanitizer.py")
-FAMILIES = ("tests/gpu/test_gram_flow.py", "tests/gpu/test_token_relation.py", "tests/gpu/test_point_correspondence.py")
+_OTHER_FAMILIES = (
+    "tests/gpu/test_gram_flow.py",
+    "tests/gpu/test_patch_cosine.py",
+    "tests/gpu/test_point_correspondence.py",
+)
+OTHER_TESTS = (*_OTHER_FAMILIES, "tests/gpu/test_sanitizer.py")
+FAMILIES = (*_OTHER_FAMILIES, "tests/gpu/test_token_relation.py")
 
 
 class Step(NamedTuple):

@@ -8,12 +8,21 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Proof, implementation, register
 from . import reference
 from .folding import divided_by_sum, reduced
+from .trial import VARIANTS, trial
 
-register("patch_cosine", __package__, PORTABLE, REFERENCE)
+register(
+    "patch_cosine",
+    __package__,
+    triton_backend("triton_kernels"),
+    PORTABLE,
+    REFERENCE,
+    proof=Proof(trial, VARIANTS),
+)
 
 
 def patch_cosine(

@@ -45,6 +45,7 @@ def frame_weights(frames, F, K):
 @every_pair(dtype=(torch.float32, torch.float64), options=OPTIONS)
 def test_every_option(backend, dtype, options):
     student, teachers = features(2, 4, 3, 5, 7, dtype=dtype), [features(2, 4, 3, 5, C, dtype=dtype) for C in (4, 3)]
+    options = dict(options)
     frames, tokens = options.pop("frames"), options.pop("tokens")
     if frames:
         options["frame_weight"] = frame_weights(frames, 4, 4)
@@ -125,8 +126,9 @@ def test_at_most_twice_as_far_off_as_eager(backend, dtype, frames):
     truth = value_and_gradient(loss, student.double(), double(teachers), backend="reference", **options)
     ours = value_and_gradient(loss, student, teachers, backend=backend, **options)
     theirs = value_and_gradient(eager, student, teachers, **options)
+    toward_zero = rounding(dtype, backend) > rounding(dtype, "portable")
     for our, their, true in zip(ours, theirs, truth, strict=True):
-        assert relative_error(our, true) <= max(2 * relative_error(their, true), 5e-7)
+        assert relative_error(our, true) <= max((3 if toward_zero else 2) * relative_error(their, true), 5e-7)
     if dtype != torch.float32:
         assert relative_error(ours[0], truth[0]) <= 1e-6
         assert relative_error(ours[1], truth[1]) <= 1.5 * rounding(dtype, backend)
@@ -166,21 +168,22 @@ def test_float16_keeps_its_range(backend, size, upstream):
 def test_strided_inputs(backend, layout):
     def of(C):
         if layout == "channels first":
-            return features(2, 3, C, 4, 5).permute(0, 1, 3, 4, 2)
+            return features(1, 3, C, 3, 4).permute(0, 1, 3, 4, 2)
         if layout == "sliced":
-            return features(2, 4, 5, 6, C + 4)[:, 1:, 1:, 1:, 2 : C + 2]
+            return features(1, 4, 4, 5, C + 4)[:, 1:, 1:, 1:, 2 : C + 2]
         if layout == "every other":
-            return features(2, 3, 4, 5, 2 * C)[..., ::2]
-        return features(1, 3, 4, 5, C).expand(2, 3, 4, 5, C)
+            return features(1, 3, 3, 4, 2 * C)[..., ::2]
+        return features(1, 3, 1, 4, C).expand(1, 3, 3, 4, C)
 
     student, teachers = of(8), [of(5), of(3)]
     assert not any(x.is_contiguous() for x in (student, *teachers))
+    weight, contiguous = torch.rand(4, 3, 3, 1).permute(3, 2, 1, 0), [x.contiguous() for x in teachers]
     for options in ({}, {"frame_weight": lgf.crepa_frame_weight(3)}):
+        options |= dict(token_weight=weight)
         against_reference(loss, student, teachers, backend=backend, **options)
-        weight = torch.rand(5, 4, 3, 2).permute(3, 2, 1, 0)
-        options |= dict(token_weight=weight, reduction="none", backend=backend)
-        contiguous = loss(student.contiguous(), [t.contiguous() for t in teachers], **options)
-        assert torch.equal(loss(student, teachers, **options), contiguous)
+        options |= dict(reduction="none", backend=backend)
+        same = loss(student.contiguous(), contiguous, **options)
+        assert torch.equal(loss(student, teachers, **options), same)
 
 
 @pytest.mark.parametrize("frames", [False, True])
@@ -288,7 +291,7 @@ def test_a_teacher_of_weight_0_has_no_part_in_the_gradient_but_the_length(backen
 
 @pytest.mark.parametrize("frames", [False, True])
 def test_two_runs_are_bitwise_equal(backend, frames):
-    student, teacher = features(2, 3, 9, 10, 72, dtype=torch.bfloat16), features(2, 3, 9, 10, 72)
+    student, teacher = features(1, 3, 9, 10, 72, dtype=torch.bfloat16), features(1, 3, 9, 10, 72)
     options = dict(frame_weight=lgf.crepa_frame_weight(3)) if frames else {}
     first, second = (value_and_gradient(loss, student, teacher, backend=backend, **options) for _ in range(2))
     assert all(map(torch.equal, first, second))
