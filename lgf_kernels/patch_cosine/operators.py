@@ -6,18 +6,20 @@ The forward computes the gradient, the backward scales it.
 import torch
 from torch import Tensor
 
-from ..core import checks
+from ..core import checks, native
 from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
-from ..core.registry import PORTABLE, REFERENCE, Proof, implementation, register
+from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
 from . import reference
 from .folding import divided_by_sum, reduced
 from .trial import VARIANTS, trial
 
+CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
 register(
     "patch_cosine",
     __package__,
+    CPU,
     triton_backend("triton_kernels"),
     PORTABLE,
     REFERENCE,
