@@ -21,6 +21,8 @@ from .gram_flow.api import (
     local_window_mask,
 )
 from .patch_cosine.api import PatchCosineLoss, crepa_frame_weight, patch_cosine_loss
+
+# The function takes the place of the subpackage of its name among the attributes; `from` and importlib find both.
 from .point_correspondence.api import PointCorrespondenceLoss, point_correspondence, point_correspondence_loss
 from .token_relation.api import TokenRelationLoss, moalign_pair_weight, token_relation_loss, videorepa_pair_weight
 

@@ -26,11 +26,11 @@ RUNS = 20
 def ceilings(device: str, dtypes: tuple[str, ...], folder: Path | None = None, again: bool = False) -> dict:
     """Return {"copy": bytes/s, "L2": bytes/s, "gemm": {dtype: FLOP/s}}; a copy counts what it reads and what it writes."""
     here = device_name(device), torch.get_num_threads(), torch.__version__, clock_in_use(device)
-    machine = dict(zip(MACHINE, here, strict=True))
+    machine, kind = dict(zip(MACHINE, here, strict=True)), torch.device(device).type
     known = read_ceilings(folder) if folder else {}
     if not _are_of(known, machine):
         known = machine | {"copy": 0.0, "L2": 0.0, "gemm": {}}
-    for name, size in (("copy", COPY[_kind(device)]), ("L2", _cache(device))):
+    for name, size in (("copy", COPY[kind]), ("L2", _cache(device))):
         if again or not known[name]:
             known[name] = max(known[name], _copy(device, size))
     for dtype in dict.fromkeys(("float32", *dtypes)):
@@ -82,13 +82,9 @@ def as_text(ceiling: dict) -> str:
     )
 
 
-def _kind(device: str) -> str:
-    return torch.device(device).type
-
-
 def _cache(device: str) -> int:
     """Return about a third of the cache's size, in whole KiB: source and destination stay in it."""
-    if _kind(device) == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size // 3 // 1024 * 1024
     return CORE_CACHE * torch.get_num_threads()
 
@@ -101,6 +97,6 @@ def _copy(device: str, size: int) -> float:
 
 def _gemm(device: str, dtype: str) -> float:
     """Return FLOP/s with random numbers: zeros draw less power and run faster."""
-    side = GEMM[_kind(device)]
+    side = GEMM[torch.device(device).type]
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     return 2 * side**3 / best(lambda: a @ b, device, RUNS)

@@ -54,31 +54,22 @@ def parser() -> argparse.ArgumentParser:
         "jobs": JOBS,
         **{f"providers of {name}": {one: it.about for one, it in providers(name).items()} for name in OPERATORS},
     }
-    listed = (
-        f"{title}:\n" + "\n".join(f"  {name}: {about}" for name, about in entries.items())
-        for title, entries in lists.items()
-    )
     parser = argparse.ArgumentParser(
-        prog="lgf bench", description=__doc__ + HOW_TO_READ, epilog="\n".join(listed),
-        formatter_class=argparse.RawTextHelpFormatter,
+        prog="lgf bench", description=__doc__ + HOW_TO_READ, formatter_class=argparse.RawTextHelpFormatter,
+        epilog="\n".join(listed(f"{title}:", entries) for title, entries in lists.items()),
     )  # fmt: skip
     add, default = parser.add_argument, "(default: %(default)s)"
     types = f"of {', '.join(TOLERANCE)}; default: float32 on CPUs, bfloat16 on GPUs"
-    metrics = "".join(f"\n  {name}: {about}" for name, about in METRICS.items())
+    sizes = "such as 1,13,30,45,256, instead of the cases; of every operator that takes it"
     add("what", nargs="*", metavar="OPERATOR", help="an operator, a case, or a job; default: all cases")
     add("--device", default="cpu", help=f"cpu, cuda or cuda:N {default}")
-    add(
-        "--shapes",
-        nargs="+",
-        metavar="SIZES",
-        help="such as 1,13,30,45,256, instead of the cases; of every operator that takes it",
-    )
+    add("--shapes", nargs="+", metavar="SIZES", help=sizes)
     add("--window", type=int, help="with --shapes, of operators that have a window (default: 7)")
     add("--dtypes", nargs="+", choices=TOLERANCE, metavar="DTYPE", help=types)
     add("--providers", nargs="+", metavar="NAME", help="default: all")
     add(
         "--measure", nargs="*", choices=METRICS, default=list(METRICS), metavar="WHAT",
-        help=f"beside answers and times, default all:{metrics}",
+        help=listed("beside answers and times, default all:", METRICS),
     )  # fmt: skip
     add("--rounds", type=int, default=9, help=f"timed runs of each provider {default}")
     add("--threads", type=int, help="threads of the CPU (default: torch's)")
@@ -95,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     add("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
     add("--config", default="tiny", choices=("tiny", "5b"), help=f"of `step`: the size of the model {default}")
     return parser
+
+
+def listed(title: str, entries: dict[str, str]) -> str:
+    return "\n".join([title, *(f"  {name}: {about}" for name, about in entries.items())])
 
 
 def main(argv: list[str]) -> int:

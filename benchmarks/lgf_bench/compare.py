@@ -58,14 +58,9 @@ def _cells(key: tuple, a: dict, b: dict, judge: Callable[[dict, dict], str]) -> 
     cells = dict(zip(("case", "type", "provider"), key, strict=True))
     if {a["status"], b["status"]} != {"right"}:
         return cells | {"A": a["status"], "B": b["status"], "A / B": "no ratio", "": "an answer is missing or off"}
-    a, b = a["both"], b["both"]
-    ratio = number(a["median_ms"] / b["median_ms"], ".2f", "x")
-    return cells | {
-        "A": milliseconds(a["median_ms"]),
-        "B": milliseconds(b["median_ms"]),
-        "A / B": ratio,
-        "": judge(a, b),
-    }
+    (a, b), ratio = (a["both"], b["both"]), a["both"]["median_ms"] / b["both"]["median_ms"]
+    times = {"A": milliseconds(a["median_ms"]), "B": milliseconds(b["median_ms"])}
+    return cells | times | {"A / B": number(ratio, ".2f", "x"), "": judge(a, b)}
 
 
 def verdict(a: dict, b: dict) -> str:

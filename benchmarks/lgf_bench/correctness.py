@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lgf_kernels.core.verify import worst_error
+
 from .families.base import Case, Inputs, Loss
 
 #: A provider is right if its relative errors are at most these: of the output, and of the gradients.
@@ -54,13 +56,8 @@ def truth(case: Case) -> Answer:
 
 
 def errors(given: Answer, true: Answer) -> tuple[float, float]:
-    """Return the relative errors, by norm, of the output and of the worst gradient; NaN where an answer is not finite."""
-
-    def relative(a: Tensor, b: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(a.double() - b) / torch.linalg.vector_norm(b)
-
-    gradients = torch.stack([relative(a, b) for a, b in zip(given.gradients, true.gradients, strict=True)])
-    return relative(given.output, true.output).item(), gradients.max().item()  # the maximum of a NaN is NaN
+    """Return the relative errors, by norm, of the output and of the worst gradient; infinite where an answer is not finite."""
+    return worst_error([given.output], [true.output]), worst_error(given.gradients, true.gradients)
 
 
 def is_right(off: tuple[float, float], case: Case) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from tqdm import tqdm
 
 from . import ceilings, correctness, memory, timing
 from .families.base import PASSES, Case, Loss, each
@@ -23,52 +24,54 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How a case is measured."""
+    """How a case is measured. `broken`: providers to leave out, and the reason."""
 
     providers: list[str] | None = None
     rounds: int = 9
     metrics: tuple[str, ...] = tuple(METRICS)
     ceiling: dict = field(default_factory=dict)
-    #: Providers to leave out, and the reason.
     broken: dict[str, str] = field(default_factory=dict)
-    #: (items, what is being done) -> the items, with a progress bar around them
-    progress: Callable[[Iterable, str], Iterable] = lambda items, doing: items
+
+    def reasons(self, case: Case) -> dict[str, str | None]:
+        """Return, by the name of each provider that is asked for, None if it runs a case, else the reason."""
+        found = {name: self.broken.get(name, reason) for name, reason in offered(case).items()}
+        return {name: it for name, it in found.items() if self.providers is None or name in self.providers}
 
 
 def measure_case(name: str, case: Case, plan: Plan) -> list[dict]:
     """Return one row for each provider of the operator, right, wrong, failed or absent."""
-
-    def progress(items: Iterable, doing: str) -> Iterable:
-        return plan.progress(items, f"{name}: {doing}")
-
-    known = providers(case.operator)
-    reasons = offered(case) | {p: reason for p, reason in plan.broken.items() if p in known}
     shared, rows, functions = _shared(name, case, plan.ceiling), {}, {}
-    for p, reason in reasons.items():
-        if plan.providers is None or p in plan.providers:
-            rows[p] = shared | {"provider": p} | ({"status": "absent", "why": reason} if reason else {})
-    runs = [p for p in rows if reasons[p] is None]
+    for p, reason in plan.reasons(case).items():
+        rows[p] = shared | {"provider": p} | ({"status": "absent", "why": reason} if reason else {})
+    runs = [p for p, row in rows.items() if "why" not in row]
     true = correctness.truth(case) if runs else None
-    for p in progress(runs, "checking the answers"):
+    for p in progress(runs, f"{name}: checking the answers"):
         found, function = checked(p, lambda p=p: provider(p, case), case, true)
         rows[p] |= found
         if function:
             functions[p] = function
     del true
-    for p, seconds in timing.interleaved(functions, case, plan.rounds, lambda it: progress(it, "timing")).items():
+    rounds = progress(range(plan.rounds), f"{name}: timing")
+    for p, seconds in timing.interleaved(functions, case, rounds).items():
         rows[p] |= {part: timing.spread(seconds[part]) for part in PASSES}
         first = rows[p].pop("first_call_s") - rows[p]["both"]["median_ms"] / 1e3
         if "first" in plan.metrics:
             rows[p]["first_call_s"] = max(first, 0.0)
     if "overhead" in plan.metrics:
-        for p in progress([p for p in functions if not known[p].compiles], "overhead of a call"):
+        quick = [p for p in functions if not providers(case.operator)[p].compiles]
+        for p in progress(quick, f"{name}: overhead of a call"):
             rows[p]["overhead_us"] = 1e6 * timing.overhead(provider(p, case.smallest()), case)
     if "memory" in plan.metrics:
-        for p in progress(functions, "peak memory"):
+        for p in progress(functions, f"{name}: peak memory"):
             rows[p]["peak_bytes"] = memory.peak_memory(case, p, functions[p])
     functions.clear()
     _forget_compiled_code()
     return list(rows.values())
+
+
+def progress(items: Iterable, doing: str) -> Iterable:
+    """Return the items behind a bar on a terminal, and behind nothing elsewhere."""
+    return tqdm(items, desc=doing, leave=False, disable=None)
 
 
 def _shared(name: str, case: Case, ceiling: dict) -> dict:

@@ -39,7 +39,7 @@ def _in_threads(threads: int, case: Case, name: str) -> int | None:
 def rise(action: Callable[[], object], device: str) -> int | None:
     """Return the bytes by which memory in use exceeds, at its peak within the action, what is in use before.
 
-    On a CPU the process keeps glibc's smallest limits afterwards (`_return_free_memory`), which slows allocation down:
+    On a CPU the process keeps glibc's smallest limits afterwards (`limit_malloc`), which slows allocation down:
     take times before.
     """
     if torch.device(device).type == "cuda":
@@ -48,7 +48,8 @@ def rise(action: Callable[[], object], device: str) -> int | None:
         action()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        _return_free_memory()
+        gc.collect()
+        limit_malloc()
         with open("/proc/self/clear_refs", "w") as control:
             control.write("5")  # the high-water mark restarts from here
         before = _high_water_mark()
@@ -78,23 +79,17 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, SMALLEST = -1, -3, 128 * 1024
 
 
 def limit_malloc() -> None:
-    """Have glibc map large blocks alone from here on, and return them when they are freed.
+    """Have glibc return free memory to the system now, and map large blocks alone from here on, to return them when freed.
 
-    It raises its limits with the largest block that was freed, and then keeps up to 64 MB in use, unless they are set. A
-    process is measured exactly if they are set before it frees large blocks: holes in the heap are filled first.
+    Memory that is reused does not show in the high-water mark. glibc raises its limits with the largest block that was
+    freed, and then keeps up to 64 MB in use, unless they are set. A process is measured exactly if they are set before it
+    frees large blocks: holes in the heap are filled first.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.mallopt(MMAP_THRESHOLD, SMALLEST)
         library.mallopt(TRIM_THRESHOLD, SMALLEST)
-
-
-def _return_free_memory() -> None:
-    """Return the allocator's free memory to the system: that which is reused does not show in the high-water mark."""
-    gc.collect()
-    limit_malloc()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+        library.malloc_trim(0)
 
 
 def _high_water_mark() -> int:

@@ -4,31 +4,32 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .sweeps import Curve
+from .sweeps import milliseconds, peaks
 
 COLOURS = {"eager": "#999999", "compile": "#e69f00", "portable": "#56b4e9", "native": "#0072b2", "triton": "#009e73"}
 
 
-def draw(file: Path, title: str, quantity: str, curves: dict[str, Curve]) -> None:
+def draw(file: Path, title: str, quantity: str, curves: dict[str, list[dict]]) -> None:
     """Draw one picture of one sweep; of time alone, if memory was not measured."""
-    measured = any(peak for curve in curves.values() for peak in curve.bytes)
+    measured = any(map(peaks, curves.values()))
     panels = 1 + measured
     figure = Figure(figsize=(4.5 * panels, 3.4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)
     time, memory = axes[0, 0], axes[0, -1]
-    longest = max(curves.values(), key=lambda curve: len(curve.sizes))
+    longest = max(curves.values(), key=len)
+    sizes = [row["size"] for row in longest]
     for provider, curve in curves.items():
         style = {"marker": "o", "markersize": 3.5, "color": COLOURS.get(provider), "label": provider}
-        time.plot(curve.sizes, curve.milliseconds, **style)
+        time.plot(*zip(*milliseconds(curve), strict=True), **style)
         if measured:
-            known = [(size, peak / 2**20) for size, peak in zip(curve.sizes, curve.bytes, strict=True) if peak]
-            memory.plot([size for size, _ in known], [peak for _, peak in known], **style)
+            memory.plot([size for size, _ in peaks(curve)], [peak / 2**20 for _, peak in peaks(curve)], **style)
             memory.set(title="peak memory", ylabel="MiB")
-    time.plot(longest.sizes, longest.floor_ms, color="black", linestyle="--", linewidth=1, label="floor")
+    floor = [row["floor_ms"]["both"] for row in longest]
+    time.plot(sizes, floor, color="black", linestyle="--", linewidth=1, label="floor")
     time.set(title="forward + backward", ylabel="milliseconds")
     for panel in axes[0]:
         panel.set(xscale="log", yscale="log", xlabel=quantity)
-        panel.set_xticks(longest.sizes, [str(size) for size in longest.sizes], fontsize=8)
+        panel.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     time.legend(fontsize=8, frameon=False)

@@ -17,7 +17,7 @@ def _backend(name: str) -> Provider:
             return "Triton only interprets its kernels on a CPU: right, but nothing to time"
         return unsupported_reason(name, case.registry_call())
 
-    return Provider(f"this library's backend {name!r}", tuple(OPERATORS), partial(on_backend, name), reason)
+    return Provider(f"this library's backend {name!r}", partial(on_backend, name), unsupported_reason=reason)
 
 
 BACKENDS = {name: _backend(name) for name in NAMES if name != "reference"}

@@ -9,6 +9,7 @@ from lgf_cli.errors import UserError
 
 from . import ceilings, families, plots, results, sweeps
 from .families import CASES
+from .families.base import Sweep
 from .table import HOW_TO_READ, PAGE, described, milliseconds, of_case, of_step
 
 PAGE_FILE = results.ROOT / "docs" / "performance.md"
@@ -35,12 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not device_folders(folder):
         raise UserError(f"there are no results in {folder}: make some with `lgf bench --out {folder}` first.")
     page_file = PAGE_FILE if arguments.out is None else folder / "performance.md"
-    pictures = page_file.parent / PICTURES
     for device in device_folders(folder):
-        for name, title, curves in swept(device):
-            plots.draw(pictures / picture_name(device, name), title, families.sweeps(gpu=False)[name].quantity, curves)
+        for picture, sweep, curves in swept(device):
+            plots.draw(page_file.parent / picture, sweep.about, sweep.quantity, curves)
     results.write(page_file, page(folder))
-    print(f"{page_file} written, with its pictures in {pictures}")
+    print(f"{page_file} written, with its pictures in {page_file.parent / PICTURES}")
 
 
 def device_folders(folder: Path) -> list[Path]:
@@ -67,10 +67,10 @@ def _of_device(device: Path) -> Iterator[str]:
     rows.sort(key=lambda row: order.index(row["case"]) if row["case"] in order else len(order))
     for (name, dtype), rows_of_case in groupby(rows, key=lambda row: (row["case"], row["dtype"])):
         yield _of_case(name, dtype, list(rows_of_case))
-    if pictures := list(swept(device)):
-        yield "### Cost as work grows\n"
-    for name, title, curves in pictures:
-        yield f"![{title}: time and memory against {name}]({PICTURES}/{picture_name(device, name)})\n"
+    for number, (picture, sweep, curves) in enumerate(swept(device)):
+        if not number:
+            yield "### Cost as work grows\n"
+        yield f"![{sweep.about}: time and memory against {sweep.quantity}]({picture})\n"
         yield f"{sweeps.exponents(curves, PAGE)}\n"
 
 
@@ -84,17 +84,13 @@ def _of_case(name: str, dtype: str, rows: list[dict]) -> str:
     )
 
 
-def swept(device: Path) -> Iterator[tuple[str, str, dict[str, sweeps.Curve]]]:
-    """Yield name, title and curves of each sweep that a device has results of."""
+def swept(device: Path) -> Iterator[tuple[Path, Sweep, dict[str, list[dict]]]]:
+    """Yield the picture's file, the sweep and its curves, for each sweep that a device has results of."""
     rows = _rows(device, results.SWEEPS)
     for name, sweep in families.sweeps(gpu=False).items():
         if curves := sweeps.curves(rows, name):
-            yield name, sweep.about, curves
+            yield Path(PICTURES, f"{device.name}-{name}.png"), sweep, curves
 
 
 def _rows(device: Path, file: str) -> list[dict]:
     return ceilings.with_floors(results.latest(results.read(device / file)), device)
-
-
-def picture_name(device: Path, sweep: str) -> str:
-    return f"{device.name}-{sweep}.png"

@@ -3,8 +3,8 @@
 import json
 import os
 import platform
+import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,8 @@ import torch
 from lgf_cli.errors import UserError
 
 from lgf_kernels import __version__
-from lgf_kernels.core.verify import triton_version
+from lgf_kernels.core.files import write_whole
+from lgf_kernels.core.verify import driver, triton_version
 from lgf_kernels.doctor import cpu_name
 
 from .checkout import ROOT, commit
@@ -44,9 +45,10 @@ def device_folder(device: str) -> Path:
 def provenance(device: str) -> dict:
     """Return where and from what the numbers come."""
     cuda = torch.device(device).type == "cuda"
+    version = re.search(r"\d+(\.\d+)+", driver()) if cuda else None
     return {
         "device": device_name(device),
-        "driver": _driver() if cuda else None,
+        "driver": version and version[0],
         "threads": torch.get_num_threads(),
         "lgf_kernels": __version__,
         "torch": torch.__version__,
@@ -63,16 +65,12 @@ def append(file: Path, rows: Iterable[dict]) -> None:
     """Add rows at once, on disk before this returns. What a killed run has half written stays a line of its own."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     with _written(file), open(file, "a+b") as lines:
-        if lines.tell() and not _ends_in_newline(lines):
-            text = "\n" + text
+        if lines.tell():
+            lines.seek(-1, os.SEEK_END)
+            text = "\n" * (lines.read() != b"\n") + text
         lines.write(text.encode())
         lines.flush()
         os.fsync(lines.fileno())
-
-
-def _ends_in_newline(lines) -> bool:
-    lines.seek(-1, os.SEEK_END)
-    return lines.read(1) == b"\n"
 
 
 def read(file: Path) -> list[dict]:
@@ -111,13 +109,8 @@ def latest(rows: list[dict]) -> list[dict]:
 
 def write(file: Path, text: str) -> None:
     """Replace a file as a whole, so that a killed run leaves the old one or the new one."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")  # two runs may write at once
     with _written(file):
-        try:
-            unfinished.write_text(text)
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(file, text.encode())
 
 
 def read_ceilings(folder: Path) -> dict:
@@ -142,11 +135,3 @@ def _written(file: Path) -> Iterator[None]:
         raise UserError(
             f"{file} cannot be written: {error.strerror}. Name another folder, or mend this one."
         ) from error
-
-
-def _driver() -> str | None:
-    try:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split("\n")[0].strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None

@@ -5,17 +5,15 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from . import ceilings, families, results, sweeps, timing
 from .families.base import Case
 from .measure import Plan, measure_case
-from .providers import offered, providers
 from .table import as_text
 
 
@@ -26,8 +24,7 @@ class Runner:
         self.arguments = arguments
         self.deadline = time.monotonic() + 60 * arguments.minutes
         ceiling = ceilings.ceilings(arguments.device, arguments.dtypes, arguments.out)
-        metrics = tuple(arguments.measure)
-        self.plan = Plan(arguments.providers, arguments.rounds, metrics, ceiling, broken, progress)
+        self.plan = Plan(arguments.providers, arguments.rounds, tuple(arguments.measure), ceiling, broken)
         self.about = results.provenance(arguments.device) | {"clock": timing.clock_in_use(arguments.device)}
         self.failed = False
         print(ceilings.as_text(ceiling), flush=True)
@@ -67,19 +64,14 @@ class Runner:
         """
         if not self.arguments.resume:
             return False
-        reasons = offered(case) | {
-            it: reason for it, reason in self.plan.broken.items() if it in providers(case.operator)
-        }
-        asked = {it for it in reasons if not self.plan.providers or it in self.plan.providers}
+        reasons, by_run = self.plan.reasons(case), defaultdict(set)
         wanted = {key: self.about[key] for key in ("commit", "lgf_kernels", "torch", "device", "threads", "clock")}
         wanted |= {"case": name, "dtype": case.dtype}
-        by_run: dict[str, set[str]] = {}
         for row in results.read(self.arguments.out / file):
-            if wanted.items() <= {key: row[key] for key in wanted}.items():
-                same = without_numbers(row.get("why")) == without_numbers(reasons.get(row["provider"]))
-                if row.get("status") != "absent" or same:
-                    by_run.setdefault(row["run"], set()).add(row["provider"])
-        return any(asked <= measured for measured in by_run.values())
+            same = without_numbers(row.get("why")) == without_numbers(reasons.get(row["provider"]))
+            if wanted.items() <= {key: row[key] for key in wanted}.items() and (row.get("status") != "absent" or same):
+                by_run[row["run"]].add(row["provider"])
+        return any(reasons.keys() <= measured for measured in by_run.values())
 
 
 def run_cases(arguments: argparse.Namespace, cases: dict[str, Case], broken: dict[str, str]) -> int:
@@ -109,11 +101,6 @@ def run_sweeps(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
 
 def without_numbers(reason: str | None) -> str:
     return re.sub(r"[0-9.]+", "", reason or "")
-
-
-def progress(items: Iterable, doing: str) -> Iterable:
-    """Return the items behind a bar on a terminal, and behind nothing elsewhere."""
-    return tqdm(items, desc=doing, leave=False, disable=None)
 
 
 @contextmanager

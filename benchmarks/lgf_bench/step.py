@@ -26,8 +26,8 @@ from lgf_kernels.core.registry import resolve
 from . import memory, results, timing
 from .families.base import Loss
 from .families.gram_flow import LgfKl
+from .measure import progress
 from .providers import provider
-from .runner import progress
 from .table import TERMINAL, of_step
 
 LATENT_CHANNELS, PATCH, HEAD = 16, 2, 64

@@ -119,9 +119,9 @@ def ratio(row: dict, to: dict | None) -> float | None:
     return to["both"]["median_ms"] / row["both"]["median_ms"]
 
 
-def of_floor(row: dict, part: str = "both") -> float | None:
+def of_floor(row: dict) -> float | None:
     """Return per cent: 100 is as fast as the machine's own ceilings allow; None for anything that was not timed."""
-    return 100 * row["floor_ms"][part] / row[part]["median_ms"] if part in row else None
+    return 100 * row["floor_ms"]["both"] / row["both"]["median_ms"] if "both" in row else None
 
 
 def _median(row: dict, part: str) -> str:

@@ -9,14 +9,15 @@ takes no time.
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
+
+from lgf_kernels.core.verify import HEAD_START
 
 from .correctness import clear_gradients, step
 from .families.base import PASSES, Case
 
-#: GPU cycles to keep the device busy while the host queues a run: about 10 ms. A host that takes longer shows in the time.
-HEAD_START = 20_000_000
 #: Calls whose mean is the overhead of one.
 CALLS = 50
 
@@ -55,7 +56,7 @@ class Clock:
         self.marks = []
         if self.cuda:
             self.flusher.zero_()
-            torch.cuda._sleep(HEAD_START)
+            torch.cuda._sleep(HEAD_START)  # a host that takes longer shows in the time
         self.mark()
 
     def mark(self) -> None:
@@ -66,10 +67,8 @@ class Clock:
             self.marks.append(now())
 
     def seconds(self) -> list[float]:
-        if not self.cuda:
-            return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        torch.cuda.synchronize(self.device)
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        wait(self.device)
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairwise(self.marks)]
 
 
 def best(action: Callable, device: str, runs: int, at_least: int = 1) -> float:
@@ -85,13 +84,11 @@ def best(action: Callable, device: str, runs: int, at_least: int = 1) -> float:
     return min(times[1:]) / calls
 
 
-def interleaved(
-    functions: dict[str, Callable], case: Case, rounds: int, progress: Callable[[range], Iterable] = iter
-) -> dict[str, dict[str, list[float]]]:
+def interleaved(functions: dict[str, Callable], case: Case, rounds: Iterable) -> dict[str, dict[str, list[float]]]:
     """Return the seconds of forward, backward and both of each provider in each round: A B C A B C ..."""
     inputs, clock = case.inputs(), Clock(case.device)
     seconds = {name: {part: [] for part in PASSES} for name in functions}
-    for _ in progress(range(rounds)):
+    for _ in rounds:
         for name, function in functions.items():
             clear_gradients(inputs)
             clock.start()

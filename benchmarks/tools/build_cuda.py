@@ -1,4 +1,4 @@
-"""The CUDA module built in place for the GPU of this machine alone: no pip, network or git needed.
+"""Build of the CUDA module in place, for the GPU of this machine alone: no pip, network or git needed.
 
   python3 benchmarks/tools/build_cuda.py
   python3 benchmarks/tools/build_cuda.py --arch 90a     for another GPU; nothing is loaded in the end

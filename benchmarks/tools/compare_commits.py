@@ -1,4 +1,4 @@
-"""Two commits of this repository, built and measured in turns, A B A B, by the benchmark of the present checkout.
+"""Comparison of two commits of this repository, built and measured in turns, A B A B, by the benchmark of this checkout.
 
   python benchmarks/tools/compare_commits.py A B [OPERATOR ...] [options of `lgf bench`]
 
@@ -26,10 +26,10 @@ from lgf_bench.compare import as_text, key_of, verdict
 from lgf_bench.families.base import PASSES
 from lgf_cli.errors import UserError
 
-#: Were both commits the same, all turns of one would be faster than all of the other, which `verdict` asks for, in at most
-#: 2 * 5! * 5! / 10! = 1 of 126 rows. With 3 turns it would be 1 of 10.
+#: If both commits are the same, all turns of one are faster than all of the other, which `verdict` requires, in at most
+#: 2 * 5! * 5! / 10! = 1 of 126 rows; with 3 turns in 1 of 10.
 TURNS = 5
-#: What the names of the folders with checkouts begin with.
+#: Prefix of the folders with checkouts.
 FOLDERS = "lgf-compare-"
 
 

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels as nvcc compiles them, for `kernel_report.py`: no GPU needed, but nvcc."""
+"""Report of the CUDA C++ kernels as nvcc compiles them, for `kernel_report.py`: no GPU needed, but nvcc."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc" / "cuda"
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
-#: Headers of a family with the tuned kernels, whose shared memory does not depend on a call: name -> what they are in C++.
+#: By family, headers of the tuned kernels, whose shared memory does not depend on a call, and name -> type in C++.
 TUNED = {
     "gram_flow": (
         ("forward_band", "backward_band"),
@@ -111,7 +111,7 @@ def run(*command) -> subprocess.CompletedProcess:
 
 
 def rows(arch: str, shared_of_sm: int, module: Path | None = None) -> Iterator[dict]:
-    """Yield one row for every kernel, and one for every warning, as that asynchronous products have to wait.
+    """Yield one row for every kernel, and one for every warning, such as that asynchronous products have to wait.
 
     `shared_of_sm`: shared memory of an SM in KiB. `module`: read this one instead of compiling, if it is built for the
     architecture; that takes no time, but warnings are not known.
@@ -125,7 +125,7 @@ def rows(arch: str, shared_of_sm: int, module: Path | None = None) -> Iterator[d
     for mangled, registers, stack, spilled in kernels:
         kernel, dtype = named(mangled)
         if "Warpgroups" in kernel and arch != "90a":
-            continue  # Hopper's alone; elsewhere they are there but do nothing
+            continue  # compiled for all architectures, but empty except on Hopper
         row = {
             "arch": arch,
             "kernel": kernel,

@@ -1,4 +1,4 @@
-"""All that a GPU is needed for, in one command and as little time as there is: `make gpu`.
+"""Everything that needs a GPU, in one command and a given number of minutes: `make gpu`.
 
   python3 benchmarks/tools/gpu_session.py --out DIR --minutes 9
   python3 benchmarks/tools/gpu_session.py --dry-run       the plan, and what of it this machine lacks
@@ -33,17 +33,19 @@ from lgf_bench.checkout import ROOT, commit
 from lgf_bench.table import TERMINAL, baseline, milliseconds, number, of_floor, ratio, tabulated
 from lgf_cli.errors import UserError
 
+from lgf_kernels.core.files import whole_file
+
 STATE = "session.json"
 #: A step with less time than this is not begun: importing torch and starting CUDA take most of it.
 LEAST_SECONDS = 15
-#: What a process told to stop gets to put things down, in seconds.
+#: Seconds from SIGINT to SIGKILL for a step that is stopped.
 GRACE = 10
-#: Kept for the end of the last step, the summary and the archive, in seconds.
+#: Seconds kept for the end of the last step, the summary and the archive.
 FINISH = 15
 
 
 class Session:
-    """Steps run in order until a moment of the clock, and a record in the folder of which are done.
+    """Run of steps in order until a deadline, with a record in the folder of which are done.
 
     `code`: the code and the device that run. With others all begins anew, and a step is done again if other backends are
     there than when it ran.
@@ -56,7 +58,7 @@ class Session:
         self.state = self._read()
         if {key: self.state.get(key) for key in code} != code:
             self.state = code | {"steps": {}}
-            for step in steps:  # which tests other code has passed says nothing of this one
+            for step in steps:  # logs of tests that other code has passed
                 (folder / f"{step.name}.log").unlink(missing_ok=True)
 
     def run(self) -> None:
@@ -97,7 +99,7 @@ class Session:
 
 
 def backends(folder: Path) -> dict[str, str]:
-    """Return what `lgf doctor` has said of each backend in this session: nothing before it has run."""
+    """Return the reason of each backend from `lgf doctor` in this session; empty before it has run."""
     with suppress(OSError, ValueError, KeyError):
         text = (folder / "doctor.log").read_text()
         report, _ = json.JSONDecoder().raw_decode(text[text.index("{") :])
@@ -111,11 +113,9 @@ def archive(folder: Path) -> Path:
 
 
 def pack(folder: Path) -> None:
-    """Write the archive, at once: a session that is killed leaves that of the step before."""
-    unfinished = archive(folder).with_suffix(".part")
-    with tarfile.open(unfinished, "w:gz") as out:
+    """Write the archive as a whole: a session that is killed leaves that of the step before."""
+    with whole_file(archive(folder)) as file, tarfile.open(fileobj=file, mode="w:gz") as out:
         out.add(folder, folder.name)
-    os.replace(unfinished, archive(folder))
 
 
 def unpack(folder: Path) -> None:
@@ -156,18 +156,18 @@ def plan(steps: tuple[Step, ...], seconds: float) -> tuple[str, bool]:
     return "\n".join(lines), whole
 
 
-def heed_signals() -> None:
-    """End the running step too when this is told to end, by a signal or by Ctrl-C.
+def interrupt_on_signals() -> None:
+    """Raise KeyboardInterrupt at SIGTERM and SIGINT, which ends the running step too.
 
-    This undoes `nohup` and `&` in a script, which have Ctrl-C ignored: steps would inherit that and could only be killed, and
-    the compilers that they had started would run on into the times of the next.
+    `nohup` and `&` in a script have SIGINT ignored: steps would inherit that and could only be killed, and the compilers
+    that they had started would run during the measurements of the next.
     """
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End a process and all that it started: asked first, then without asking."""
+    """End a process and all that it started, by SIGINT and then by SIGKILL."""
     for sign in (signal.SIGINT, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     code = {"commit": commit(), "device": results.device_name("cuda")}
     session = Session(STEPS, folder, end, code, execute)
-    heed_signals()
+    interrupt_on_signals()
     try:
         session.run()
     except KeyboardInterrupt:

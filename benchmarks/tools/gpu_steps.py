@@ -15,23 +15,22 @@ from typing import NamedTuple
 from lgf_bench import results
 from lgf_bench.checkout import environment
 
+import lgf_kernels  # noqa: F401  # whose families fill the table of operators
+from lgf_kernels.core.registry import families
+
 Command = Callable[[float, Path], list[str]]
 TOOLS = here.ROOT / "benchmarks" / "tools"
 LGF = (sys.executable, "-P", "-m", "lgf_cli")
-#: Compiling is what takes the time of tests: as many processes as there are cores, each of which holds 1 GiB of a GPU.
+#: Tests spend their time compiling: as many processes as there are cores, each of which holds 1 GiB of a GPU.
 WORKERS = min(16, os.cpu_count() or 1)
 #: The families' tests for compute-sanitizer, which slows kernels down ten to a hundred times.
 SANITIZED = "(native or triton) and (windows or panels or bfloat16 or float32) and not forward"
-#: What compute-sanitizer ends with if it finds an error; pytest's own codes are 0 to 5.
+#: Exit code of compute-sanitizer if it finds an error; pytest's own codes are 0 to 5.
 SANITIZER_ERROR = 99
+GPU_TESTS = sorted(f"tests/gpu/{file.name}" for file in (here.ROOT / "tests" / "gpu").glob("test_*.py"))
 DEVICE_TESTS = ("tests/gpu/test_device.py", "tests/gpu/test_token_relation.py")
-_OTHER_FAMILIES = (
-    "tests/gpu/test_gram_flow.py",
-    "tests/gpu/test_patch_cosine.py",
-    "tests/gpu/test_point_correspondence.py",
-)
-OTHER_TESTS = (*_OTHER_FAMILIES, "tests/gpu/test_sanitizer.py")
-FAMILIES = (*_OTHER_FAMILIES, "tests/gpu/test_token_relation.py")
+OTHER_TESTS = tuple(file for file in GPU_TESTS if file not in DEVICE_TESTS)
+FAMILIES = tuple(file for file in GPU_TESTS if Path(file).stem.removeprefix("test_") in families())
 
 
 class Step(NamedTuple):
@@ -93,30 +92,36 @@ def tests(name: str, *files: str) -> Command:
 
     def command(seconds: float, folder: Path) -> list[str]:
         skip = folder / f"{name}.passed"
-        results.write(skip, "".join(f"--deselect={test}\n" for test in passed(folder / f"{name}.log")))
-        return side_by_side([*_pytest(), f"@{skip}"], files)
+        results.write(skip, "".join(f"--deselect={test}\n" for test in passed(folder, name)))
+        return side_by_side([*_pytest(), f"@{skip}"], files, folder / name)
 
     return command
 
 
-def passed(log: Path) -> list[str]:
-    """Return the tests that a log of pytest says have passed, in one process or in several."""
-    text = log.read_text(errors="replace") if log.exists() else ""
+def passed(folder: Path, name: str) -> list[str]:
+    """Return the tests that the logs of a step say have passed, of pytest in one process or in several."""
+    logs = (folder / f"{name}.log", *sorted(folder.glob(f"{name}.*.log")))
+    text = "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
     found = re.findall(r"^\[gw\d+\] \[ *\d+%\] PASSED (tests/.+?) *$|^(tests/.+?) PASSED", text, re.MULTILINE)
-    return [several or one for several, one in found]
+    return list(dict.fromkeys(several or one for several, one in found))
 
 
 def _pytest() -> list[str]:
     return [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider"]
 
 
-def side_by_side(pytest: list[str], files: tuple[str, ...]) -> list[str]:
-    """Return a command of pytest for files: by the workers of pytest-xdist, without it by a process for each file."""
+def side_by_side(pytest: list[str], files: tuple[str, ...], step: Path) -> list[str]:
+    """Return a command of pytest for files: by the workers of pytest-xdist, without it by a process for each file.
+
+    Each process has a log STEP.FILE.log of its own, because in a common one they would write into each other's lines.
+    """
     if importlib.util.find_spec("xdist"):
         return [*pytest, "--numprocesses", str(WORKERS), *files]
-    begin = " ".join(f'{shlex.join([*pytest, file])} & pids="$pids $!";' for file in files)
+    logs = {file: shlex.quote(f"{step}.{Path(file).stem}.log") for file in files}
+    begin = " ".join(f'{shlex.join([*pytest, file])} >> {log} 2>&1 & pids="$pids $!";' for file, log in logs.items())
     # 5: every test of the file has passed before.
-    return ["sh", "-c", f"{begin} code=0; for pid in $pids; do wait $pid || [ $? = 5 ] || code=1; done; exit $code"]
+    wait = "code=0; for pid in $pids; do wait $pid || [ $? = 5 ] || code=1; done"
+    return ["sh", "-c", f"{begin} {wait}; cat {' '.join(logs.values())}; exit $code"]
 
 
 def sanitizer(tool: str) -> Command:
@@ -141,7 +146,7 @@ VERIFY = fixed(*LGF, "verify", "--device", "cuda", "--jobs", WORKERS)
 BENCH, PYTEST, TRITON = ("tqdm", "tabulate"), ("pytest",), ("triton",)
 BUILD = fixed(sys.executable, TOOLS / "build_cuda.py")
 SANITIZER = {"packages": PYTEST, "programs": ("compute-sanitizer",)}
-#: What only a GPU can tell comes first, then whether and how fast the kernels compute, then everything else.
+#: First the tests of what is seen on a GPU alone, then answers and times of the kernels, then everything else.
 STEPS = (
     Step("build", BUILD, 0.35, 90, ("pybind11",), ("nvcc", "c++"), always=True),
     Step("doctor", fixed(*LGF, "doctor", "--json"), 0.1, 15, always=True),

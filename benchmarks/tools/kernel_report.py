@@ -3,7 +3,7 @@
 The Triton kernels are compiled exactly as the launchers would launch them: the launches of a call are recorded, not run. For
 each the table gives registers a thread, bytes spilled to local memory, shared memory, how many programs share an SM,
 matrix instructions of the tensor cores, and instructions in all, from the machine code. The CUDA C++ kernels follow, where
-nvcc is installed, for Ampere and Hopper. How much work they do stands in `kernel_counts.py`.
+nvcc is installed, for Ampere and Hopper. `kernel_counts.py` counts their work.
 
   python benchmarks/tools/kernel_report.py                                the table for Ampere, Hopper and Blackwell
   python benchmarks/tools/kernel_report.py --arch 90 --channels 256       a part of it
@@ -14,7 +14,7 @@ nvcc is installed, for Ampere and Hopper. How much work they do stands in `kerne
 
 import here  # noqa: F401  # isort: skip
 
-if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
+if __name__ == "__main__":  # before the imports, so that an error of one line names a missing package
     import sys
 
     from lgf_cli.main import imported
@@ -48,14 +48,14 @@ from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.core.registry import OPERATORS, Call
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-#: Of each architecture: shared memory of an SM and of one program at most, in KiB. CUDA programming guide, compute capabilities.
+#: Shared memory of an SM and of one program at most, in KiB, by architecture (CUDA programming guide, compute capabilities).
 SHARED = {80: (164, 163), 90: (228, 227), 100: (228, 227)}
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
 #: Operators with Triton kernels.
 TRITON = [name for name, it in OPERATORS.items() if it.proof and any(row.name == "triton" for row in it.backends)]
-#: What nvcc calls the architectures that the CUDA C++ kernels are built for.
+#: nvcc's names of the architectures that the CUDA C++ kernels are built for.
 NVCC = {80: "80", 90: "90a"}
-#: Of the compiler, which a launch names among the kernel's constants.
+#: Options of the compiler, which are among the constants of a launch.
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -187,7 +187,7 @@ def rows(cases: list[Case]) -> Iterator[dict]:
             row = {"triton": triton.__version__, **case._asdict(), "case": str(case), "kernel": name, "config": config}
             try:
                 yield row | examine(launched, case.arch)
-            except Exception as error:  # a compiler that fails is a row of the report, not its end
+            except Exception as error:  # a failed compilation is a row of the report
                 yield row | {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:100]}"}
 
 

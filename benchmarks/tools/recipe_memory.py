@@ -10,7 +10,7 @@ counted: casts, temporary buffers of kernels, the allocator's losses, CUDA itsel
 
 import here  # noqa: F401  # isort: skip
 
-if __name__ == "__main__":  # before the imports, so that the one of them that is missing is named in one line
+if __name__ == "__main__":  # before the imports, so that an error of one line names a missing package
     import sys
 
     import lgf_cli

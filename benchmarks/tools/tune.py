@@ -24,16 +24,15 @@ from typing import NamedTuple
 from lgf_bench import correctness, results, timing
 from lgf_bench.families import TUNED
 from lgf_bench.families.base import Case, Loss, Tuned
-from lgf_bench.measure import checked
+from lgf_bench.measure import checked, progress
 from lgf_bench.processes import BrokenDeviceError
-from lgf_bench.runner import progress
 from lgf_cli.errors import UserError
 
 from lgf_kernels.core import gpu
 from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.core.registry import OPERATORS, Call
 
-#: What a number of a configuration is changed to, one at a time.
+#: Values that a number of a configuration is changed to, one at a time.
 CHOICES = {
     "num_warps": (4, 8),
     "num_stages": (1, 2, 3, 4),
@@ -90,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def family(tuned: Tuned) -> str:
-    return OPERATORS[tuned.case.operator].package.rpartition(".")[2]
+    return OPERATORS[tuned.case.operator].family
 
 
 def rows_of(tuned: Tuned) -> dict[object, list[NamedTuple]]:
@@ -131,14 +130,14 @@ def tune(tuned: Tuned, case: Case, rounds: int) -> list[dict]:
             rows[name] = row | found
             if function:
                 functions[name] = function
-        for name, seconds in timing.interleaved(functions, case, rounds).items():
+        for name, seconds in timing.interleaved(functions, case, range(rounds)).items():
             rows[name] |= timing.spread(seconds[tuned.part])
     return list(rows.values())
 
 
 @contextmanager
 def choosing(table: dict, case: Case) -> Iterator[tuple[list, Callable[..., Loss]]]:
-    """Enter as (the table's own rows, candidate -> the operator with that candidate, its backward included)."""
+    """Yield (the table's own rows, candidate -> the operator with that candidate, its backward included)."""
     own, current = [], None
 
     def choose(rows: Sequence[tuple]) -> tuple:

@@ -29,7 +29,7 @@ def tensor(function: str, name: str, value) -> Tensor:
         raise TypeError(
             f"{function}: `{name}` must be a plain tensor, got a DTensor with placements {value.placements}. Pass "
             f"{name}.to_local() where it is the batch that is sharded (and average the loss over the processes), else "
-            f"{name}.full_tensor()."
+            f"{name}.full_tensor(); where its tokens are sharded, lgf_kernels.distributed has losses of parts."
         )
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
@@ -162,10 +162,10 @@ def teacher_weights(function: str, weights, count: int | None) -> list[float] | 
 def number(
     function: str, name: str, value, minimum: float | None = None, above: float | None = None, infinite: bool = False
 ) -> float:
-    """Check a Python number: finite unless `infinite`, at least `minimum`, greater than `above`."""
+    """Check a Python number, which a bool is not: finite unless `infinite`, at least `minimum`, greater than `above`."""
     wanted = ("a number" if infinite else "a finite number") + (f" >= {minimum:g}" if minimum is not None else "")
     wanted += f" > {above:g}" if above is not None else ""
-    if not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: `{name}` must be {wanted}, got {type(value).__name__} {value!r}.")
     value = float(value)
     # A comparison, because math.isfinite breaks the graph of a compiled function with symbolic numbers.
@@ -176,16 +176,20 @@ def number(
 
 
 def integer(function: str, name: str, value) -> int:
+    """Return an integer of any kind as an int; a bool, which Python counts among them, is no size."""
     try:
-        return op.index(value)
+        if not isinstance(value, bool):
+            return op.index(value)
     except TypeError:
-        raise TypeError(f"{function}: `{name}` must be an int, got {type(value).__name__} {value!r}.") from None
+        pass
+    raise TypeError(f"{function}: `{name}` must be an int, got {type(value).__name__} {value!r}.")
 
 
 def size(function: str, name: str, value) -> int:
-    if integer(function, name, value) < 1:
+    result = integer(function, name, value)
+    if result < 1:
         raise ValueError(f"{function}: `{name}` must be at least 1, got {value!r}.")
-    return op.index(value)
+    return result
 
 
 def choice(function: str, name: str, value, choices: Sequence[str], way_out: str = "") -> str:

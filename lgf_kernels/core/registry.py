@@ -15,6 +15,7 @@ instead; if that one cannot run the call, an error gives the reason, and no othe
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -112,16 +113,26 @@ class Operator(NamedTuple):
     backends: tuple[Backend, ...]
     proof: Proof | None = None
 
+    @property
+    def family(self) -> str:
+        return self.package.rpartition(".")[2]
+
 
 OPERATORS: dict[str, Operator] = {}
 
 _forced: str | None = None
+_recorded: list[list[Call]] = []
 
 
 def register(name: str, package: str, *backends: Backend, proof: Proof | None = None) -> Operator:
     """Add an operator to the table, or replace the one of that name."""
     OPERATORS[name] = Operator(name, package, backends, proof)
     return OPERATORS[name]
+
+
+def families() -> list[str]:
+    """Return the names of the families of operators, which are those of their folders."""
+    return sorted({operator.family for operator in OPERATORS.values()})
 
 
 class use_backend:
@@ -217,6 +228,17 @@ def call_of(operator: str, tensor: Tensor, **facts) -> Call:
     return Call(operator, str(tensor.device), tensor.dtype, shape, tuple(facts.items()))
 
 
+@contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """List the calls for which a backend is chosen within the block."""
+    calls: list[Call] = []
+    _recorded.append(calls)
+    try:
+        yield calls
+    finally:
+        _recorded.remove(calls)
+
+
 def resolve(call: Call, backend: str | None, function: str) -> str:
     """Return the name of the backend that runs a call; `function` is the public function that an error names."""
     return _resolve(*call, backend, function)
@@ -224,6 +246,8 @@ def resolve(call: Call, backend: str | None, function: str) -> str:
 
 def _resolve(operator, device, dtype, shape, facts, backend: str | None, function: str) -> str:
     call = Call(operator, device, dtype, shape, facts)
+    for calls in _recorded:
+        calls.append(call)
     sources = {
         "`backend`": backend,
         "`use_backend`": _forced,

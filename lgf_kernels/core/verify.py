@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import threading
 import time
 import warnings
@@ -30,6 +29,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .files import write_whole
 
 #: Largest relative error by norm of a right answer. A wrong kernel is off by far more; a gradient of token relations, which jumps
 #: where two features agree, by up to 1e-2 in any type.
@@ -256,14 +257,7 @@ def read(key: str) -> Verdict | None:
 def write(key: str, found: Verdict) -> None:
     """Keep a verdict, unless the folder cannot be written or there is no home."""
     try:
-        file = file_of(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
-        try:
-            with open(handle, "w") as out:
-                json.dump({"key": key, "right": found.right, "reason": found.reason, "seconds": found.seconds}, out)
-            os.replace(unfinished, file)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+        kept = {"key": key, "right": found.right, "reason": found.reason, "seconds": found.seconds}
+        write_whole(file_of(key), json.dumps(kept).encode())
     except (OSError, RuntimeError):
         return

@@ -9,7 +9,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
-from .options import checked_options, checked_window, loss_facts
+from .options import checked_options, checked_window
 from .window import pairs_shape, reversed_logits, window_mask
 
 
@@ -265,7 +265,8 @@ def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, fro
         shape = pairs_shape(student)
         checks.weight_tensor(here, "token_weight", token_weight, student, shape, "(B, T-1, H, W)")
         token_weight = token_weight.to(accumulate_dtype(student))
-    call = call_of("lgf_kl", student, **loss_facts(options, len(teachers), from_logits, token_weight))
+    facts = {"teachers": len(teachers), "from_logits": from_logits, "token_weight": token_weight is not None}
+    call = call_of("lgf_kl", student, **options.facts(), **facts)
     name = resolve(call, backend, here)
     return operators.lgf_kl(student, teachers, weights, token_weight, options, from_logits, name)
 

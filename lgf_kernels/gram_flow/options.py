@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ..core.checks import REDUCTIONS, choice, integer, number
 
 SIMILARITIES = ("cosine", "dot")
@@ -39,12 +37,6 @@ class LgfOptions(NamedTuple):
     def facts(self) -> dict[str, object]:
         """Return what decides which kernel runs: all but the temperature, which a compiled function may have as a symbol."""
         return {name: value for name, value in self._asdict().items() if name != "temperature"}
-
-
-def loss_facts(options: LgfOptions, teachers: int, from_logits: bool, token_weight: Tensor | None) -> dict[str, object]:
-    """Return the facts of a call of the loss (`core.registry.Call`)."""
-    more = {"teachers": teachers, "from_logits": from_logits, "token_weight": token_weight is not None}
-    return options.facts() | more
 
 
 def checked_window(function: str, value) -> int:

@@ -25,12 +25,13 @@ class PointOptions(NamedTuple):
 def checked_window(function: str, value) -> int | None:
     if value is None:
         return None
-    if integer(function, "window", value) < 1:
+    window = integer(function, "window", value)
+    if window < 1:
         raise ValueError(
             f"{function}: `window` must be at least 1, the tokens on each side of the best match, or None for a softmax over "
             f"the whole frame; got {value!r}."
         )
-    return integer(function, "window", value)
+    return window
 
 
 def checked_options(function: str, **given) -> PointOptions:

@@ -23,7 +23,7 @@ def measure_cost(
     forms = {LIBRARY: ours, "F.unfold": "eager-unfold", "loop over shifts": "eager"}
     losses = {name: provider(form, case) for name, form in forms.items()}
     values = {name: step(loss, case.inputs()).item() for name, loss in losses.items()}
-    seconds = interleaved(losses, case, rounds, progress)
+    seconds = interleaved(losses, case, progress(range(rounds)))
     costs = {}
     for name, form in forms.items():
         peak = peak_memory(case, form)

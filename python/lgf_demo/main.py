@@ -14,9 +14,11 @@ import torch
 from lgf_trainer.runtime.text import format_table
 from tqdm import tqdm
 
+from lgf_kernels.core.files import write_whole
+
 from . import cost, model, pictures
 from .experiment import RAW_ROWS, SHOWN_STEP, Outcome, Task, compare
-from .report import cost_table, render_html, result_table, write_atomically
+from .report import cost_table, render_html, result_table
 from .tasks import EPE, KL, generated_task, video_task
 from .training import Recipe
 
@@ -58,8 +60,8 @@ def demonstrate(options: argparse.Namespace) -> Path:
         "seconds": f"{seconds:.0f}",
     }
     report = options.output / "report.html"
-    write_atomically(options.output / "motion.png", images["motion"])
-    write_atomically(report, render_html(task, outcome, costs, images, facts).encode())
+    write_whole(options.output / "motion.png", images["motion"])
+    write_whole(report, render_html(task, outcome, costs, images, facts).encode())
 
     print(f"\nMotion read at noise step {SHOWN_STEP} from clips never trained on\n")
     print(format_table(result_table(task, outcome)))

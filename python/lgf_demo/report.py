@@ -1,10 +1,7 @@
 """Output of the demo: a table on the terminal, `report.html` in one file, and `motion.png`."""
 
 import base64
-import os
-import tempfile
 from importlib import resources
-from pathlib import Path
 
 from jinja2 import Environment
 
@@ -59,16 +56,3 @@ def _noise_table(task: Task, outcome: Outcome, measure: str) -> list[list[str]]:
     for name in (*RAW_ROWS.values(), PROJECTOR_ROW):
         rows.append([name, *(f"{outcome.scores[name][step][measure]:.3f}" for step in NOISE_STEPS)])
     return rows
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -68,7 +68,9 @@ def train(
     task = AlignedDiffusion(
         student, lambda projected, teachers: lgf_kl_loss(projected, list(teachers.values()), backend=recipe.backend)
     )
-    groups = {name: (own, Optimiser(rates[name], warmup, final_rate=0.0)) for name, own in task.groups().items()}
+    groups = {
+        name: (own, Optimiser(rates[name], warmup, final_rate=0.0)) for name, own in student.trained("lora").items()
+    }
     history = []
     for losses in training_steps(
         task,

@@ -34,10 +34,8 @@ def run(trained: Path, folder: Path) -> int:
     if apply is None:
         raise TrainerError(f"{trained} is a run of the task {recipe.task}, which makes nothing of windows")
     cache = WindowCache(folder)
-    if not (keys := cache.keys()):
-        raise TrainerError(f"{folder} has no windows yet. Fill it with lgf extract")
     weights, written = content_hash(trained / WEIGHTS), 0
-    keys = keys[state.process_index :: state.num_processes]
+    keys = cache.filled()[state.process_index :: state.num_processes]
     for key in tqdm(keys, f"{recipe.task} of windows", unit="window", disable=not state.is_main_process):
         tensors, about = cache.read(key)
         if about.get(recipe.task) == weights:

@@ -3,16 +3,17 @@
 Nothing here imports torch, which takes seconds: each command imports its module once its options are understood.
 """
 
+import importlib
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import docstring_parser
 import tyro
 
 from .runtime.errors import TrainerError
-from .runtime.recipe import Count, Finite, Positive, Recipe, Share, read_recipe, shipped_recipes
+from .runtime.recipe import Count, Finite, Positive, Recipe, Share, Side, read_recipe, shipped_recipes
 from .runtime.settings import from_settings, to_settings
 
 T = TypeVar("T")
@@ -55,37 +56,28 @@ Recipes: {}."""
 
 def extract(arguments: list[str]) -> int:
     """Run `lgf extract ARGUMENTS`; return the exit status."""
-    options = _parse(ExtractOptions, arguments, "lgf extract", EXTRACT)
-    from .extract import run
-
-    run(options)
-    return 0
+    return _run("extract", _parse(ExtractOptions, arguments, "lgf extract", EXTRACT))
 
 
 def apply(arguments: list[str]) -> int:
     """Run `lgf apply ARGUMENTS`; return the exit status."""
-    options = tyro.cli(with_help(ApplyOptions), args=arguments, prog="lgf apply", description=APPLY)
-    from .apply import run
-
-    run(options.run, options.cache)
-    return 0
+    options = _parse(ApplyOptions, arguments, "lgf apply", APPLY)
+    return _run("apply", options.run, options.cache)
 
 
 def train(arguments: list[str]) -> int:
     """Run `lgf train ARGUMENTS`; return the exit status."""
-    recipe = parse_recipe(arguments)
-    from .train import run
-
-    run(recipe)
-    return 0
+    return _run("train", parse_recipe(arguments))
 
 
 def sample(arguments: list[str]) -> int:
     """Run `lgf sample ARGUMENTS`; return the exit status."""
-    options = _parse(SampleOptions, arguments, "lgf sample")
-    from .sample import run
+    return _run("sample", _parse(SampleOptions, arguments, "lgf sample"))
 
-    run(options)
+
+def _run(command: str, *options: Any) -> int:
+    """Call `run` of the command's module, which is imported only now; return the exit status."""
+    importlib.import_module(f".{command}", __package__).run(*options)
     return 0
 
 
@@ -169,9 +161,12 @@ class ExtractOptions:
     """Weights of GroundingDINO: a folder, or a name on the Hugging Face hub (downloaded once)."""
     detect_threshold: Share = 0.3
     """How sure GroundingDINO must be, between 0 and 1."""
+    single_subject: bool = False
+    """Leave out windows in whose first frame GroundingDINO finds more than one place, as SAM2VideoX's data has single
+    subjects. Of boxes that overlap by more than half, the most certain one counts."""
     time: Literal["frames", "latent"] = "frames"
     """Frames that the teacher is compared in: all (the student is interpolated to them), or those of the latents."""
-    window: int = 7
+    window: Side = 7
     """Side of the window of Local Gram Flow, in tokens."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """Of features in Local Gram Flow."""

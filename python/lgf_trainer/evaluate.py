@@ -48,68 +48,80 @@ def vbench(results: Paths, /, output: File = None) -> None:
 
 def fvd(
     real: tyro.conf.Positional[Path],
-    generated: tyro.conf.Positional[Path],
+    generated: Paths,
     /,
     network: Path,
     frames: int = 16,
     fps: float = 8.0,
     size: tuple[int, int] = (224, 224),
+    sample: int | None = None,
+    seed: int = 0,
     batch: int = 8,
     device: str = "auto",
     cache: Folder = None,
     output: File = None,
 ) -> None:
-    """Compute the Fréchet Video Distance between two folders of videos, in the features of a network that you bring.
+    """Compute the Fréchet Video Distance between folders of videos, in the features of a network that you bring.
 
     The network is a TorchScript file: (batch, 3, frames, height, width) in [-1, 1] -> (batch, features). The I3D that
     is usual for FVD (i3d_torchscript.pt) works as it is; for the content-debiased FVD script a VideoMAE, with its
     normalisation inside. Nothing is downloaded.
 
     FVD depends on the network, the number of videos, the frames, their rate and size: compare only what was measured
-    alike. Few videos make it larger.
+    alike. Few videos make it larger. Of several generated folders the first is what the others are compared with.
 
-        lgf eval fvd real/ out/with --network i3d_torchscript.pt --cache fvd-cache
+        lgf eval fvd real/ out/without out/with --network i3d_torchscript.pt --cache fvd-cache --output fvd.json
+        lgf eval fvd training-set/ out/with --network i3d_torchscript.pt --sample 200 --output fvd.json
 
     Args:
         real: Folder of videos.
-        generated: Folder of videos, such as OUTPUT/with of lgf sample.
+        generated: Folders of videos, such as OUTPUT/with of lgf sample.
         network: TorchScript file.
         frames: Frames of each video, from its first on; shorter videos are left out.
-        fps: Rate at which both folders are read.
+        fps: Rate at which all folders are read.
         size: Height and width that every frame is resized to.
+        sample: Take so many of the real videos, drawn by the seed (SAM2VideoX: 200 of the training set). The output says
+            which.
+        seed: Of the sample.
         batch: Videos for one run of the network.
         device: Such as cuda or cpu. auto: the first GPU, or the CPU.
         cache: Keep features there by the content of the video: a run that was stopped goes on, a second one is quick.
-        output: Also write the numbers there, as JSON.
+        output: Also write the numbers there, as JSON, and which videos they are of.
     """
     from .data.cache import WindowCache
     from .data.sources import find_videos
-    from .evaluation.fvd import Clips, Network, features_of, frechet_distance
+    from .evaluation import fvd as scores
     from .runtime.distributed import choose_device
     from .runtime.files import content_hash, write_atomically
 
-    folders = [find_videos(folder, at_least=2) for folder in (real, generated)]  # a covariance takes two
-    for name, value in {"frames": frames, "fps": fps, "size": min(size), "batch": batch}.items():
-        if not 0 < value < math.inf:
-            raise TrainerError(f"--{name} must be greater than 0, not {value}")
-    model = Network(network, choose_device(device))
+    if not generated:
+        raise TrainerError("eval fvd: name a folder of real videos, and one or more of generated ones")
+    _must_be_at_least(1, frames=frames, size=min(size), batch=batch)
+    if not 0 < fps < math.inf:
+        raise TrainerError(f"--fps must be finite and above 0, got {fps}")
+    folders = [find_videos(folder, at_least=2) for folder in (real, *generated)]  # a covariance takes two
+    if sample is not None:
+        _must_be_at_least(2, sample=sample)
+        if output is None:
+            raise TrainerError("--sample draws videos, and --output FILE says which they were. Give it")
+        folders[0] = scores.sampled(folders[0], sample, seed)
+    model = scores.Network(network, choose_device(device))
     settings = {"features": "fvd", "network": content_hash(network), "frames": frames, "fps": fps, "size": size}
     kept = WindowCache(cache, settings) if cache else None
-    both = [features_of(videos, model, Clips(frames, fps, size), batch, kept) for videos in folders]
-    for line in both[0].skipped + both[1].skipped:
-        print(f"left out: {line}")
-    gaussians = [features.gaussian for features in both]
-    distance = frechet_distance(*gaussians)
-    counts, width = [gaussian.count for gaussian in gaussians], len(gaussians[0].mean)
-    if min(counts) <= width:
-        print(
-            f"{min(counts)} videos are few for {width} features: this FVD is larger than that of more videos. "
-            "Compare it only with others of as many"
-        )
+    sides = [scores.features_of(videos, model, scores.Clips(frames, fps, size), batch, kept) for videos in folders]
+    distances = [scores.frechet_distance(sides[0].gaussian, side.gaussian) for side in sides[1:]]
     if output is not None:
-        numbers = {"fvd": distance, "real": counts[0], "generated": counts[1], **settings}
+        first = {"fvd": distances[0], "real": sides[0].gaussian.count, "generated": sides[1].gaussian.count}
+        drawn = {} if sample is None else {"sample": sample, "seed": seed}
+        folders = {
+            str(folder): {"fvd": distance, "videos": side.taken} | {fact: side.span(fact) for fact in scores.FACTS}
+            for folder, side, distance in zip((real, *generated), sides, (None, *distances), strict=True)
+        }
+        numbers = first | settings | drawn | {"folders": folders}
         write_atomically(output, json.dumps(numbers, indent=1).encode())
-    print(f"FVD {distance:.2f}   ({counts[0]} real and {counts[1]} generated videos, {frames} frames at {fps:g} fps)")
+    print(
+        scores.report([str(folder) for folder in (real, *generated)], sides, distances, scores.Clips(frames, fps, size))
+    )
 
 
 def motion(
@@ -121,6 +133,7 @@ def motion(
     grid: tuple[int, int] = (30, 45),
     frames: int = 49,
     windows: int = 4,
+    control: tuple[Literal["shuffle", "speed", "inpaint"], ...] = (),
 ) -> None:
     """Draw the motion that Local Gram Flow shows, and measure it.
 
@@ -128,11 +141,13 @@ def motion(
     teacher's logits, both directions together and each by itself, which shows whether the teacher follows the subject
     before a training run is spent on it. Writes OUTPUT/NAME.png: arrows over the frames, and colours by direction.
 
-    The certainty is 1 less the entropy of the windows' distributions over its maximum: near 0 all positions are alike,
-    and there is no motion to be read. The mean displacement then points inwards from the border of the picture.
+    The certainty of a token is 1 less the entropy of its window's distribution over the largest there could be. Below 30 %
+    too many positions are alike, and no motion can be read: of plain surfaces the mean displacement points inwards from
+    their edge. Such tokens are grey and are not counted.
 
         lgf eval motion dog.mp4 out/with --output motion
         lgf eval motion cache --windows 8
+        lgf eval motion dog.mp4 --control shuffle speed inpaint
 
     Args:
         inputs: Videos, folders of videos, and caches.
@@ -142,6 +157,8 @@ def motion(
         grid: Rows and columns of tokens for a video; CogVideoX's at 480 x 720 pixels.
         frames: Frames of a video to look at, at 8 per second.
         windows: Windows of a cache to draw, over their frames if the videos are still where lgf extract read them.
+        control: Of videos, also change them in a known way, draw that as NAME-CONTROL.png, and say whether the motion shows
+            it. shuffle: 2 x 2 x 2 blocks change places. speed: twice as fast. inpaint: three frames in ten are black.
     """
     from .data.sources import find_videos
     from .evaluation import pictures as motion_pictures
@@ -149,16 +166,19 @@ def motion(
 
     if not inputs:
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")
-    for name, value in {"pairs": pairs, "grid": min(grid), "frames": frames - 1, "windows": windows}.items():
-        if value <= 0:
-            raise TrainerError(f"--{name} is too small")
+    _must_be_at_least(1, pairs=pairs, grid=min(grid), windows=windows)
+    _must_be_at_least(2, frames=frames)
     drawn = set()
     for path in inputs:
         if (path / "settings.json").exists():
+            if control:
+                raise TrainerError(f"--control changes videos, and {path} is a cache. Give the videos")
             found = motion_pictures.of_cache(path, reading, windows)
         else:
             videos = find_videos(path) if path.is_dir() else [path]
-            found = (motion_pictures.of_video(video, reading, grid, frames) for video in videos)
+            found = (
+                clip for video in videos for clip in motion_pictures.of_video(video, reading, grid, frames, control)
+            )
         for clip in found:
             picture = output / f"{clip.name}.png"
             if picture in drawn:
@@ -167,11 +187,13 @@ def motion(
                 )
             drawn.add(picture)
             write_atomically(picture, motion_pictures.draw(clip, pairs))
-            mean, moving = motion_pictures.speed(clip)
+            mean, moving, readable = motion_pictures.speed(clip)
             print(
-                f"{picture}: {mean:.2f} tokens a frame, {moving:.0%} of the tokens move by more than half a token, "
-                f"certainty {clip.certainty:.0%}"
+                f"{picture}: motion can be read in {readable:.0%} of the tokens; of these {moving:.0%} move by more than half "
+                f"a token, all by {mean:.2f} tokens a frame"
             )
+            if clip.note:
+                print(f"    {clip.note}")
 
 
 def tracks(
@@ -201,14 +223,18 @@ def tracks(
 
     if not caches:
         raise TrainerError("eval tracks: name caches that lgf extract --teachers tracks made")
-    for name, value in {"frames": frames, "points": points, "windows": windows}.items():
-        if value < 1:
-            raise TrainerError(f"--{name} must be at least 1, and is {value}")
+    _must_be_at_least(1, frames=frames, points=points, windows=windows)
     for cache in caches:
         for window in pictures.of_cache(cache, windows):
             picture = output / f"{window.name}.png"
             write_atomically(picture, pictures.draw(window, frames, points))
             print(f"{picture}: {pictures.summary(window)}")
+
+
+def _must_be_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise TrainerError(f"--{name} must be at least {least}, got {value}")
 
 
 def _name(path: Path) -> str:

@@ -26,6 +26,7 @@ from .runtime.settings import from_settings, parse_yaml, to_settings
 from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
+READING = 2  # of videos; counts up when other frames are chosen, and is said by the windows that this changes
 
 
 def run(options: Options) -> None:
@@ -35,7 +36,8 @@ def run(options: Options) -> None:
         TrainerError: the options do not go together, or there is not a single window in the end.
     """
     started = time.monotonic()
-    _check(options)
+    if not options.sources:
+        raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
     state = this_process()
     clips = list_clips(options.sources)
     generator, teachers = Generator.read(options.model), _teachers(options)
@@ -63,16 +65,10 @@ def run(options: Options) -> None:
         raise TrainerError(f"no window was made: {why}")
 
 
-def _check(options: Options) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if not options.sources:
-        raise TrainerError("no videos are given. Name files, folders, .jsonl manifests or .tar shards")
-    if options.window < 1 or options.window > 15 or options.window % 2 == 0:
-        raise TrainerError(f"--window must be odd and at most 15, and is {options.window}")
-
-
 def _teachers(options: Options) -> dict[str, Any]:
     """Return teacher -> its options, checked, in the order of names."""
+    if options.single_subject and not options.detect:
+        raise TrainerError("--single-subject leaves out what --detect finds several times. Give --detect TEXT")
     names = options.teachers or (
         *(("sam2",) if options.teacher != "none" else ()), *(("dino",) if options.dino else ())
     )  # fmt: skip
@@ -146,7 +142,7 @@ def _load(options: Options, settings: dict[str, Any], teachers: dict[str, Any], 
     loaded = [Teacher.find(name)(chosen, device) for name, chosen in teachers.items()]
     detector = None
     if settings.get("detect") and any(teacher.needs_subject for teacher in loaded):
-        detector = Detector(options.detect, options.detector, options.detect_threshold, device)
+        detector = Detector(options.detect, options.detector, options.detect_threshold, device, options.single_subject)
     encoders = Encoders(Generator.read(options.model), device, getattr(torch, settings["dtype"]), options.vae_tiling)
     return Models(encoders, loaded, detector)
 
@@ -231,21 +227,24 @@ class Extraction:
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
-            if self._is_there(key):
+            if self._is_there(key, video.reread(start, length)):
                 self.report.present.append(key)
             else:
                 windows[start] = key
         return Job(clip._replace(caption=caption), video, windows)
 
-    def _is_there(self, key: str) -> bool:
+    def _is_there(self, key: str, reread: bool) -> bool:
+        """Return whether a window is there, whole, and if `reread` with the frames that are chosen today."""
         if key not in self.cache:
             return False
         try:
-            self.cache.read(key)
+            about = self.cache.read(key).about
         except TrainerError:
             self.report.damaged += 1
             return False
-        return True
+        outdated = reread and about.get("reading") != READING
+        self.report.outdated += outdated
+        return not outdated
 
     def _key(self, content: str, start: int, caption: str, clip: Clip, beside: list[str]) -> str:
         """Return a hash of what makes a window what it is: content of the video, first frame, caption, prompt and settings.
@@ -278,6 +277,8 @@ class Extraction:
     def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
         clip, key = job.clip, job.windows[start]
         about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
+        if job.video.reread(start, self.settings["frames"]):
+            about["reading"] = READING
         video = to_signed(pixels)
         tensors = models.encoders(video, clip.caption, seed=key)
         subject = None
@@ -287,9 +288,12 @@ class Extraction:
         student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:
             try:
-                tensors |= teacher(video, subject, student)
+                found = teacher(video, subject, student)
             except LostSubject as lost:
                 raise Skipped("subject lost", str(lost)) from lost
+            if taken := tensors.keys() & found.keys():
+                raise TrainerError(f"the teacher {teacher.name} makes {taken.pop()}, which is there already. Rename it")
+            tensors |= found
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise Skipped("not finite", f"{name} has values that are not finite or too large for {tensor.dtype}")

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .runtime import recipe
+from .runtime.distributed import whole
 
 
 class GroupedAdamW:
@@ -45,7 +45,7 @@ class GroupedAdamW:
         norm = nn.utils.clip_grad_norm_(parameters, self.clip)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return whole(norm)
 
 
 class MovingAverage:

@@ -31,7 +31,7 @@ def run(options: Options) -> None:
     arms = ["without"] * (options.lora is None or options.compare) + ["with"] * (options.lora is not None)
     plan = {
         request: [
-            Video(options.output / arm / f"{request.name}.mp4", arm, sampler.settings(request, arm == "with"))
+            PlannedVideo(options.output / arm / f"{request.name}.mp4", arm, sampler.settings(request, arm == "with"))
             for arm in arms
         ]
         for request in mine
@@ -61,7 +61,7 @@ def run(options: Options) -> None:
     process.destroy_process_group()
 
 
-class Video(NamedTuple):
+class PlannedVideo(NamedTuple):
     """A video to generate, with the settings that are stored in it."""
 
     path: Path
@@ -69,11 +69,7 @@ class Video(NamedTuple):
     settings: dict[str, Any]
 
     def is_there(self) -> bool:
-        """Return whether it has been made already.
-
-        Raises:
-            TrainerError: it has been made otherwise.
-        """
+        """Return whether it has been made already; refuse one that was made otherwise."""
         if not self.path.exists():
             return False
         must_be_made_with(self.settings, self.path, made_with(self.path), "Use another --output, or remove it")
@@ -217,12 +213,7 @@ class Sampler:
             "fit": options.fit if request.image else None,
             "seed": request.seed,
             "steps": options.steps,
-            "guidance": self.guidance,
-            "frames": self.frames,
-            "height": self.height,
-            "width": self.width,
-            "fps": self.fps,
-            "dtype": self.dtype,
+            **{name: getattr(self, name) for name in ("guidance", "frames", "height", "width", "fps", "dtype")},
             "tile_vae": options.tile_vae,
         }
 

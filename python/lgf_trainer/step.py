@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from .optimiser import GroupedAdamW
-from .runtime.distributed import accumulating, unwrap
+from .runtime.distributed import accumulating
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One forward pass.
 
     Attributes:
@@ -31,7 +30,7 @@ class Batch:
     hidden: Tensor
     target: Tensor
     conditions: dict[str, Any]
-    targets: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 class Losses(NamedTuple):
@@ -69,24 +68,14 @@ class AlignedDiffusion:
         model: (hidden states, **conditions) -> (prediction, projected), such as `AlignedTransformer`; may be wrapped for
             several processes.
         objective: None for no alignment term; its loss is then 0.
-        name: of the transformer's group.
         autocast: the forward pass of the model runs in it, the losses do not.
         watch: told when the alignment term is computed.
     """
 
     model: nn.Module
     objective: Objective | None
-    name: str = "lora"
     autocast: Callable[[], AbstractContextManager] = nullcontext
     watch: Watch = field(default_factory=Watch)
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return group -> what is trained in it."""
-        inner = unwrap(self.model)
-        parts = {self.name: inner.transformer, "projector": inner.projector}
-        return {
-            name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items() if part is not None
-        }
 
     def losses(self, batch: Batch, trained: bool = True) -> tuple[Tensor, Tensor]:
         """Return (mean squared error of the prediction, alignment loss) of one forward pass."""
@@ -100,6 +89,11 @@ class AlignedDiffusion:
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             alignment = self.objective(projected, batch.targets)
         self.watch.end()
+        if alignment.shape != () or (trained and diffusion.requires_grad and not alignment.requires_grad):
+            raise ValueError(
+                f"the objective must return a scalar that depends on the projected features, got shape "
+                f"{tuple(alignment.shape)}, {'with' if alignment.requires_grad else 'without'} a gradient"
+            )
         if alignment.requires_grad:
             _watch_backward(self.watch, alignment, projected)
         return diffusion, alignment

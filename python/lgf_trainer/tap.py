@@ -97,6 +97,13 @@ class AlignedTransformer(nn.Module):
         features = self._capture.take()
         return prediction, features.unflatten(1, self._grid_of(hidden_states.shape, inputs))
 
+    def trained(self, transformer: str) -> dict[str, list[nn.Parameter]]:
+        """Return group -> what is trained in it; `transformer` is the name of the transformer's group."""
+        parts = {transformer: self.transformer, "projector": self.projector}
+        return {
+            name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items() if part is not None
+        }
+
     def _cogvideox_grid(self, shape: torch.Size, _inputs: dict[str, Any]) -> Grid:
         frames, _, height, width = shape[1:]
         config = self.transformer.config

@@ -9,47 +9,16 @@ global random state is left alone.
     ['model_index.json', 'scheduler', 'text_encoder']
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    AutoencoderKLWan,
-    CogVideoXDDIMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-    UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-)
+import transformers
 from safetensors.torch import save_file
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    BertConfig,
-    BertTokenizer,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessor,
-    GroundingDinoProcessor,
-    Sam2VideoConfig,
-    Sam2VideoMaskDecoderConfig,
-    Sam2VideoModel,
-    SwinConfig,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-    UMT5Config,
-    UMT5EncoderModel,
-    VideoMAEConfig,
-    VideoMAEModel,
-)
+from torch import nn
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96  # pixels: 3 x 8 x 12 latents, 3 x 4 x 6 tokens
 LATENT_CHANNELS = 4
@@ -57,6 +26,14 @@ TEXT_TOKENS, TEXT_WIDTH = 16, 16
 TEACHER_SIZE, TEACHER_CHANNELS = 128, 128  # a side of 128 pixels: memory features of 8 x 8 tokens
 DINO_CHANNELS = 32
 CLIP_WIDTH = 16
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Draw random numbers from a seed, and leave the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, seed: int = 0) -> Path:
@@ -69,13 +46,12 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
     Args:
         image_to_video: like CogVideoX-5B-I2V, else like CogVideoX-2B.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = AutoencoderKLCogVideoX(
+    with drawn_from(seed):
+        vae = diffusers.AutoencoderKLCogVideoX(
             block_out_channels=(8, 8, 8, 8), latent_channels=LATENT_CHANNELS, layers_per_block=1, norm_num_groups=2,
             sample_height=HEIGHT, sample_width=WIDTH, scaling_factor=0.7 if image_to_video else 1.15258426,
         )  # fmt: skip
-        transformer = CogVideoXTransformer3DModel(
+        transformer = diffusers.CogVideoXTransformer3DModel(
             num_attention_heads=2, attention_head_dim=16, num_layers=3, time_embed_dim=16,
             in_channels=LATENT_CHANNELS * (2 if image_to_video else 1), out_channels=LATENT_CHANNELS,
             text_embed_dim=TEXT_WIDTH, max_text_seq_length=TEXT_TOKENS,
@@ -83,16 +59,16 @@ def make_tiny_pipeline(folder: str | PathLike, *, image_to_video: bool = True, s
             use_rotary_positional_embeddings=image_to_video, use_learned_positional_embeddings=image_to_video,
         )  # fmt: skip
         _wake(transformer)
-        text_encoder = T5EncoderModel(
-            T5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        text_encoder = transformers.T5EncoderModel(
+            transformers.T5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         )
-    pipeline = CogVideoXImageToVideoPipeline if image_to_video else CogVideoXPipeline
+    pipeline = diffusers.CogVideoXImageToVideoPipeline if image_to_video else diffusers.CogVideoXPipeline
     pipeline(
         tokenizer=_tokenizer(),
         text_encoder=text_encoder.eval(),
         vae=vae.eval(),
         transformer=transformer,
-        scheduler=CogVideoXDDIMScheduler(
+        scheduler=diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", snr_shift_scale=1.0 if image_to_video else 3.0, rescale_betas_zero_snr=True
         ),
     ).save_pretrained(str(folder))
@@ -110,34 +86,35 @@ def make_tiny_wan(folder: str | PathLike, *, image_to_video: bool = False, seed:
         image_to_video: like Wan2.1-I2V-14B, else like Wan2.1-T2V-1.3B.
     """
     channels, heads, width = LATENT_CHANNELS, 2, 12
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = AutoencoderKLWan(
+    with drawn_from(seed):
+        vae = diffusers.AutoencoderKLWan(
             base_dim=8, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
             latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.0, 2.0],
         )  # fmt: skip
-        transformer = WanTransformer3DModel(
+        transformer = diffusers.WanTransformer3DModel(
             num_attention_heads=heads, attention_head_dim=width, num_layers=3, freq_dim=32, ffn_dim=32,
             in_channels=2 * channels + 4 if image_to_video else channels, out_channels=channels, text_dim=TEXT_WIDTH,
             image_dim=CLIP_WIDTH if image_to_video else None, added_kv_proj_dim=heads * width if image_to_video else None,
         )  # fmt: skip
-        torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
-        text_encoder = UMT5EncoderModel(
-            UMT5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        nn.init.normal_(transformer.proj_out.weight, std=0.1)
+        text_encoder = transformers.UMT5EncoderModel(
+            transformers.UMT5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         )
-        clip = CLIPVisionModel(
-            CLIPVisionConfig(
+        clip = transformers.CLIPVisionModel(
+            transformers.CLIPVisionConfig(
                 hidden_size=CLIP_WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
                 image_size=32, patch_size=8,
             )
         )  # fmt: skip
-    parts = {"image_encoder": clip.eval(), "image_processor": CLIPImageProcessor(size=32, crop_size=32)}
-    (WanImageToVideoPipeline if image_to_video else WanPipeline)(
+    parts = {"image_encoder": clip.eval(), "image_processor": transformers.CLIPImageProcessor(size=32, crop_size=32)}
+    (diffusers.WanImageToVideoPipeline if image_to_video else diffusers.WanPipeline)(
         tokenizer=_tokenizer(512),
         text_encoder=text_encoder.eval(),
         vae=vae.eval(),
         transformer=transformer,
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
         **(parts if image_to_video else {}),
     ).save_pretrained(str(folder))
     return Path(folder)
@@ -160,22 +137,20 @@ def make_tiny_teacher(folder: str | PathLike, *, seed: int = 0) -> Path:
         "backbone_channel_list": [128, 64, 32, 16],
         "backbone_feature_sizes": [[side // 4] * 2, [side // 8] * 2, [side // 16] * 2],
     }  # fmt: skip
-    config = Sam2VideoConfig(
+    config = transformers.Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": width, "image_size": side},
         # Its other sizes are fixed in the sam2 package. As a dict: some transformers read an object as a prompt encoder's.
-        mask_decoder_config=Sam2VideoMaskDecoderConfig(hidden_size=width).to_dict(),
+        mask_decoder_config=transformers.Sam2VideoMaskDecoderConfig(hidden_size=width).to_dict(),
         image_size=side, memory_attention_hidden_size=width, memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[side // 16] * 2,
         memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width, memory_fuser_num_layers=1,
         memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Sam2VideoModel(config)
-        for weight in model.parameters():  # as initialised, many are 0 or so small that nothing depends on them
-            torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.1)
-        torch.nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
+    with drawn_from(seed):
+        model = transformers.Sam2VideoModel(config)
+        _redraw(model, vectors=0.1)
+        nn.init.ones_(model.mask_decoder.pred_obj_score_head.proj_out.bias)
         positions = model.shared_image_embedding.positional_embedding.detach()
         model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(positions)  # shared in SAM2
     model.save_pretrained(str(folder))
@@ -189,27 +164,24 @@ def make_tiny_dino(folder: str | PathLike, *, kind: str = "dinov2", seed: int = 
         kind: dinov2, dinov2_with_registers or dinov3_vit, with their patches of 14, 14 and 16 pixels.
     """
     newest = kind == "dinov3_vit"
-    config = AutoConfig.for_model(
+    config = transformers.AutoConfig.for_model(
         kind, hidden_size=DINO_CHANNELS, num_hidden_layers=2, num_attention_heads=2, patch_size=16 if newest else 14,
         image_size=224, **({"intermediate_size": 64, "num_register_tokens": 4} if newest else {"mlp_ratio": 2}),
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModel.from_config(config)
-        for weight in model.parameters():  # as initialised, attention does next to nothing
-            torch.nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.5)
+    with drawn_from(seed):
+        model = transformers.AutoModel.from_config(config)
+        _redraw(model, vectors=0.5)
     model.save_pretrained(str(folder))
     return Path(folder)
 
 
 def make_tiny_videomae(folder: str | PathLike, *, seed: int = 0) -> Path:
     """Write a VideoMAE of some tens of thousands of random weights, with patches of 16 pixels and tubelets of 2 frames."""
-    config = VideoMAEConfig(
+    config = transformers.VideoMAEConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64, num_frames=4
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        VideoMAEModel(config).save_pretrained(str(folder))
+    with drawn_from(seed):
+        transformers.VideoMAEModel(config).save_pretrained(str(folder))
     return Path(folder)
 
 
@@ -221,8 +193,7 @@ def make_tiny_raft(file: str | PathLike, *, seed: int = 0) -> Path:
     """
     from torchvision.models.optical_flow import raft_small
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         save_file(raft_small().state_dict(), file)
     return Path(file)
 
@@ -230,37 +201,46 @@ def make_tiny_raft(file: str | PathLike, *, seed: int = 0) -> Path:
 def make_tiny_detector(folder: str | PathLike, *, seed: int = 0) -> Path:
     """Write a GroundingDINO of about a hundred thousand random weights, with its processor. Its boxes mean nothing."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "an", "animal", "dog", "person"]
-    config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
+    config = transformers.GroundingDinoConfig(
+        backbone_config=transformers.SwinConfig(
             embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, image_size=64,
             out_features=["stage2", "stage3", "stage4"],
         ),
-        text_config=BertConfig(
+        text_config=transformers.BertConfig(
             vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
         ),
         num_queries=10, d_model=32, max_text_len=32, disable_custom_kernels=True,
         encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2,
         decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        GroundingDinoForObjectDetection(config).save_pretrained(str(folder))
-    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    GroundingDinoProcessor(images, tokenizer).save_pretrained(str(folder))
+    with drawn_from(seed):
+        transformers.GroundingDinoForObjectDetection(config).save_pretrained(str(folder))
+    images = transformers.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    transformers.GroundingDinoProcessor(images, tokenizer).save_pretrained(str(folder))
     return Path(folder)
 
 
-def _wake(transformer: CogVideoXTransformer3DModel) -> None:
+def _redraw(model: nn.Module, vectors: float) -> None:
+    """Draw all weights anew: as initialised, many are 0 or so small that nothing depends on them.
+
+    Args:
+        vectors: deviation of biases and scales.
+    """
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=max(weight[0].numel(), 1) ** -0.5 if weight.ndim > 1 else vectors)
+
+
+def _wake(transformer: diffusers.CogVideoXTransformer3DModel) -> None:
     """Open the gates of the blocks and the last layer: as initialised, nothing a block does would be seen outside."""
     for block in transformer.transformer_blocks:
         for norm in (block.norm1, block.norm2):
-            torch.nn.init.normal_(norm.linear.bias, std=0.5)
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+            nn.init.normal_(norm.linear.bias, std=0.5)
+    nn.init.normal_(transformer.proj_out.weight, std=0.1)
 
 
-def _tokenizer(tokens: int = TEXT_TOKENS) -> T5Tokenizer:
+def _tokenizer(tokens: int = TEXT_TOKENS) -> transformers.T5Tokenizer:
     """Return a tokenizer with a word for every printable character, and T5's special tokens."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(letter, -3.0) for letter in letters]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=tokens)
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=tokens)

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .runtime.distributed import parallelise
 from .runtime.errors import TrainerError, is_disk_full
 from .runtime.files import claim, remove_leftovers, write_atomically
 from .runtime.metrics import Metrics
-from .runtime.recipe import Recipe, build, check, differences
+from .runtime.recipe import Optimiser, Recipe, build, check, differences
 from .runtime.settings import flatten, to_settings
 from .step import training_steps
 from .tasks.base import make_task
@@ -61,8 +61,7 @@ class TrainingRun:
         if recipe.run.shard and self.accelerator.num_processes == 1:
             raise TrainerError("run.shard shards over processes, and this is one: start with accelerate launch")
         cache = WindowCache(recipe.data.cache)
-        if not (keys := cache.keys()):
-            raise TrainerError(f"{cache.folder} has no windows yet. Fill it with lgf extract")
+        keys = cache.filled()
         self.task = make_task(recipe, cache, self.accelerator)
         self.start = None
         if recipe.start_from:
@@ -110,11 +109,12 @@ class TrainingRun:
         if last or self.start:
             task.read(last.folder if last else self.start, model)
         model.to(accelerator.device)
-        blocks = task.blocks(model)
-        wrapped = parallelise(model, blocks, processes=accelerator.num_processes, shard=run.shard)
+        wrapped = parallelise(model, task.blocks(model), processes=accelerator.num_processes, shard=run.shard)
+        groups = task.groups(model)
         self.metrics = Metrics(
             run.output / "metrics.jsonl" if self.is_main else None,
             names=task.losses_named,
+            way_out=self._steadier(groups.values()),
             done=self.done,
             device=accelerator.device,
             mean=lambda values: accelerator.reduce(values, "mean"),
@@ -122,7 +122,7 @@ class TrainingRun:
         )
         task.begin(wrapped, self.metrics.watch)
 
-        optimiser = GroupedAdamW(task.groups(model), steps=training.steps, clip=training.clip)
+        optimiser = GroupedAdamW(groups, steps=training.steps, clip=training.clip)
         average = None if training.ema is None else MovingAverage(trained_parameters(model), training.ema)
         self.state = TrainingState(task.save, model, optimiser, average)
         if last:
@@ -141,12 +141,18 @@ class TrainingRun:
             raise TrainerError(f"{last.folder} is not visible on every node: set run.output to a folder they share")
         begun = f"{self.recipe.run.output} was begun with"
         way_out = "Set run.output to a new folder, or go on with what it was begun with"
-        before = build(last.facts["recipe"], str(last.folder))
+        before = build(last.facts.get("recipe"), str(last.folder))
         for key, now, then in differences(self.recipe, before, but=("run.", "data.cache")):
             raise TrainerError(f"{begun} {key} = {then}, and this is {now}. {way_out}")
-        if last.facts["windows"] != self.facts["windows"]:
+        if last.facts.get("windows") != self.facts["windows"]:
             raise TrainerError(f"{begun} other windows in {self.recipe.data.cache}. {way_out}")
         return last
+
+    def _steadier(self, groups: Iterable[tuple[Any, Optimiser]]) -> str:
+        """Return what to try when a loss is no longer a number."""
+        used = {id(settings) for _, settings in groups}
+        rates = [f"--optimisers.{key}.rate" for key, own in vars(self.recipe.optimisers).items() if id(own) in used]
+        return f"Train into a new --run.output with lower rates ({', '.join(rates)}), or {self.task.steadier}"
 
     def _start_tracker(self) -> None:
         if self.recipe.run.tracker != "none":

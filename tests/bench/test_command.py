@@ -179,7 +179,7 @@ def test_one_that_was_absent_counts_while_it_is_so_for_the_same_reason(monkeypat
     """As the CUDA module, which a session may have failed to build; one that failed or was wrong counts in any case."""
     measured = []
     monkeypatch.setattr(runner, "measure_case", lambda name, case, plan: measured.append(name) or [])
-    monkeypatch.setattr(runner, "offered", lambda case: {"portable": None, "eager": None, "native": now})
+    monkeypatch.setattr(measure, "offered", lambda case: {"portable": None, "eager": None, "native": now})
     why = "needs 9 GiB, 12 GiB are free" if now and "GiB" in now else "not built"
     here = results.provenance("cpu") | {"clock": "wall", "case": "small-lgf", "dtype": "float32"}
     status = {

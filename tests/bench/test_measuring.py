@@ -205,7 +205,7 @@ def test_runs_are_interleaved_and_halves_add_up(wall):
         return call
 
     functions = {"a": function("a", 0.0, 1.0), "b": function("b", 2.0, 4.0)}
-    seconds = timing.interleaved(functions, SMALL["small-lgf"], 3)
+    seconds = timing.interleaved(functions, SMALL["small-lgf"], range(3))
     assert order == ["a", "b"] * 3
     assert seconds["a"] == {"forward": [0.0] * 3, "backward": [1.0] * 3, "both": [1.0] * 3}
     assert seconds["b"] == {"forward": [2.0] * 3, "backward": [4.0] * 3, "both": [6.0] * 3}
@@ -215,7 +215,7 @@ def test_every_run_begins_without_a_gradient():
     """Adding to the last one's would be timed too."""
     found = []
     function = {"a": lambda student, teachers: found.append(student.grad) or student.sum()}
-    timing.interleaved(function, SMALL["small-lgf"], 3)
+    timing.interleaved(function, SMALL["small-lgf"], range(3))
     assert found == [None] * 3
 
 
@@ -234,7 +234,7 @@ def test_the_cpu_clock_does_not_count_waiting(wall):
     timing.use_clock("cpu")
     try:
         assert timing.clock_in_use("cpu") == "cpu" and timing.clock_in_use("cuda:0") == "events"
-        seconds = timing.interleaved({"a": function}, SMALL["small-lgf"], 3)
+        seconds = timing.interleaved({"a": function}, SMALL["small-lgf"], range(3))
         assert timing.first_call(lambda: wall.move(3.0), "cpu")[1] == 3.0, "compilers work in other processes"
     finally:
         timing.use_clock("wall")
@@ -272,7 +272,7 @@ def test_overhead_is_of_the_smallest_inputs(monkeypatch):
 def test_a_row_says_what_was_measured_of_whom(monkeypatch, ceiling):
     case, timed = SMALL["small-lgf"], {}
 
-    def seconds(functions, case, rounds, progress):
+    def seconds(functions, case, rounds):
         timed.update(functions)
         return {name: {"forward": [0.1] * 2, "backward": [0.15] * 2, "both": [0.25] * 2} for name in functions}
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 
 import compare_commits
@@ -79,7 +80,7 @@ def test_the_committed_results_are_readable():
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     results.write(tmp_path / "page", "old")
-    monkeypatch.setattr(results.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path / "page", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["page"] and (tmp_path / "page").read_text() == "old"

@@ -19,7 +19,6 @@ for package in ("av", "diffusers", "matplotlib", "peft", "tqdm"):
 tasks = pytest.importorskip("lgf_demo.tasks")
 training = pytest.importorskip("lgf_demo.training")
 model = pytest.importorskip("lgf_demo.model")
-report = pytest.importorskip("lgf_demo.report")
 
 from lgf_trainer.runtime.text import format_table  # noqa: E402
 
@@ -169,15 +168,6 @@ def test_missing_packages_name_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("lgf_demo.cli.REQUIRED", ("no_such_package",))
     assert main(["demo"]) == 2
     assert 'pip install "lgf-kernels[train]"' in capsys.readouterr().err
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "report.html"
-    report.write_atomically(path, b"old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        report.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_tables_are_aligned():

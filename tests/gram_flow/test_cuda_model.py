@@ -188,7 +188,7 @@ GPUS = {"large grid": (1, 228, 8), "small grid": (1000, 228, 4), "A100": (1, 164
 @every_value(gpu=GPUS.keys(), channels=(72, 264))
 def test_the_work_is_what_the_report_counts(model, gpu, channels):
     """Every height of a tile, where it is taken, and right in each."""
-    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    counts = pytest.importorskip("counted.gram_flow", reason="it counts Triton's kernels too")
     *properties, rows = GPUS[gpu]
     model.lgf_model_multiprocessors(*properties)
     student, teacher = (features(1, 3, 13, 18, channels, dtype=torch.bfloat16) for _ in range(2))

@@ -63,6 +63,12 @@ BAD = {
     "distance": (lambda: points(S, Q, P, distance="l2"), ValueError, ["`distance`", "'huber', 'l1'", "'l2'"]),
     "window": (lambda: found(S, Q, window=0), ValueError, ["`window`", "at least 1", "None", "got 0"]),
     "fractional window": (lambda: points(S, Q, P, window=2.0), TypeError, ["`window`", "int", "2.0"]),
+    "a window that is a bool": (lambda: points(S, Q, P, window=True), TypeError, ["`window`", "int", "bool True"]),
+    "a window of places that is a bool": (lambda: found(S, Q, window=True), TypeError, ["`window`", "bool True"]),
+    "a module's window that is a bool": (
+        lambda: lgf.PointCorrespondenceLoss(window=True), TypeError, ["`window`", "bool True"],
+    ),
+    "a delta that is a bool": (lambda: points(S, Q, P, delta=True), TypeError, ["`delta`", "> 0", "bool True"]),
     "large frame": (
         lambda: found(S[:, :, :1, :1].expand(2, 3, 4097, 4096, 6), Q, window=1), ValueError,
         ["`window`", "2^24", "(4097, 4096)", "window=None"],

@@ -20,7 +20,7 @@ RUNS = {
     "python -m lgf_demo.playground": ("tyro", "-m lgf_demo.playground tiny"),
     "recipe_memory.py": ("diffusers", "benchmarks/tools/recipe_memory.py"),
     "kernel_report.py": ("triton", "benchmarks/tools/kernel_report.py"),
-    "kernel_counts.py": ("triton", "benchmarks/tools/kernel_counts.py --shape 1 2 8 8 64 --json"),
+    "kernel_counts.py": ("triton", "benchmarks/tools/kernel_counts.py gram_flow 1 2 8 8 64 2 --json"),
 }
 
 

@@ -13,12 +13,7 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-from lgf_kernels.core import registry
-
-
-def families() -> list[str]:
-    """Return the names of the families of operators, which are those of their folders."""
-    return sorted({operator.package.rpartition(".")[2] for operator in registry.OPERATORS.values()})
+from lgf_kernels.core.registry import families
 
 
 def of_every_family(part: str) -> dict[str, ModuleType]:

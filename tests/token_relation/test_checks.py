@@ -38,6 +38,14 @@ BAD = {
     "negative margin": (lambda: relation(S, T, pair_weight=C, margin=-0.1), ValueError, ["`margin`", ">= 0", "-0.1"]),
     "relation's reduction": (lambda: relation(S, T, pair_weight=C, reduction="max"), ValueError, ["`reduction`", "'max'"]),
     "frames": (lambda: lgf.moalign_pair_weight(0), ValueError, ["`num_frames`", "at least 1", "0"]),
+    "frames that are a bool": (lambda: lgf.moalign_pair_weight(True), TypeError, ["`num_frames`", "int", "bool True"]),
+    "frames of a form that are a bool": (
+        lambda: lgf.videorepa_pair_weight(True), TypeError, ["`num_frames`", "int", "bool True"],
+    ),
+    "a tau that is a bool": (lambda: lgf.moalign_pair_weight(3, tau=True), TypeError, ["`tau`", "> 0", "bool True"]),
+    "a margin that is a bool": (
+        lambda: relation(S, T, pair_weight=C, margin=False), TypeError, ["`margin`", ">= 0", "bool False"],
+    ),
     "tau": (lambda: lgf.moalign_pair_weight(3, tau=0), ValueError, ["`tau`", "> 0"]),
     "relations": (lambda: lgf.videorepa_pair_weight(3, "time"), ValueError, ["`relations`", "'temporal'", "'time'"]),
     "temporal relations of one frame": (

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from counted.work import H200
 from models.cuda.fixtures import WAYS
 from models.cuda.launch import GRADIENT, HALVES, work
 from support.numerics import assert_close, features, value_and_gradient
@@ -247,11 +248,11 @@ def test_the_module_refuses_what_does_not_fit_together(model, built):
 @pytest.mark.parametrize("processors", [1, 13], ids="{} multiprocessors".format)
 def test_the_work_is_what_the_report_counts(model, processors, channels):
     """Of Hopper's kernels, with one block to a sum and with two."""
-    counts = pytest.importorskip("kernel_counts", reason="it counts Triton's kernels too")
+    counts = pytest.importorskip("counted.token_relation", reason="it counts Triton's kernels too")
     model.lgf_model_hopper(1)
     model.lgf_model_multiprocessors(processors, 228)
-    shape = counts.Relation(2, 3, TILE // 2 + 9, *channels)
-    norms, distances, products, projection = counts.relation_cuda(shape, counts.H200._replace(sms=processors))
+    shape = counts.Shape(2, 3, TILE // 2 + 9, *channels)
+    norms, distances, products, projection = counts.cuda(shape, H200._replace(sms=processors))
     student, teacher = inputs(shape[:4], shape.teacher, torch.bfloat16)
     for needs_grad in (False, True):
         kernels = [distances, products][: 1 + needs_grad]

@@ -18,7 +18,7 @@ import lgf_cli
 from lgf_trainer import optimiser, train
 from lgf_trainer.data import cache
 from lgf_trainer.generators import lora
-from lgf_trainer.runtime import checkpoint, files
+from lgf_trainer.runtime import checkpoint
 from lgf_trainer.tasks import diffusion
 
 
@@ -60,7 +60,7 @@ IN_A_TRAINING = {
 }
 #: The same of an extraction.
 IN_AN_EXTRACTION = {
-    "before the second window has its name": (files.os, "replace", -3),  # the first is that of the settings
+    "before the second window has its name": (os, "replace", -3),  # the first is that of the settings
     "after the first window": (cache.WindowCache, "write", 1),
 }
 POINTS = IN_A_TRAINING | IN_AN_EXTRACTION

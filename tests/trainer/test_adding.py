@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from support.clips import write_clip
 from trainer.kill_points import attempt
 from trainer.run_outputs import losses, metrics, same
-from trainer.training_data import SETTINGS, random_window, tiny
+from trainer.training_data import SETTINGS, extraction, random_window, tiny
 
 GENERATOR = """
     import torch
@@ -125,7 +125,7 @@ OBJECTIVE = """
 TASK = """
     from dataclasses import dataclass
     from torch import nn
-    from lgf_trainer.data.samples import TrainingSamples
+    from lgf_trainer.data.samples import WindowTensors
     from lgf_trainer.runtime.errors import TrainerError
     from lgf_trainer.tasks.base import Task
 
@@ -134,11 +134,6 @@ TASK = """
     class Options:
         features: str = "features_dino"
         width: int = 4
-
-
-    class Windows(TrainingSamples):
-        def __getitem__(self, number):
-            return {name: self.cache.read(self.key(number)).tensors[name].float() for name in self.targets}
 
 
     class Compression(Task):
@@ -157,7 +152,7 @@ TASK = """
             return {"all": (list(model.parameters()), self.recipe.optimisers.projector)}
 
         def samples(self):
-            return Windows(self.cache, None, (self.options.features,), seed=self.recipe.training.seed)
+            return WindowTensors(self.cache, self.cache.keys(), (self.options.features,), self.recipe.training.seed)
 
         def losses(self, batch, trained):
             error = self.model(batch[self.options.features]) - batch[self.options.features]
@@ -226,25 +221,8 @@ def test_a_generator_in_a_folder_of_its_own_trains_and_diffusers_loads_it(instal
 def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
     """From one command to the next, each with options that are checked."""
     write_clip(tmp_path / "dog.mp4", frames=14)
-    extract = [
-        "extract",
-        tmp_path / "dog.mp4",
-        "--output",
-        tmp_path / "cache",
-        "--model",
-        tiny_place / "model",
-        "--stride",
-        5,
-    ]
-    extract = [
-        *map(str, extract),
-        "--allow-empty-captions",
-        "--teachers",
-        "colours",
-        "--time",
-        "latent",
-        "--teacher-options",
-    ]
+    options = ["--stride", 5, "--teachers", "colours", "--time", "latent", "--teacher-options"]
+    extract = extraction(tmp_path / "dog.mp4", tmp_path / "cache", tiny_place / "model", *options)
     with pytest.raises(
         SystemExit, match=r"there is no teacher 'colours'\. There are: dino, raft, sam2, tracks, videomae"
     ):
@@ -276,6 +254,29 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
     assert lgf([*train, "{power: 3}"]) == 0
     assert (tmp_path / "run" / "recipe.yaml").read_text().count("power: 3") == 1
     assert all(row["alignment"] > 0 for row in metrics(tmp_path / "run"))
+
+
+BROKEN = {
+    "a name that is there": (TEACHER.replace("features_colours", "latents"), "colours makes latents, which is there"),
+    "an import that fails": ("import nothing_such", "own_teachers, a module of own-teachers, cannot be imported"),
+}
+
+
+@pytest.mark.parametrize(("code", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_teacher_of_ones_own_with_a_mistake(install, tiny_place, tmp_path, code, message):
+    write_clip(tmp_path / "dog.mp4", frames=9)
+    install("teachers", code)
+    with pytest.raises(SystemExit, match=message):
+        lgf(extraction(tmp_path / "dog.mp4", tmp_path / "cache", tiny_place / "model", "--teachers", "colours"))
+
+
+def test_a_teacher_of_ones_own_without_options(install, tiny_place, tmp_path):
+    write_clip(tmp_path / "dog.mp4", frames=9)
+    install(
+        "teachers",
+        TEACHER.replace('name, Options = "colours", Options', 'name = "colours"').replace("options.gain", "2"),
+    )
+    assert lgf(extraction(tmp_path / "dog.mp4", tmp_path / "cache", tiny_place / "model", "--teachers", "colours")) == 0
 
 
 def test_a_task_of_ones_own_trains_is_killed_and_goes_on(install, tiny_place, tmp_path):

@@ -93,6 +93,32 @@ def test_interpolation_aligns_latent_frames_with_every_fourth_frame():
     torch.testing.assert_close(long[:, 2], (short[:, 0] + short[:, 1]) / 2)
 
 
+def test_a_factor_of_four_gives_each_latent_the_frames_it_was_made_of():
+    """Nearest to latent i of 0, 1, 2 are the frames 4i - 3 to 4i: the interpolated value is its own within half a step."""
+    projector = Projector(8, hidden=8, widths=(8,), frames=9, groups=4, interpolation="factor", stem="none")
+    ramp = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(1, 8, 3, 2, 2)
+    times = projector.interpolated(ramp)[0, 0, :, 0, 0]
+    assert times.tolist() == [0.375, 0.625, 0.875, 1.125, 1.375, 1.625, 1.875, 2, 2]
+    assert projector(torch.randn(1, 3, 2, 2, 8)).shape == (1, 9, 2, 2, 8)
+    projector.frames = 12
+    with pytest.raises(ValueError, match="makes 9 frames of 3 latents, and 12 are needed"):
+        projector(torch.randn(1, 3, 2, 2, 8))
+
+
+def test_the_projector_to_the_letter():
+    """Without a stem the convolution brings the channels down; with a normalised last layer every one has its norm and SiLU."""
+    projector = Projector(1920, last="normalised", stem="none")
+    shapes = [tuple(p.shape[:2]) for n, p in projector.named_parameters() if n.endswith("weight") and p.ndim == 5]
+    assert shapes == [(768, 1920), (512, 768), (256, 512), (256, 256)]
+    small = Projector(6, hidden=8, widths=(12, 4), groups=4, last="normalised", stem="none")
+    x = torch.randn(2, 3, 4, 5, 6)
+    convolution, norm, _, *layers = [*small.temporal, *small.mlp]
+    expected = F.silu(norm(convolution(x.permute(0, 4, 1, 2, 3))))
+    for layer, its_norm, _ in (layers[:3], layers[3:]):
+        expected = F.silu(its_norm(layer(expected)))
+    torch.testing.assert_close(small(x), expected.permute(0, 2, 3, 4, 1))
+
+
 def test_prediction_is_the_transformers_own():
     model = make_model()
     torch.testing.assert_close(model(**inputs())[0], model.transformer(**inputs()).sample, rtol=0, atol=0)

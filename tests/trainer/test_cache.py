@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainerError, match="the disk is full"):
         cache.write("k", TENSORS, {})
     assert not list((tmp_path / "windows").iterdir())
@@ -135,7 +135,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch):
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "fsync", stop)
+    monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
         cache.write("k", TENSORS, {})
     assert not list((tmp_path / "windows").iterdir())
@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     cache.write("whole", TENSORS, {})
     child = os.fork()
     if not child:
-        files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         files.write_atomically(cache.path("half"), b"half")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (left,) = (tmp_path / "windows").glob(".*")

@@ -26,11 +26,13 @@ from lgf_trainer.runtime.checkpoint import (
     trained_parameters,
 )
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.runtime.files import TYPES, whole_file, write_tensors
+from lgf_trainer.runtime.files import TYPES, write_tensors
 from lgf_trainer.runtime.recipe import Optimiser
 from lgf_trainer.tasks.diffusion import load_weights, save_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+
+from lgf_kernels.core.files import whole_file
 
 
 def file(content):
@@ -56,7 +58,9 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["step-00000010", "step-00000011"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "shorten", "remove", "no facts", "facts cut", "facts empty"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "shorten", "remove", "no facts", "facts cut", "facts empty", "facts of others"]
+)
 def test_a_damaged_one_is_passed_over(tmp_path, damage, capsys):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (1, 2):
@@ -66,8 +70,8 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage, capsys):
     if damage in ("remove", "no facts"):
         target.unlink()
     else:
-        damaged = {"flip": b"2 abd", "shorten": b"2 ab", "facts cut": b'{"step": 2', "facts empty": b"{}"}[damage]
-        target.write_bytes(damaged)
+        facts = {"facts cut": b'{"step": 2', "facts empty": b"{}", "facts of others": b"[2]"}
+        target.write_bytes(({"flip": b"2 abd", "shorten": b"2 ab"} | facts)[damage])
     assert checkpoints.latest().step == 1
     assert "step-00000002 is damaged" in capsys.readouterr().out
     checkpoints.save(2, file(b"again"), {})

@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.clips import write_clip
 from trainer.processes import run_two
-from trainer.training_data import tiny
+from trainer.training_data import extraction, tiny
 
 ROOT = Path(__file__).parents[2]
 GLOO = torch.distributed.is_available() and torch.distributed.is_gloo_available()
@@ -80,8 +80,7 @@ def extracting(place, model, output):
     (place / "clips").mkdir(exist_ok=True)
     for name, frames in (("a", 15), ("b", 20), ("short", 5)):
         write_clip(place / "clips" / f"{name}.mp4", frames=frames)
-    words = ["extract", place / "clips", "--output", place / output, "--model", model, "--stride", 5]
-    return [*map(str, words), "--teacher", "none", "--allow-empty-captions"]
+    return extraction(place / "clips", place / output, model, "--stride", 5, "--teacher", "none")
 
 
 def sampling(place, model):

@@ -162,7 +162,8 @@ def test_the_batch_does_not_matter(folders):
 
 def test_clips_are_the_first_frames_at_the_asked_rate_and_size(tmp_path):
     path = film(tmp_path / "a.mp4", [10 * t for t in range(24)], fps=24)
-    clip = Clips(frames=4, fps=8, size=(20, 30)).read(path)
+    clip, facts = Clips(frames=4, fps=8, size=(20, 30)).read(path)
+    assert facts == {"frames": 8, "height": 32, "width": 48, "rate": 24}
     assert clip.shape == (3, 4, 20, 30)
     expected = torch.tensor([0.0, 30, 60, 90]) / 127.5 - 1
     torch.testing.assert_close(clip.mean(dim=(0, 2, 3)), expected, rtol=0, atol=0.02)
@@ -172,7 +173,8 @@ def test_the_whole_picture_is_seen_whatever_its_shape(tmp_path):
     frames = np.zeros((2, 32, 96, 3), np.uint8)
     frames[:, :, :32], frames[:, :, 64:] = 255, 255  # white at both ends, black in the middle
     (tmp_path / "wide.mp4").write_bytes(export.encode_video(frames, 8, {}))
-    columns = Clips(frames=2, fps=8, size=(24, 24)).read(tmp_path / "wide.mp4").mean(dim=(0, 1, 2))
+    clip, _ = Clips(frames=2, fps=8, size=(24, 24)).read(tmp_path / "wide.mp4")
+    columns = clip.mean(dim=(0, 1, 2))
     assert columns[0] > 0.9 and columns[-1] > 0.9 and columns[12] < -0.9
 
 
@@ -188,6 +190,57 @@ def test_the_network_is_evaluated_not_trained(tmp_path):
 
     network = Network(script(Dropping().train(), tmp_path / "net.pt"), torch.device("cpu"))
     assert torch.equal(network(torch.ones(2, 3, 4, 8, 8)), torch.ones(2, 768))
+
+
+def test_a_sample_is_drawn_by_its_seed_and_written_down(folders):
+    taken = [
+        run(folders, "--sample", 3, "--seed", seed)["folders"][str(folders / "real")]["videos"] for seed in (0, 0, 1, 2)
+    ]
+    assert taken[0] == taken[1] and len(taken[0]) == 3 and any(other != taken[0] for other in taken[2:])
+    assert taken[0] == sorted(taken[0]) and set(taken[0]) <= {str(path) for path in (folders / "real").glob("*.mp4")}
+    network = str(folders / "net.pt")
+    for words, reason in (
+        (["--sample", "5", "--output", str(folders / "x")], "--sample 5 asks for more than the 4 videos there are"),
+        (["--sample", "3"], "--output FILE says which they were"),
+        (["--sample", "1"], "--sample must be at least 2, got 1"),
+    ):
+        with pytest.raises(TrainerError, match=reason):
+            main(["fvd", str(folders / "real"), str(folders / "made"), "--network", network, *words])
+
+
+def test_several_folders_are_compared_with_the_first(folders, capsys):
+    for index in range(4):
+        film(folders / "better" / f"{index}.mp4", [40 * index + 40 + 10 * t for t in range(4)])
+    alone = run(folders)["fvd"]
+    capsys.readouterr()
+    network = script(Means(), folders / "net.pt")
+    names = [str(folders / name) for name in ("real", "made", "better")]
+    words = ["--network", str(network), "--frames", "4", "--size", "16", "16", "--output", str(folders / "all.json")]
+    assert main(["fvd", *names, *words]) == 0
+    result = json.loads((folders / "all.json").read_text())["folders"]
+    assert list(result) == names and result[names[1]]["fvd"] == pytest.approx(alone, rel=1e-6)
+    better = result[names[2]]["fvd"]
+    assert better == pytest.approx(alone / 4, rel=0.1)
+    out = capsys.readouterr().out
+    assert f"of {names[2]}, 4 frames at 8 fps, {100 * (1 - better / alone):.2f} % lower than {names[1]})" in out
+    assert "differ" not in out
+
+
+def test_folders_that_differ_are_described_and_warned_of(folders, capsys):
+    film(folders / "made" / "fast.mp4", [10 * t for t in range(24)], fps=24)
+    for _ in range(2):  # read, and from a cache
+        result = run(folders, "--cache", folders / "cache")
+        out = capsys.readouterr().out
+        assert f"{folders / 'real'}: 4 videos of 4 frames, 32 x 48 pixels, 8 frames a second in the file" in out
+        assert (
+            f"{folders / 'made'}: 5 videos of 4 to 8 frames, 32 x 48 pixels, 8 to 24 frames a second in the file" in out
+        )
+        assert (
+            "The folders differ in length" in out
+            and "The folders differ in rate" in out
+            and "differ in size" not in out
+        )
+        assert result["folders"][str(folders / "made")]["rate"] == [8, 24]
 
 
 def test_damaged_and_short_videos_are_left_out_and_named(folders, capsys):
@@ -250,11 +303,11 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
             "pair.pt makes tuple of (4, 3, 4, 16, 16): expected (batch, features)",
         ),
         ("{f}/real {f}/made --network {f}/strict.pt", "strict.pt cannot take (4, 3, 4, 16, 16) ("),
-        ("{f}/real {f}/made --network {f}/net.pt --fps inf", "--fps must be greater than 0, not inf"),
+        ("{f}/real {f}/made --network {f}/net.pt --fps inf", "--fps must be finite and above 0, got inf"),
         ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
-        ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be at least 1, got 0"),
         ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
-        ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be greater than 0"),
+        ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be at least 1, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(folders, words, reason):

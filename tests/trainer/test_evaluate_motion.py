@@ -1,6 +1,7 @@
 """Motion read from Local Gram Flow is the motion that is there, in videos and in caches, and is drawn as what it is."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from lgf_trainer.evaluation.motion import (
     patch_descriptors,
     strongest_motion,
 )
-from lgf_trainer.evaluation.pictures import Motion, draw, flow_colours, of_cache, of_video, speed
+from lgf_trainer.evaluation.pictures import Field, Motion, draw, flow_colours, of_cache, of_video, speed
 from PIL import Image
 
 from lgf_kernels import local_gram_flow
@@ -104,14 +105,15 @@ def test_the_border_of_the_picture_is_no_edge():
 def test_certainty():
     flat, sure, two = torch.zeros(3, 1, 9, 11, 49)
     sure[..., 24] = two[..., 24] = two[..., 25] = 100
-    assert certainty(flat) == pytest.approx(0, abs=1e-6) and certainty(sure) == pytest.approx(1)
+    assert certainty(flat).abs().max() < 1e-6 and (certainty(sure) - 1).abs().max() < 1e-6
     inner = two[:, :7, :7]  # all see 4 x 4 positions at least, and the token at the right border only one of the two
     inside = (torch.arange(7)[:, None].clamp(max=3) + 4).clamp(max=7) - (torch.arange(7)[:, None] - 3).clamp(min=0)
     positions = (inside * inside.T).float()
     expected = 1 - torch.tensor(2.0).log() / positions.log()
     expected[:, -1] = 1
-    assert certainty(inner) == pytest.approx(expected.mean().item(), abs=1e-6)
-    assert certainty(torch.rand(1, 9, 11, 49), temperature=10.0) < certainty(torch.rand(1, 9, 11, 49), temperature=0.1)
+    torch.testing.assert_close(certainty(inner)[0], expected, rtol=0, atol=1e-6)
+    logits = torch.rand(1, 9, 11, 49)
+    assert (certainty(logits, temperature=10.0) < certainty(logits, temperature=0.1)).all()
 
 
 # --- clips ----------------------------------------------------------------------------------------------------
@@ -119,12 +121,12 @@ def test_certainty():
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_video_is_read_as_its_pixels(folder, clip, reading):
-    found = of_video(folder / "clip.mp4", reading, (HEIGHT, WIDTH), frames=4)
+    (found,) = of_video(folder / "clip.mp4", reading, (HEIGHT, WIDTH), frames=4)
     assert found.name == "clip" and found.frames.shape == (3, 3, 8 * HEIGHT, 8 * WIDTH) and found.reach == 3
     assert nearest(found.frames, clip.video) == [0, 1, 2]
     moving = clip.moving[:3]
     still = end_point_error(torch.zeros_like(clip.motion[:3]), clip.motion[:3], moving)
-    assert end_point_error(found.fields["pixels"], clip.motion[:3], moving) < 0.65 * still
+    assert end_point_error(found.fields["pixels"].motion, clip.motion[:3], moving) < 0.65 * still
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -135,8 +137,9 @@ def test_a_cache_shows_both_directions_together_and_each(folder, clip, teacher, 
     fields = {"both directions": (forward + backward) / 2, "forward": forward, "backward": backward}
     assert list(found[0].fields) == list(fields)
     for name, logits in fields.items():
-        torch.testing.assert_close(found[0].fields[name], READINGS[reading](logits))
-    assert end_point_error(found[0].fields["both directions"], clip.motion, clip.moving) < 0.6
+        torch.testing.assert_close(found[0].fields[name].motion, READINGS[reading](logits))
+        torch.testing.assert_close(found[0].fields[name].certainty, certainty(logits))
+    assert end_point_error(found[0].fields["both directions"].motion, clip.motion, clip.moving) < 0.6
     assert nearest(found[0].frames, clip.video) == [0, 1, 2, 3]
 
 
@@ -148,7 +151,7 @@ def test_pairs_of_latent_frames_begin_with_every_fourth_frame(tmp_path, clip):
     tensors = {"teacher_forward": logits, "teacher_backward": logits.clone()}
     WindowCache(tmp_path / "cache", settings).write("k", tensors, {"video": str(tmp_path / "long.mp4"), "start": 0})
     (found,) = of_cache(tmp_path / "cache", "strongest", 1)
-    assert found.reach == 2 and found.fields["forward"].abs().max() == 2
+    assert found.reach == 2 and found.fields["forward"].motion.abs().max() == 2
     assert nearest(found.frames, long.video) == [0, 4]
 
 
@@ -162,9 +165,13 @@ def test_speed():
     motion = torch.zeros(2, 4, 5, 2)
     motion[0, 0, 0] = torch.tensor([3.0, 4.0])
     motion[1, 1, 1] = torch.tensor([0.0, -0.25])
-    assert speed(Motion("", {"first": motion, "second": motion + 9}, None, 3, 1.0)) == pytest.approx(
-        (5.25 / 40, 1 / 40)
-    )
+    sure = torch.ones(2, 4, 5)
+    assert speed(Motion("", {"first": Field(motion, sure)}, None, 3)) == pytest.approx((5.25 / 40, 1 / 40, 1))
+    sure[0, 0, 0] = 0.2  # the motion of this one cannot be read
+    assert speed(
+        Motion("", {"first": Field(motion, sure), "second": Field(motion + 9, sure)}, None, 3)
+    ) == pytest.approx((0.25 / 39, 0, 39 / 40))
+    assert speed(Motion("", {"first": Field(motion, 0 * sure)}, None, 3)) == (0, 0, 0)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------
@@ -179,8 +186,9 @@ def test_colours_tell_direction_and_length():
     assert np.allclose(left, [0, 1, 1]) and np.allclose(down, [0.5, 1, 0]) and np.allclose(up, [0.5, 0, 1])
 
 
-def panel(motion: torch.Tensor, frames: torch.Tensor | None = None) -> np.ndarray:
-    picture = draw(Motion("", {"field": motion}, frames, 3, 1.0), pairs=1)
+def panel(motion: torch.Tensor, frames: torch.Tensor | None = None, certain: float = 1.0) -> np.ndarray:
+    sure = torch.full(motion.shape[:3], certain)
+    picture = draw(Motion("", {"field": Field(motion, sure)}, frames, 3), pairs=1)
     return np.array(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
 
 
@@ -195,12 +203,13 @@ def test_arrows_are_drawn_where_something_moves():
     assert np.ptp(columns) > 2 * np.ptp(rows) and columns.mean() > left.shape[1] / 2
     small = torch.zeros(1, 8, 12, 2)
     small[0, 4, 9, 1] = 0.4
+    assert np.array_equal(panel(moving, certain=0.2), panel(still, certain=0.2)), "nothing is drawn that cannot be read"
     assert not (np.abs(panel(small) - panel(still)).sum(2)[:, : changed.shape[1] // 2] > 60).any()
 
 
 def test_a_row_for_each_of_the_pairs_from_first_to_last():
     frames = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 3, 64, 96)
-    motion = Motion("", {"field": torch.zeros(5, 8, 12, 2)}, frames, 3, 1.0)
+    motion = Motion("", {"field": Field(torch.zeros(5, 8, 12, 2), torch.ones(5, 8, 12))}, frames, 3)
     heights = [Image.open(io.BytesIO(draw(motion, pairs))).height for pairs in (1, 3, 9)]
     assert heights[0] < heights[1] < heights[2]
     three = np.array(Image.open(io.BytesIO(draw(motion, 3))).convert("L"))
@@ -228,9 +237,10 @@ def test_the_command(folder, capsys):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png", "clip.png"]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all("tokens a frame" in line for line in lines)
-    of_clip = of_video(folder / "clip.mp4", "expected", (10, 14), 49)
-    assert f"{speed(of_clip)[0]:.2f} tokens a frame, {speed(of_clip)[1]:.0%} of the tokens" in lines[0]
-    assert f"certainty {of_clip.certainty:.0%}" in lines[0] and 0.1 < of_clip.certainty < 1
+    (of_clip,) = of_video(folder / "clip.mp4", "expected", (10, 14), 49)
+    mean, moving, readable = speed(of_clip)
+    assert f"read in {readable:.0%} of the tokens; of these {moving:.0%} move" in lines[0] and 0.3 < readable < 1
+    assert f"all by {mean:.2f} tokens a frame" in lines[0]
 
 
 def test_a_folder_of_videos(folder):
@@ -242,19 +252,33 @@ def test_a_folder_of_videos(folder):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
 
 
+def test_controls_are_drawn_and_judged(tmp_path, capsys):
+    long = make_clip(0, 9, HEIGHT, WIDTH)
+    (tmp_path / "long.mp4").write_bytes(export.encode_video(pixels(long), 8, {}))
+    words = ["motion", str(tmp_path / "long.mp4"), "--grid", "10", "14", "--output", str(tmp_path / "out")]
+    assert main([*words, "--control", "shuffle", "speed", "inpaint"]) == 0
+    names = ["long-inpaint.png", "long-shuffle.png", "long-speed.png", "long.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    control")]
+    assert [note.split()[1] for note in notes] == ["shuffle:", "speed:", "inpaint:"]
+    assert re.search(r"certainty \d% in pairs of frames with a black frame, [3-9].% in the others", notes[2])
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         ([], "name videos, or caches"),
         (["gone.mp4"], "gone.mp4: no such file"),
         (["nothing"], "nothing has 0 videos, and 1 at least are needed"),
-        (["empty"], "empty holds no windows"),
+        (["empty"], "empty has no windows yet. Fill it with lgf extract"),
         (["latents"], "latents holds no teacher"),
         (["text.mp4"], "is not a video"),
         (["one.mp4"], "has 1 frames at 8 per second, and 2 are needed"),
-        (["clip.mp4", "--pairs", "0"], "--pairs"),
-        (["clip.mp4", "--frames", "1"], "--frames is too small"),
+        (["clip.mp4", "--pairs", "0"], "--pairs must be at least 1, got 0"),
+        (["clip.mp4", "--frames", "1"], "--frames must be at least 2, got 1"),
         (["clip.mp4", "clip.mp4"], "clip.png"),
+        (["clip.mp4", "--control", "speed"], "has 5 frames at 8 per second, and 8 are needed"),
+        (["latents", "--control", "speed"], "--control changes videos, and latents is a cache. Give the videos"),
     ],
 )
 def test_mistakes_end_in_one_line(folder, monkeypatch, words, reason, clip):

@@ -75,9 +75,12 @@ def test_where_a_track_is_first_in_sight():
     ("words", "message"),
     [
         ([], "name caches"),
-        (["--points", "0"], "--points must be at least 1, and is 0"),
-        (["no-tracks"], "holds no tracks. Make it with lgf extract --teachers tracks"),
-        (["empty"], "holds no windows"),
+        (["--points", "0"], "--points must be at least 1, got 0"),
+        (
+            ["no-tracks"],
+            "have no tracks, which lgf eval tracks reads; they have latents. Extract with lgf extract --teachers tracks",
+        ),
+        (["empty"], "empty has no windows yet. Fill it with lgf extract"),
     ],
 )
 def test_bad_input_ends_in_one_line(tmp_path, words, message):

@@ -23,11 +23,11 @@ from lgf_cli import main as lgf_command
 from lgf_trainer import commands, extract
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.data.sources import list_clips
-from lgf_trainer.data.subject import not_black
+from lgf_trainer.data.subject import Detector, not_black, suppressed
+from lgf_trainer.data.timeline import Timeline
 from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
 from lgf_trainer.generators import cogvideox
 from lgf_trainer.generators.base import Encoders, Generator
-from lgf_trainer.runtime import files as files_module
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.teachers.dino import Dino
 from lgf_trainer.teachers.sam2 import TransformersSam2
@@ -42,13 +42,14 @@ from lgf_trainer.testing import (
     make_tiny_teacher,
 )
 from PIL import Image
-from support.clips import REAL, write_clip
+from support.clips import REAL, write_clip, write_numbered
 from support.programs import flowing
 from torch.nn.functional import interpolate
 from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny
 
 import lgf_kernels as lgf
+from lgf_kernels.core import files as files_module
 
 CPU = torch.device("cpu")
 BOX = [30.0, 16.0, 110.0, 80.0]  # in the 96 x 160 pixels of a clip
@@ -95,13 +96,19 @@ def loaded_once():
         yield
 
 
+def words_of(models, sources, output, *options, model="pipeline"):
+    """Words of lgf extract on the tiny models."""
+    words = ["extract", sources, "--output", output, "--model", models / model, "--teacher-model", models / "sam2"]
+    return [str(word) for word in (*words, "--stride", 5, *options)]
+
+
 @pytest.fixture(scope="module")
 def run_into(models):
     """lgf extract on the tiny models, into a folder; the cache."""
 
-    def run_extract(folder, *arguments, model="pipeline"):
-        options = ["--output", folder, "--model", models / model, "--teacher-model", models / "sam2", "--stride", 5]
-        assert commands.extract([str(a) for a in (*arguments, *options)]) == 0
+    def run_extract(folder, sources, *options, model="pipeline"):
+        _, *arguments = words_of(models, sources, folder, *options, model=model)
+        assert commands.extract(arguments) == 0
         return WindowCache(folder)
 
     return run_extract
@@ -138,7 +145,17 @@ def windows(cache):
 
 
 def report(cache):
-    return json.loads((cache.folder / "report.json").read_text())
+    return report_in(cache.folder)
+
+
+def report_in(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def manifest(folder, *lines):
+    """Write a manifest of these lines into a folder; its path."""
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "list.jsonl"
 
 
 def frames_of(path, start):
@@ -266,8 +283,8 @@ def test_masks_are_the_share_of_the_subject_in_each_token(run, clip, sam2):
 
 
 def test_dino_alone_needs_no_subject_and_changes_nothing_beside_itself(run, made, clip, models, tmp_path):
-    (tmp_path / "list.jsonl").write_text(json.dumps({"video": str(clip / "dog.mp4"), "caption": "a dog runs"}))
-    alone = run(tmp_path / "list.jsonl", "--teacher", "none", *dino(models))
+    source = manifest(tmp_path, {"video": str(clip / "dog.mp4"), "caption": "a dog runs"})
+    alone = run(source, "--teacher", "none", *dino(models))
     both, without = made("--save-features", *dino(models)), made()
     assert [alone.read(key).about["start"] for key in alone.keys()] == [0, 5, 10, 15]
     names = {"latents", "image", "text", "teacher_forward", "teacher_backward"}
@@ -385,8 +402,7 @@ def test_masks_prompt_too(run, tmp_path, sam2):
     for start, mask in masks.items():
         mask.save(tmp_path / f"{start}.png")
     line = {"video": "dog.mp4", "caption": "a dog", "mask": {str(start): f"{start}.png" for start in masks}}
-    (tmp_path / "list.jsonl").write_text(json.dumps(line))
-    cache = run(tmp_path / "list.jsonl", "--save-masks")
+    cache = run(manifest(tmp_path, line), "--save-masks")
     fit = Fit.cover((96, 160), (HEIGHT, WIDTH))
     resized = interpolate(inside[None, None].float(), fit.resized, mode="bilinear", antialias=True)[0, 0]
     prompt = fit.cut(resized >= 127.5)
@@ -433,8 +449,8 @@ def test_a_subject_cut_out_of_its_picture_is_a_mask():
 
 def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
     write_clip(tmp_path / "dog.mp4", frames=24)
-    (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog", "box": BOX}))
-    cache = run(tmp_path / "list.jsonl", "--max-frames", 19)
+    source = manifest(tmp_path, {"video": "dog.mp4", "caption": "a dog", "box": BOX})
+    cache = run(source, "--max-frames", 19)
     assert [cache.read(key).about["start"] for key in cache.keys()] == [0]
     reasons = {(what.rpartition(", ")[2], reason) for what, reason, _ in report(cache)["skipped"]}
     assert reasons == {("frame 5", "no box"), ("frame 10", "no box")}
@@ -442,22 +458,53 @@ def test_windows_without_a_box_are_detected_or_left_out(run, tmp_path, models):
 
     detect = ["--max-frames", 19, "--detect", "a person . an animal", "--detector", models / "detector"]
     detect += ["--detect-threshold", "0"]
-    found = run(tmp_path / "list.jsonl", *detect, out="detected")
+    found = run(source, *detect, out="detected")
     boxes = {found.read(key).about["start"]: found.read(key).about["box"] for key in found.keys()}
     assert sorted(boxes) == [0, 5, 10]
     torch.testing.assert_close(torch.tensor(boxes[0]), FITTED)
     assert all(0 <= b[0] < b[2] <= WIDTH and 0 <= b[1] < b[3] <= HEIGHT for b in boxes.values())
 
-    (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": "a dog"}))
+    manifest(tmp_path, {"video": "dog.mp4", "caption": "a dog"})
     with pytest.raises(
         TrainerError, match="no window was made: teachers such as sam2 need a subject: give boxes or masks"
     ):
-        run(tmp_path / "list.jsonl", out="without")
+        run(source, out="without")
     with pytest.raises(TrainerError, match="no window was made"):
-        run(tmp_path / "list.jsonl", *detect[:-1], "1", out="nothing")
-    skipped = json.loads((tmp_path / "nothing" / "report.json").read_text())["skipped"]
+        run(source, *detect[:-1], "1", out="nothing")
+    skipped = report_in(tmp_path / "nothing")["skipped"]
     assert [reason for _, reason, _ in skipped] == ["nothing detected"] * 3
     assert 'fits "a person . an animal"' in skipped[0][2]
+
+
+def test_boxes_that_overlap_are_one():
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [1, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 21], [5, 0, 15, 10], [7, 7, 7, 7]]
+    )
+    assert torch.equal(suppressed(boxes), boxes[[0, 2, 3, 4, 5]])
+    assert suppressed(boxes[:0]).shape == (0, 4)
+
+
+def test_windows_with_several_subjects_are_left_out(run, tmp_path, models, monkeypatch):
+    source = manifest(tmp_path, {"video": "dog.mp4", "caption": "a dog", "box": {"5": BOX}})
+    write_clip(tmp_path / "dog.mp4", frames=24)
+    detect = [
+        "--max-frames",
+        19,
+        "--detect",
+        "a person . an animal",
+        "--detector",
+        models / "detector",
+        "--single-subject",
+    ]
+    boxes = iter([torch.tensor([[0.0, 0, 9, 9], [20, 0, 30, 9]]), torch.tensor([[0.0, 0, 9, 9]])])
+    monkeypatch.setattr(Detector, "__call__", lambda self, frame: next(boxes))
+    found = run(source, *detect, out="single")
+    assert sorted(found.read(key).about["start"] for key in found.keys()) == [5, 10], "a box that is given is taken"
+    ((what, reason, detail),) = report(found)["skipped"]
+    assert (reason, detail) == ("several subjects", '2 places in the first frame fit "a person . an animal"')
+    assert what.endswith("frame 0")
+    with pytest.raises(TrainerError, match="Give --detect TEXT"):
+        run(source, "--single-subject", out="without")
 
 
 def test_a_box_beside_what_the_model_sees(run, tmp_path):
@@ -466,17 +513,16 @@ def test_a_box_beside_what_the_model_sees(run, tmp_path):
     (tmp_path / "dog.json").write_text(json.dumps({"box": [0, 0, 7, 96]}))
     with pytest.raises(TrainerError, match="no window was made"):
         run(tmp_path / "dog.mp4")
-    assert "outside of the middle" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
+    assert "outside of the middle" in report_in(tmp_path / "cache")["skipped"][0][2]
 
 
 def test_a_mask_of_nothing(run, tmp_path):
     write_clip(tmp_path / "dog.mp4", frames=9)
     Image.new("RGBA", (160, 96), "black").save(tmp_path / "mask.png")
-    line = {"video": "dog.mp4", "caption": "a dog", "mask": "mask.png"}
-    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    source = manifest(tmp_path, {"video": "dog.mp4", "caption": "a dog", "mask": "mask.png"})
     with pytest.raises(TrainerError, match="no window was made"):
-        run(tmp_path / "list.jsonl")
-    assert "the mask is empty" in json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"][0][2]
+        run(source)
+    assert "the mask is empty" in report_in(tmp_path / "cache")["skipped"][0][2]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -484,7 +530,7 @@ def test_what_is_not_finite_is_left_out(run, clip, tmp_path, monkeypatch, value)
     monkeypatch.setattr(Encoders, "text", lambda self, caption: torch.full((16, 16), value))
     with pytest.raises(TrainerError, match="no window was made"):
         run(clip, "--max-frames", FRAMES)
-    skipped = json.loads((tmp_path / "cache" / "report.json").read_text())["skipped"]
+    skipped = report_in(tmp_path / "cache")["skipped"]
     details = [detail for _, reason, detail in skipped if reason == "not finite"]
     assert details == ["text has values that are not finite or too large for torch.float32"]
 
@@ -519,8 +565,8 @@ def test_a_caption_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 def test_folders_manifests_and_shards_give_the_same_windows(run, made, clip, tmp_path):
-    manifest = {"video": str(clip / "dog.mp4"), "caption": "a dog runs", "box": {"0": BOX, "5": BOX, "10": BOX}}
-    (tmp_path / "list.jsonl").write_text(json.dumps(manifest) + "\n\n")
+    line = {"video": str(clip / "dog.mp4"), "caption": "a dog runs", "box": {"0": BOX, "5": BOX, "10": BOX}}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line) + "\n\n")
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
         for name in ("dog.txt", "dog.json", "dog.mp4"):
@@ -540,9 +586,9 @@ def test_folders_manifests_and_shards_give_the_same_windows(run, made, clip, tmp
 def test_keys_tell_apart_what_differs(run, tmp_path, clip):
     def keys(caption="a dog", box=BOX, seed=0, out=None, **options):
         write_clip(tmp_path / "dog.mp4", frames=9, seed=seed)
-        (tmp_path / "list.jsonl").write_text(json.dumps({"video": "dog.mp4", "caption": caption, "box": box}))
+        source = manifest(tmp_path, {"video": "dog.mp4", "caption": caption, "box": box})
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        return run(tmp_path / "list.jsonl", *words, out=out or "cache").keys()
+        return run(source, *words, out=out or "cache").keys()
 
     assert keys() == keys() and len(keys()) == 1
     assert keys(caption=" a dog\n") == keys()
@@ -578,6 +624,25 @@ def test_running_again_makes_nothing_twice_and_mends_what_is_damaged(run, made, 
         "3 windows written, 2 of them because what was there was damaged, 0 were there already"
         in capsys.readouterr().out
     )
+
+
+def test_windows_for_which_other_frames_were_chosen_are_made_again(run, tmp_path, monkeypatch, capsys):
+    """Windows of a video that does not say when its frames are shown, and no others."""
+    (videos := tmp_path / "videos").mkdir()
+    for name in ("a.avi", "b.mp4"):
+        write_numbered(videos / name, 60, 25).with_suffix(".txt").write_text("numbers")
+    right, real = windows(run(videos, *BARE, out="right")), Timeline.sampled
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Timeline, "sampled", lambda self, rate: real(self._replace(slack=self.tick / 2), rate))
+        earlier.setattr(Video, "reread", lambda *_: False)
+        old = windows(run(videos, *BARE, out="old"))
+    assert old.keys() == right.keys() and sum(old[key] != right[key] for key in old) == 3
+    capsys.readouterr()
+    cache = run(videos, *BARE, out="old")
+    assert windows(cache) == right and report(cache)["outdated"] == 3 and len(report(cache)["present"]) == 3
+    assert "3 windows written, 3 because an earlier version had chosen other frames, 3 were" in capsys.readouterr().out
+    run(videos, *BARE, out="old")
+    assert len(report(cache)["present"]) == 6 and report(cache)["outdated"] == 0
 
 
 def test_other_settings_are_refused(run_into, made, clip):
@@ -629,9 +694,7 @@ def test_nothing_usable_is_an_error_in_one_line(models, tmp_path, capsys):
     (tmp_path / "a.mp4").write_text("no video")
     (tmp_path / "a.txt").write_text("a dog")
     with pytest.raises(SystemExit) as stopped:
-        lgf_command(
-            ["extract", str(tmp_path), "--output", str(tmp_path / "cache"), "--model", str(models / "pipeline")]
-        )
+        lgf_command(words_of(models, tmp_path, tmp_path / "cache"))
     assert str(stopped.value).startswith("lgf extract: no window was made") and "\n" not in str(stopped.value)
     assert "a.mp4 is not a video" in capsys.readouterr().out
 
@@ -656,15 +719,10 @@ def test_a_full_disk_keeps_what_is_there(run, made, clip, tmp_path, monkeypatch)
     assert windows(run(clip, *BARE)) == whole
 
 
-def command(models, sources, out, *options):
-    words = ["extract", sources, "--output", out, "--model", models / "pipeline", "--stride", 5, *options]
-    return [str(word) for word in words]
-
-
 @pytest.mark.slow  # `test_distributed.py` has it without a teacher, in processes that do more
 def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
     alone = run(many, *dino(models))
-    words = command(models, many, tmp_path / "two", "--teacher-model", models / "sam2", *dino(models))
+    words = words_of(models, many, tmp_path / "two", *dino(models))
     done = run_two("-m", "lgf_cli", *words, ACCELERATE_USE_CPU="true")
     two = WindowCache(tmp_path / "two")
     assert windows(two) == windows(alone)
@@ -677,7 +735,7 @@ def test_two_processes_write_what_one_writes(run, many, models, tmp_path):
 def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path):
     whole = windows(run(many, *dino(models)))
     cache = tmp_path / "killed"
-    words = command(models, many, cache, "--teacher-model", models / "sam2", *dino(models))
+    words = words_of(models, many, cache, *dino(models))
     for module, function, call, windows_before in (
         ("lgf_trainer.data.cache", "WindowCache.write", 1, 1),
         ("os", "replace", -4, 4),
@@ -699,7 +757,18 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
         (["--fps", "inf"], "--fps must be a finite number, got inf"),
         (["--height", "0"], "height is 0, and the model takes a multiple of 16, such as 16"),
         (["--stride", "0"], "--stride must be at least 1, got 0"),
-        (["--window", "6"], "--window must be odd and at most 15, and is 6"),
+        (["--window", "6"], "--window must be odd and at most 15, got 6"),
+        (["--teacher-options", "sam2.window=6"], "--teachers sam2: window must be odd and at most 15, got 6"),
+        (["--teachers", "raft", "--teacher-options", "raft.size=[128, 0]"], "raft: size must be at least 1, got 0"),
+        (["--teachers", "tracks", "--teacher-options", "tracks.points=0"], "tracks: points must be at least 1, got 0"),
+        (
+            ["--teachers", "tracks", "--teacher-options", "tracks.threshold=0"],
+            "tracks: threshold must be above 0, got 0",
+        ),
+        (
+            ["--teachers", "videomae", "--teacher-options", "videomae.reduction=0"],
+            "reduction must be at least 1, got 0",
+        ),
         (["--detect-threshold", "2"], "--detect-threshold must be at most 1, got 2"),
         (["--frames", "10"], "frames is 10, and the model takes a multiple of 4 plus 1, such as 9"),
         (["--height", "60"], "height is 60, and the model takes a multiple of 16, such as 48"),
@@ -758,8 +827,7 @@ def test_sources(tmp_path, clip):
     (tmp_path / "z.txt").write_text("the last")
     clips = list_clips([tmp_path])
     assert [(Path(c.name).name, c.caption) for c in clips] == [("a.MOV", None), ("z.mp4", "the last")]
-    (tmp_path / "list.jsonl").write_text('{"video": "gone.mp4", "caption": "a"}')
-    assert list_clips([tmp_path / "list.jsonl"])[0].name == str(tmp_path / "gone.mp4")
+    assert list_clips([manifest(tmp_path, {"video": "gone.mp4", "caption": "a"})])[0].name == str(tmp_path / "gone.mp4")
     (tmp_path / "broken.tar").write_bytes(b"no archive at all" * 100)
     with pytest.raises(TrainerError, match=r"broken\.tar is not an uncompressed \.tar file"):
         list_clips([tmp_path / "broken.tar"])
@@ -773,8 +841,7 @@ def test_sources(tmp_path, clip):
 
 def test_a_missing_video_of_a_manifest_is_left_out(run, clip, tmp_path):
     lines = [{"video": "gone.mp4", "caption": "a"}, {"video": str(clip / "dog.mp4"), "caption": "a dog", "box": BOX}]
-    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    cache = run(tmp_path / "list.jsonl")
+    cache = run(manifest(tmp_path, *lines))
     assert len(cache.keys()) == 1
     gone = [tuple(rest) for what, *rest in report(cache)["skipped"] if what.endswith("gone.mp4")]
     assert gone == [("cannot be read", "No such file or directory")]
@@ -810,8 +877,7 @@ def test_a_real_video(run, sam2, tmp_path, name):
     if not (REAL / name).exists():
         pytest.skip(f"{name} is not here; LGF_TEST_VIDEOS names its directory")
     line = {"video": str(REAL / name), "caption": "a dog", "box": {"20": [300, 100, 900, 700]}}
-    (tmp_path / "list.jsonl").write_text(json.dumps(line))
-    cache = run(tmp_path / "list.jsonl", "--stride", 20)
+    cache = run(manifest(tmp_path, line), "--stride", 20)
     (key,) = cache.keys()
     tensors, about = cache.read(key)
     assert about["start"] == 20 and about["source_size"] == [720, 1280]

@@ -9,14 +9,13 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from lgf_trainer.data import flow
-from lgf_trainer.data.flow import FlowOptions, NeighbourFlow, Raft, Source, chained, read_flow, resized, sampled
+from lgf_trainer.data.flow import NeighbourFlow, Source, chained, read_flow, resized, sampled
 from lgf_trainer.data.report import Skipped
 from lgf_trainer.data.sources import list_clips
 from lgf_trainer.data.video import Fit
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.teachers.base import Student
-from lgf_trainer.teachers.raft import Flow, tubelet_pairs
+from lgf_trainer.teachers.raft import Flow, FlowOptions, Raft, tubelet_pairs
 from lgf_trainer.teachers.tracks import Tracks, _cell_of, tracks_from_flow
 from safetensors.torch import save, save_file
 
@@ -228,8 +227,10 @@ def test_the_flow_teacher_runs_raft_at_its_size(raft_file):
     assert flow.shape == (1, 2, 128, 136)
 
 
-@pytest.mark.parametrize("weights", ["C_T_SKHT_V9", "raft_large-file"])
-def test_weights_that_raft_cannot_have(weights, raft_file):
+@pytest.mark.parametrize("weights", ["C_T_SKHT_V9", "raft_large-file", "text.pth"])
+def test_weights_that_raft_cannot_have(weights, raft_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.pth").write_text("no weights\n")
     weights = raft_file if weights.endswith("file") else weights
     with pytest.raises(TrainerError, match=r"of RAFT cannot be loaded.*C_T_SKHT_V2"):
         Raft(FlowOptions("large", weights), CPU)
@@ -240,4 +241,4 @@ def test_without_torchvision_the_way_out_is_said(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(TrainerError, match=r"lgf-kernels\[flow\].*files"):
-        Raft(flow.FlowOptions(), CPU)
+        Raft(FlowOptions(), CPU)

@@ -19,7 +19,7 @@ from support.clips import write_clip
 from trainer.kill_points import IN_A_TRAINING, IN_AN_EXTRACTION
 from trainer.processes import environment
 from trainer.run_outputs import losses, same, weights
-from trainer.training_data import tiny
+from trainer.training_data import extraction, tiny
 
 #: Where continuous integration kills: while a file is written, before and after something has its name, between two
 #: files of the result.
@@ -84,8 +84,7 @@ def test_an_extraction_keeps_every_window_that_has_its_name(start, tiny_place, t
     video = write_clip(tmp_path / "dog.mp4", frames=20)
 
     def words(folder):
-        options = ["--model", tiny_place / "model", "--stride", 5, "--teacher", "none", "--allow-empty-captions"]
-        return [str(word) for word in ("extract", video, "--output", tmp_path / folder, *options)]
+        return extraction(video, tmp_path / folder, tiny_place / "model", "--stride", 5, "--teacher", "none")
 
     def windows(folder):
         cache = WindowCache(tmp_path / folder)

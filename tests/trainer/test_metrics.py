@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 def make(path, done=0, logged=None, mean=lambda values: values):
     log = (lambda values, step: logged.append((step, values))) if logged is not None else (lambda values, step: None)
-    return Metrics(path, done=done, device=CPU, mean=mean, log=log)
+    names = ("diffusion", "alignment")
+    return Metrics(path, names=names, way_out="Try less", done=done, device=CPU, mean=mean, log=log)
 
 
 def losses(*values):
@@ -59,7 +60,7 @@ def test_means_over_processes_are_what_is_written(tmp_path):
 
 def test_going_on_drops_what_comes_again_and_what_is_half_written(tmp_path):
     path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1, "a": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "dif')
+    path.write_text('{"step": 1, "a": 1}\n[1]\n{"a": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "dif')
     metrics = make(path, done=2)
     metrics.add(losses(1.0, 2.0, 3.0), {})
     metrics.flush()
@@ -74,7 +75,7 @@ def test_what_is_no_number_stops_the_run(tmp_path, bad, place, name):
     values = [1.0, 2.0, 3.0]
     values[place] = bad
     metrics.add(losses(*values), {})
-    with pytest.raises(TrainerError, match=rf"step 6: the {name} is {bad}. Train into a new --run.output with lower"):
+    with pytest.raises(TrainerError, match=rf"step 6: the {name} is {bad}. Try less"):
         metrics.flush()
 
 

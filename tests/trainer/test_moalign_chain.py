@@ -19,7 +19,7 @@ from lgf_trainer.testing import make_tiny_pipeline
 from safetensors.torch import save_file
 from support.clips import clip_called
 from trainer.test_chain import SIZE, commands_of
-from trainer.training_data import tiny
+from trainer.training_data import extraction, tiny
 
 
 def lgf(*words):
@@ -81,8 +81,8 @@ def test_from_a_clip_to_track4gen(place):
     still = torch.zeros(2, 28, 2, 8, 12)
     save_file({"forward": still[0], "backward": still[1]}, place / "walk.flow.safetensors")
     options = ["tracks.files=.flow.safetensors", "tracks.points=20"]
-    words = [clip, "--output", place / "cache", "--model", place / "model", "--allow-empty-captions"]
-    extract = ["extract", *words, "--teachers", "tracks", "--teacher-options", *options]
+    words = ["--teachers", "tracks", "--teacher-options", *options]
+    extract = extraction(clip, place / "cache", place / "model", *words)
     lgf(*extract)
     cache = WindowCache(place / "cache")
     assert cache.read(cache.keys()[0]).tensors["tracks"].shape == (20, 9, 2)

@@ -14,7 +14,7 @@ from lgf_trainer.tasks.motion import MotionSubspace, end_point_error, is_held_ou
 from torch import nn
 from torch.nn.functional import l1_loss
 
-WORDS = ["--training.precision", "no", "--model.dtype", "float32", "--training.batch", "2"]
+WORDS = ["--training.precision", "no", "--training.batch", "2"]
 WORDS += ["--run.tracker", "none", "--run.workers", "0"]
 
 
@@ -155,6 +155,17 @@ def test_what_it_cannot_be_made_of(cache, tmp_path):
     (tmp_path / "other" / "windows" / "a-0-0.safetensors").unlink()
     with pytest.raises(SystemExit, match=r"flow is \(T - 1, 2, height, width\)"):
         stage1(other, tmp_path / "run")
+
+
+def test_the_way_out_of_nan_names_what_it_is_trained_with(tmp_path):
+    bad = WindowCache(tmp_path / "cache", {"frames": 11})
+    bad.write("a-0-0", {"features_videomae": torch.full((5, 4, 6, 8), torch.nan), "flow": torch.zeros(4, 2, 8, 8)}, {})
+    with pytest.raises(SystemExit) as end:
+        stage1(bad, tmp_path / "run", "--training.batch", 1)
+    message = (
+        "the l1 loss is nan. Train into a new --run.output with lower rates (--optimisers.full.rate), or in float32"
+    )
+    assert message in str(end.value) and "lora" not in str(end.value) and "alignment" not in str(end.value)
 
 
 def test_apply_needs_a_finished_run_of_such_a_task(cache, tmp_path):

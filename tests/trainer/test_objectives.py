@@ -10,7 +10,7 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 
 pytest.importorskip("yaml")
 
-from lgf_trainer.objectives.base import make_objective, to_grid
+from lgf_trainer.objectives.base import make_objective, on_grid_of
 from lgf_trainer.projector import Projector
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.recipe import Alignment, Lgf, Relation
@@ -129,7 +129,7 @@ def test_token_relations_to_two_teachers(student, targets):
 
 
 def test_features_on_a_coarser_grid(student, targets):
-    pooled = to_grid(student, targets["features_coarse"])
+    pooled = on_grid_of(student, targets["features_coarse"])
     torch.testing.assert_close(pooled[:, :, 0, 0], student[:, :, :2, :2].mean((2, 3)))  # rows 0, 1 and columns 0, 1
     torch.testing.assert_close(pooled[:, :, 1, 2], student[:, :, 2:, 3:].mean((2, 3)))
     actual = loss(student, targets, loss="relation", features=("coarse",), relation=Relation(form="moalign"))
@@ -155,6 +155,17 @@ def test_mask_supervision(targets):
 def test_options_that_the_losses_refuse(options, message):
     with pytest.raises(TrainerError, match=message):
         make_objective(Alignment(**options), SETTINGS)
+
+
+@pytest.mark.parametrize("options", [{}, {"lgf": Lgf(fusion="separate")}, {"loss": "mask"}, {"loss": "points"}])
+def test_features_that_a_loss_does_not_read_are_refused(options):
+    with pytest.raises(
+        TrainerError, match=r"features names dino, and this loss reads .* of the cache\. Leave features out"
+    ):
+        make_objective(Alignment(features=("dino",), **options), SETTINGS)
+    assert make_objective(Alignment(features=("dino",), lgf=Lgf(fusion="features")), SETTINGS).tensors == (
+        "features_dino",
+    )
 
 
 def test_no_alignment():

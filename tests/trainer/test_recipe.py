@@ -50,6 +50,9 @@ VIDEOREPA = {
 #: Recipe -> where it differs from the paper's.
 SHIPPED = {
     "sam2videox": {},
+    "sam2videox-literal": {
+        "projector.interpolation": "factor", "projector.last": "normalised", "projector.stem": "none"
+    },
     "lora-only": {"alignment.loss": "none"},
     "l2-features": {"alignment.loss": "features"},
     "l2-lgf": {"alignment.lgf.divergence": "l2"},
@@ -208,9 +211,9 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("projector: {widths: [512, 0]}", "projector.widths must be at least 1, got 0"),
         ("base: 5", "base must be the name of another recipe, got 5"),
         ("alignment: {schedule: [[5, 1], [1, 0]]}", "in the order of their steps"),
-        ("training: {precision: no}", "model.dtype bfloat16 needs training.precision bf16; without it, set float32"),
         ("projector: {groups: 5}", "projector.groups is 5, which does not divide a width of 768"),
-        ("projector: {widths: []}", "projector.widths must have one width at least"),
+        ("projector: {widths: []}", r"projector.widths must be a list of 1 at least, got \[\]"),
+        ("alignment: {features: []}", r"alignment.features must be a list of 1 at least, got \[\]"),
         ("optimisers: {projector: {final_rate: -1}}", "optimisers.projector.final_rate must be at least 0, got -1"),
         ("run: {shard: 1}", "run.shard must be true or false, got 1"),
         ("model: {path: 5}", "model.path must be text, got 5"),

@@ -63,10 +63,32 @@ def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
             lister()
 
 
-@pytest.mark.parametrize("suffix", [".asf", ".m2ts", ".MKV", ".3gp"])
+@pytest.mark.parametrize("suffix", [".asf", ".m2ts", ".MKV", ".3gp", ".f4v", ".h264", ".Y4M"])
 def test_more_containers(tmp_path, suffix):
     (tmp_path / f"a{suffix}").write_bytes(b"a")
     assert names(tmp_path) == [f"a{suffix}"]
+
+
+def test_hidden_files_are_no_videos(folder):
+    """As macOS leaves them on other file systems: not what they are named after."""
+    (folder / "._a.mp4").write_bytes(b"attributes")
+    assert names(folder) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("name", ["shard-0.tar.gz", "shard-0.TGZ", "clips.zip"])
+def test_an_archive_that_is_not_read_is_said(folder, name):
+    (folder / name).write_bytes(b"compressed")
+    for source in (folder, folder / name):
+        with pytest.raises(TrainerError, match=r"is not an uncompressed \.tar file.*Unpack it, or leave it out"):
+            list_clips([source])
+
+
+def test_links_that_lead_to_each_other_are_links_to_nothing(folder):
+    (folder / "b.mp4").symlink_to(folder / "c.mp4")
+    (folder / "c.mp4").symlink_to(folder / "b.mp4")
+    assert names(folder) == ["a.mp4", "b.mp4", "c.mp4"]
+    with pytest.raises(OSError), list_clips([folder])[1].open():
+        pass
 
 
 def test_links_in_a_shard(tmp_path):

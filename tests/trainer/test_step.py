@@ -139,6 +139,20 @@ def test_without_gradients_nothing_is_recorded():
     assert not any(loss.requires_grad for loss in losses)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda projected, _: projected.flatten(1).mean(1), "got shape (2,), with a gradient"),
+        (lambda projected, _: projected.detach().mean(), "got shape (), without a gradient"),
+    ],
+)
+def test_an_objective_that_teaches_nothing_is_refused(wrong, words):
+    with pytest.raises(ValueError, match="must return a scalar that depends on the projected features") as caught:
+        losses_of(Linear(), batch(), wrong)
+    assert words in str(caught.value)
+    assert AlignedDiffusion(Linear(), objective).losses(batch(), trained=False)
+
+
 def test_without_an_objective_the_alignment_is_0():
     task = AlignedDiffusion(Linear(), None)
     (losses,) = training_steps(task, [[batch()]], optimiser(Linear()), range(1), weight=lambda _: 0.5)

@@ -18,10 +18,10 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from lgf_cli import main as lgf
 from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.generators.base import Generator
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.runtime.checkpoint import trained_parameters
 from lgf_trainer.runtime.files import claim
-from lgf_trainer.runtime.metrics import _WHAT_TO_TRY
 from lgf_trainer.runtime.recipe import shipped_recipes
 from lgf_trainer.testing import make_tiny_pipeline
 from lgf_trainer.train import TrainingRun
@@ -51,6 +51,19 @@ def test_every_recipe_trains(tiny_place, tmp_path, recipe):
     aligned = recipe not in ("lora-only", "moalign-stage1")
     assert stage1 or all(row["alignment"] > 0 for row in rows) == aligned
     assert (tmp_path / "projector.safetensors").exists() == aligned
+
+
+def test_a_projector_to_the_letter_fits_what_it_is_compared_with(tiny_place, tmp_path):
+    """Four times three latents without the first three frames are the teacher's nine; of eight no factor makes as many."""
+    assert lgf(command(tiny_place, tmp_path / "whole", "sam2videox-literal", training__steps=1)) == 0
+
+    def shorter(number, frames):
+        window = random_window(number, frames)
+        return window | {name: window[name][:-1] for name in ("teacher_forward", "teacher_backward")}
+
+    cache = make_cache(tmp_path / "cache", window=shorter).folder
+    with pytest.raises(SystemExit, match=r"factor makes 9 frames of 3, and teacher_forward of .* has 8: extract"):
+        lgf(command(tiny_place, tmp_path / "other", "sam2videox-literal", data__cache=cache))
 
 
 def test_losses_go_down(tiny_place, tmp_path):
@@ -143,7 +156,7 @@ def test_asked_to_end_it_saves_first(tiny_place, trained, tmp_path, monkeypatch,
     ("words", "where"),
     [
         (["train", "sam2videox"], "lgf_trainer.commands.parse_recipe"),
-        (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract._check"),
+        (["extract", "a.mp4", "--output", "cache"], "lgf_trainer.extract.this_process"),
         (["sample", "--model", "m", "--output", "out"], "lgf_trainer.sample._requests"),
         (["eval", "vbench", "results"], "lgf_trainer.evaluation.vbench.read_results"),
     ],
@@ -325,9 +338,9 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
         ({"run__per_process": 3}, "training.batch = 2 is no multiple of run.per_process = 3"),
         ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
         ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
-        ({"model__targets": "to_z"}, "model.targets: Target modules"),
-        ({"model__targets": r"blocks\.\d+\.to_z"}, "model.targets: Target modules"),
-        ({"model__targets": "blocks(.*"}, r"model\.targets is no regular expression: missing \), unterminated"),
+        ({"model__targets": "to_z"}, r"model.targets fit no layer of this model \(Target modules"),
+        ({"model__targets": r"blocks\.\d+\.to_z"}, r"model.targets fit no layer of this model \(Target modules"),
+        ({"model__targets": "blocks(.*"}, r"model\.targets is no regular expression \(missing \), unterminated"),
         ({"model__targets": "to_k blocks.*to_q"}, "model.targets must be ends of names or one regular expression"),
         (
             {"model__path": "/nowhere/at/all"},
@@ -338,6 +351,11 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
 )
 def test_recipes_that_cannot_run(tiny_place, tmp_path, changes, message):
     refused(command(tiny_place, tmp_path, **changes), message)
+
+
+def test_targets_that_are_no_layers_are_refused_before_weights_are_read(tiny_place, tmp_path, monkeypatch):
+    monkeypatch.setattr(Generator, "load_transformer", lambda *_: pytest.fail("minutes would have been lost"))
+    refused(command(tiny_place, tmp_path, model__targets="to_z"), r"model.targets fit no layer of this model \(Target")
 
 
 def test_no_recipe(capsys):
@@ -384,7 +402,6 @@ def test_the_way_out_of_nan_is_one(tiny_place, trained, tmp_path):
     """What is proposed must not be refused afterwards."""
     proposed = {"optimisers__lora__rate": 1e-5, "optimisers__projector__rate": 1e-5, "alignment__schedule": "0 0 500 1"}
     refused(command(tiny_place, trained, **proposed), "Set run.output to a new folder")
-    assert "Train into a new --run.output" in _WHAT_TO_TRY
     assert lgf(command(tiny_place, tmp_path, **proposed)) == 0
 
 
@@ -396,9 +413,16 @@ def test_nan_stops_the_run_and_is_never_saved(tiny_place, tmp_path):
         cache.write(key, window.tensors, window.about)
     refused(
         command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"),
-        "step 1: the alignment loss is nan. Train into a new --run.output with lower rates",
+        r"step 1: the alignment loss is nan. Train into a new --run.output with lower rates \(--optimisers.lora.rate, "
+        r"--optimisers.projector.rate\), or a warm-up of the alignment \(--alignment.schedule 0 0 500 1\), or in float32",
     )
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_half_precision_without_autocast(tiny_place, tmp_path):
+    arguments = command(tiny_place, tmp_path, model__dtype="bfloat16", training__precision="no")
+    refused(arguments, "model.dtype bfloat16 needs training.precision bf16; without it, set float32")
+    assert lgf(command(tiny_place, tmp_path, model__dtype="bfloat16", model__train="full")) == 0
 
 
 def test_a_damaged_window(tiny_place, tmp_path):

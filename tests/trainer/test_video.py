@@ -58,6 +58,10 @@ def test_variable_frame_rate(tmp_path):
     assert frames[:10] == [0, 1, 2, 2, 2, 2, 2, 2, 6, 6]
 
 
+def test_a_frame_that_comes_a_millisecond_late_is_late(tmp_path):
+    assert brightness(numbered(tmp_path / "a.mkv", [0, 126, 250, 375, 501]), 8)[:5] == [0, 0, 2, 3, 3]
+
+
 def test_time_begins_with_the_first_frame(tmp_path):
     late = [t + 5000 for t in even(24, 24, 1000)]
     assert brightness(numbered(tmp_path / "a.mkv", late), 8)[:8] == list(range(0, 24, 3))
@@ -282,14 +286,15 @@ def test_real_videos(name):
     assert window.shape == (9, 3, *SIZE) and window.float().std() > 10
 
 
-def test_frames_that_an_edit_list_cuts_away_are_not_shown(tmp_path):
+@pytest.mark.parametrize("kept", [9, 6])
+def test_frames_that_an_edit_list_cuts_away_are_not_shown(tmp_path, kept):
     path = numbered(tmp_path / "a.mp4", even(12, 8), Fraction(1, 90000))
     content = bytearray(path.read_bytes())
     entry = content.index(b"elst") + 12  # version and number of entries, then length, beginning, rate
     length, beginning = struct.unpack_from(">Ii", content, entry)
-    struct.pack_into(">Ii", content, entry, length - length // 4, beginning + 3 * 90000 // 8)
+    struct.pack_into(">Ii", content, entry, length * kept // 12, beginning + 3 * 90000 // 8)
     path.write_bytes(content)
-    assert brightness(path, 8) == list(range(3, 12))
+    assert brightness(path, 8) == list(range(3, 3 + kept))
 
 
 def test_the_last_frame_is_shown_for_as_long_as_the_file_says(tmp_path):

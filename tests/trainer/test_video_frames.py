@@ -116,6 +116,7 @@ def test_colours_come_back_by_the_matrix_that_is_named(tmp_path, number, colour_
 def test_a_matrix_that_swscale_does_not_know_is_refused(tmp_path):
     with pytest.raises(VideoError, match=r"colour matrix is number 8 of H\.273"):
         Video(tagged(tmp_path / "a.mp4", colorspace=8), 8)
+    assert Video(tagged(tmp_path / "grey.mkv", "ffv1", "gray", colorspace=8), 8).frames == 3, "grey needs no matrix"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,54 @@ def test_transparent_videos_are_refused(tmp_path, alpha):
     else:
         with pytest.raises(VideoError, match=r"cannot be used beyond 0\.2 seconds: it has transparent parts"):
             next(windows)
+
+
+@pytest.mark.parametrize("alpha", [255, 0])
+def test_transparency_in_a_palette_is_refused(tmp_path, alpha):
+    path, palette = tmp_path / "a.mov", np.full((256, 4), 255, np.uint8)
+    palette[1] = (alpha, *RED)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "pal8"
+        frame = av.VideoFrame.from_ndarray((np.eye(32, dtype=np.uint8), palette), format="pal8")
+        frame.pts, frame.time_base = 0, Fraction(1, 8)
+        container.mux(stream.encode(frame)), container.mux(stream.encode())
+    if alpha == 255:
+        assert first_frame(path)[3, 3].tolist() == list(RED)
+    else:
+        with pytest.raises(VideoError, match="it has transparent parts"):
+            Video(path, 8)
+
+
+def test_a_pixel_is_the_mean_over_its_area(tmp_path):
+    path = tmp_path / "a.mkv"
+    stripes = np.tile(np.repeat(np.array([0, 200], np.uint8), 4), 8)  # of 4 columns each
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "bgr0"
+        frame = av.VideoFrame.from_ndarray(np.tile(stripes[:, None], (64, 1, 3)), format="rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1, 8)
+        container.mux(stream.encode(frame)), container.mux(stream.encode())
+    ((_, frames),) = Video(path, 8).windows([0], 1, Fit.stretch((64, 64), (16, 16)))
+    assert (frames[0, :, :, ::2] <= 1).all() and (frames[0, :, :, 1::2] >= 199).all()
+
+
+def test_transparency_that_the_decoder_leaves_out_is_refused(tmp_path):
+    path = tagged(tmp_path / "a.webm", "libvpx-vp9", "yuva420p")
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).format.name == "yuv420p", "the test needs a decoder that leaves it out"
+    with pytest.raises(VideoError, match="it has transparent parts"):
+        Video(path, 8)
+
+
+@pytest.mark.parametrize("packing, refused", [(0, True), (3, True), (4, True), (5, True), (6, False)])
+def test_two_views_in_one_picture_are_refused(tmp_path, packing, refused):
+    path = write_numbered(tmp_path / "a.mp4", 8, **{"x264-params": f"frame-packing={packing}"})
+    if not refused:
+        assert Video(path, 8).frames == 8
+        return
+    with pytest.raises(VideoError, match=r"it holds two views, for stereo\. Cut one"):
+        Video(path, 8)
 
 
 def test_pictures_that_change_their_size_end_the_video_there(tmp_path):
@@ -212,8 +261,35 @@ def test_a_colour_profile_is_used(tmp_path):
     swapped[red], swapped[blue] = swapped[blue], swapped[red]
     image = Image.new("RGB", (4, 4), (0, 0, 255))
     assert (picture(tmp_path / "a.png", image)[0, 0] == (0, 0, 255)).all()
-    read = picture(tmp_path / "b.png", image, icc_profile=bytes(swapped))[0, 0]
-    assert read[0] > 250 and read[2] < 10
+    for mode in ("RGB", "RGBA", "P"):
+        read = picture(tmp_path / "b.png", image.convert(mode), icc_profile=bytes(swapped))[0, 0]
+        assert read[0] > 250 and read[2] < 10
+    read = picture(tmp_path / "b.png", Image.new("L", (4, 4), 9), icc_profile=bytes(swapped))
+    assert abs(read[0, 0].astype(int) - 9).max() <= 1, "a profile of colours with a grey picture"
+
+
+def grey_profile() -> bytes:
+    """An ICC profile of grey whose numbers are proportional to the light."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    name = b"desc" + bytes(4) + struct.pack(">I", 2) + b"g" + bytes(81)
+    curve = b"curv" + bytes(4) + struct.pack(">I", 1) + struct.pack(">H", 256) + bytes(2)
+    tags, table, body = {b"desc": name, b"wtpt": white, b"kTRC": curve}, struct.pack(">I", 3), b""
+    for tag, data in tags.items():
+        table += tag + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    size = 128 + len(table + body)
+    header = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ") + bytes(12)
+    header += b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "1"])
+def test_the_profile_of_a_grey_picture_is_used(tmp_path, mode):
+    grey, expected = (255, 255) if mode == "1" else (64, 137)
+    image = Image.new("L", (4, 4), grey)
+    image = Image.fromarray(np.full((4, 4), 257 * grey, np.uint16)) if mode == "I;16" else image.convert(mode)
+    read = picture(tmp_path / "a.png", image, icc_profile=grey_profile())
+    assert read.shape == (4, 4, 3) and (read == expected).all()
 
 
 def test_numbers_that_are_no_colours_are_refused(tmp_path):

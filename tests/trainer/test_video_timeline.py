@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("av")
 
 import av
+from lgf_trainer.data.timeline import Index, Packet, moving_stream
 from lgf_trainer.data.video import Fit, Video, VideoError
 from support.clips import numbered_picture, numbers, write_numbered
 
@@ -57,6 +59,28 @@ def test_b_frames_in_containers_without_presentation_times(tmp_path, rate, name,
     assert shown(path)[: len(expected)] == expected and Video(path, 8).frames <= len(expected) + 1
 
 
+@pytest.mark.parametrize("rate, frames", [(25, [0, 3, 6, 9, 12, 15, 18, 21, 25]), (30, [0, 3, 7, 11, 15, 18, 22, 26])])
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.mp4"])
+def test_a_frame_is_not_shown_before_its_time_where_the_unit_of_time_is_a_whole_frame(tmp_path, name, rate, frames):
+    path = write_numbered(tmp_path / name, 32, rate)
+    assert shown(path)[: len(frames)] == frames
+    assert Video(write_numbered(tmp_path / name, 22, 25, bf=0), 8).frames == 8  # the last at 0.875 of 0.88 seconds
+
+
+@pytest.mark.parametrize("frames", [24, 25, 26])
+def test_rounded_times_add_no_frame_at_the_end(frames):
+    packets = [Packet(round(i * 1000 / 24), None, 42) for i in range(frames)]
+    index = Index(packets, Fraction(1, 24), Fraction(1, 1000), 3600, False)
+    assert index.timeline([0]).sampled(Fraction(24)) == {packet.pts: [k] for k, packet in enumerate(packets)}
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.asf"])
+@pytest.mark.parametrize("rate, first", [(24, 0), (24, 2), (30, 1), (30, 2)])
+def test_rounded_times_may_begin_anywhere(tmp_path, name, rate, first):
+    path = write_numbered(tmp_path / name, 40, rate, times=range(first, first + 40), bf=0)
+    assert shown(path, rate) == list(range(40))
+
+
 def test_an_empty_packet_of_an_avi_repeats_a_frame(tmp_path):
     times = [0, 1, 2, 3, 8, 9, 10, 11]  # the muxer fills the gap with empty packets
     assert shown(write_numbered(tmp_path / "a.avi", 8, times=times, bf=0)) == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 7]
@@ -73,9 +97,22 @@ def test_a_stream_that_begins_with_what_depends_on_missing_frames(tmp_path, code
     assert shown(cut) == list(range(12, 60, 3))
 
 
-@pytest.mark.parametrize("suffix", ["avi", "h264"])
-def test_the_same_without_presentation_times(tmp_path, suffix):
-    whole = write_numbered(tmp_path / f"whole.{suffix}", 60, 24, **{"x264-params": OPEN})
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9", "ffv1"])
+def test_a_stream_that_begins_with_packets_that_its_decoder_refuses(tmp_path, codec):
+    whole = write_numbered(tmp_path / "whole.mkv", 60, 24, codec, g=12)
+    assert keys(whole)[1] == 12
+    assert shown(copied(whole, tmp_path / "cut.mkv", 7)) == list(range(12, 60, 3))
+
+
+@pytest.mark.parametrize(
+    "suffix, codec, options",
+    [("avi", "libx264", {"x264-params": OPEN}), ("h264", "libx264", {"x264-params": OPEN})]
+    + [
+        (suffix, "mpeg2video", {"g": 12, "bf": 2}) for suffix in ("avi", "mpg")
+    ],  # its decoder leaves leading pictures out
+)
+def test_the_same_without_presentation_times(tmp_path, suffix, codec, options):
+    whole = write_numbered(tmp_path / f"whole.{suffix}", 60, 24, codec, **options)
     for first in (keys(whole)[1], 7):
         assert shown(copied(whole, tmp_path / f"cut.{suffix}", first)) == list(range(12, 60, 3))
 
@@ -145,6 +182,14 @@ def with_streams(path: Path, *streams: tuple[str, list[int], dict]) -> Path:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return path
+
+
+def test_streams_that_are_no_videos_by_what_they_say():
+    for name in ("attached_pic", "timed_thumbnails", "still_image"):
+        dispositions = av.stream.Disposition[name], av.stream.Disposition(0)
+        streams = [SimpleNamespace(index=i, disposition=it, codec_context=True) for i, it in enumerate(dispositions)]
+        container = SimpleNamespace(streams=SimpleNamespace(video=streams))
+        assert moving_stream(container) == 1
 
 
 COVER = {"disposition": av.stream.Disposition.attached_pic}

@@ -23,7 +23,7 @@ from lgf_trainer.testing import CLIP_WIDTH, FRAMES, HEIGHT, WIDTH, make_tiny_wan
 from lgf_trainer.train import TrainingRun
 from PIL import Image
 from trainer.run_outputs import metrics
-from trainer.training_data import SETTINGS, WindowCache, make_cache, tiny, wan_window
+from trainer.training_data import SETTINGS, WindowCache, extraction, make_cache, tiny, wan_window
 
 CPU = torch.device("cpu")
 GRID = (3, 4, 6)
@@ -108,7 +108,7 @@ def test_a_batch_is_captured_whole_and_nothing_is_changed(generator, folders, ki
     """A block returns one tensor, whose item 0 is a sample of the batch."""
     model, seen = model_of(generator, folders, kind), []
     model.transformer.blocks[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    hidden, target, conditions = generator.inputs(samples(generator), torch.float32)
+    hidden, target, conditions, _ = generator.inputs(samples(generator), torch.float32)
     prediction, features = model.predict_and_capture(hidden, **conditions)
     assert features.shape == (2, *GRID, 24) and prediction.shape == target.shape == (2, 4, 3, 8, 12)
     assert torch.equal(features.flatten(1, 3), seen[0]) and not torch.equal(features[0], features[1])
@@ -197,7 +197,7 @@ def test_flow_matching_is_its_formula_in_float32(folders, sigma):
     generator = Generator.read(folders["t2v"])
     x, noise = torch.randn(2, 2, 4, 3, 8, 12)
     sample = {"latents": x, "noise": noise, "timestep": torch.full((2,), 1000 * sigma), "text": torch.zeros(2, 512, 16)}
-    hidden, target, conditions = generator.inputs(sample, torch.bfloat16)
+    hidden, target, conditions, _ = generator.inputs(sample, torch.bfloat16)
     torch.testing.assert_close(hidden.double(), (1 - sigma) * x.double() + sigma * noise.double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(target.double(), noise.double() - x.double(), rtol=0, atol=1e-6)
     assert hidden.dtype == target.dtype == conditions["timestep"].dtype == torch.float32
@@ -242,7 +242,7 @@ def test_what_must_be_float32_is(generator, folders, kind):
         assert parameter.dtype == expected, name
     seen = []
     transformer.condition_embedder.time_embedder.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
-    hidden, _, conditions = generator.inputs(samples(generator, 1), torch.bfloat16)
+    hidden, _, conditions, _ = generator.inputs(samples(generator, 1), torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         transformer(hidden, **conditions)
     assert seen == [torch.float32]
@@ -251,7 +251,7 @@ def test_what_must_be_float32_is(generator, folders, kind):
 def test_diffusers_loads_exactly_what_was_trained(generator, folders, kind, tmp_path):
     model = model_of(generator, folders, kind)
     save_weights(tmp_path, generator, model, trained_parameters(model))
-    hidden, _, conditions = generator.inputs(samples(generator), torch.float32)
+    hidden, _, conditions, _ = generator.inputs(samples(generator), torch.float32)
     pipeline = (WanImageToVideoPipeline if kind == "i2v" else WanPipeline).from_pretrained(folders[kind])
     with torch.no_grad():
         before = pipeline.transformer(hidden, **conditions, return_dict=False)[0]
@@ -286,17 +286,8 @@ def test_image_to_video_extracts_trains_and_samples(folders, tmp_path, capsys):
 
     write_clip(tmp_path / "dog.mp4", frames=14)
     size = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
-    words = [
-        "extract",
-        tmp_path / "dog.mp4",
-        "--output",
-        tmp_path / "cache",
-        "--model",
-        folders["i2v"],
-        "--teacher",
-        "none",
-    ]
-    assert lgf([*map(str, words), "--allow-empty-captions", "--stride", "5", *size]) == 0
+    options = ["--teacher", "none", "--stride", "5", *size]
+    assert lgf(extraction(tmp_path / "dog.mp4", tmp_path / "cache", folders["i2v"], *options)) == 0
     changes = {"model__path": folders["i2v"], "data__cache": tmp_path / "cache", "run__output": tmp_path / "run"}
     assert lgf(["train", "lora-only", *tiny(tmp_path, training__steps=2, data__image_dropout=0.5, **changes)]) == 0
     Image.new("RGB", (WIDTH, HEIGHT), "red").save(tmp_path / "dog.png")
@@ -377,18 +368,8 @@ def test_caches_of_wan_name_its_rate(folders, tmp_path):
     from support.clips import write_clip
 
     write_clip(tmp_path / "dog.mp4", frames=14)
-    words = [
-        "extract",
-        tmp_path / "dog.mp4",
-        "--output",
-        tmp_path / "cache",
-        "--model",
-        folders["t2v"],
-        "--teacher",
-        "none",
-    ]
-    words += ["--allow-empty-captions", "--frames", 9, "--height", 64, "--width", 96]
-    assert lgf([str(word) for word in words]) == 0
+    options = ["--teacher", "none", "--frames", 9, "--height", 64, "--width", 96]
+    assert lgf(extraction(tmp_path / "dog.mp4", tmp_path / "cache", folders["t2v"], *options)) == 0
     cache = WindowCache(tmp_path / "cache")
     assert cache.settings["fps"] == 16 and cache.settings["grid"] == [9, 4, 6] and SETTINGS["grid"] == [9, 4, 6]
     assert make_cache(tmp_path / "other", windows=1).settings["grid"] == cache.settings["grid"]

@@ -61,6 +61,12 @@ def make_cache(folder: Path, windows: int = 6, frames: int = FRAMES, window=rand
     return cache
 
 
+def extraction(videos: Path, output: Path, model: Path, *options: object) -> list[str]:
+    """Words of `lgf extract`, for videos that need no caption."""
+    words = ["extract", videos, "--output", output, "--model", model, "--allow-empty-captions", *options]
+    return [str(word) for word in words]
+
+
 def tiny(folder: Path, **changes: object) -> list[str]:
     """Overrides that make any recipe tiny: the model in `folder`/model, the cache in `folder`/cache."""
     options = {

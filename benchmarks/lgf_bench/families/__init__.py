@@ -25,8 +25,11 @@ TUNED: tuple[Tuned, ...] = tuple(it for file in _FILES for it in getattr(file, "
 
 def baselines_and_peers(operator: str) -> dict[str, Provider]:
     """Return the providers of an operator that are not this library, by name."""
-    tables = [getattr(file, table, {}) for table in ("BASELINES", "PEERS") for file in _FILES]
-    return {name: it for table in tables for name, it in table.items() if operator in it.operators}
+    files = [file for file in _FILES if OPERATORS[operator] in getattr(file, "OPERATORS", ())]
+    entries = [
+        entry for table in ("BASELINES", "PEERS") for file in files for entry in getattr(file, table, {}).items()
+    ]
+    return {name: it for name, it in entries if operator in (it.operators or OPERATORS)}
 
 
 def sweeps(gpu: bool) -> dict[str, Sweep]:

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lgf_kernels.core.registry import Call
+from lgf_kernels.core.registry import Call, recorded_calls
 
 PASSES = ("forward", "backward", "both")
 
@@ -121,14 +121,11 @@ class Case(ABC):
         """Return the options that differ between cases, as they are shown and recorded."""
         return {}
 
-    def facts(self) -> dict[str, object]:
-        """Return the facts that the public function adds to its call for the choice of a backend."""
-        return {}
-
     def registry_call(self) -> Call:
         """Return the call by which the registry chooses a backend, as the public function makes it."""
-        first = next(_flat(self.layout()))
-        return Call(self.operator, self.device, first.dtype, tuple(first.shape), tuple(self.facts().items()))
+        with recorded_calls() as calls:
+            self.call(backend="reference", **self.layout())
+        return calls[0]._replace(device=self.device)
 
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
         """Yield what the oracle's output is the sum of, in parts that fit in memory."""
@@ -175,17 +172,18 @@ class Provider(NamedTuple):
     """One way to compute operators.
 
     make                (case) -> the function of its tensors
-    unsupported_reason  (case) -> why it cannot run here, or None
     needs               (case) -> its memory in bytes, guessed
+    unsupported_reason  (case) -> why it cannot run here, or None
     compiles            for seconds to minutes, and anew for every shape
+    operators           those of its file that it computes; empty: all
     """
 
     about: str
-    operators: tuple[str, ...]
     make: Callable[[Case], Loss]
-    unsupported_reason: Callable[[Case], str | None] = lambda case: None
     needs: Callable[[Case], float] = lambda case: 0.0
+    unsupported_reason: Callable[[Case], str | None] = lambda case: None
     compiles: bool = False
+    operators: tuple[str, ...] = ()
 
 
 def on_backend(backend: str, case: Case) -> Loss:

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lgf_kernels as lgf
-from lgf_kernels.gram_flow.options import LgfOptions, loss_facts
 
 from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled, eager
 
-LATENT = (1, 13, 30, 45, 256)
+LATENT, TEMPERATURE = (1, 13, 30, 45, 256), 0.1
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,6 @@ class GramFlow(Case):
 
     def options(self) -> dict[str, object]:
         return {"window": self.window}
-
-    def facts(self) -> dict[str, object]:
-        return LgfOptions(self.window).facts()
 
     @property
     def map_bytes(self) -> float:
@@ -49,13 +45,7 @@ class GramFlow(Case):
     def _products(self, channels: int) -> int:
         """Return the FLOP of a product for every position inside a window."""
         B, T, H, W, _ = self.shape
-        return 2 * B * (T - 1) * _inside(H, self.window) * _inside(W, self.window) * channels
-
-
-def _inside(length: int, window: int) -> int:
-    """Return how many pairs (position, offset) on a line stay on it."""
-    r = min(window // 2, length - 1)
-    return length * (2 * r + 1) - r * (r + 1)
+        return 2 * B * (T - 1) * int(lgf.local_window_mask(H, W, self.window).sum()) * channels
 
 
 @dataclass(frozen=True)
@@ -98,9 +88,6 @@ class LgfKl(GramFlow):
     def flop(self) -> tuple[int, int]:
         forward, backward = super().flop()
         return forward + (0 if self.cached else self._products(sum(self.channels))), backward
-
-    def facts(self) -> dict[str, object]:
-        return loss_facts(LgfOptions(self.window), len(self.channels), self.cached, token_weight=None)
 
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
         """Yield the part of each pair of successive frames, of which a cache has one entry."""
@@ -206,7 +193,11 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1, eps=1e-6).to(features.dtype)
 
 
-def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, temperature: float = 0.1) -> Loss:
+def kl_divergence(log_p: Tensor, log_q: Tensor, outside: Tensor) -> Tensor:
+    return torch.where(outside, 0.0, log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, kl: Callable = kl_divergence) -> Loss:
     """Return the operator of a case by given logits of normalised features, and plain PyTorch for the rest."""
 
     def outside(features: Tensor) -> Tensor:
@@ -221,27 +212,24 @@ def from_logits(logits: Callable[[Tensor, int], Tensor], case: GramFlow, tempera
     def lgf_kl(student: Tensor, teachers: list[Tensor]) -> Tensor:
         out = outside(student)
         zT = sum(t.float() if case.cached else gram(t) for t in teachers) / len(teachers)
-        log_q = (gram(student) / temperature).masked_fill(out, -torch.inf).log_softmax(-1)
-        log_p = (zT / temperature).masked_fill(out, -torch.inf).log_softmax(-1)
-        return torch.where(out, 0.0, log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        return kl(*((z / TEMPERATURE).masked_fill(out, -torch.inf).log_softmax(-1) for z in (zT, gram(student))), out)
 
     return lgf_kl if isinstance(case, LgfKl) else local_gram_flow
 
 
-BOTH = tuple(case.operator for case in OPERATORS)
 #: The numbers of maps are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager-unfold": Provider(
-        "torch.nn.functional.unfold of every feature map", BOTH, partial(from_logits, unfolded_logits),
-        needs=lambda case: 2.5 * case.window**2 * case.map_bytes,
+        "torch.nn.functional.unfold of every feature map", partial(from_logits, unfolded_logits),
+        lambda case: 2.5 * case.window**2 * case.map_bytes,
     ),
     "eager": Provider(
-        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", BOTH, eager,
-        needs=lambda case: (case.window**2 + 7) * case.map_bytes,
+        "plain PyTorch: a loop over the offsets of the window (the library's oracle)", eager,
+        lambda case: (case.window**2 + 7) * case.map_bytes,
     ),
-    "compile": Provider("torch.compile of eager", BOTH, compiled, needs=lambda case: 8 * case.map_bytes, compiles=True),
+    "compile": Provider("torch.compile of eager", compiled, lambda case: 8 * case.map_bytes, compiles=True),
     "bmm": Provider(
-        "batched products of 8 x 8 queries with their halos, then a gather", BOTH, partial(from_logits, blocked_logits),
-        needs=lambda case: 12 * case.map_bytes,
+        "batched products of 8 x 8 queries with their halos, then a gather", partial(from_logits, blocked_logits),
+        lambda case: 12 * case.map_bytes,
     ),
 }  # fmt: skip

@@ -21,14 +21,15 @@ from torch import Tensor
 import lgf_kernels as lgf
 
 from .base import Loss, Provider
-from .gram_flow import BOTH, GramFlow, LgfKl, from_logits, unit
+from .gram_flow import OPERATORS as OPERATORS  # whose peers these are
+from .gram_flow import TEMPERATURE, GramFlow, LgfKl, from_logits, unit
 
 #: (query frames, key frames, values), all (pairs, H, W, C) and the first two without gradient -> A(v) (pairs, H, W, C),
 #: and the log-sum-exp of the logits / tau (pairs, H, W).
 Attention = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
-def kl_by_attention(attend: Attention, temperature: float = 0.1) -> Loss:
+def kl_by_attention(attend: Attention) -> Loss:
     """Return LGF-KL by a kernel of neighbourhood attention, with windows cut at the edge of the frame."""
 
     def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
@@ -36,11 +37,11 @@ def kl_by_attention(attend: Attention, temperature: float = 0.1) -> Loss:
         (s_queries, s_keys), (t_queries, t_keys) = ((x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)) for x in (s, t))
 
         def product(queries: Tensor, attended: Tensor) -> Tensor:
-            return (queries.float() * attended.float()).sum(-1) / temperature
+            return (queries.float() * attended.float()).sum(-1) / TEMPERATURE
 
-        mean_teacher, lse_teacher = attend(t_queries, t_keys, t_keys, temperature)
-        mean_student, _ = attend(t_queries, t_keys, s_keys, temperature)
-        own_mean, lse_student = attend(s_queries.detach(), s_keys.detach(), s_keys, temperature)
+        mean_teacher, lse_teacher = attend(t_queries, t_keys, t_keys, TEMPERATURE)
+        mean_student, _ = attend(t_queries, t_keys, s_keys, TEMPERATURE)
+        own_mean, lse_student = attend(s_queries.detach(), s_keys.detach(), s_keys, TEMPERATURE)
         lse_gradient = product(s_queries, own_mean)
         lse_student = lse_student.detach() + lse_gradient - lse_gradient.detach()
         kl = product(t_queries, mean_teacher) - product(s_queries, mean_student) - lse_teacher + lse_student
@@ -122,55 +123,48 @@ def correlation_logits(features: Tensor, window: int) -> Tensor:
     return volume.flatten(1, 2).permute(0, 2, 3, 1).unflatten(0, (B, T - 1))
 
 
-def liger(case: LgfKl, temperature: float = 0.1) -> Loss:
+def liger(case: LgfKl) -> Loss:
     """Return Liger's fused KL divergence of the eager loop's logits: the usual way to have one step of the loss fused."""
     from liger_kernel.ops.kl_div import LigerKLDivLossFunction
 
-    def logits(features: Tensor) -> Tensor:
-        return lgf.local_gram_flow(features, window=case.window, backend="reference")
+    def logits(features: Tensor, window: int) -> Tensor:
+        return lgf.local_gram_flow(features, window=window, similarity="dot", backend="reference")
 
-    def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
-        outside = ~lgf.local_window_mask(*student.shape[2:4], case.window, device=student.device)
-        zT = sum(t.float() if case.cached else logits(t) for t in teachers) / len(teachers)
-        log_q = (logits(student) / temperature).masked_fill(outside, -torch.inf).log_softmax(-1)
-        p = (zT / temperature).masked_fill(outside, -torch.inf).softmax(-1)
+    def kl(log_p: Tensor, log_q: Tensor, outside: Tensor) -> Tensor:
         log_q = log_q.masked_fill(outside, 0.0)  # P is 0 there, and 0 times infinity is no number
-        return LigerKLDivLossFunction.apply(log_q.flatten(0, -2), p.flatten(0, -2), "batchmean", False, 1e-30)
+        return LigerKLDivLossFunction.apply(log_q.flatten(0, -2), log_p.exp().flatten(0, -2), "batchmean", False, 1e-30)
 
-    return loss
+    return from_logits(logits, case, kl)
 
 
-def _unsupported(module: str, package: str, not_on_cpu: str | None, cached: bool = False) -> Callable:
-    """Return the reason of a package that may be missing, run on GPUs alone, or need the features of the teachers."""
+def _peer(
+    about: str, make: Callable, module: str, package: str, not_on_cpu: str = "", cached: bool = False, **more
+) -> Provider:
+    """Return a provider that may not be installed, may run on GPUs alone, and may need features of the teachers."""
 
     def unsupported_reason(case: GramFlow) -> str | None:
         if "cached" in case.options() and not cached:
             return "needs the teachers' features, not their logits"
         if not_on_cpu and case.device == "cpu":
             return not_on_cpu
-        if importlib.util.find_spec(module) is None:
-            return f"not installed: pip install {package}"
-        return None
+        return None if importlib.util.find_spec(module) else f"not installed: pip install {package}"
 
-    return unsupported_reason
+    return Provider(about, make, unsupported_reason=unsupported_reason, **more)
 
 
-_LOSS = (LgfKl.operator,)
+_LOSS = {"operators": (LgfKl.operator,)}
 PEERS = {
-    "flexattention": Provider(
-        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", _LOSS, flex_attention,
-        _unsupported("torch", "torch", "torch's FlexAttention has no backward on CPUs"),
-        compiles=True,
+    "flexattention": _peer(
+        "torch's FlexAttention, with the loss from its outputs and log-sum-exps", flex_attention, "torch", "torch",
+        "torch's FlexAttention has no backward on CPUs", compiles=True, **_LOSS,
     ),
-    "natten": Provider(
-        "NATTEN, likewise", _LOSS, natten, _unsupported("natten", "natten", "NATTEN has no backward on CPUs")
+    "natten": _peer("NATTEN, likewise", natten, "natten", "natten", "NATTEN has no backward on CPUs", **_LOSS),
+    "correlation": _peer(
+        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", partial(from_logits, correlation_logits),
+        "spatial_correlation_sampler", "spatial-correlation-sampler", cached=True,
     ),
-    "correlation": Provider(
-        "spatial-correlation-sampler's volumes, plain PyTorch for the rest", BOTH, partial(from_logits, correlation_logits),
-        _unsupported("spatial_correlation_sampler", "spatial-correlation-sampler", None, cached=True),
-    ),
-    "liger": Provider(
-        "Liger's KL divergence of the eager loop's logits", _LOSS, liger,
-        _unsupported("liger_kernel", "liger-kernel", "Liger's Triton kernels need a GPU", cached=True),
+    "liger": _peer(
+        "Liger's KL divergence of the eager loop's logits", liger, "liger_kernel", "liger-kernel",
+        "Liger's Triton kernels need a GPU", cached=True, **_LOSS,
     ),
 }  # fmt: skip

@@ -61,9 +61,6 @@ class PointCorrespondence(Case):
     def options(self) -> dict[str, object]:
         return {} if self.window is None else {"window": self.window}
 
-    def facts(self) -> dict[str, object]:
-        return {"window": self.window}
-
     def flop(self) -> tuple[int, int]:
         """Count one product in the forward, three in the backward, without the query's own frame."""
         B, N, T, H, W, C = self.shape
@@ -74,9 +71,8 @@ class PointCorrespondence(Case):
         """Yield the share of some points at a time."""
         N = self.shape[1]
         for n in range(0, N, CHUNK):
-            part = {name: x if name == "features" else x[:, n : n + CHUNK] for name, x in tensors.items()}
-            points = part["queries"].shape[1]
-            yield self.call(backend="reference", **part) * (points / N)
+            part = tensors | {name: tensors[name][:, n : n + CHUNK] for name in ("queries", "targets")}
+            yield self.call(backend="reference", **part) * (part["queries"].shape[1] / N)
 
 
 def _points(N: int, T: int, H: int, W: int, **options) -> PointCorrespondence:
@@ -163,15 +159,14 @@ def eager(case: PointCorrespondence, at_once: int | None = None) -> Loss:
     return loss
 
 
-_OWN = (PointCorrespondence.operator,)
 #: The numbers of maps are measured ones (the table's peak memory), rounded up.
 BASELINES = {
-    "eager": Provider("plain PyTorch: the cost maps of all points", _OWN, eager, needs=lambda case: 4 * case.map_bytes),
+    "eager": Provider("plain PyTorch: the cost maps of all points", eager, lambda case: 4 * case.map_bytes),
     "compile": Provider(
-        "torch.compile of eager", _OWN, partial(compiled, make=eager), needs=lambda case: 4 * case.map_bytes, compiles=True
+        "torch.compile of eager", partial(compiled, make=eager), lambda case: 4 * case.map_bytes, compiles=True
     ),
     "chunked": Provider(
-        f"eager, {CHUNK} points at a time, with checkpointing", _OWN, partial(eager, at_once=CHUNK),
-        needs=lambda case: 4 * case.map_bytes * min(1, CHUNK / case.shape[1]),
+        f"eager, {CHUNK} points at a time, with checkpointing", partial(eager, at_once=CHUNK),
+        lambda case: 4 * case.map_bytes * min(1, CHUNK / case.shape[1]),
     ),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Token relations: their cases, what one would run instead in plain PyTorch, and their sweep."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,10 @@ class TokenRelation(Case):
 
     teacher_channels: int | None = None  # those of the student
     form: str = "moalign"
-    margin: float = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "margin", lgf.TokenRelationLoss(self.form).margin)
+    @cached_property
+    def module(self) -> lgf.TokenRelationLoss:
+        return lgf.TokenRelationLoss(self.form)
 
     @property
     def channels(self) -> int:
@@ -57,22 +58,18 @@ class TokenRelation(Case):
         }
 
     def tensors(self) -> Tensors:
-        weight = lgf.TokenRelationLoss(self.form).pair_weight(self.shape[1], self.device)
-        return super().tensors() | {"pair_weight": weight}
+        return super().tensors() | {"pair_weight": self.module.pair_weight(self.shape[1], self.device)}
 
     def call(self, *, backend: str | None = None, **tensors) -> Tensor:
-        return lgf.token_relation_loss(**tensors, margin=self.margin, backend=backend)
+        return lgf.token_relation_loss(**tensors, margin=self.module.margin, backend=backend)
 
     def options(self) -> dict[str, object]:
         return {"form": self.form}
 
-    def facts(self) -> dict[str, object]:
-        return {"reduction": "mean"}
-
     def flop(self) -> tuple[int, int]:
         """Count half of both symmetric Grams, diagonal included, and coefficients by features, for pairs with a weight."""
         B, frames, N, C = self.shape
-        weighted = lgf.TokenRelationLoss(self.form).pair_weight(frames) != 0
+        weighted = self.module.pair_weight(frames) != 0
         pairs = int(weighted.sum()) * N * N
         upper = (pairs + int(weighted.diagonal().sum()) * N) // 2
         return 2 * B * upper * self.channels, 2 * B * pairs * C
@@ -121,7 +118,7 @@ def chunked(case: TokenRelation) -> Loss:
     def rows(z: Tensor, m: Tensor, c: Tensor, f: int) -> Tensor:
         N = z.shape[1] // len(c)
         one = slice(f * N, (f + 1) * N)
-        distance = torch.relu((z[:, one] @ z.mT - m[:, one] @ m.mT).abs() - case.margin)
+        distance = torch.relu((z[:, one] @ z.mT - m[:, one] @ m.mT).abs() - case.module.margin)
         return (c[f] * distance.unflatten(-1, (len(c), N)).mean((1, 3))).sum(-1)
 
     def loss(student: Tensor, teacher: Tensor, pair_weight: Tensor) -> Tensor:
@@ -132,13 +129,11 @@ def chunked(case: TokenRelation) -> Loss:
     return loss
 
 
-_OWN = (TokenRelation.operator,)
 #: The numbers of matrices are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider(
-        "plain PyTorch: the n x n matrices (the library's oracle)", _OWN, eager,
-        needs=lambda case: 4 * case.matrix_bytes,
+        "plain PyTorch: the n x n matrices (the library's oracle)", eager, lambda case: 4 * case.matrix_bytes
     ),
-    "compile": Provider("torch.compile of eager", _OWN, compiled, needs=lambda case: 3 * case.matrix_bytes, compiles=True),
-    "chunked": Provider("eager, a frame's rows at a time, with checkpointing", _OWN, chunked),
-}  # fmt: skip
+    "compile": Provider("torch.compile of eager", compiled, lambda case: 3 * case.matrix_bytes, compiles=True),
+    "chunked": Provider("eager, a frame's rows at a time, with checkpointing", chunked),
+}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import remove_leftovers, write_atomically
 from ..runtime.settings import must_be_made_with
 
@@ -67,12 +67,11 @@ class WindowCache:
             if settings is None:
                 raise TrainerError(f"{self.folder} holds no cache (no settings.json). Make one with lgf extract")
             write_atomically(path, json.dumps(settings, indent=1, sort_keys=True).encode())
-        try:
+        with (
+            explained(f"{path} cannot be read", OSError),
+            explained(f"{path} is damaged", ValueError, TypeError, way_out=f"Remove {self.folder} and extract again"),
+        ):
             self.settings = dict(json.loads(path.read_text()))
-        except OSError as error:
-            raise TrainerError(f"{path} cannot be read ({error.strerror})") from error
-        except (ValueError, TypeError) as error:
-            raise TrainerError(f"{path} is damaged ({error}). Remove {self.folder} and extract again") from error
         if settings is not None:
             way_out = "Use another folder, or the settings it was made with"
             must_be_made_with(json.loads(json.dumps(settings)), self.folder, self.settings, way_out)
@@ -82,6 +81,12 @@ class WindowCache:
     def keys(self) -> list[str]:
         """Return the windows that are there, in an order that does not depend on when they were written."""
         return sorted(path.stem for path in (self.folder / "windows").glob("*.safetensors"))
+
+    def filled(self) -> list[str]:
+        """Return the windows that are there, as `keys`; refuse a cache without any."""
+        if not (keys := self.keys()):
+            raise TrainerError(f"{self.folder} has no windows yet. Fill it with lgf extract")
+        return keys
 
     def __contains__(self, key: str) -> bool:
         return self.path(key).exists()
@@ -103,12 +108,13 @@ class WindowCache:
             TrainerError: there is no such window, or it is not what was written.
         """
         path = self.path(key)
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                metadata = file.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise TrainerError(f"{path} cannot be read ({error}). Remove it and run lgf extract again") from error
+        way_out = "Remove it and run lgf extract again"
+        with (
+            explained(f"{path} cannot be read", OSError, SafetensorError, way_out=way_out),
+            safe_open(path, "pt") as file,
+        ):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
         digest, _, text = metadata.get("window", "").partition(" ")
         if digest != _hash(tensors, text):
             raise TrainerError(f"{path} is damaged: its content is not what was written. Remove it, extract again")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import explained
 
 Frames = NDArray[np.uint8]  # (N, height, width, 3)
 
@@ -43,18 +43,13 @@ def decode_video(path: Path) -> Frames:
 
 
 def made_with(path: Path) -> dict[str, Any]:
-    """Return what `encode_video` was told.
-
-    Raises:
-        TrainerError: the file is not one of its.
-    """
-    try:
-        with av.open(str(path)) as container:
-            return json.loads(container.metadata["comment"])
-    except (av.error.FFmpegError, KeyError, ValueError) as error:
-        raise TrainerError(
-            f"{path} was not made by lgf sample, or is damaged. Remove it, or use another folder"
-        ) from error
+    """Return what `encode_video` was told; refuse a file that is none of its own."""
+    foreign, way_out = f"{path} was not made by lgf sample, or is damaged", "Remove it, or use another folder"
+    with (
+        explained(foreign, av.error.FFmpegError, KeyError, ValueError, way_out=way_out),
+        av.open(str(path)) as container,
+    ):
+        return json.loads(container.metadata["comment"])
 
 
 def frame_grid(rows: dict[str, Frames], columns: int) -> bytes:

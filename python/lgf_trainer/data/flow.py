@@ -1,4 +1,4 @@
-"""Optical flow between the frames of a window: estimated by RAFT, or read from a file beside the video.
+"""Optical flow: of a window from the file beside its video, on other grids, at points, and over several frames.
 
 Flow is (2, H, W), u to the right and v downwards, in pixels of its own grid: what is seen at x in one frame is at
 x + flow(x) in the other. Points are (N, 2), y and x, in pixels whose centres are whole numbers.
@@ -6,26 +6,19 @@ x + flow(x) in the other. Points are (N, 2), y and x, in pixels whose centres ar
 
 import hashlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from ..runtime.errors import TrainerError, in_short
-from ..runtime.hub import frozen
+from ..runtime.errors import in_short
 from .fit import Fit
 from .report import Skipped
 from .sources import Clip
-
-#: (frames, the frames after them), both (N, 3, H, W) in [-1, 1] -> flow (N, 2, H, W).
-FlowEstimator = Callable[[Tensor, Tensor], Tensor]
 
 
 class Source(NamedTuple):
@@ -36,89 +29,11 @@ class Source(NamedTuple):
     fit: Fit
 
 
-@dataclass(frozen=True)
-class FlowOptions:
-    """Where flow comes from."""
-
-    network: Literal["large", "small"] = "large"
-    """Of torchvision's RAFT."""
-    weights: str = "C_T_SKHT_V2"
-    """Of RAFT: a name of torchvision's (downloaded once from download.pytorch.org), or a .pth or .safetensors file."""
-    updates: int = 12
-    """Refinements of RAFT; torchvision's default."""
-    files: str = ""
-    """Read flow instead from files beside the videos, with this ending: .flow.npy or .flow.safetensors for dog.flow.npy
-    beside dog.mp4 (docs/trainer.md says what they hold)."""
-
-
-class Raft:
-    """RAFT of torchvision.
-
-    Args:
-        options: which network, weights and refinements.
-        device: where to compute, in float32.
-
-    Raises:
-        TrainerError: torchvision is not installed, or there are no such weights.
-    """
-
-    def __init__(self, options: FlowOptions, device: torch.device):
-        try:
-            from torchvision.models import optical_flow
-        except ImportError as error:
-            raise TrainerError(
-                'RAFT is torchvision\'s, which is not installed: pip install "lgf-kernels[flow]". '
-                "Or bring flow of your own: --teacher-options raft.files=.flow.npy"
-            ) from error
-        build = getattr(optical_flow, f"raft_{options.network}")
-        known = [weights.name for weights in getattr(optical_flow, f"Raft_{options.network.title()}_Weights")]
-        model = build()
-        try:
-            model.load_state_dict(_weights(options, known, optical_flow))
-        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-            raise TrainerError(
-                f"weights {options.weights} of RAFT cannot be loaded: {in_short(error)}. Give a file of the {options.network} "
-                f"network's weights, or one of {', '.join(known)} and a network to download them"
-            ) from error
-        self._model, self._device, self._updates = frozen(model, device), device, options.updates
-
-    @torch.no_grad()
-    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return flow (N, 2, H, W) from frames (N, 3, H, W) in [-1, 1] to others, one pair at a time.
-
-        Raises:
-            TrainerError: they are smaller than RAFT's 128 x 128, or do not divide by 8.
-        """
-        height, width = first.shape[-2:]
-        if min(height, width) < 128 or height % 8 or width % 8:
-            raise TrainerError(f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}")
-        flows = []
-        for pair in zip(first, second, strict=True):
-            one, other = (frame[None].to(self._device, torch.float32) for frame in pair)
-            flows.append(self._model(one, other, num_flow_updates=self._updates)[-1].cpu())
-        return torch.cat(flows)
-
-
-def _weights(options: FlowOptions, known: list[str], optical_flow) -> dict[str, Tensor]:
-    if options.weights in known:
-        weights = getattr(optical_flow, f"Raft_{options.network.title()}_Weights")[options.weights]
-        return weights.get_state_dict(progress=True, check_hash=True)
-    path = Path(options.weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-
-
 class NeighbourFlow(NamedTuple):
     """Flow between neighbouring frames of a window, (frames - 1, 2, H, W): to the next one, and back from it."""
 
     forward: Tensor
     backward: Tensor | None  # None: it was not asked for
-
-
-def estimate(video: Tensor, flow: FlowEstimator) -> NeighbourFlow:
-    """Return the flow between neighbouring frames of a video (frames, 3, H, W)."""
-    return NeighbourFlow(flow(video[:-1], video[1:]), flow(video[1:], video[:-1]))
 
 
 def read_flow(source: Source, frames: int, suffix: str, *, backward: bool) -> NeighbourFlow:
@@ -148,11 +63,7 @@ def read_flow(source: Source, frames: int, suffix: str, *, backward: bool) -> Ne
 
 
 def sidecar_hash(clip: Clip, suffix: str) -> str:
-    """Return the SHA-256 of a file beside a video.
-
-    Raises:
-        Skipped: there is none.
-    """
+    """Return the SHA-256 of a file beside a video; skip a video without one."""
     opener = clip.sidecar(suffix)
     if opener is None:
         raise Skipped(

@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 import torch
-from av import VideoFrame
+from av import VideoFrame, VideoStream
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
 from torch import Tensor
@@ -32,6 +32,9 @@ MATRICES = {
     1: Colorspace.ITU709, 2: Colorspace.ITU601, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601,
     7: Colorspace.SMPTE240M, 9: Colorspace.BT2020,
 }  # fmt: skip
+
+#: The numbers of FFmpeg's AVStereo3DType that put two views into one picture, or into every other picture.
+TWO_VIEWS = range(1, 8)
 
 TO_SDR = "Convert it to BT.709 first, for HDR with tone mapping (FFmpeg: zscale, tonemap)"
 
@@ -64,10 +67,19 @@ class Orientation(NamedTuple):
         return picture.flip([axis for axis, mirrored in enumerate(self[1:]) if mirrored])
 
 
+def stream_unsupported_reason(stream: VideoStream) -> str | None:
+    """Return why a stream cannot be used that loses a property in decoding, and the way out; None if it can."""
+    if stream.metadata.get("alpha_mode") == "1":  # of VP8 and VP9, whose decoders in FFmpeg leave transparency out
+        return "it has transparent parts. Put it on a background first"
+    return None
+
+
 def unsupported_reason(frame: VideoFrame) -> str | None:
     """Return why the pixels of a frame cannot be used as they are, and the way out; None if they can."""
     if Orientation.of(frame) is None:
         return "its display matrix is not one of turns by 90 degrees and mirrorings. Encode it as it is to be shown"
+    if SideData.STEREO3D in frame.side_data and bytes(frame.side_data[SideData.STEREO3D])[0] in TWO_VIEWS:
+        return "it holds two views, for stereo. Cut one of them out first (FFmpeg: -vf stereo3d)"
     if frame.interlaced_frame:
         return "it is interlaced. Deinterlace it first (FFmpeg: -vf bwdif)"
     if transfer := OTHER_TRANSFERS.get(frame.color_trc):

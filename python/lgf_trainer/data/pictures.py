@@ -1,12 +1,13 @@
 """Reading pictures: upright, in sRGB with 8 bits, or the first frame of a video."""
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from .fit import Fit
 from .video import Video, VideoError
 
@@ -19,13 +20,12 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         TrainerError: it cannot be read, or is transparent, or its numbers have no meaning as colours.
     """
-    try:
+    with (
+        explained(f"{path} cannot be read", OSError, way_out="Give a picture or a video"),
+        suppress(UnidentifiedImageError),
+    ):
         with Image.open(path) as image:
             return _rgb(ImageOps.exif_transpose(image), path)
-    except UnidentifiedImageError:
-        pass
-    except OSError as error:
-        raise TrainerError(f"{path} cannot be read ({error.strerror or error}). Give a picture or a video") from error
     try:
         video = Video(path, rate=1)
         ((_, frames),) = video.windows([0], 1, Fit.stretch(video.size, video.size))
@@ -35,11 +35,13 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
+        grey = image.mode in ("L", "LA")
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
             raise TrainerError(f"{path} has transparent parts. Put it on a background first")
-        image = image.convert("RGB")
+        image = image.convert("L" if grey else "RGB")
     if image.mode.startswith("I"):  # 16 bits of grey, which convert("RGB") would cut off at 255
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
@@ -49,10 +51,16 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         raise TrainerError(
             f"{path} is stored in Pillow's mode {image.mode}, which is no picture for a display. Save it as RGB"
         )
-    profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK"):
-        try:
-            return ImageCms.profileToProfile(image, io.BytesIO(profile), SRGB, outputMode="RGB")
-        except ImageCms.PyCMSError as error:
-            raise TrainerError(f"{path} has a colour profile that cannot be used ({error}). Save it as sRGB") from error
-    return image.convert("RGB")
+    if not profile:
+        return image.convert("RGB")
+    unusable = f"{path} has a colour profile that cannot be used"
+    with explained(unusable, ImageCms.PyCMSError, OSError, way_out="Save it as sRGB"):
+        return _in_srgb(image, profile)
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Return a picture as RGB by its own profile, which may be one of RGB for pictures in grey or with a palette."""
+    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if own.profile.xcolor_space.strip() not in ("GRAY", "CMYK"):
+        image = image.convert("RGB")
+    return ImageCms.profileToProfile(image, own, SRGB, outputMode="RGB")

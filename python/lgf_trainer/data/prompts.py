@@ -2,15 +2,15 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..runtime.errors import TrainerError
-from .sources import of_whole_characters
+from .sources import json_lines, of_whole_characters, read_text
 
 COLUMNS = ("prompt", "image", "name", "seed")
+EXAMPLE = '{"prompt": "a dog runs", "image": "dog.png"}'
 
 
 class Request(NamedTuple):
@@ -27,15 +27,8 @@ def read_list(path: Path, seed: int) -> list[Request]:
 
     Keys and columns are prompt, image (relative to the list's folder), name (default: the image's without suffix, or
     the number of the line) and seed (default: `seed`); only prompt must be there.
-
-    Raises:
-        TrainerError: what is wrong, and in which line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainerError(f"{path} cannot be read ({error}). Give a .jsonl or .tsv list of prompts") from error
-    requests = [_request(path, number, row, seed) for number, row in _rows(path, text)]
+    requests = [_request(path, number, row, seed) for number, row in _rows(path)]
     if not requests:
         raise TrainerError(f"{path} has no prompts")
     lines: dict[str, int] = {}
@@ -47,28 +40,21 @@ def read_list(path: Path, seed: int) -> list[Request]:
     return requests
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, key -> value) of every entry."""
-    lines = io.StringIO(text)  # unlike str.splitlines, this leaves a line separator inside a prompt alone
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of the line, key -> value) of every entry."""
     if path.suffix == ".tsv":
+        lines = io.StringIO(read_text(path))
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="field")
         for row in reader:
             yield reader.line_num, row
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    raise TrainerError(f"{path}, line {number}, is no JSON ({error})") from error
+        yield from json_lines(path, EXAMPLE)
     else:
         raise TrainerError(f"{path}: a list of prompts is a .jsonl or a .tsv file")
 
 
-def _request(path: Path, number: int, row: Any, seed: int) -> Request:
+def _request(path: Path, number: int, row: dict[str, Any], seed: int) -> Request:
     where = f"{path}, line {number}"
-    if not isinstance(row, dict):
-        raise TrainerError(f'{where}: expected an object such as {{"prompt": "a dog runs", "image": "dog.png"}}')
     if unknown := [key for key in row if key not in COLUMNS]:
         raise TrainerError(f"{where}: unknown {unknown[0]}. There are {', '.join(COLUMNS)}")
     row = {key: value for key, value in row.items() if value not in (None, "")}

@@ -33,6 +33,7 @@ class Report:
     written: list[str] = field(default_factory=list)  # keys of windows
     present: list[str] = field(default_factory=list)  # that were there already
     damaged: int = 0  # that were there but damaged, and were made again
+    outdated: int = 0  # that were there, of other frames than are chosen today, and were made again
     bytes: int = 0
     seconds: float = 0.0
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # what, reason, detail
@@ -45,12 +46,11 @@ class Report:
         """Return the report of several processes that ran at the same time."""
         total = cls()
         for report in reports:
-            total.videos += report.videos
-            total.damaged += report.damaged
-            total.bytes += report.bytes
-            total.seconds = max(total.seconds, report.seconds)
+            for name in ("videos", "damaged", "outdated", "bytes"):
+                setattr(total, name, getattr(total, name) + getattr(report, name))
             for name in ("written", "present", "skipped"):
                 setattr(total, name, sorted(getattr(total, name) + getattr(report, name)))
+            total.seconds = max(total.seconds, report.seconds)
         return total
 
     def save(self, path: Path) -> None:
@@ -59,6 +59,7 @@ class Report:
     def text(self) -> str:
         """Return a few lines for people."""
         again = f", {self.damaged} of them because what was there was damaged" if self.damaged else ""
+        again += f", {self.outdated} because an earlier version had chosen other frames" if self.outdated else ""
         lines = [
             f"{self.videos} videos: {len(self.written)} windows written{again}, {len(self.present)} were there already; "
             f"{self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s"

@@ -26,23 +26,48 @@ def mix(*numbers: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little")
 
 
-class EndlessOrder:
-    """Sample number -> key: every epoch all of them, in an order of its own that depends on the seed."""
+class WindowTensors(Dataset):
+    """Tensors of windows without end: every epoch all windows, in an order of its own that depends on the seed.
 
-    def __init__(self, keys: list[str], seed: int):
-        self.keys, self.seed = keys, seed
+    Args:
+        cache: of windows.
+        keys: of those to take.
+        targets: names of the tensors.
+        seed: of the order.
+    """
+
+    def __init__(self, cache: WindowCache, keys: list[str], targets: tuple[str, ...], seed: int):
+        self.cache, self.keys, self.targets, self.seed = cache, keys, targets, seed
         self._shuffled: tuple[int, list[int]] | None = None  # (epoch, order) of the last one that was asked for
 
-    def __getitem__(self, number: int) -> str:
+    def key(self, number: int) -> str:
+        """Return which window a sample is."""
         epoch, place = divmod(number, len(self.keys))
         if self._shuffled is None or self._shuffled[0] != epoch:
             rng = torch.Generator().manual_seed(mix(self.seed, "epoch", epoch))
             self._shuffled = epoch, torch.randperm(len(self.keys), generator=rng).tolist()
         return self.keys[self._shuffled[1][place]]
 
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors of a window in float32."""
+        return {name: tensor.float() for name, tensor in self.chosen(number, self.window(number)).items()}
 
-class TrainingSamples(Dataset):
-    """The endless sequence of samples of a run.
+    def window(self, number: int) -> dict[str, Tensor]:
+        """Return all tensors of the window that a sample is."""
+        return self.cache.read(self.key(number)).tensors
+
+    def chosen(self, number: int, window: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the targets of a window, which has them as all windows of its cache do, or is refused."""
+        try:
+            return {name: window[name] for name in self.targets}
+        except KeyError as error:
+            raise TrainerError(
+                f"{self.cache.path(self.key(number))} has no {error}. Remove it, extract again"
+            ) from error
+
+
+class TrainingSamples(WindowTensors):
+    """The endless sequence of samples of a video model.
 
     Args:
         cache: of windows.
@@ -64,18 +89,13 @@ class TrainingSamples(Dataset):
         caption_dropout: float = 0.0,
         no_caption: Tensor | None = None,
     ):
-        self.cache, self.generator, self.targets = cache, generator, targets
-        self.order = EndlessOrder(cache.keys(), seed)
-        self.seed, self.image_dropout = seed, image_dropout
+        super().__init__(cache, cache.keys(), targets, seed)
+        self.generator, self.image_dropout = generator, image_dropout
         self.caption_dropout, self.no_caption = caption_dropout, no_caption
-
-    def key(self, number: int) -> str:
-        """Return which window a sample is."""
-        return self.order[number]
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(mix(self.seed, "sample", number))
-        window = self.cache.read(self.key(number)).tensors
+        window = self.window(number)
         latents = self.generator.latents(window["latents"], rng)
         sample = {
             "latents": latents,
@@ -90,35 +110,7 @@ class TrainingSamples(Dataset):
             sample |= {name: torch.zeros_like(tensor) if without else tensor for name, tensor in image.items()}
         if without_caption < self.caption_dropout:
             sample["text"] = self.no_caption
-        return sample | chosen(self.cache, self.key(number), window, self.targets)
-
-
-class WindowTensors(Dataset):
-    """Tensors of windows, every epoch all of them in an order of its own.
-
-    Args:
-        cache: of windows.
-        keys: of those to take.
-        names: of the tensors; in float32.
-        seed: of the order.
-    """
-
-    def __init__(self, cache: WindowCache, keys: list[str], names: tuple[str, ...], seed: int):
-        self.cache, self.names = cache, names
-        self.order = EndlessOrder(keys, seed)
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        key = self.order[number]
-        tensors = chosen(self.cache, key, self.cache.read(key).tensors, self.names)
-        return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def chosen(cache: WindowCache, key: str, window: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return some tensors of a window, which has them as all windows of its cache do, or is refused."""
-    try:
-        return {name: window[name] for name in names}
-    except KeyError as error:
-        raise TrainerError(f"{cache.path(key)} has no {error}. Remove it, extract again") from error
+        return sample | self.chosen(number, window)
 
 
 class BatchNumbers:

@@ -21,12 +21,16 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 
 SUFFIXES = {
     ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mxf", ".wmv", ".asf",
-    ".flv", ".ogv", ".3gp", ".gif",
+    ".flv", ".ogv", ".3gp", ".gif", ".f4v", ".qt", ".3g2", ".divx", ".m1v", ".m2v", ".mpe", ".dv", ".rm", ".rmvb", ".nut", ".y4m",
+    ".ivf", ".h264", ".264", ".hevc", ".265",
 }  # fmt: skip
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")  # all but .tar are refused by name
+
+EXAMPLE = '{"video": "dog.mp4", "caption": "a dog runs"}'
 
 Opener = Callable[[], AbstractContextManager[BinaryIO]]
 Box = tuple[float, float, float, float]
@@ -61,18 +65,15 @@ def list_clips(sources: Sequence[Path]) -> list[Clip]:
     if not clips:
         raise TrainerError(
             f"there is no video in {', '.join(map(str, sources))}. Give folders with {', '.join(sorted(SUFFIXES))} or .tar "
-            'files, or a manifest .jsonl with lines like {"video": "dog.mp4", "caption": "a dog runs"}'
+            f"files, or a manifest .jsonl with lines like {EXAMPLE}"
         )
     return clips
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in a folder and those below, in order of their names.
+    """Return the files in a folder and those below, in order of their names, without hidden ones.
 
     Links to folders are followed, except back up; a link to nothing is listed, so that reading it says so.
-
-    Raises:
-        TrainerError: a folder cannot be read.
     """
 
     def below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -82,7 +83,7 @@ def files_below(folder: Path) -> list[Path]:
         for path in folder.iterdir():
             if path.is_dir():
                 yield from below(path, (*above, here))
-            elif path.is_file() or path.is_symlink():
+            elif not path.name.startswith(".") and (path.is_file() or path.is_symlink()):
                 yield path
 
     try:
@@ -93,18 +94,32 @@ def files_below(folder: Path) -> list[Path]:
         ) from error
 
 
+def json_lines(path: Path, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of the line, keys and values) of a file with JSON objects such as `example`, one a line."""
+    # Unlike str.splitlines, split("\n") leaves a line separator inside a text alone.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, _fields(line, f"{path}, line {number}", example)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, without the mark that some editors begin it with."""
+    with explained(f"{path} cannot be read", OSError, UnicodeDecodeError, way_out="Give a text file in UTF-8"):
+        return path.read_text("utf-8-sig")
+
+
 def _clips_of(source: Path) -> Iterator[Clip]:
     if source.is_dir():
-        files = [path for path in files_below(source) if not path.name.startswith(".")]
+        files = files_below(source)
         yield from _sidecars({path.as_posix(): partial(path.open, "rb") for path in files}, _on_disk)
         for path in files:
-            if path.suffix.lower() == ".tar":
+            if path.name.lower().endswith(ARCHIVES):
                 yield from _shard(path)
     elif not source.is_file():
         raise TrainerError(f"{source}: no such file or folder. Give videos, folders, .jsonl manifests or .tar shards")
     elif source.suffix.lower() in (".jsonl", ".json"):
         yield from _manifest(source)
-    elif source.suffix.lower() == ".tar":
+    elif source.name.lower().endswith(ARCHIVES):
         yield from _shard(source)
     elif source.suffix.lower() in SUFFIXES:
         beside = [source, *(source.with_suffix(suffix) for suffix in (".txt", ".json"))]
@@ -114,20 +129,10 @@ def _clips_of(source: Path) -> Iterator[Clip]:
 
 
 def _manifest(path: Path) -> Iterator[Clip]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainerError(f"{path} cannot be read ({error}). A manifest is a text file in UTF-8") from error
-    # Unlike str.splitlines, split("\n") leaves a line separator inside a caption alone.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, fields in json_lines(path, EXAMPLE):
         where = f"{path}, line {number}"
-        fields = _fields(line, where)
         if not isinstance(fields.get("video"), str):
-            raise TrainerError(
-                f'{where} names no video. A line is like {{"video": "dog.mp4", "caption": "a dog runs"}}'
-            )
+            raise TrainerError(f"{where} names no video. A line is like {EXAMPLE}")
         video = path.parent / fields["video"]
         yield _clip(
             str(video), partial(open, video, "rb"), fields, lambda name: partial(open, path.parent / name, "rb"), where
@@ -135,11 +140,9 @@ def _manifest(path: Path) -> Iterator[Clip]:
 
 
 def _shard(path: Path) -> Iterator[Clip]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = sorted((m for m in archive if m.isfile() or m.islnk() or m.issym()), key=lambda m: m.name)
-    except (tarfile.TarError, OSError) as error:
-        raise TrainerError(f"{path} is not an uncompressed .tar file ({error}). Unpack it, or leave it out") from error
+    wrong, way_out = f"{path} is not an uncompressed .tar file", "Unpack it, or leave it out"
+    with explained(wrong, tarfile.TarError, OSError, way_out=way_out), tarfile.open(path, "r:") as archive:
+        members = sorted((m for m in archive if m.isfile() or m.islnk() or m.issym()), key=lambda m: m.name)
     hidden = (m for m in members if not PurePosixPath(m.name).name.startswith("."))
     files = {f"{path.as_posix()}/{m.name}": partial(_open_member, path, m) for m in hidden}
     yield from _sidecars(files, files.get)
@@ -173,11 +176,8 @@ def _sidecars(files: dict[str, Opener], find: Callable[[str], Opener | None]) ->
 
 
 def _read(opener: Opener, name: str) -> str:
-    try:
-        with opener() as file:
-            return file.read().decode("utf-8-sig", errors="replace")
-    except OSError as error:
-        raise TrainerError(f"{name} cannot be read ({error.strerror}). Mend that, or move it away") from error
+    with explained(f"{name} cannot be read", OSError, way_out="Mend that, or move it away"), opener() as file:
+        return file.read().decode("utf-8-sig", errors="replace")
 
 
 def of_whole_characters(text: str) -> str:
@@ -185,13 +185,11 @@ def of_whole_characters(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode()
 
 
-def _fields(text: str, where: str) -> dict[str, Any]:
-    try:
+def _fields(text: str, where: str, example: str = '{"caption": "a dog runs"}') -> dict[str, Any]:
+    with explained(f"{where} is not JSON", json.JSONDecodeError):
         fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TrainerError(f"{where} is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise TrainerError(f'{where} is not a JSON object such as {{"caption": "a dog runs"}}')
+        raise TrainerError(f"{where} is not a JSON object such as {example}")
     return fields
 
 
@@ -232,11 +230,7 @@ def _box(value: Any, where: str) -> Box:
 
 
 def find_videos(folder: Path, at_least: int = 1) -> list[Path]:
-    """All videos in a folder and those below, in order of their names.
-
-    Raises:
-        TrainerError: there is no such folder, or it has fewer.
-    """
+    """Return the videos in a folder and those below, in order of their names; refuse a folder with fewer than `at_least`."""
     if not folder.is_dir():
         raise TrainerError(f"{folder}: no such folder. Give a folder of videos")
     videos = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]

@@ -86,18 +86,20 @@ def decoded(stream: av.VideoStream, numbered: bool = False) -> Iterator[av.Video
 
 
 class Timeline(NamedTuple):
-    """When each frame of a stream comes on screen, and when the last goes."""
+    """When each frame of a stream comes on screen, and when the last goes, in seconds."""
 
-    times: dict[int, Fraction]  # `pts` of the frame -> seconds after the first
+    times: dict[int, Fraction]  # `pts` of the frame -> time after the first
     end: Fraction
-    tick: Fraction  # timestamps are rounded to multiples of it
+    tick: Fraction  # the unit of timestamps
+    slack: Fraction  # by which times may be late, because the file rounds them
 
     def sampled(self, rate: Fraction) -> dict[int, list[int]]:
         """Return `pts` of a frame -> the frames at a fixed rate that it stands for."""
         keys, times = list(self.times), list(self.times.values())
         shown: dict[int, list[int]] = {}
-        for k in range(math.ceil((self.end - self.tick / 2) * rate)):
-            on_screen = bisect_right(times, k / rate + self.tick / 2) - 1
+        end = self.end - (self.tick if self.slack else 0)  # the sum of two numbers that are rounded
+        for k in range(math.ceil(end * rate)):
+            on_screen = bisect_right(times, k / rate + self.slack) - 1
             shown.setdefault(keys[on_screen], []).append(k)
         return shown
 
@@ -158,7 +160,10 @@ class Index(NamedTuple):
         for before, after in pairwise(moments):
             if after - before > self.longest_frame:
                 self._refuse(before)
-        return Timeline(times, moments[-1] + self._last() if moments else Fraction(0), self.tick)
+        end = moments[-1] + self._last() if moments else Fraction(0)
+        return Timeline(
+            times, end, self.tick, self._slack(moments, self.packets[0].dts if self.numbered else decoded[0])
+        )
 
     def _timed(self, first: int) -> dict[int, Fraction]:
         """Return the moments of the frames from `first` on, by their own timestamps."""
@@ -186,6 +191,13 @@ class Index(NamedTuple):
             f"has timestamps that start again or leap after {float(moment):.1f} seconds, as if files were joined. "
             "Split it there, or convert it again with FFmpeg, which joins the times"
         )
+
+    def _slack(self, moments: list[Fraction], first: int | None) -> Fraction:
+        """Return by how much moments may be late: by their own rounding, and by that of the first timestamp unless it is 0."""
+        gaps = {after - before for before, after in pairwise(moments) if after > before}
+        if not any(gap % min(gaps) for gap in gaps):  # as in .avi, whose unit is the frame: nothing is rounded
+            return Fraction(0)
+        return self.tick if first else self.tick / 2
 
     def _last(self) -> Fraction:
         """Return how long the last frame is shown."""

@@ -18,9 +18,9 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from .fit import Fit, Size
-from .frames import displayed_size, pixels, unsupported_reason
+from .frames import displayed_size, pixels, stream_unsupported_reason, unsupported_reason
 from .timeline import Index, TimelineError, decoded, moving_stream, opened
 
 
@@ -39,6 +39,7 @@ class Video:
     Attributes:
         frames: how many frames it has at that rate, by its timestamps.
         size: height and width in pixels as displayed: upright, and with square pixels.
+        own_rate: frames a second in the file, on average, as it says; None if it does not.
         cut_off: the end of the file is missing.
 
     Raises:
@@ -67,15 +68,24 @@ class Video:
             if first is None:
                 raise VideoError(f"{self.path} has no frame that can be decoded. Convert it to .mp4, or leave it out")
             self._aspect = float(stream.sample_aspect_ratio or 1)
-            if reason := unsupported_reason(first):
+            self.own_rate = float(stream.average_rate) if stream.average_rate else None
+            if reason := stream_unsupported_reason(stream) or unsupported_reason(first):
                 raise VideoError(f"{self.path} cannot be used: {reason}")
             self.size = displayed_size(first, self._aspect)
             shown = [first.pts, *(frame.pts for frame in frames)] if self._numbered else [first.pts]
         try:
-            self._shown = index.timeline(shown).sampled(Fraction(rate))
+            timeline = index.timeline(shown)
         except TimelineError as error:
             raise VideoError(f"{self.path} {error}") from error
+        self._shown = timeline.sampled(Fraction(rate))
         self.frames = sum(map(len, self._shown.values()))
+        # Earlier versions had FFmpeg make up what a file does not say, and took all times for rounded by half a tick.
+        before = {} if self._numbered else timeline._replace(slack=timeline.tick / 2).sampled(Fraction(rate))
+        self._reread = {k for key, indices in self._shown.items() for k in set(indices) - set(before.get(key, ()))}
+
+    def reread(self, start: int, length: int) -> bool:
+        """Return whether earlier versions may have shown other frames in a window."""
+        return not self._reread.isdisjoint(range(start, start + length))
 
     def windows(self, starts: Sequence[int], length: int, fit: Fit) -> Iterator[tuple[int, Tensor]]:
         """Windows of `length` frames from ascending `starts`: (start, (length, 3, height, width) of uint8).
@@ -133,13 +143,10 @@ class Video:
     @contextmanager
     def _container(self) -> Iterator[InputContainer]:
         """The opened file, and FFmpeg's errors in our words."""
-        try:
+        what, kinds = f"{self.path} is not a video that FFmpeg can decode", (av.error.FFmpegError, OSError)
+        with explained(what, *kinds, way_out="Convert it to .mp4", error=VideoError):
             with self._open() as file, opened(file) as container:
                 yield container
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{self.path} is not a video that FFmpeg can decode ({error.strerror}). Convert it to .mp4"
-            ) from error
 
 
 def read_video(
@@ -169,14 +176,16 @@ def read_window(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor
     Args:
         settings: of the cache.
         about: what the window says of itself. Its video must be a file, and where `lgf extract` read it.
-
-    Raises:
-        VideoError: it is not, or cannot be read.
     """
     video = Video(about["video"], settings["fps"])
     fit = Fit.cover(video.size, (settings["height"], settings["width"]))
     ((_, frames),) = video.windows([about["start"]], settings["frames"], fit)
     return to_signed(frames)
+
+
+def frames_if_there(settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor | None:
+    """The same, or None if the video is no longer a file where `lgf extract` read it."""
+    return read_window(settings, about) if Path(about["video"]).is_file() else None
 
 
 def to_signed(pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn.functional import avg_pool2d, normalize, pad, unfold
 
 from lgf_kernels import local_gram_flow, local_window_mask
 
+READABLE = 0.3  # certainty: below it a displacement is that of a plain surface's edge, and is neither drawn nor counted
 TOKEN = 8  # pixels along one side of a token of `patch_descriptors`
 
 
@@ -40,15 +41,15 @@ def strongest_motion(logits: Tensor, window: int = 7) -> Tensor:
     return window_offsets(window).to(logits.device)[best]
 
 
-def certainty(logits: Tensor, window: int = 7, temperature: float = 0.1) -> float:
-    """Return 1 - entropy / its maximum, the mean over the windows' distributions: 0 if all positions are alike, 1 if one is sure.
+def certainty(logits: Tensor, window: int = 7, temperature: float = 0.1) -> Tensor:
+    """Return 1 - entropy / its maximum of each token's distribution (..., H, W): 0 if all positions are alike, 1 if one is sure.
 
     Where it is near 0 there is no motion to be read: the mean displacement of a flat distribution points from the border of
-    the frame inwards.
+    the frame, or of a plain surface, inwards.
     """
     inside = local_window_mask(*logits.shape[-3:-1], window, device=logits.device).sum(-1)
     entropy = torch.special.entr(window_distribution(logits, window, temperature)).sum(-1)
-    return (1 - entropy / inside.log()).mean().item()
+    return 1 - entropy / inside.log()
 
 
 def motion_of(features: Tensor, backend: str | None = None) -> Tensor:

@@ -10,9 +10,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.cache import WindowCache
-from ..data.video import read_window
-from ..runtime.errors import TrainerError
+from ..data.cache import WindowCache, must_hold
+from ..data.video import frames_if_there
 from .pictures import faded, png
 
 TAIL = 8  # frames of a track that are drawn behind its point
@@ -35,14 +34,10 @@ def of_cache(folder: Path, count: int) -> Iterator[WindowTracks]:
         TrainerError: no cache, an empty one, one without tracks, or a damaged one.
     """
     cache = WindowCache(folder)
-    if not cache.keys():
-        raise TrainerError(f"{folder} holds no windows. Run lgf extract")
-    for key in cache.keys()[:count]:
+    for key in cache.filled()[:count]:
         tensors, about = cache.read(key)
-        if "tracks" not in tensors:
-            raise TrainerError(f"{folder} holds no tracks. Make it with lgf extract --teachers tracks")
-        frames = read_window(cache.settings, about) if Path(about["video"]).is_file() else None
-        size = cache.settings["height"], cache.settings["width"]
+        must_hold(tensors, "tracks", folder, "lgf eval tracks", "Extract with lgf extract --teachers tracks")
+        size, frames = (cache.settings["height"], cache.settings["width"]), frames_if_there(cache.settings, about)
         yield WindowTracks(key, tensors["tracks"], tensors["tracks_visible"].bool(), frames, size)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.sources import files_below
-from ..runtime.errors import TrainerError
+from ..runtime.errors import TrainerError, explained
 from ..runtime.text import format_table
 
 #: VBench's name of a dimension -> the scores that it maps to 0 and 1 (its own table for image-to-video).
@@ -76,11 +76,7 @@ def read_results(path: Path) -> dict[str, float]:
 
 
 def score_row(name: str, scores: Mapping[str, float]) -> dict[str, float | str | None]:
-    """Return one line of the table, in percent; None where VBench was not asked for what it takes.
-
-    Raises:
-        TrainerError: a dimension of the Motion Score is missing.
-    """
+    """Return one line of the table, in percent; None where VBench was not asked for what it takes."""
     if missing := [dimension for dimension in STRUCTURE if dimension not in scores]:
         raise TrainerError(f"{name} lacks {', '.join(missing)}: run VBench-I2V for the Motion Score's dimensions too")
     whole = all(dimension in scores for dimension in FIDELITY)
@@ -120,16 +116,12 @@ def _cell(value: float | str | None) -> str:
 
 
 def _read_file(file: Path) -> dict[str, float]:
-    try:
-        content = json.loads(file.read_text())
-        scores = {dimension: float(result[0]) for dimension, result in content.items()}
-    except OSError as error:
-        raise TrainerError(f"{file} cannot be read ({error.strerror}). Give a result file of VBench-I2V") from error
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise TrainerError(
-            f"{file} is no result file of VBench: expected JSON such as "
-            '{"motion_smoothness": [0.98, [...]]}. Give a *_eval_results.json'
-        ) from error
+    with explained(f"{file} cannot be read", OSError, way_out="Give a result file of VBench-I2V"):
+        text = file.read_text(errors="replace")
+    way_out = 'It is JSON such as {"motion_smoothness": [0.98, [...]]}. Give a *_eval_results.json'
+    kinds = ValueError, TypeError, AttributeError, LookupError
+    with explained(f"{file} is no result file of VBench", *kinds, way_out=way_out):
+        scores = {dimension: float(result[0]) for dimension, result in json.loads(text).items()}
     known = {dimension: score for dimension, score in scores.items() if dimension in NORMALISATION}
     for dimension, score in known.items():
         if not 0 <= score <= 1:

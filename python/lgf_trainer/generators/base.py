@@ -6,36 +6,24 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..runtime import recipe
-from ..runtime.errors import TrainerError, in_short
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import file_hash, write_tensors
 from ..runtime.hub import frozen, pretrained
 from ..runtime.registry import ByName
+from ..step import Batch
 from ..tap import video_tokens
 from .lora import LORA, add_lora, lora_shapes, read_lora, write_lora
 
 Tensors = dict[str, Tensor]
+Inputs = Batch  # what `Generator.inputs` returns, without the tensors that an objective reads
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name, below transformer/
-
-
-class Inputs(NamedTuple):
-    """Input of the transformer in a training step, and its target.
-
-    Attributes:
-        hidden: noisy latents, and whatever else goes on the transformer's channels; float32.
-        target: of the prediction; float32.
-        conditions: the transformer's other inputs, the noise level among them.
-    """
-
-    hidden: Tensor
-    target: Tensor
-    conditions: dict[str, Any]
 
 
 class Generator(ByName, ABC, kind="generators"):
@@ -99,7 +87,7 @@ class Generator(ByName, ABC, kind="generators"):
                 )
         elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
             raise TrainerError(f"{path}: no such folder. Give a pipeline's folder, or a name on the hub (owner/name)")
-        try:
+        with explained(f"{path} cannot be read", OSError, KeyError, ValueError):
             index = diffusers("DiffusionPipeline").load_config(path, revision=revision)
             families = Generator.all().values()
             found = next((family for family in families if index["_class_name"] in family.pipelines), None)
@@ -109,19 +97,11 @@ class Generator(ByName, ABC, kind="generators"):
             parts = {"transformer": found.transformer, "vae": index["vae"][1]}
             configs = [_config(diffusers(kind), path, part, revision) for part, kind in parts.items()]
             return found(path, revision, index, *configs)
-        except (OSError, KeyError, ValueError) as error:
-            if isinstance(error, TrainerError):
-                raise
-            raise TrainerError(f"{path} cannot be read ({in_short(error)})") from error
 
     # --- tokens -----------------------------------------------------------------------------------------------
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the tokens of a video over time, height and width, from its pixels.
-
-        Raises:
-            TrainerError: the video cannot be cut into tokens.
-        """
+        """Return the tokens of a video over time, height and width, from its pixels; refuse one that is no whole number."""
         if frames < 1 + self.temporal or (frames - 1) % self.temporal:
             fits = 1 + self.temporal * max(1, (frames - 1) // self.temporal)
             raise TrainerError(
@@ -224,11 +204,7 @@ class Generator(ByName, ABC, kind="generators"):
     # --- training ---------------------------------------------------------------------------------------------
 
     def check_window(self, shapes: dict[str, torch.Size], cache: Path) -> None:
-        """Refuse windows that the transformer cannot be trained on, before its weights are loaded.
-
-        Raises:
-            TrainerError: what the windows have, what the model needs, and the way out.
-        """
+        """Refuse windows that the transformer cannot be trained on, before its weights are loaded."""
         for what, have, need, way_out in self.needs(shapes):
             if have != need:
                 raise TrainerError(f"the windows of {cache} have {what} {have}, and the model needs {need}: {way_out}")
@@ -266,10 +242,9 @@ class Generator(ByName, ABC, kind="generators"):
     # --- sampling ---------------------------------------------------------------------------------------------
 
     def sampled_size(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """Return (frames, height, width) of a video to generate; None is the model's own. diffusers would round some quietly.
+        """Return (frames, height, width) of a video to generate; None is the model's own.
 
-        Raises:
-            TrainerError: the model does not make such videos.
+        Sizes that the model does not make are refused: diffusers would round some quietly.
         """
         own, asked = (self.frames, self.height, self.width), (frames, height, width)
         frames, height, width = (o if a is None else a for a, o in zip(asked, own, strict=True))

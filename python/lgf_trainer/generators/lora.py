@@ -4,6 +4,7 @@ peft is imported where it is used: it takes seconds.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..runtime import recipe
-from ..runtime.errors import TrainerError, in_short
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import write_tensors
 
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' own name
@@ -29,10 +30,8 @@ def add_lora(transformer: nn.Module, model: recipe.Model) -> None:
 
     targets = model.targets[0] if recipe.is_pattern(model.targets) else list(model.targets)
     lora = LoraConfig(r=model.rank, lora_alpha=model.alpha, lora_dropout=model.dropout, target_modules=targets)
-    try:
+    with explained("model.targets fit no layer of this model", ValueError):
         transformer.add_adapter(lora)
-    except ValueError as error:
-        raise TrainerError(f"model.targets: {in_short(error)}") from error
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -56,11 +55,7 @@ def write_lora(path: Path, transformer: nn.Module, weights: dict[str, Tensor]) -
 
 
 def read_lora(path: Path, transformer: nn.Module) -> None:
-    """Put what `write_lora` wrote into a transformer with such a LoRA.
-
-    Raises:
-        TrainerError: it has other layers.
-    """
+    """Put what `write_lora` wrote into a transformer with such a LoRA; refuse other layers."""
     from peft import set_peft_model_state_dict
 
     lora = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
@@ -85,14 +80,14 @@ def find_lora(path: Path) -> Path:
     file = path / LORA if path.is_dir() else path
     if not file.is_file():
         raise TrainerError(f"{file}: no such file. Give the LoRA that lgf train wrote, or its folder")
-    try:
-        with safe_open(file, "pt") as content:
-            metadata = content.metadata() or {}
+    with (
+        explained(f"{file} is no safetensors file, or a damaged one", SafetensorError),
+        safe_open(file, "pt") as content,
+    ):
+        metadata = content.metadata() or {}
+    known = False
+    with suppress(ValueError):
         known = "transformer.lora_alpha" in json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except SafetensorError as error:
-        raise TrainerError(f"{file} is no safetensors file, or a damaged one ({error})") from error
-    except ValueError:
-        known = False
     if not known:
         raise TrainerError(
             f"{file} does not say its alpha, and would be scaled wrongly. Save it with its metadata: "
@@ -113,12 +108,9 @@ def load_lora(pipeline: Any, file: Path, weight: float = 1.0) -> None:
         TrainerError: it was made for another model. diffusers would load the part that fits.
     """
     _must_fit(file, pipeline.transformer)
-    try:
+    kinds = RuntimeError, ValueError, TypeError, KeyError
+    with explained(f"{file} does not load: its metadata and its weights disagree", *kinds):
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise TrainerError(
-            f"{file} does not load: its metadata and its weights disagree ({in_short(error)})"
-        ) from error
     pipeline.set_adapters(ADAPTER, weight)
 
 

@@ -1,24 +1,25 @@
 """Base of the alignment terms: targets for the projected features."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from ..data.cache import must_hold
-from ..projector import Projector, RelationHead
+from ..projector import FACTOR, Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
-from ..runtime.settings import NoOptions, from_settings, is_group
+from ..runtime.settings import from_settings, is_group
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, torch.Size]
 
 
-class Objective(ByName, kind="objectives"):
+class Objective(ByName, ABC, kind="objectives"):
     """An alignment term: a function of what the projector puts out and of tensors of the window.
 
     A kind is a subclass in a file of its own, with a `name` that `alignment.loss` may have, and a dataclass `Options` that
@@ -34,12 +35,16 @@ class Objective(ByName, kind="objectives"):
         weights: of those, one each.
     """
 
-    Options: ClassVar[type] = NoOptions
-
     def __init__(self, alignment: recipe.Alignment, settings: dict[str, Any], options: Any):
         self.alignment, self.settings, self.options = alignment, settings, options
         self.concat = alignment.combine == "concat"
         self.tensors, self.weights = self.read_tensors()
+        reads_features = any(name.startswith("features_") for name in self.tensors)
+        if not reads_features and alignment.features != recipe.Alignment.features:
+            raise ValueError(
+                f"features names {', '.join(alignment.features)}, and this loss reads {', '.join(self.tensors)} of the cache. "
+                "Leave features out, or choose a loss that reads them, such as relation or lgf with lgf.fusion features"
+            )
 
     def read_tensors(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """Return the names of the tensors of a window that it reads, and their weights."""
@@ -60,14 +65,13 @@ class Objective(ByName, kind="objectives"):
         if options.form != "sam2videox":
             layers = "conv" if options.form == "moalign" else "mlp"
             return RelationHead(in_channels, widths, layers, options.reduction)
-        return Projector(in_channels, options.hidden, widths, self.frames(shapes), options.groups)
+        return Projector(
+            in_channels, options.hidden, widths, self.frames(shapes), options.groups,
+            interpolation=options.interpolation, last=options.last, stem=options.stem,
+        )  # fmt: skip
 
     def check(self, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
-        """Refuse windows that it cannot be computed on.
-
-        Raises:
-            TrainerError: what is missing or does not fit, and the way out.
-        """
+        """Refuse windows that it cannot be computed on."""
         for name in self.tensors:
             way_out = "Extract again with it (lgf extract --help), or choose another alignment"
             must_hold(shapes, name, cache, "this recipe's alignment", way_out)
@@ -93,12 +97,14 @@ class Objective(ByName, kind="objectives"):
             )
 
     def check_head(self, options: recipe.Projector, shapes: Shapes, grid: tuple[int, int, int], cache: str) -> None:
-        """Refuse a head whose output is not on the grid of what it is compared with.
-
-        Raises:
-            TrainerError: both grids, and the way out.
-        """
+        """Refuse a head whose output is not on the grid of what it is compared with."""
         if options.form == "sam2videox":
+            made, needed = FACTOR * (grid[0] - 1) + 1, self.frames(shapes)
+            if options.interpolation == "factor" and needed not in (grid[0], made):
+                raise TrainerError(
+                    f"projector.interpolation factor makes {made} frames of {grid[0]}, and {self.tensors[0]} of {cache} has "
+                    f"{needed}: extract with all frames or with --time latent, or set projector.interpolation to frames"
+                )
             return
         frames, rows, columns = 2 * (grid[0] - 1), grid[1] // options.reduction, grid[2] // options.reduction
         for name in self.tensors:
@@ -119,8 +125,9 @@ class Objective(ByName, kind="objectives"):
             return [(torch.cat([normalize(tensor.float(), dim=-1) for tensor in features], dim=-1), 1.0)]
         return list(zip(features, self.weights, strict=True))
 
+    @abstractmethod
     def __call__(self, projected: Any, targets: Tensors) -> Tensor:
-        raise NotImplementedError
+        """Return the loss, a scalar, of what the projector puts out."""
 
 
 def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Objective | None:
@@ -153,7 +160,7 @@ def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[s
     return tuple(name for name, _ in kept), tuple(weight for _, weight in kept)
 
 
-def to_grid(features: Tensor, teacher: Tensor) -> Tensor:
+def on_grid_of(features: Tensor, teacher: Tensor) -> Tensor:
     """Average features (B, T, H, W, C) over the cells of the teacher's rows and columns (our reading)."""
     size = teacher.shape[2:4]
     if features.shape[2:4] == size:

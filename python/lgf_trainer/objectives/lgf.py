@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lgf_kernels import LocalGramFlowKLLoss, lgf_kl_loss, lgf_kl_loss_from_logits
 
 from ..runtime import recipe
-from .base import Objective, to_grid, weighted
+from .base import Objective, on_grid_of, weighted
 
 
 class LocalGramFlow(Objective):
@@ -50,7 +50,7 @@ class LocalGramFlow(Objective):
         direction = self.options.direction
         if self.options.fusion == "features":
             teacher = sum(weight * tensor.float() for tensor, weight in self.teachers(targets))
-            return lgf_kl_loss(to_grid(projected, teacher), teacher, direction=direction, **self.lgf)
+            return lgf_kl_loss(on_grid_of(projected, teacher), teacher, direction=direction, **self.lgf)
         options = {"direction": direction, "logits_direction": "forward", **self.lgf}
         logits = [targets[name] for name in self.tensors]
         if self.options.fusion == "logits":

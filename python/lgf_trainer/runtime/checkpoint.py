@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from lgf_kernels.core.files import whole_file
+
 from ..optimiser import GroupedAdamW, MovingAverage
 from .distributed import like, whole
-from .errors import TrainerError, in_short, is_disk_full
-from .files import file_hash, whole_file, write_tensors
+from .errors import TrainerError, explained, in_short
+from .files import file_hash, write_tensors
 
 OPTIMISER, FACTS = "optimizer.safetensors", "checkpoint.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -146,12 +149,11 @@ class Checkpoints:
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "the disk is full" if is_disk_full(error) else in_short(error)
             raise TrainerError(
-                f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}. "
+                f"the checkpoint of step {step} cannot be written to {self.folder}: {in_short(error)}. "
                 "Mend that and run again: it goes on from the checkpoint before"
             ) from error
-        for old in self._places()[: -self.keep]:
+        for old in checkpoint_folders(self.folder)[: -self.keep]:
             self._remove(old)
         return place
 
@@ -163,15 +165,12 @@ class Checkpoints:
         """
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for place in reversed(self._places()):
+        for place in reversed(checkpoint_folders(self.folder)):
             if found := read_checkpoint(place):
                 return found
             print(f"{place} is damaged; going back to the checkpoint before it")
             self._remove(place)
         return None
-
-    def _places(self) -> list[Path]:
-        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
     def _remove(self, place: Path) -> None:
         """Out of sight in one move, then away: a checkpoint is whole or not there."""
@@ -179,22 +178,21 @@ class Checkpoints:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def read_checkpoint(place: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder, verified; None if it is damaged.
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints, oldest first."""
+    return sorted(folder.glob("step-" + 8 * "[0-9]"))
 
-    Raises:
-        TrainerError: it cannot be read.
-    """
-    try:
+
+def read_checkpoint(place: Path) -> Checkpoint | None:
+    """Return the checkpoint in a folder, verified; None if it is damaged, an error if it cannot be read."""
+    way_out = "Mend that, or move it away to go on from the one before"
+    with (
+        explained(f"{place} cannot be read", OSError, way_out=way_out),
+        suppress(FileNotFoundError, ValueError, KeyError, TypeError),
+    ):
         facts = json.loads((place / FACTS).read_text())
         if all(file_hash(place / name) == sha for name, sha in facts["sha256"].items()):
             return Checkpoint(place, facts["step"], facts)
-    except (FileNotFoundError, ValueError, KeyError):
-        pass
-    except OSError as error:
-        raise TrainerError(
-            f"{place} cannot be read ({error.strerror}). Mend that, or move it away to go on from the one before"
-        ) from error
     return None
 
 
@@ -210,7 +208,7 @@ def starting_weights(run: Path, files: dict[str, Shapes]) -> Path:
         TrainerError: there is none, or something in it has another name or shape.
     """
     first = next(iter(files))
-    places = [run, *sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True)]
+    places = [run, *reversed(checkpoint_folders(run / "checkpoints"))]
     folder = next((place for place in places if (place / first).is_file()), None)
     if folder is None:
         raise TrainerError(

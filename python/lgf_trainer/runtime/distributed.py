@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import TrainerError, in_short
+from .errors import TrainerError, explained
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -42,11 +42,6 @@ def parallelise(model: nn.Module, blocks: Iterable[nn.Module], *, processes: int
             gradient_as_bucket_view=True,
         )
     return model
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module that `parallelise` was given."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
@@ -88,27 +83,16 @@ def this_process() -> "PartialState":
 
 
 def choose_device(name: str, default: torch.device | None = None) -> torch.device:
-    """Return the device called `name`. "auto": `default`, or else the first GPU, or else the CPU.
-
-    Raises:
-        TrainerError: there is no such device here.
-    """
+    """Return the device called `name`. "auto": `default`, or else the first GPU, or else the CPU."""
     if name == "auto":
         return default or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    kinds, way_out = (RuntimeError, AssertionError, NotImplementedError), "Leave it out to take what there is"
+    with explained(f"--device {name} cannot be used here", *kinds, way_out=way_out):
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TrainerError(
-            f"--device {name} cannot be used here ({in_short(error)}). Leave it out to take what there is"
-        ) from error
 
 
 def must_fit(weights: int, device: torch.device, shards: int) -> None:
-    """Refuse to train all weights of a model where not even they fit.
-
-    Raises:
-        TrainerError: with what is needed, what is there, and the way out.
-    """
+    """Refuse to train all weights of a model where not even they fit."""
     needed = TRAINED * weights / shards
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else host

@@ -1,23 +1,20 @@
-"""Atomic files, their hashes, and the lock of a folder."""
+"""Atomic files with the trainer's errors, their hashes, and the lock of a folder."""
 
 import functools
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
-from .errors import TrainerError, is_disk_full
+from lgf_kernels.core.files import UNFINISHED, whole_file, write_whole
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files that are being written
+from .errors import TrainerError, explained, is_disk_full
+
 ABANDONED = 3600.0  # seconds: no file takes so long to be written
 
 #: safetensors' names of types.
@@ -35,31 +32,14 @@ def claim(folder: Path) -> AcquireReturnProxy:
     Raises:
         TrainerError: another process has the folder, or it cannot be written to.
     """
-    try:
+    with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be"):
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise TrainerError(
-            f"another run is writing to {folder}. Wait until it has ended, or name another folder"
-        ) from error
-    except OSError as error:
-        raise TrainerError(f"{folder} cannot be written to ({error.strerror}). Name a folder that can be") from error
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to, which is there under its name when all of it is on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # no other process, on any node, has this name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        try:
+            return FileLock(folder / ".lock").acquire(timeout=0)
+        except Timeout as error:
+            raise TrainerError(
+                f"another run is writing to {folder}. Wait until it has ended, or name another folder"
+            ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -69,8 +49,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         TrainerError: the disk is full, or the folder may not be written to.
     """
     try:
-        with whole_file(path) as file:
-            file.write(content)
+        write_whole(path, content)
     except OSError as error:
         if is_disk_full(error):
             raise TrainerError(f"{path}: the disk is full. Make room and run again: what is there is kept") from error
@@ -110,7 +89,7 @@ def remove_leftovers(folder: Path, age: float = ABANDONED) -> None:
     not all shared file systems have locks. So a file is taken for left behind when it has not grown for an hour, by the clock
     of the file system: this node's may differ. `age` is 0 where a lock says that nobody writes.
     """
-    leftovers = [path for path in folder.glob(".*") if TEMPORARY.fullmatch(path.name)]
+    leftovers = [path for path in folder.glob(".*") if UNFINISHED.fullmatch(path.name)]
     if not leftovers:
         return
     probe = folder / f".clock.{uuid4().hex}"
@@ -125,14 +104,12 @@ def remove_leftovers(folder: Path, age: float = ABANDONED) -> None:
 
 
 def must_be_writable(folder: Path) -> None:
-    """Find out before hours of work whether their result can be kept.
-
-    Raises:
-        TrainerError: the disk is full, or the folder may not be written to.
-    """
+    """Find out before hours of work whether their result can be kept."""
     probe = folder / f".probe-{uuid4().hex}"
-    write_atomically(probe, b"a")
-    probe.unlink()
+    with explained(f"{folder} cannot be written to", OSError, way_out="Name a folder that can be, or make room"):
+        with whole_file(probe) as file:
+            file.write(b"a")
+        probe.unlink()
 
 
 @functools.lru_cache(maxsize=1024)

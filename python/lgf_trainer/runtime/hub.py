@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .errors import TrainerError, in_short
+from .errors import TrainerError, explained
 
 Model = TypeVar("Model")
 
@@ -24,15 +24,11 @@ def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **option
     """
     from transformers import AutoConfig
 
-    try:
+    place = "/".join([name, options["subfolder"]] if "subfolder" in options else [name])
+    way_out = "Give a folder, or a name on the Hugging Face hub and a network"
+    with explained(f"{kind.__name__} cannot be loaded from {place}", OSError, ValueError, way_out=way_out):
         if not types or (found := AutoConfig.from_pretrained(name).model_type) in types:
             return _with_words(kind.from_pretrained(name, **options))
-    except (OSError, ValueError) as error:
-        place = "/".join([name, options["subfolder"]] if "subfolder" in options else [name])
-        raise TrainerError(
-            f"{kind.__name__} cannot be loaded from {place}: {in_short(error)}. "
-            "Give a folder, or a name on the Hugging Face hub and a network"
-        ) from error
     raise TrainerError(f"{name} holds a model of type {found}, and one of type {' or '.join(types)} is needed")
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,8 @@ import torch
 from torch import Tensor
 
 from ..step import Losses, Watch
-from .errors import TrainerError
+from .errors import TrainerError, explained
 from .files import write_atomically
-
-_WHAT_TO_TRY = (
-    "Train into a new --run.output with lower rates (--optimisers.lora.rate, --optimisers.projector.rate) or a warm-up of "
-    "the alignment (--alignment.schedule 0 0 500 1), or in float32 (--model.dtype float32 --training.precision no)"
-)
 
 
 class Stopwatch(Watch):
@@ -69,6 +65,7 @@ class Metrics:
     Args:
         path: of a file with one JSON object for each step, or None to write none (on all processes but the first).
         names: of the two losses.
+        way_out: what to try when a loss is no longer a number.
         done: steps that an earlier run has made; what it wrote about later ones is dropped, they come again.
         mean: the mean of a tensor over all processes.
         log: (values, step) -> None, to the tracker.
@@ -78,14 +75,15 @@ class Metrics:
         self,
         path: Path | None,
         *,
-        names: tuple[str, str] = ("diffusion", "alignment"),
+        names: tuple[str, str],
+        way_out: str,
         done: int,
         device: torch.device,
         mean: Callable[[Tensor], Tensor],
         log: Callable[[dict[str, float], int], None],
     ):
         self.path, self.done, self.mean, self.log = path, done, mean, log
-        self.names = (*names, "gradient")
+        self.names, self.way_out = (*names, "gradient"), way_out
         self.watch = Stopwatch(device)
         self._pending: list[tuple[Losses, dict[str, float]]] = []
         if path:
@@ -107,7 +105,7 @@ class Metrics:
         for row, (_, facts), (seconds, share) in zip(values, self._pending, self.watch.read(), strict=True):
             self.done += 1
             losses = dict(zip(self.names, row, strict=True))
-            _must_be_finite(self.done, losses)
+            self._must_be_finite(losses)
             rows.append({**losses, **facts, "seconds": seconds, "share": share})
             self.log(rows[-1], self.done)
             if self.path:
@@ -116,21 +114,20 @@ class Metrics:
         self._pending = []
         return rows[-1]
 
+    def _must_be_finite(self, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                what = name if name == "gradient" else f"{name} loss"
+                raise TrainerError(f"step {self.done}: the {what} is {value}. {self.way_out}")
+
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
     """Return the lines of a file of metrics up to a step, without what a killed run has left half-written."""
     kept = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        try:
+    with explained(f"{path} cannot be read", OSError, way_out="Move it away"):
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:
-            pass
     return kept
-
-
-def _must_be_finite(step: int, losses: dict[str, float]) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            what = name if name == "gradient" else f"{name} loss"
-            raise TrainerError(f"step {step}: the {what} is {value}. {_WHAT_TO_TRY}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from .errors import TrainerError
+from .errors import TrainerError, explained
 from .settings import flatten, from_settings, merge, parse_yaml, read_yaml, to_settings
 
 NAME = re.compile(r"[\w.]+")  # of a module
@@ -28,6 +28,15 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _odd(value: int) -> int:
+    if value < 1 or value > 15 or value % 2 == 0:
+        raise ValueError(f"must be odd and at most 15, got {value}")
+    return value
+
+
+Side = Annotated[int, AfterValidator(_odd)]  # of the window of Local Gram Flow
 
 
 def _word(value: Any) -> Any:
@@ -138,7 +147,7 @@ class Alignment:
     """0-based index of the aligned block. The paper's "25th block" (our reading: counted from 1)."""
     k: Share = 0.5
     """Weight of the forward teacher; the backward one has 1 - k (our reading). At 1 the backward one is not read."""
-    features: tuple[str, ...] = ("sam2_forward", "sam2_backward")
+    features: Annotated[tuple[str, ...], Field(min_length=1)] = ("sam2_forward", "sam2_backward")
     """Which features of the cache the losses on features use: one name, two weighted by k and 1 - k, or more."""
     weights: tuple[Amount, ...] = ()
     """Of those features, instead of k: one number each."""
@@ -163,11 +172,18 @@ class Projector:
     """Rows and columns of tokens for one that the forms moalign and videorepa put out."""
     hidden: Count = 768
     """Channels of the temporal part (sam2videox)."""
-    widths: tuple[Count, ...] = (512, 256, 256)
+    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 256, 256)
     """Output channels of the layers: for moalign 256 64, for videorepa 2048 2048 768. Losses that compare channel by
     channel replace the last by the teacher's number of channels."""
     groups: Count = 32
     """Groups of every GroupNorm (sam2videox)."""
+    interpolation: Literal["frames", "factor"] = "frames"
+    """Over time (sam2videox): frames, to as many as the teacher has. factor: by 4 as the paper says, without the first 3."""
+    last: Literal["bare", "normalised"] = "bare"
+    """Of the last layer (sam2videox): bare, as cosines compare it. normalised: with GroupNorm and SiLU as the paper says."""
+    stem: Literal["ours", "none"] = "ours"
+    """Where the channels become `hidden` (sam2videox), which the paper leaves open: ours, a layer of its own. none: the
+    convolution over time does it."""
 
 
 @dataclass(frozen=True)
@@ -265,25 +281,17 @@ class Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse values that no run could have, that do not go together, or that would train nothing.
-
-    Raises:
-        TrainerError: it names the keys.
-    """
+    """Refuse values that no run could have, that do not go together, or that would train nothing."""
     build(to_settings(recipe))
     alignment, head = recipe.alignment, recipe.projector
     if is_pattern(recipe.model.targets):
-        try:
+        with explained("model.targets is no regular expression", re.error):
             re.compile(recipe.model.targets[0])
-        except re.error as error:
-            raise TrainerError(f"model.targets is no regular expression: {error}") from error
     elif wrong := [name for name in recipe.model.targets if not NAME.fullmatch(name)]:
         raise TrainerError(
             f"model.targets must be ends of names or one regular expression alone, got {wrong[0]!r} among others"
         )
     names, weights = len(alignment.features), len(alignment.weights)
-    if not names:
-        raise TrainerError("alignment.features must be one name at least, got 0")
     if weights and weights != names:
         raise TrainerError(f"alignment.weights must have a number for each of {names} features, got {weights}")
     if names > 2 and not weights and alignment.combine == "sum":
@@ -291,13 +299,10 @@ def check(recipe: Recipe) -> None:
             f"alignment.k weighs one or two names, got {names} alignment.features. Set alignment.weights to {names} "
             "numbers, or alignment.combine to concat"
         )
-    for width in (head.hidden, *head.widths[:-1]) if head.form == "sam2videox" else ():
+    normed = (head.hidden, *(head.widths if head.last == "normalised" else head.widths[:-1]))
+    for width in normed if head.form == "sam2videox" else ():
         if width % head.groups:
             raise TrainerError(f"projector.groups is {head.groups}, which does not divide a width of {width}")
-    if not head.widths:
-        raise TrainerError("projector.widths must have one width at least")
-    if recipe.training.precision == "no" and recipe.model.dtype != "float32" and recipe.model.train == "lora":
-        raise TrainerError(f"model.dtype {recipe.model.dtype} needs training.precision bf16; without it, set float32")
     steps = [step for step, _ in alignment.schedule]
     if steps != sorted(steps):
         raise TrainerError("alignment.schedule must have its points in the order of their steps")

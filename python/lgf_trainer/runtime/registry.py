@@ -5,7 +5,8 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import ClassVar, Self
 
-from .errors import TrainerError
+from .errors import TrainerError, explained
+from .settings import NoOptions
 
 
 class ByName:
@@ -18,10 +19,12 @@ class ByName:
     Attributes:
         kind: the folder, such as "generators".
         name: what a recipe or a command calls the class.
+        Options: dataclass of what the class may be told, which is checked against its fields.
     """
 
     kind: ClassVar[str]
     name: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
     known: ClassVar[dict[str, type]]
 
     def __init_subclass__(cls, kind: str | None = None, **options) -> None:
@@ -38,16 +41,13 @@ class ByName:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
         for entry in entry_points(group=package.__name__):
-            entry.load()
+            with explained(f"{entry.value}, a module of {entry.dist.name}, cannot be imported", Exception):
+                entry.load()
         return cls.known
 
     @classmethod
     def find(cls, name: str) -> type[Self]:
-        """Return the class with a name.
-
-        Raises:
-            TrainerError: there is none; it names those that are there.
-        """
+        """Return the class with a name; the error for another name lists those that there are."""
         known = cls.all()
         if name not in known:
             raise TrainerError(f"there is no {cls.kind[:-1]} {name!r}. There are: {', '.join(sorted(known))}")

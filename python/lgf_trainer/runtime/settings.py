@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import TrainerError
+from .errors import TrainerError, explained
 
 #: pydantic's type of an error -> what the value must be.
 _WORDS = {
@@ -21,7 +21,7 @@ _WORDS = {
     "finite_number": "a finite number", "float_type": "a number",
     "int_type": "a whole number", "int_from_float": "a whole number",
     "bool_type": "true or false", "string_type": "text", "path_type": "a path", "tuple_type": "a list",
-    "too_long": "a shorter list", "too_short": "a longer list", "missing": "a longer list",
+    "too_long": "a list of {max_length} at most", "too_short": "a list of {min_length} at least", "missing": "a longer list",
     "literal_error": "one of {expected}", "dataclass_type": "keys and values",
 }  # fmt: skip
 
@@ -46,23 +46,15 @@ _Loader.add_constructor("!number", _number)
 
 
 def read_yaml(path: Any) -> dict[str, Any]:
-    """Return the keys and values of a file.
-
-    Raises:
-        TrainerError: it is not YAML, or holds something else.
-    """
-    try:
+    """Return the keys and values of a file."""
+    with explained(f"{path} is no YAML", UnicodeDecodeError):
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise TrainerError(f"{path} is no YAML: {error}") from error
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Return the keys and values of a text; `source` is its name in messages."""
-    try:
+    with explained(f"{source} is no YAML", yaml.YAMLError):
         settings = yaml.load(text, _Loader) or {}
-    except yaml.YAMLError as error:
-        raise TrainerError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise TrainerError(f"{source} must hold keys and values, such as `training: {{steps: 3000}}`")
     return settings
@@ -115,11 +107,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def must_be_made_with(wanted: dict[str, Any], path: Path, found: dict[str, Any], way_out: str) -> None:
-    """Refuse what was made with other settings than those of this run.
-
-    Raises:
-        TrainerError: the first setting that differs, and the way out.
-    """
+    """Refuse what was made with other settings than those of this run; the first that differs is named."""
     for name in sorted(wanted.keys() | found.keys()):
         if name in wanted and name in found and wanted[name] == found[name]:
             continue

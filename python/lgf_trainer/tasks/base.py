@@ -17,7 +17,7 @@ from ..runtime.errors import TrainerError
 from ..runtime.files import write_tensors
 from ..runtime.recipe import Optimiser, Recipe
 from ..runtime.registry import ByName
-from ..runtime.settings import NoOptions, from_settings
+from ..runtime.settings import from_settings
 from ..step import Watch
 
 WEIGHTS = "weights.safetensors"
@@ -41,11 +41,12 @@ class Task(ByName, ABC, kind="tasks"):
     Attributes:
         shapes: of the tensors of the first window; those of all others are the same.
         losses_named: names of the two losses in metrics.jsonl.
+        steadier: what to try, besides lower rates, when a loss is no longer a number.
         model: what `make_model` returned, in its wrapper for several processes; set by `begin`.
     """
 
-    Options: ClassVar[type] = NoOptions
     losses_named: ClassVar[tuple[str, str]] = ("loss", "measured")
+    steadier: ClassVar[str] = "in float32 (--training.precision no)"
     model: nn.Module
 
     def __init__(self, recipe: Recipe, cache: WindowCache, accelerator: Accelerator, options: Any):

@@ -12,10 +12,10 @@ from ..generators.base import Encoders, Generator
 from ..objectives.base import make_objective
 from ..runtime.checkpoint import Hashes
 from ..runtime.distributed import must_fit
-from ..runtime.errors import TrainerError, in_short
+from ..runtime.errors import TrainerError, explained
 from ..runtime.files import write_atomically, write_tensors
 from ..runtime.recipe import Alignment, Recipe
-from ..step import AlignedDiffusion, Batch
+from ..step import AlignedDiffusion
 from ..tap import AlignedTransformer
 from .base import Task
 
@@ -27,6 +27,10 @@ class Diffusion(Task):
 
     name = "diffusion"
     losses_named = ("diffusion", "alignment")
+    steadier = (
+        "a warm-up of the alignment (--alignment.schedule 0 0 500 1), or in float32 (--model.dtype float32 "
+        "--training.precision no)"
+    )
 
     def __init__(self, recipe, cache, accelerator, options):
         super().__init__(recipe, cache, accelerator, options)
@@ -43,6 +47,8 @@ class Diffusion(Task):
         if recipe.model.train == "full":
             weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
             must_fit(weights, accelerator.device, shards=accelerator.num_processes if recipe.run.shard else 1)
+        else:
+            self.generator.trained_shapes(recipe.model)  # refuses targets that are no layers, before weights are loaded
 
     def make_projector(self) -> nn.Module | None:
         """Return the head that the objective needs."""
@@ -59,12 +65,12 @@ class Diffusion(Task):
         return self.generator.blocks(model.transformer)
 
     def groups(self, model):
-        groups = AlignedDiffusion(model, self.objective, self.recipe.model.train).groups()
+        groups = model.trained(self.recipe.model.train)
         return {name: (parameters, getattr(self.recipe.optimisers, name)) for name, parameters in groups.items()}
 
     def begin(self, model, watch):
         super().begin(model, watch)
-        self.step = AlignedDiffusion(model, self.objective, self.recipe.model.train, self.accelerator.autocast, watch)
+        self.step = AlignedDiffusion(model, self.objective, self.accelerator.autocast, watch)
 
     # --- data and losses --------------------------------------------------------------------------------------
 
@@ -91,9 +97,8 @@ class Diffusion(Task):
     def batch(self, sample):
         model = self.recipe.model
         inputs = self.generator.inputs(sample, getattr(torch, model.dtype if model.train == "lora" else "float32"))
-        return Batch(
-            *inputs, {name: sample[name] for name in self.objective.tensors} if self.objective is not None else {}
-        )
+        read = () if self.objective is None else self.objective.tensors
+        return inputs._replace(targets={name: sample[name] for name in read})
 
     def losses(self, batch, trained):
         return self.step.losses(batch, trained)
@@ -126,6 +131,9 @@ class Diffusion(Task):
 
 def make_generator(recipe: Recipe) -> Generator:
     """Return the model of a recipe; nothing but configurations is read."""
+    dtype, precision = recipe.model.dtype, recipe.training.precision
+    if precision == "no" and dtype != "float32" and recipe.model.train == "lora":
+        raise TrainerError(f"model.dtype {dtype} needs training.precision bf16; without it, set float32")
     generator = Generator.read(recipe.model.path, recipe.model.revision)
     if recipe.model.shift is not None:
         if generator.shift is None:
@@ -159,14 +167,9 @@ def save_weights(folder: Path, generator: Generator, model: AlignedTransformer, 
 
 
 def load_weights(folder: Path, generator: Generator, model: AlignedTransformer) -> None:
-    """Put what `save_weights` wrote into a model that is not yet parallelised.
-
-    Raises:
-        TrainerError: it belongs to another model.
-    """
-    try:
+    """Put what `save_weights` wrote into a model that is not yet parallelised; refuse weights of another model."""
+    # Of other sizes, or of a run that trained something else.
+    with explained(f"{folder} holds weights of another model", FileNotFoundError, RuntimeError):
         generator.load(folder, model.transformer)
         if model.projector is not None and (projector := folder / PROJECTOR).exists():
             model.projector.load_state_dict(load_file(projector))
-    except (FileNotFoundError, RuntimeError) as error:  # other sizes, or a run that trained something else
-        raise TrainerError(f"{folder} holds weights of another model: {in_short(error)}") from error

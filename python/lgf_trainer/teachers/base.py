@@ -38,7 +38,6 @@ class Teacher(ByName, ABC, kind="teachers"):
         device: where to compute, with frozen weights in float32.
     """
 
-    Options: ClassVar[type]
     needs_subject: ClassVar[bool] = False
 
     @classmethod

@@ -5,26 +5,88 @@ which unit are our reading: from the first frame of one tubelet to that of the n
 RAFT's minimum), in its pixels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..data.flow import FlowOptions, Raft, Source, chained, read_flow, resized
+from ..data.flow import Source, chained, read_flow, resized
+from ..runtime.errors import TrainerError, explained
+from ..runtime.hub import frozen
+from ..runtime.recipe import Count
 from .base import Teacher
 
 
 @dataclass(frozen=True)
-class Options(FlowOptions):
-    """Of optical flow."""
+class FlowOptions:
+    """Where flow comes from."""
 
-    size: tuple[int, int] = (128, 192)
-    """Height and width at which flow is estimated and stored, in whose pixels it is."""
-    pairs: Literal["first", "boundary"] = "first"
-    """Frames that stand for the tubelets of two frames 1, 2 | 3, 4 | ...: the first of each (1 -> 3), or those at the
-    boundary (2 -> 3), which leaves out half of the motion."""
+    network: Literal["large", "small"] = "large"
+    """Of torchvision's RAFT."""
+    weights: str = "C_T_SKHT_V2"
+    """Of RAFT: a name of torchvision's (downloaded once from download.pytorch.org), or a .pth or .safetensors file."""
+    updates: Count = 12
+    """Refinements of RAFT; torchvision's default."""
+    files: str = ""
+    """Read flow instead from files beside the videos, with this ending: .flow.npy or .flow.safetensors for dog.flow.npy
+    beside dog.mp4 (docs/trainer.md says what they hold)."""
+
+
+class Raft:
+    """RAFT of torchvision.
+
+    Args:
+        options: which network, weights and refinements.
+        device: where to compute, in float32.
+
+    Raises:
+        TrainerError: torchvision is not installed, or there are no such weights.
+    """
+
+    def __init__(self, options: FlowOptions, device: torch.device):
+        try:
+            from torchvision.models import optical_flow
+        except ImportError as error:
+            raise TrainerError(
+                'RAFT is torchvision\'s, which is not installed: pip install "lgf-kernels[flow]". '
+                "Or bring flow of your own: --teacher-options raft.files=.flow.npy"
+            ) from error
+        model = getattr(optical_flow, f"raft_{options.network}")()
+        named = getattr(optical_flow, f"Raft_{options.network.title()}_Weights").__members__
+        way_out = (
+            f"Give a file of the {options.network} network's weights, or one of {', '.join(named)} and a network to "
+            "download them"
+        )
+        # torch.load raises different types for what is no file of weights.
+        with explained(f"weights {options.weights} of RAFT cannot be loaded", Exception, way_out=way_out):
+            model.load_state_dict(_weights(options.weights, named))
+        self._model, self._device, self._updates = frozen(model, device), device, options.updates
+
+    @torch.no_grad()
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return flow (N, 2, H, W) from frames (N, 3, H, W) in [-1, 1] to others, one pair at a time."""
+        height, width = first.shape[-2:]
+        if min(height, width) < 128 or height % 8 or width % 8:
+            raise TrainerError(f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}")
+        flows = []
+        for pair in zip(first, second, strict=True):
+            one, other = (frame[None].to(self._device, torch.float32) for frame in pair)
+            flows.append(self._model(one, other, num_flow_updates=self._updates)[-1].cpu())
+        return torch.cat(flows)
+
+
+def _weights(name: str, named: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return torchvision's weights of a name, or those of a file."""
+    if name in named:
+        return named[name].get_state_dict(progress=True, check_hash=True)
+    if Path(name).suffix == ".safetensors":
+        return load_file(name)
+    return torch.load(name, map_location="cpu", weights_only=True)
 
 
 class FlowTeacher(Teacher):
@@ -37,6 +99,17 @@ class FlowTeacher(Teacher):
     @classmethod
     def sidecars(cls, options):
         return (options.files,) if options.files else ()
+
+
+@dataclass(frozen=True)
+class Options(FlowOptions):
+    """Of optical flow."""
+
+    size: tuple[Count, Count] = (128, 192)
+    """Height and width at which flow is estimated and stored, in whose pixels it is."""
+    pairs: Literal["first", "boundary"] = "first"
+    """Frames that stand for the tubelets of two frames 1, 2 | 3, 4 | ...: the first of each (1 -> 3), or those at the
+    boundary (2 -> 3), which leaves out half of the motion."""
 
 
 class Flow(FlowTeacher):

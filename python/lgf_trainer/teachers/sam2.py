@@ -18,8 +18,9 @@ from torch.nn.functional import interpolate
 
 from lgf_kernels import local_gram_flow
 
-from ..runtime.errors import TrainerError, in_short
+from ..runtime.errors import TrainerError, explained
 from ..runtime.hub import frozen, pretrained
+from ..runtime.recipe import Side
 from .base import LostSubject, Teacher, normalised, to_grid
 
 BOX_CORNERS = (2, 3)  # SAM2's labels of the two points that stand for a box
@@ -31,7 +32,7 @@ class Options:
 
     implementation: Literal["transformers", "sam2"] = "transformers"
     model: str = "facebook/sam2.1-hiera-large"
-    window: int = 7
+    window: Side = 7
     similarity: Literal["cosine", "dot"] = "cosine"
     boundary: Literal["exclude", "zero"] = "exclude"
     save_features: bool = False
@@ -245,10 +246,9 @@ class PackageSam2(Tracker):
                 'pip install "lgf-kernels[sam2]", or use --teacher transformers'
             ) from error
         config, _, checkpoint = model.partition(":")
-        try:
+        # hydra, torch.load and the hub raise different types for a wrong name.
+        with explained(f"SAM2 cannot be loaded from {model}", Exception):
             built = build_sam2(config, checkpoint, device) if checkpoint else build_sam2_hf(model, device=device)
-        except Exception as error:  # hydra, torch.load and the hub raise different types for a wrong name
-            raise TrainerError(f"SAM2 cannot be loaded from {model}: {in_short(error)}") from error
         self.model = frozen(built.float(), device)
         self.size = self.model.image_size
 

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.flow import FlowOptions, NeighbourFlow, estimate, read_flow, sampled
-from .raft import FlowTeacher
+from ..data.flow import NeighbourFlow, read_flow, sampled
+from ..runtime.recipe import Count, Positive
+from .raft import FlowOptions, FlowTeacher
 
 
 @dataclass(frozen=True)
 class Options(FlowOptions):
     """Of tracks."""
 
-    updates: int = 24
+    updates: Count = 24
     """Refinements of RAFT; DINO-Tracker's."""
-    points: int = 1024
+    points: Count = 1024
     """Tracks in a window."""
-    threshold: float = 1.0
+    threshold: Positive = 1.0
     """Pixels by which the way there and back may miss its beginning."""
 
 
@@ -37,7 +38,7 @@ class Tracks(FlowTeacher):
         if self.raft is None:
             flow = read_flow(student.source, len(video), self.options.files, backward=True)
         else:
-            flow = estimate(video, self.raft)
+            flow = NeighbourFlow(self.raft(video[:-1], video[1:]), self.raft(video[1:], video[:-1]))
         tracks, visible = tracks_from_flow(flow, self.options.points, self.options.threshold)
         return {"tracks": tracks, "tracks_visible": visible.to(torch.uint8)}
 

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from ..runtime.errors import TrainerError
 from ..runtime.hub import frozen, pretrained
+from ..runtime.recipe import Count
 from .base import DEVIATION, MEAN, Teacher
 
 
@@ -23,7 +24,7 @@ class Options:
     model: str = "MCG-NJU/videomae-base"
     """A VideoMAE of transformers: a folder, or a name on the Hugging Face hub (downloaded once). VideoMAE-v2's own files are
     other ones, and its models on the hub run code of theirs, which is not run here: convert them."""
-    reduction: int = 3
+    reduction: Count = 3
     """Rows and columns of the student's tokens for one of VideoMAE's (VideoREPA: 30 x 45 and 10 x 15)."""
 
 

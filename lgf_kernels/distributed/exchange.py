@@ -1,0 +1,167 @@
+"""Exchange of parts of a tensor between the processes that hold it, with a gradient.
+
+What is sent to whom follows from bounds that every process knows, so there is no handshake. Gradients travel the same ways
+back and are added in the order of the processes, in the accumulation type: two runs are equal to the bit.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..core.numerics import accumulate_dtype
+
+Range = tuple[int, int]
+
+
+def ranks_of(function: str, group) -> tuple[int, int]:
+    """Return this process's rank in the group, and the number of ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            f"{function}: there is no process group. Start the program with torchrun and call "
+            "torch.distributed.init_process_group() first."
+        )
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(
+            f"{function}: this process does not belong to `group`. Call it in the processes of the group alone."
+        )
+    return rank, dist.get_world_size(group)
+
+
+def halo_exchange(
+    tensor: Tensor, dim: int, have: Sequence[Range], need: Sequence[Range], group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Extend a part of a tensor by what other processes hold of it.
+
+    Args:
+        tensor: this process's part of a whole that is cut along `dim`: places `have[rank]`.
+        dim: the dimension that is cut.
+        have: for each process of the group, the range [lo, hi) of places it holds; the same list everywhere.
+        need: for each process, the range that it gets; inside of what all together hold. It may be wider than neighbours
+            have, or empty.
+        group: of processes; the default group if None. All of its processes must make the call, and its backward.
+
+    Returns:
+        The places `need[rank]`. Its gradient goes back to the processes that hold them, added in the order of ranks.
+
+    Raises:
+        ValueError: ranges do not fit each other or the tensor.
+        RuntimeError: there is no process group, or a process of it is gone.
+
+    Example (two processes hold two rows each, and both want all four)::
+
+        whole = halo_exchange(rows, 0, have=[(0, 2), (2, 4)], need=[(0, 4), (0, 4)])
+    """
+    here = "halo_exchange"
+    rank, ranks = ranks_of(here, group)
+    have, need = [tuple(each) for each in have], [tuple(each) for each in need]
+    if not len(have) == len(need) == ranks:
+        raise ValueError(
+            f"{here}: `have` and `need` must have a range for each of the group's {ranks} processes, got {len(have)} and "
+            f"{len(need)}."
+        )
+    lo, hi = have[rank]
+    if tensor.shape[dim] != hi - lo:
+        raise ValueError(
+            f"{here}: `tensor` has {tensor.shape[dim]} places in dimension {dim}, and have[{rank}] = {have[rank]} says {hi - lo}."
+        )
+    held = sorted(each for each in have if each[0] < each[1])
+    if any(one[1] > other[0] for one, other in itertools.pairwise(held)):
+        raise ValueError(f"{here}: the ranges of `have` must not overlap, got {have}.")
+    for number, (lo, hi) in enumerate(need):
+        if sum(max(0, min(hi, b) - max(lo, a)) for a, b in have) != max(hi - lo, 0):
+            raise ValueError(f"{here}: need[{number}] = {(lo, hi)} is not all in what the processes have: {have}.")
+    return _Exchange.apply(tensor, dim, have, need, rank, group)
+
+
+def gather(tensor: Tensor, dim: int, bounds: Sequence[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the whole of a tensor that is cut along `dim` at `bounds`; its gradient goes home and is summed.
+
+    Args:
+        tensor: this process's part, places [bounds[rank], bounds[rank + 1]).
+        dim, group: as in `halo_exchange`.
+        bounds: one more than there are processes, from 0 to the size of the whole.
+    """
+    have = list(itertools.pairwise(bounds))
+    return halo_exchange(tensor, dim, have, [(bounds[0], bounds[-1])] * len(have), group)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, dim, have, need, rank, group):
+        ctx.dim, ctx.have, ctx.need, ctx.rank, ctx.group = dim, have, need, rank, group
+        part = tensor.movedim(dim, 0)
+        out = part.new_empty((max(need[rank][1] - need[rank][0], 0), *part.shape[1:]))
+        for place, received in transfers(part, have, need, rank, group):
+            out[place] = received
+        return out.movedim(0, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        part = grad.movedim(ctx.dim, 0)
+        lo, hi = ctx.have[ctx.rank]
+        total = part.new_zeros((hi - lo, *part.shape[1:]), dtype=accumulate_dtype(part))
+        for place, received in transfers(part, ctx.need, ctx.have, ctx.rank, ctx.group):
+            total[place] += received
+        return total.to(grad.dtype).movedim(0, ctx.dim), None, None, None, None, None
+
+
+def transfers(part: Tensor, have: list[Range], want: list[Range], rank: int, group) -> Iterator[tuple[slice, Tensor]]:
+    """Send what others want of this part, and yield what is received, by the order of ranks: where it belongs, and the values.
+
+    The part is cut along its first dimension. Nothing is sent where nothing is wanted.
+    """
+    (mine_lo, mine_hi), (want_lo, want_hi) = have[rank], want[rank]
+    received, work = [], []
+    for other, ((lo, hi), (its_lo, its_hi)) in enumerate(zip(have, want, strict=True)):
+        first, last = max(want_lo, lo), min(want_hi, hi)
+        if first < last:
+            place = slice(first - want_lo, last - want_lo)
+            if other == rank:
+                received.append((place, part[first - mine_lo : last - mine_lo]))
+            else:
+                buffer = part.new_empty((last - first, *part.shape[1:]))
+                received.append((place, buffer))
+                work.append(dist.P2POp(dist.irecv, buffer, _peer(group, other), group))
+        first, last = max(its_lo, mine_lo), min(its_hi, mine_hi)
+        if first < last and other != rank:
+            values = part[first - mine_lo : last - mine_lo].contiguous()
+            work.append(dist.P2POp(dist.isend, values, _peer(group, other), group))
+    try:
+        for request in dist.batch_isend_irecv(work) if work else ():
+            request.wait()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "lgf_kernels.distributed: an exchange with the other processes failed. One of them has ended, or has not made the "
+            f"same call within the timeout that init_process_group was given; its own message says why. ({error})"
+        ) from error
+    yield from received
+
+
+def _peer(group, rank: int) -> int:
+    return rank if group is None else dist.get_global_rank(group, rank)
+
+
+class AllReduce(torch.autograd.Function):
+    """The sum over the processes, in forward and backward."""
+
+    @staticmethod
+    def forward(ctx, tensor, group):
+        ctx.group = group
+        return summed(tensor, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return summed(grad, ctx.group), None
+
+
+def summed(tensor: Tensor, group) -> Tensor:
+    total = tensor.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total

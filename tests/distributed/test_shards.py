@@ -1,0 +1,138 @@
+"""Losses over shards are those of one process, in groups of one to four processes with gloo, and say what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import shard_costs
+import torch
+import torch.distributed as dist
+from support.messages import check
+
+from lgf_kernels import distributed
+from lgf_kernels.distributed.losses import pair_owners
+
+from .cases import GRID, KINDS, OPTIONS, WORLD
+
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
+CASES = Path(__file__).with_name("cases.py")
+
+
+def started(*words, **environment) -> subprocess.Popen:
+    paths = os.pathsep.join([str(CASES.parents[2]), str(CASES.parents[1])])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-P", *map(str, words)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory) -> dict[str, float]:
+    place = tmp_path_factory.mktemp("shards")
+    processes = [started(CASES, place / "store", rank, place / "errors.json") for rank in range(WORLD)]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(said)
+    return json.loads((place / "errors.json").read_text())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "relation", "points"])
+@pytest.mark.parametrize("ranks", range(1, WORLD + 1))
+def test_the_sum_of_shares_and_every_gradient_are_those_of_one_process(errors, ranks, kind):
+    found = {name: error for name, error in errors.items() if name.startswith(f"{ranks} {kind} ")}
+    assert len(found) == 3 * {"relation": 2, "points": 3}.get(kind, 2 * len(OPTIONS))
+    # The losses that are summed are some hundreds.
+    assert max(found.values()) < 1e-12 * 500, found
+
+
+def test_two_runs_are_equal_to_the_bit(errors):
+    assert errors["two runs"] == 0
+
+
+DIES = """
+import datetime, os, sys, torch, torch.distributed as dist
+from lgf_kernels.distributed import Frames, halo_exchange
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2,
+                        timeout=datetime.timedelta(seconds=30))
+dist.barrier()
+if rank == 1:
+    os._exit(1)
+halo_exchange(torch.zeros(1, 3), 0, [(0, 1), (1, 2)], [(0, 2), (0, 2)])
+"""
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path):
+    begun = time.monotonic()
+    lives, dies = (started("-c", DIES, tmp_path / "store", rank) for rank in range(2))
+    _, said = lives.communicate(timeout=120)
+    dies.communicate()
+    assert lives.returncode != 0 and "an exchange with the other processes failed. One of them has ended" in said, said
+    assert time.monotonic() - begun < 100
+
+
+def test_costs_are_those_of_what_is_sent_and_the_page_shows_them():
+    """An equal part of a frame, a window of 7, 256 channels of 2 bytes: as counted by hand."""
+    by_hand = {"frames": 30 * 45 * 512, "rows": 6 * 13 * 45 * 512, "tokens": (30 * 45 + 3 * 46) * 512}
+    found = shard_costs.rows({"CogVideoX": (13, 30, 45)}, [8], 256, 7, 2)
+    assert {row[1]: row[3] for row in found if row[1] in by_hand} == {k: f"{v / 1e6:.2f}" for k, v in by_hand.items()}
+    whole = shard_costs.table(shard_costs.rows(shard_costs.GRIDS, [8, 16, 32, 64], 256, 7, 2))
+    assert whole in (CASES.parents[2] / "docs" / "distributed.md").read_text()
+
+
+def test_every_pair_of_parts_has_one_owner_and_all_have_as_many():
+    for ranks in (1, 2, 3, 4, 5, 8):
+        owners = pair_owners(distributed.Frames.even((2 * ranks, 1, 1), ranks))
+        assert torch.equal(owners, owners.T)
+        counts = owners.flatten().bincount(minlength=ranks)
+        assert counts.max() - counts.min() <= 8 and counts.sum() == 4 * ranks**2
+
+
+@pytest.fixture
+def alone(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_without_a_group_the_way_out_is_said():
+    words = ["there is no process group. Start the program with torchrun and call"]
+    check(lambda: distributed.gather(torch.zeros(2), 0, (0, 2)), RuntimeError, words)
+
+
+FRAMES = distributed.Frames.even(GRID, 1)
+STUDENT, LOGITS = torch.randn(1, *GRID, 4), torch.randn(1, GRID[0] - 1, *GRID[1:], 49)
+POINTS = torch.zeros(1, 3, 3), torch.zeros(1, 3, GRID[0], 2), None
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, GRID), "`shards` must be Frames, Rows or Tokens"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, distributed.Rows.even(GRID, 2)),
+         "`shards` has 2 parts, and the group 1 processes. Make it with Rows.even"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT[:, :3], LOGITS, FRAMES), r"`student` must have the shape"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS[..., :25], FRAMES), r"`teacher_logits` must have the shape"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, direction="both"), "add the losses of either direction"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, reduction="none"), "`reduction` must be one of"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, token_weight=LOGITS), "`token_weight` must have the"),
+        (lambda: distributed.sharded_token_relation_loss(STUDENT, STUDENT, distributed.Rows.even(GRID, 1), pair_weight=None),
+         "`shards` must be Frames of lgf_kernels.distributed, got Rows"),
+        (lambda: distributed.sharded_token_relation_loss(STUDENT[:, :2], STUDENT, FRAMES, pair_weight=None),
+         "`student` must have 5 frames in its second dimension"),
+        (lambda: distributed.sharded_point_correspondence_loss(STUDENT, POINTS[0] - 1, *POINTS[1:], FRAMES),
+         "t must be a whole number from 0 to 4"),
+        (lambda: distributed.sharded_point_correspondence_loss(STUDENT, *POINTS[:1], POINTS[1][:, :, :2], None, FRAMES),
+         "`targets` must have the shape"),
+        (lambda: distributed.halo_exchange(STUDENT, 1, [(0, 5)], [(0, 6)]), "is not all in what the processes have"),
+        (lambda: distributed.halo_exchange(STUDENT, 1, [(0, 4)], [(0, 4)]), "`tensor` has 5 places in dimension 1"),
+        (lambda: distributed.halo_exchange(STUDENT, 1, [(0, 5)] * 2, [(0, 5)] * 2), "for each of the group's 1 processes, got 2"),
+        (lambda: distributed.Rows(GRID, (0, 5)), "`bounds` must ascend from 0 to 7, the rows of the whole"),
+        (lambda: distributed.Frames(GRID, (0, 3, 2, 5)), "`bounds` must ascend from 0 to 5"),
+        (lambda: distributed.Tokens((5, 0, 3), (0, 0)), "`grid` must be three sizes of at least 1"),
+    ],
+)  # fmt: skip
+def test_messages(alone, call, message):
+    check(call, (TypeError, ValueError), [message])
