@@ -1,0 +1,127 @@
+"""Patch cosine: its cases, what one would run instead in plain PyTorch, and its sweep."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import lgf_kernels as lgf
+
+from .base import Case, Loss, Provider, Sweep, Tensors, Tuned, compiled
+
+#: Elements of a part of the oracle's tokens.
+PART = 2**24
+
+
+@dataclass(frozen=True)
+class PatchCosine(Case):
+    """A student (B, F, H, W, C), and teachers whose channels together are C, in a form that `lgf.PatchCosineLoss` knows."""
+
+    operator = "patch_cosine"
+    differentiable = ("student",)
+    shapes = "B,F,H,W,C (videos, frames, rows, columns, channels)"
+    least, small = (1, 1, 1, 1, 1), (1, 2, 8, 8, 16)
+
+    teacher_channels: tuple[int, ...] | None = None  # one teacher with those of the student
+    form: str = "repa"
+
+    def __post_init__(self):
+        lgf.PatchCosineLoss(self.form)  # which checks it
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each teacher; of a smaller case one teacher has all."""
+        given = self.teacher_channels
+        return given if given and sum(given) == self.shape[-1] else (self.shape[-1],)
+
+    @property
+    def copy_bytes(self) -> float:
+        """Bytes of the student in float32."""
+        return 4.0 * torch.Size(self.shape).numel()
+
+    def frame_weight(self) -> Tensor | None:
+        return lgf.crepa_frame_weight(self.shape[1], device=self.device) if self.form == "crepa" else None
+
+    def layout(self) -> Tensors:
+        teachers = [self.empty(*self.shape[:-1], C) for C in self.channels]
+        return {"student": self.empty(*self.shape), "teachers": teachers}
+
+    def call(self, *, student: Tensor, teachers: list[Tensor], backend: str | None = None) -> Tensor:
+        return lgf.patch_cosine_loss(student, teachers, frame_weight=self.frame_weight(), backend=backend)
+
+    def options(self) -> dict[str, object]:
+        return {"form": self.form}
+
+    def facts(self) -> dict[str, object]:
+        return {"teachers": len(self.channels), "frames": self.form == "crepa"}
+
+    def flop(self) -> tuple[int, int]:
+        """Count what the forward does for value and gradient: dots and norms, folded frames, and the gradient's two terms."""
+        elements = torch.Size(self.shape).numel()
+        weight = self.frame_weight()
+        folded = 0 if weight is None else 2 * int((weight != 0).sum()) * (elements // self.shape[1])
+        return 6 * elements + folded, 3 * elements
+
+    def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
+        """Yield the share of some rows of tokens at a time, in all frames."""
+        B, frames, H, W, C = self.shape
+        step = max(1, PART // (B * frames * W * C))
+        for y in range(0, H, step):
+            student, *teachers = (f[:, :, y : y + step] for f in (tensors["student"], *tensors["teachers"]))
+            yield self.call(student=student, teachers=teachers, backend="reference") * (student.shape[2] / H)
+
+
+def _grid(frames: int, channels: tuple[int, ...], form: str) -> PatchCosine:
+    about = {"repa": "REPA" if len(channels) == 1 else "Align4Gen, two teachers", "crepa": "CREPA"}[form]
+    shape = (1, frames, 30, 45, sum(channels))
+    return PatchCosine(
+        shape, channels, form, about=f"{about} on {frames} frames of 30 x 45 tokens", large=frames > 13
+    )  # fmt: skip
+
+
+OPERATORS = (PatchCosine,)
+CASES = {
+    f"{form}-{frames}x30x45-{'+'.join(map(str, channels))}": _grid(frames, channels, form)
+    for form, frames, channels in itertools.product(("repa", "crepa"), (13, 49), ((1024,), (1024, 256)))
+}
+
+TUNED = (Tuned("TOKENS", CASES["repa-13x30x45-1024+256"]),)
+
+
+def sweeps(gpu: bool) -> dict[str, Sweep]:
+    """Return the sweep over the channels."""
+    frames, H, W = (13, 30, 45) if gpu else (5, 16, 24)
+    cases = {C: PatchCosine((1, frames, H, W, C)) for C in (128, 256, 512, 1024, 2048)}
+    return {"patches": Sweep("C", "patch cosine, channels", cases)}
+
+
+def eager(case: PatchCosine) -> Loss:
+    """Return what one would write: normalise, concatenate, mix the frames, cosine."""
+    weight = case.frame_weight()
+
+    def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
+        y = torch.cat([F.normalize(f.float(), dim=-1, eps=1e-6) for f in teachers], -1) / len(teachers) ** 0.5
+        h = F.normalize(student.float(), dim=-1, eps=1e-6)
+        if weight is None:
+            return (1 - (h * y).sum(-1)).mean()
+        y = torch.einsum("fk,bk...c->bf...c", weight, y)
+        return (weight.sum(1).view(-1, 1, 1) - (h * y).sum(-1)).mean()
+
+    return loss
+
+
+_OWN = (PatchCosine.operator,)
+#: The numbers of copies are measured ones (the table's peak memory), rounded up.
+BASELINES = {
+    "eager": Provider(
+        "plain PyTorch: normalised, concatenated copies of the features", _OWN, eager,
+        needs=lambda case: 6 * case.copy_bytes,
+    ),
+    "compile": Provider(
+        "torch.compile of eager", _OWN, partial(compiled, make=eager), needs=lambda case: 2 * case.copy_bytes, compiles=True
+    ),
+}  # fmt: skip
