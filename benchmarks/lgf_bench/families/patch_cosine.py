@@ -56,9 +56,6 @@ class PatchCosine(Case):
     def options(self) -> dict[str, object]:
         return {"form": self.form}
 
-    def facts(self) -> dict[str, object]:
-        return {"teachers": len(self.channels), "frames": self.form == "crepa"}
-
     def flop(self) -> tuple[int, int]:
         """Count what the forward does for value and gradient: dots and norms, folded frames, and the gradient's two terms."""
         elements = torch.Size(self.shape).numel()
@@ -114,14 +111,13 @@ def eager(case: PatchCosine) -> Loss:
     return loss
 
 
-_OWN = (PatchCosine.operator,)
 #: The numbers of copies are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider(
-        "plain PyTorch: normalised, concatenated copies of the features", _OWN, eager,
+        "plain PyTorch: normalised, concatenated copies of the features", eager,
         needs=lambda case: 6 * case.copy_bytes,
     ),
     "compile": Provider(
-        "torch.compile of eager", _OWN, partial(compiled, make=eager), needs=lambda case: 2 * case.copy_bytes, compiles=True
+        "torch.compile of eager", partial(compiled, make=eager), needs=lambda case: 2 * case.copy_bytes, compiles=True
     ),
 }  # fmt: skip
