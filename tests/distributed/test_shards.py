@@ -38,11 +38,11 @@ def errors(tmp_path_factory) -> dict[str, float]:
     return json.loads((place / "errors.json").read_text())
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "relation", "points"])
+@pytest.mark.parametrize("kind", [*KINDS, "relation", "points", "cosine"])
 @pytest.mark.parametrize("ranks", range(1, WORLD + 1))
 def test_the_sum_of_shares_and_every_gradient_are_those_of_one_process(errors, ranks, kind):
     found = {name: error for name, error in errors.items() if name.startswith(f"{ranks} {kind} ")}
-    assert len(found) == 3 * {"relation": 2, "points": 3}.get(kind, 2 * len(OPTIONS))
+    assert len(found) == 3 * {"relation": 2, "points": 3, "cosine": 4}.get(kind, 2 * len(OPTIONS))
     # The losses that are summed are some hundreds.
     assert max(found.values()) < 1e-12 * 500, found
 
