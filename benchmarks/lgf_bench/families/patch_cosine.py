@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,9 @@ class PatchCosine(Case):
     teacher_channels: tuple[int, ...] | None = None  # one teacher with those of the student
     form: str = "repa"
 
-    def __post_init__(self):
-        lgf.PatchCosineLoss(self.form)  # which checks it
+    @cached_property
+    def module(self) -> lgf.PatchCosineLoss:
+        return lgf.PatchCosineLoss(self.form)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -43,25 +44,32 @@ class PatchCosine(Case):
         """Bytes of the student in float32."""
         return 4.0 * torch.Size(self.shape).numel()
 
-    def frame_weight(self) -> Tensor | None:
-        return lgf.crepa_frame_weight(self.shape[1], device=self.device) if self.form == "crepa" else None
+    @property
+    def weighted(self) -> bool:
+        """Whether the frames of the teachers are mixed."""
+        return self.module.form == "crepa"
 
     def layout(self) -> Tensors:
+        frames = self.shape[1]
         teachers = [self.empty(*self.shape[:-1], C) for C in self.channels]
-        return {"student": self.empty(*self.shape), "teachers": teachers}
+        tensors = {"student": self.empty(*self.shape), "teachers": teachers}
+        return tensors | ({"frame_weight": self.empty(frames, frames, dtype=torch.float32)} if self.weighted else {})
 
-    def call(self, *, student: Tensor, teachers: list[Tensor], backend: str | None = None) -> Tensor:
-        return lgf.patch_cosine_loss(student, teachers, frame_weight=self.frame_weight(), backend=backend)
+    def tensors(self) -> Tensors:
+        weight = {"frame_weight": lgf.crepa_frame_weight(self.shape[1], device=self.device)} if self.weighted else {}
+        return super().tensors() | weight
+
+    def call(self, *, backend: str | None = None, **tensors) -> Tensor:
+        return lgf.patch_cosine_loss(**tensors, backend=backend)
 
     def options(self) -> dict[str, object]:
         return {"form": self.form}
 
     def flop(self) -> tuple[int, int]:
         """Count what the forward does for value and gradient: dots and norms, folded frames, and the gradient's two terms."""
-        elements = torch.Size(self.shape).numel()
-        weight = self.frame_weight()
-        folded = 0 if weight is None else 2 * int((weight != 0).sum()) * (elements // self.shape[1])
-        return 6 * elements + folded, 3 * elements
+        elements, frames = torch.Size(self.shape).numel(), self.shape[1]
+        pairs = int((lgf.crepa_frame_weight(frames) != 0).sum()) if self.weighted else 0
+        return 6 * elements + 2 * pairs * (elements // frames), 3 * elements
 
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
         """Yield the share of some rows of tokens at a time, in all frames."""
@@ -69,7 +77,8 @@ class PatchCosine(Case):
         step = max(1, PART // (B * frames * W * C))
         for y in range(0, H, step):
             student, *teachers = (f[:, :, y : y + step] for f in (tensors["student"], *tensors["teachers"]))
-            yield self.call(student=student, teachers=teachers, backend="reference") * (student.shape[2] / H)
+            part = tensors | {"student": student, "teachers": teachers}
+            yield self.call(backend="reference", **part) * (student.shape[2] / H)
 
 
 def _grid(frames: int, channels: tuple[int, ...], form: str) -> PatchCosine:
@@ -98,15 +107,14 @@ def sweeps(gpu: bool) -> dict[str, Sweep]:
 
 def eager(case: PatchCosine) -> Loss:
     """Return what one would write: normalise, concatenate, mix the frames, cosine."""
-    weight = case.frame_weight()
 
-    def loss(student: Tensor, teachers: list[Tensor]) -> Tensor:
+    def loss(student: Tensor, teachers: list[Tensor], frame_weight: Tensor | None = None) -> Tensor:
         y = torch.cat([F.normalize(f.float(), dim=-1, eps=1e-6) for f in teachers], -1) / len(teachers) ** 0.5
         h = F.normalize(student.float(), dim=-1, eps=1e-6)
-        if weight is None:
+        if frame_weight is None:
             return (1 - (h * y).sum(-1)).mean()
-        y = torch.einsum("fk,bk...c->bf...c", weight, y)
-        return (weight.sum(1).view(-1, 1, 1) - (h * y).sum(-1)).mean()
+        y = torch.einsum("fk,bk...c->bf...c", frame_weight, y)
+        return (frame_weight.sum(1).view(-1, 1, 1) - (h * y).sum(-1)).mean()
 
     return loss
 
@@ -114,10 +122,9 @@ def eager(case: PatchCosine) -> Loss:
 #: The numbers of copies are measured ones (the table's peak memory), rounded up.
 BASELINES = {
     "eager": Provider(
-        "plain PyTorch: normalised, concatenated copies of the features", eager,
-        needs=lambda case: 6 * case.copy_bytes,
+        "plain PyTorch: normalised, concatenated copies of the features", eager, lambda case: 6 * case.copy_bytes
     ),
     "compile": Provider(
-        "torch.compile of eager", partial(compiled, make=eager), needs=lambda case: 2 * case.copy_bytes, compiles=True
+        "torch.compile of eager", partial(compiled, make=eager), lambda case: 2 * case.copy_bytes, compiles=True
     ),
-}  # fmt: skip
+}
