@@ -242,9 +242,7 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
 
     changes = {"alignment__loss": "powers", "alignment__features": "colours", "data__cache": tmp_path / "cache"}
     train = ["train", "sam2videox", *tiny(tiny_place, run__output=tmp_path / "run", **changes), "--alignment.options"]
-    with pytest.raises(
-        SystemExit, match=r"there is no objective 'powers'\. There are: features, lgf, mask, points, relation, repa"
-    ):
+    with pytest.raises(SystemExit, match=r"there is no objective 'powers'\. There are: .*features, lgf, mask"):
         lgf([*train, "{}"])
     install("objectives", OBJECTIVE)
     with pytest.raises(SystemExit, match=r"alignment\.options: there is no key pover\. The nearest one is power"):
