@@ -234,7 +234,7 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, sanitized):
     assert {name for name, parameters in sanitized if backend in parameters} >= {
         "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
         "test_token_relation", "test_token_relation_tiles", "test_token_relation_in_panels",
-        "test_point_correspondence",
+        "test_point_correspondence", "test_patch_cosine",
     }  # fmt: skip
     assert not [parameters for _, parameters in sanitized if "portable" in parameters]
     assert {dtype for dtype in ("bfloat16", "float32", "float64") if dtype in str(sanitized)} == {"bfloat16", "float32"}

@@ -250,6 +250,9 @@ class Run:
     """Windows in one forward pass. The rest of the batch is other processes and accumulation."""
     shard: bool = False
     """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
+    context: Count = 1
+    """Processes over which each window's tokens are spread (context parallelism), for videos whose activations do not fit one
+    GPU. Their number, attention heads and tokens must be multiples of it. Wan2.1."""
     save_every: Count = 20
     """Steps between checkpoints, which is what a run that is killed outright makes again; one that is asked to end (SIGTERM,
     Ctrl-C) saves first. Of CogVideoX-5B's LoRA a checkpoint is 3 GB, of all its weights 67 GB."""
