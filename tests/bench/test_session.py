@@ -16,6 +16,7 @@ import pytest
 import torch
 from lgf_bench import checkout, results
 from support.bench_cases import row
+from support.families import families
 
 
 class World:
@@ -180,9 +181,9 @@ def test_what_only_a_gpu_can_tell_comes_first_and_leaves_time_for_others():
 def test_every_test_on_a_gpu_is_in_a_step():
     files = {file.relative_to(checkout.ROOT).as_posix() for file in (checkout.ROOT / "tests" / "gpu").glob("test_*.py")}
     assert files == {*steps.DEVICE_TESTS, *steps.OTHER_TESTS} >= set(steps.FAMILIES)
-    assert set(steps.FAMILIES) == {
-        f"tests/gpu/test_{name}.py" for name in ("gram_flow", "token_relation", "point_correspondence")
-    }
+    assert set(steps.FAMILIES) == {f"tests/gpu/test_{name}.py" for name in families()}, (
+        "a family without a test on a GPU"
+    )
 
 
 def test_up_to_compute_sanitizer_it_fits_nine_minutes():

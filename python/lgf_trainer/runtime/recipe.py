@@ -138,7 +138,8 @@ class Alignment:
 
     loss: Annotated[str, Word] = "lgf"
     """lgf: Local Gram Flow; none: LoRA only; features: mean squared error to the teacher's features; repa: cosine
-    distance to given features, token by token; relation: token relation distances to given features; mask: cross
+    distance to given features, token by token (combined by concat: Align4Gen); crepa: that to the neighbouring frames'
+    features, too; relation: token relation distances to given features; mask: cross
     entropy of the subject's mask, predicted by a linear layer on the projector; or one of yours (docs/trainer.md)."""
     weight: Amount = 0.5
     """lambda: the weight of the term."""
