@@ -77,7 +77,7 @@ def test_float16_has_the_range_of_small_differences(tensor_cores, distance, opti
     """Coefficients of squares are as small as the differences, and with dot as large as the products of two tokens."""
     student, _ = inputs((1, 2, 70, 16), 8, torch.float16)
     student[0, 0, 0] *= 100
-    teacher = student + distance * features(*student.shape)
+    teacher = (student + distance * features(*student.shape)).half()
     c = torch.tensor([[1.0, 1e-3], [1e-3, 1.0]])
     squares = RelationOptions(distance="l2", **options)
     loss, residual = token_relation.forward(student, teacher, c, squares, True)
