@@ -23,12 +23,8 @@ def video_losses(student: Tensor, teacher: Tensor, pair_weight: Tensor, options:
     z, m = (f.to(dtype).flatten(1, 2) for f in (student, teacher))
     if options.cosine:
         z, m = (f / norms(f).clamp_min(EPS) for f in (z, m))
-    s_z, s_m = z @ z.mT, m @ m.mT
-    if options.clamps_student:
-        s_z = without_negatives(s_z)
-    if options.clamps_teacher:
-        s_m = without_negatives(s_m)
-    distance = torch.relu((s_z - s_m).abs() - options.margin)
+    difference = similarities(z, options.clamps_student) - similarities(m, options.clamps_teacher)
+    distance = torch.relu(difference.abs() - options.margin)
     if options.squared:
         distance = distance.square()
     frame_means = distance.reshape(B, frames, N, frames, N).mean((2, 4))
@@ -36,9 +32,13 @@ def video_losses(student: Tensor, teacher: Tensor, pair_weight: Tensor, options:
     return non_finite_to_nan(torch.where(c != 0, c * frame_means, 0.0).sum((1, 2)))
 
 
-def without_negatives(similarities: Tensor) -> Tensor:
-    """Return max(s, 0), with NaN for -inf. The derivative at 0 is 1: as published, only what is below 0 is replaced."""
-    return similarities * (similarities >= 0)
+def similarities(features: Tensor, clamp: bool) -> Tensor:
+    """Return f f^T and, to `clamp`, 0 where it is negative, but NaN for -inf.
+
+    The derivative at 0 is 1: as published, only what is below 0 is replaced.
+    """
+    products = features @ features.mT
+    return products * (products >= 0) if clamp else products
 
 
 def token_relation(student: Tensor, teacher: Tensor, pair_weight: Tensor, options: RelationOptions) -> Tensor:
