@@ -116,10 +116,9 @@ def sharded_token_relation_loss(
     shards: Frames,
     *,
     pair_weight: Tensor,
-    margin: float = 0.0,
     reduction: str = "mean",
-    backend: str | None = None,
     group: dist.ProcessGroup | None = None,
+    **options,
 ) -> Tensor:
     """Return this process's share of `token_relation_loss` of a video whose frames are spread over the processes of a group.
 
@@ -132,8 +131,9 @@ def sharded_token_relation_loss(
         teacher: the same frames, which are gathered, or those of the whole video (B, F, ...), as a cache holds them.
         shards: `Frames`; of its grid only the number of frames is read.
         pair_weight: (F, F) of the whole video, the same in all processes.
-        margin, reduction, backend: as in `token_relation_loss`; "none" gives the shares (B,) of each video's loss.
+        reduction: as in `token_relation_loss`; "none" gives the shares (B,) of each video's loss.
         group: as in `sharded_lgf_kl_loss`.
+        options: margin, distance, negatives, similarity and backend of `token_relation_loss`.
 
     Raises:
         TypeError, ValueError: an argument is wrong. RuntimeError: there is no process group, or a process of it is gone.
@@ -153,9 +153,7 @@ def sharded_token_relation_loss(
     if teacher.shape[1] != frames:
         teacher = gather(teacher, 1, shards.bounds, group)
     mine = (pair_owners(shards) == rank).to(pair_weight.device)
-    return token_relation_loss(
-        whole, teacher, pair_weight=pair_weight * mine, margin=margin, reduction=reduction, backend=backend
-    )
+    return token_relation_loss(whole, teacher, pair_weight=pair_weight * mine, reduction=reduction, **options)
 
 
 def pair_owners(shards: Frames) -> Tensor:

@@ -1,5 +1,7 @@
 """Token relation distances, as functions and a module, with the specification and the checks of all arguments."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
+from .options import checked_options
 
 
 def token_relation_loss(
@@ -15,6 +18,9 @@ def token_relation_loss(
     *,
     pair_weight: Tensor,
     margin: float = 0.0,
+    distance: str = "l1",
+    negatives: str = "keep",
+    similarity: str = "cosine",
     reduction: str = "mean",
     backend: str | None = None,
 ) -> Tensor:
@@ -23,7 +29,7 @@ def token_relation_loss(
     Over all pairs of the `n = F*N` tokens of one video, with both sides normalised, `f / max(||f||, 1e-6)`::
 
         S_Z[i, j] = < z_i, z_j >,  S_M[i, j] = < m_i, m_j >
-        D[i, j]   = relu( |S_Z[i, j] - S_M[i, j]| - margin )
+        D[i, j]   = relu( |S_Z[i, j] - S_M[i, j]| - margin )        or its square, for distance "l2"
         loss_b    = sum_{f, g} pair_weight[f, g] * mean_{i in frame f, j in frame g} D[i, j]
 
     No n x n matrix is ever stored. (For a gradient, the GPU kernels store half of one in half
@@ -42,7 +48,12 @@ def token_relation_loss(
         pair_weight: c, (F, F), real, >= 0, on the student's device, without gradient; usually from
             `moalign_pair_weight` or `videorepa_pair_weight`. The distances are symmetric, so only
             `(c + c^T) / 2` matters. Negative values raise on the CPU and are not checked on other devices.
-        margin: >= 0. Differences up to it are forgiven. 0 (default) is MoAlign's, 0.1 VideoREPA's.
+        margin: >= 0. Differences up to it are forgiven. 0 (default) is MoAlign's, 0.1 VideoREPA's. With "l2" it must be 0:
+            squares count small differences little anyway, and no published loss forgives them.
+        distance: "l1" (default), or "l2" for the squared difference of DINOv3's Gram loss and SARA's autocorrelation.
+        negatives: "keep" (default); "clamp" replaces similarities below 0 by 0 on both sides, with no gradient through
+            them; "clamp-teacher" replaces the teacher's alone.
+        similarity: "cosine" (default), or "dot" for features that are not normalised.
         reduction: over the videos of the batch: "mean" (default), "sum" or "none".
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
@@ -52,7 +63,24 @@ def token_relation_loss(
     Raises:
         TypeError, ValueError: an argument is wrong; the message says which, and what to do.
 
-    Source: VideoREPA, Token Relation Distillation; MoAlign, equations 5 to 8.
+    DINOv3's `GramLoss` is `distance="l2"` with the weights `videorepa_pair_weight(F, "spatial")`, whose F frames are its
+    images: of a batch (B, N, C), `student[None]`. Its options here:
+
+    ==========================  ==================================================================================
+    GramLoss                    here
+    ==========================  ==================================================================================
+    apply_norm=False            similarity="dot"
+    img_level=False             the weights `videorepa_pair_weight(F, "all")`: the batch is one Gram matrix
+    remove_neg=True             negatives="clamp"
+    remove_only_teacher_neg     negatives="clamp-teacher". The public code clears the teacher's negatives first, so that
+                                its next line, which is to clear the student's where both are negative, never acts
+    ==========================  ==================================================================================
+
+    It normalises by `max(||f||, 1e-12)`, which differs for norms below 1e-6. For videos (B, F, N, C) as a batch of images,
+    flatten first: `student.flatten(0, 1)[None]`. SARA compares the autocorrelations of an image's normalised patches by the
+    squared Frobenius norm, a sum over the N * N pairs: that is N * N times the mean here.
+
+    Source: VideoREPA, Token Relation Distillation; MoAlign, equations 5 to 8; DINOv3, Gram anchoring; SARA.
 
     Example:
         >>> import torch, lgf_kernels as lgf
@@ -61,8 +89,9 @@ def token_relation_loss(
         >>> lgf.token_relation_loss(student, teacher, pair_weight=lgf.moalign_pair_weight(6)).backward()
     """
     here = "token_relation_loss"
-    margin = checks.number(here, "margin", margin, minimum=0.0)
-    checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
+    options = checked_options(
+        here, margin=margin, distance=distance, negatives=negatives, similarity=similarity, reduction=reduction
+    )
     checks.relation_features(here, student)
     checks.tensor(here, "teacher", teacher)
     checks.teacher(
@@ -75,8 +104,8 @@ def token_relation_loss(
     if student.ndim == 5:
         student, teacher = student.flatten(2, 3), teacher.flatten(2, 3)
     pair_weight = pair_weight.to(accumulate_dtype(student))
-    name = resolve(call_of("token_relation", student, reduction=reduction), backend, here)
-    return operators.token_relation(student, teacher, pair_weight, margin, reduction, name)
+    name = resolve(call_of("token_relation", student, **options.facts()), backend, here)
+    return operators.token_relation(student, teacher, pair_weight, options, name)
 
 
 def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.device | str | None = None) -> Tensor:
@@ -161,26 +190,48 @@ def videorepa_pair_weight(
     return torch.full((F, F), 1 / (F * (F - 1)), device=device, dtype=torch.float32).fill_diagonal_(0)
 
 
-#: The margin each form was published with.
-MARGINS = {"moalign": 0.0, "videorepa": 0.1, "videorepa-spatial": 0.1, "videorepa-temporal": 0.1}
+class Form(NamedTuple):
+    """A published form: `relations` of `videorepa_pair_weight`, or "moalign", and options of `token_relation_loss`."""
+
+    relations: str
+    margin: float = 0.0
+    distance: str = "l1"
+    negatives: str = "keep"
+
+
+FORMS = {
+    "moalign": Form("moalign"),
+    "videorepa": Form("all", margin=0.1),
+    "videorepa-spatial": Form("spatial", margin=0.1),
+    "videorepa-temporal": Form("temporal", margin=0.1),
+    "gram": Form("spatial", distance="l2"),
+    "gram-clamped": Form("spatial", distance="l2", negatives="clamp"),
+    "sara": Form("spatial", distance="l2"),
+}
 
 
 class TokenRelationLoss(nn.Module):
     """`token_relation_loss` in one of its published forms: `loss(student, teacher)`.
 
-    ====================  ======  ==================================================
-    form                  margin  pair weights
-    ====================  ======  ==================================================
-    "moalign"             0       `moalign_pair_weight(F, tau)`
-    "videorepa"           0.1     `videorepa_pair_weight(F, "all")`
-    "videorepa-spatial"   0.1     `videorepa_pair_weight(F, "spatial")`
-    "videorepa-temporal"  0.1     `videorepa_pair_weight(F, "temporal")`
-    ====================  ======  ==================================================
+    ====================  ========  ======  =========  ========================================
+    form                  distance  margin  negatives  pair weights
+    ====================  ========  ======  =========  ========================================
+    "moalign"             "l1"      0       "keep"     `moalign_pair_weight(F, tau)`
+    "videorepa"           "l1"      0.1     "keep"     `videorepa_pair_weight(F, "all")`
+    "videorepa-spatial"   "l1"      0.1     "keep"     `videorepa_pair_weight(F, "spatial")`
+    "videorepa-temporal"  "l1"      0.1     "keep"     `videorepa_pair_weight(F, "temporal")`
+    "gram"                "l2"      0       "keep"     `videorepa_pair_weight(F, "spatial")`
+    "gram-clamped"        "l2"      0       "clamp"    `videorepa_pair_weight(F, "spatial")`
+    "sara"                "l2"      0       "keep"     `videorepa_pair_weight(F, "spatial")`
+    ====================  ========  ======  =========  ========================================
+
+    "gram" is DINOv3's Gram loss, each frame an image, and "gram-clamped" the same with its option remove_neg. "sara" is
+    SARA's autocorrelation as a mean over pairs: "gram" by another name, 1 / N^2 of the Frobenius norm that SARA writes.
 
     Args:
         form: one of the above; default "moalign".
         tau: in frames, for "moalign"; the paper uses 10, and `math.inf` weighs all pairs of frames alike.
-        margin: >= 0, or None (default) for the form's own.
+        margin: >= 0, or None (default) for the form's own; 0 for "l2".
         reduction, backend: as in `lgf_kernels.token_relation_loss`.
 
     Shapes: student (B, F, H, W, C) or (B, F, N, C); teacher the same but for the channels.
@@ -188,7 +239,7 @@ class TokenRelationLoss(nn.Module):
     Raises:
         TypeError, ValueError: an option is wrong.
 
-    Source: VideoREPA, Token Relation Distillation; MoAlign, equations 5 to 8.
+    Source: VideoREPA, Token Relation Distillation; MoAlign, equations 5 to 8; DINOv3, Gram anchoring; SARA.
 
     Example:
         >>> import torch, lgf_kernels as lgf
@@ -207,18 +258,20 @@ class TokenRelationLoss(nn.Module):
     ):
         super().__init__()
         here = "TokenRelationLoss"
-        self.form = checks.choice(here, "form", form, tuple(MARGINS))
+        self.form = checks.choice(here, "form", form, tuple(FORMS))
         self.tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
-        self.margin = MARGINS[form] if margin is None else checks.number(here, "margin", margin, minimum=0.0)
-        self.reduction = checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
+        self.relations, of_form, self.distance, self.negatives = FORMS[form]
+        options = checked_options(
+            here, margin=of_form if margin is None else margin, distance=self.distance, reduction=reduction
+        )
+        self.margin, self.reduction = options.margin, options.reduction
         self.backend = backend and checked_backend(backend, here)
 
     def pair_weight(self, num_frames: int, device=None) -> Tensor:
         """Return the form's frame-pair weights, (F, F) float32."""
-        if self.form == "moalign":
+        if self.relations == "moalign":
             return moalign_pair_weight(num_frames, self.tau, device=device)
-        relations = self.form.partition("-")[2] or "all"
-        return videorepa_pair_weight(num_frames, relations, device=device)
+        return videorepa_pair_weight(num_frames, self.relations, device=device)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         checks.relation_features("TokenRelationLoss", student)
@@ -227,6 +280,8 @@ class TokenRelationLoss(nn.Module):
             teacher,
             pair_weight=self.pair_weight(student.shape[1], student.device),
             margin=self.margin,
+            distance=self.distance,
+            negatives=self.negatives,
             reduction=self.reduction,
             backend=self.backend,
         )

@@ -1,5 +1,6 @@
 """Launchers of the CUDA module for token relation distances, one panel of coefficients after the other."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from ..core.native import described, module, reciprocal_norms, stream
 from ..core.numerics import accumulate_dtype, last_dimension_contiguous, non_finite_to_nan, reduce_videos
 from ..core.registry import Implementation
 from . import panels
+from .options import RelationOptions
 from .panels import Panel, backward
 from .portable import empty_residual
 
@@ -19,7 +21,7 @@ LARGEST = 2.0**12
 class Pairs(NamedTuple):
     """The arguments of the kernels. Tensors of tokens are (B, 1, 1, n, C), or (B, n) for one number a token.
 
-    g[i, j] = 2 w[i, j] sign(d[i, j]) p_i p_j        dz_i = o_i sum_j g[i, j] x_j
+    g[i, j] = 2 w[i, j] sign(d[i, j]) p_i p_j        dz_i = o_i sum_j g[i, j] x_j        "l2": 2 d for sign(d)
 
     float16 lacks the range of a gradient: there p (`coefficient_norms`), x (`factors`) and o
     (`row_scale`) contain a power of 2 for each token. Otherwise p is the reciprocal norm, x the
@@ -35,7 +37,7 @@ class Pairs(NamedTuple):
     row_scale: Tensor | None
     weight: Tensor
     frame_tokens: int
-    margin: float
+    options: RelationOptions
     tile: int
     coefficient_dtype: str
     side_by_side: int
@@ -55,31 +57,32 @@ class Pairs(NamedTuple):
 
 
 def forward(
-    student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
+    student: Tensor, teacher: Tensor, pair_weight: Tensor, options: RelationOptions, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and, if `needs_grad`, the gradient of each video's own loss (B, F, N, C)."""
     accumulate = accumulate_dtype(student)
     gradient = empty_residual(student, needs_grad)
     with torch.cuda.device_of(student):
         weight = ((pair_weight + pair_weight.mT) / 2).to(accumulate).contiguous()
-        pairs = described_pairs(student, teacher, weight, margin)
+        pairs = described_pairs(student, teacher, weight, options)
         whole = Panel(slice(0, len(student)), 0, pairs.tiles)
         sums = student.new_zeros((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
         kernels = panels.Kernels(distances, products, project)
         panels.run(kernels, pairs, getattr(torch, pairs.coefficient_dtype), sums, gradient if needs_grad else None)
-    return reduce_videos(non_finite_to_nan(sums.sum(1)), reduction), gradient
+    return reduce_videos(non_finite_to_nan(sums.sum(1)), options.reduction), gradient
 
 
-def described_pairs(student: Tensor, teacher: Tensor, weight: Tensor, margin: float) -> Pairs:
+def described_pairs(student: Tensor, teacher: Tensor, weight: Tensor, options: RelationOptions) -> Pairs:
     frame_tokens = student.shape[2]
     student, teacher = flattened_tokens(student), flattened_tokens(teacher)
-    r, q = (norms_of(features, weight.dtype) for features in (student, teacher))
+    norms = [norms_of(features, weight.dtype) for features in (student, teacher)]
+    r, q = norms if options.cosine else map(torch.ones_like, norms)
     cut = module(student).relation_cut(described(student), described(teacher), student.get_device())
     _, coefficient_dtype, _, _ = cut
     x, p, o = student, r, None
     if coefficient_dtype == "float16":
-        x, p, o = within_float16(student, r, weight, frame_tokens)
-    return Pairs(student, teacher, x, r, q, p, o, weight, frame_tokens, margin, *cut)
+        x, p, o = within_float16(student, norms, weight, frame_tokens, options)
+    return Pairs(student, teacher, x, r, q, p, o, weight, frame_tokens, options, *cut)
 
 
 def flattened_tokens(features: Tensor) -> Tensor:
@@ -94,17 +97,26 @@ def norms_of(features: Tensor, dtype: torch.dtype) -> Tensor:
     return norms
 
 
-def within_float16(student: Tensor, r: Tensor, weight: Tensor, frame_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def within_float16(
+    student: Tensor, norms: list[Tensor], weight: Tensor, frame_tokens: int, options: RelationOptions
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, p and o of `Pairs`, in the range of float16 for all norms and weights.
 
         x_i = b_i z_i            b_i a power of 2, so that ||x_i|| is 1 up to a factor of 2
         p_i = r_i / b_i sqrt(a)  a scales the largest 2 w to LARGEST
         o_i = b_i / a
 
-    x is exact for numbers from 2^-14 on.
+    x is exact for numbers from 2^-14 on. With "dot" x is z, and for "l2" a scales the largest 2 w times the largest
+    difference that the norms of the video allow; with cosine that is 2, which LARGEST leaves room for.
     """
-    b = torch.exp2(torch.log2(r).round())
+    r, q = norms
     a = LARGEST * frame_tokens**2 / (2 * weight.max().clamp(min=1e-20))
+    if not options.cosine:
+        if options.squared:
+            a = a / (2 * (r.amin(1, keepdim=True) ** -2 + q.amin(1, keepdim=True) ** -2))
+        scale = a.expand_as(r)
+        return student, scale.sqrt().contiguous(), scale.reciprocal().contiguous()
+    b = torch.exp2(torch.log2(r).round())
     x = torch.mul(student, b[:, None, None, :, None], out=student.new_empty(student.shape))
     return x, r / b * a.sqrt(), b / a
 
@@ -121,7 +133,11 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         sums.stride(0),
         None if coefficients is None else coefficients.data_ptr(),
         coefficient_dtype=pairs.coefficient_dtype,
-        margin=pairs.margin,
+        margin=pairs.options.margin,
+        squared=pairs.options.squared,
+        floors=tuple(
+            0.0 if clamps else -math.inf for clamps in (pairs.options.clamps_student, pairs.options.clamps_teacher)
+        ),
         scale=1 / pairs.frame_tokens**2,
         **stream(sums),
     )
@@ -148,7 +164,7 @@ def project(pairs: Pairs, panel: Panel, parts: Tensor, gradient: Tensor) -> None
     module(gradient).relation_project(
         described(pairs.student),
         pairs.video,
-        pairs.student_norms.data_ptr(),
+        pairs.student_norms.data_ptr() if pairs.options.cosine else None,
         None if pairs.row_scale is None else pairs.row_scale.data_ptr(),
         described_parts(parts, panel),
         gradient[panel.videos].data_ptr(),

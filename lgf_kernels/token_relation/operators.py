@@ -12,6 +12,7 @@ from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
 from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
 from . import reference
+from .options import RelationOptions
 from .trial import VARIANTS, trial
 
 CUDA = Backend(
@@ -34,13 +35,12 @@ register(
 
 
 def token_relation(
-    student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, backend: str
+    student: Tensor, teacher: Tensor, pair_weight: Tensor, options: RelationOptions, backend: str
 ) -> Tensor:
     if backend == "reference":
         with without_autocast(student):
-            return reference.token_relation(student, teacher, pair_weight, margin, reduction)
-    arguments = (student, teacher, pair_weight, margin, reduction, needs_gradient(student), backend)
-    return _relation(*arguments)[0]
+            return reference.token_relation(student, teacher, pair_weight, options)
+    return _relation(student, teacher, pair_weight, *options, needs_gradient(student), backend)[0]
 
 
 def _forward(
@@ -48,18 +48,24 @@ def _forward(
     teacher: Tensor,
     pair_weight: Tensor,
     margin: float,
+    distance: str,
+    negatives: str,
+    similarity: str,
     reduction: str,
     needs_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     checks.nonnegative("token_relation_loss", "pair_weight", pair_weight)
+    options = RelationOptions(margin, distance, negatives, similarity, reduction)
     with without_autocast(student):
         return implementation("token_relation", backend, student.device.type).forward(
-            student, teacher, pair_weight, margin, reduction, needs_grad
+            student, teacher, pair_weight, options, needs_grad
         )
 
 
-def _forward_fake(student, teacher, pair_weight, margin, reduction, needs_grad, backend):
+def _forward_fake(
+    student, teacher, pair_weight, margin, distance, negatives, similarity, reduction, needs_grad, backend
+):
     shape = student.shape[:1] if reduction == "none" else ()
     residual = implementation("token_relation", backend, student.device.type).empty_residual(student, needs_grad)
     return student.new_empty(shape, dtype=accumulate_dtype(student)), residual
@@ -77,7 +83,7 @@ def _backward_fake(grad_loss, residual, reduction, dtype, backend):
 
 
 def _save(ctx, inputs, output):
-    student, _, _, _, ctx.reduction, _, ctx.backend = inputs
+    student, *_, ctx.reduction, _, ctx.backend = inputs
     _, residual = output
     ctx.save_for_backward(residual)
     ctx.dtype = student.dtype
@@ -89,7 +95,7 @@ def _gradients(ctx, backward, grad_loss, grad_residual):
     grad = None
     if grad_loss is not None:
         grad = backward(grad_loss, residual, ctx.reduction, ctx.dtype, ctx.backend)
-    return grad, None, None, None, None, None, None
+    return grad, *[None] * 9
 
 
 _relation = Differentiable(

@@ -1,14 +1,16 @@
 """Token relation distances by tiles of the upper triangle, without an n x n matrix.
 
-    D[i, j] = relu( |S_Z[i, j] - S_M[i, j]| - margin )
+    E[i, j] = softshrink( S_Z[i, j] - S_M[i, j], margin )                   D = |E| or E^2
     loss_b = sum_{f, g} c[f, g] / N^2 * sum_{i in f, j in g} D[i, j]
-    dz^_i = 2 / N^2 * sum_j c[f_i, f_j] sign(S_Z - S_M)[i, j] 1[|S_Z - S_M|[i, j] > margin] z^_j
+    dz^_i = 2 / N^2 * sum_j c[f_i, f_j] D'[i, j] z^_j                       D' = sign(E) or 2 E
+
+Where negative similarities of the student are clamped, D' is 0.
 
 A tile is a block of queries i by a block of keys j, for all videos of the batch at once. D and the
 gradient's coefficients are symmetric, so a tile right of the diagonal counts twice in the loss; it
 contributes to the gradient of its queries and, transposed, to that of its keys. The forward
 computes loss and gradient together: the upstream gradient is one number a video, by which the
-backward scales the result.
+backward scales the result. Squares without clamping may need no tiles at all (`channel_grams`).
 """
 
 import itertools
@@ -28,6 +30,8 @@ from ..core.numerics import (
     video_scale,
 )
 from ..core.registry import Implementation
+from . import channel_grams
+from .options import RelationOptions
 
 #: Most tokens on a side of a tile. Tiles of a few hundred keep torch's products near peak speed and
 #: their temporaries in cache.
@@ -52,41 +56,67 @@ class Block:
 
 
 def forward(
-    student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
+    student: Tensor, teacher: Tensor, pair_weight: Tensor, options: RelationOptions, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and, if `needs_grad`, the gradient of each video's own loss (B, F, N, C).
 
     student (B, F, N, C), teacher (B, F, N, C'), pair_weight (F, F).
     """
     dtype = accumulate_dtype(student)
-    B, frames, N, C = student.shape
-    z, norm = divided_by_norm(student.reshape(B, frames * N, C).to(dtype))
-    m, _ = divided_by_norm(teacher.reshape(B, frames * N, teacher.shape[-1]).to(dtype))
+    z, m = (features.to(dtype).flatten(1, 2) for features in (student, teacher))
+    norm = None
+    if options.cosine:
+        (z, norm), (m, _) = divided_by_norm(z), divided_by_norm(m)
     # The distances are symmetric, so only the symmetric part of the weights matters.
     c = ((pair_weight + pair_weight.mT) / 2).to(dtype)
-    losses = z.new_zeros(B)
-    gradient = torch.zeros_like(z) if needs_grad else None
+    if channel_grams.is_faster(z, m, c, options, needs_grad):
+        losses, gradient = channel_grams.losses(z, m, c, needs_grad)
+    else:
+        losses, gradient = losses_by_tiles(z, m, c, options, needs_grad)
+    loss = reduce_videos(non_finite_to_nan(losses), options.reduction)
+    if gradient is None:
+        return loss, loss.new_empty(0)
+    return loss, normalised_gradient(gradient, z, norm).view(student.shape)
 
-    for rows, columns in tiles(frames, N, B, c):
+
+def losses_by_tiles(
+    z: Tensor, m: Tensor, c: Tensor, options: RelationOptions, needs_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the losses (B,) and, if `needs_grad`, the gradient dz^ (B, n, C)."""
+    frames, N = len(c), z.shape[1] // len(c)
+    losses = z.new_zeros(len(z))
+    gradient = torch.zeros_like(z) if needs_grad else None
+    for rows, columns in tiles(frames, N, len(z), c):
         weight = c[rows.frames, columns.frames] / N**2
-        difference = z[:, rows.tokens] @ z[:, columns.tokens].mT
-        difference.baddbmm_(m[:, rows.tokens], m[:, columns.tokens].mT, alpha=-1)
-        if margin > 0:
-            difference = F.softshrink(difference, margin)
-        per_frame = by_frames(difference, rows, columns)
-        distance = torch.where(weight != 0, weight * sum_of_distances(per_frame), 0).sum((1, 2))
+        difference, kept = differences(z, m, rows.tokens, columns.tokens, options)
+        if options.margin > 0:
+            difference = F.softshrink(difference, options.margin)
+        sums = sum_of_distances(by_frames(difference, rows, columns), options)
+        distance = torch.where(weight != 0, weight * sums, 0).sum((1, 2))
         losses += distance if rows == columns else 2 * distance
         if needs_grad:
-            coefficient = by_frames(difference.sign_(), rows, columns)
-            coefficient.mul_(2 * weight[:, None, :, None])
-            gradient[:, rows.tokens].baddbmm_(difference, z[:, columns.tokens])
+            slope = difference.mul_(2) if options.squared else difference.sign_()
+            if kept is not None:
+                slope.mul_(kept)
+            by_frames(slope, rows, columns).mul_(2 * weight[:, None, :, None])
+            gradient[:, rows.tokens].baddbmm_(slope, z[:, columns.tokens])
             if rows != columns:
-                gradient[:, columns.tokens].baddbmm_(difference.mT, z[:, rows.tokens])
+                gradient[:, columns.tokens].baddbmm_(slope.mT, z[:, rows.tokens])
+    return losses, gradient
 
-    loss = reduce_videos(non_finite_to_nan(losses), reduction)
-    if not needs_grad:
-        return loss, loss.new_empty(0)
-    return loss, normalised_gradient(gradient, z, norm).view(B, frames, N, C)
+
+def differences(
+    z: Tensor, m: Tensor, rows: slice, columns: slice, options: RelationOptions
+) -> tuple[Tensor, Tensor | None]:
+    """Return S_Z - S_M of a tile after clamping and, where the student is clamped, which of its similarities are kept."""
+    difference = z[:, rows] @ z[:, columns].mT
+    if not options.clamps_teacher:
+        return difference.baddbmm_(m[:, rows], m[:, columns].mT, alpha=-1), None
+    kept = difference >= 0 if options.clamps_student else None
+    if kept is not None:
+        difference.mul_(kept)
+    teacher = m[:, rows] @ m[:, columns].mT
+    return difference.sub_(teacher.mul_(teacher >= 0)), kept
 
 
 def backward(grad_loss: Tensor, residual: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
@@ -133,13 +163,13 @@ def by_frames(tile: Tensor, rows: Block, columns: Block) -> Tensor:
     return tile.unflatten(2, (columns.frame_count, -1)).unflatten(1, (rows.frame_count, -1))
 
 
-def sum_of_distances(per_frame: Tensor) -> Tensor:
-    """Return sum |x| over the tokens of each pair of frames, (B, frames, frames).
+def sum_of_distances(per_frame: Tensor, options: RelationOptions) -> Tensor:
+    """Return sum |x|, or of squares, over the tokens of each pair of frames, (B, frames, frames).
 
     Rows are summed first, which keeps float32 accurate enough. `vector_norm(ord=1)` would need no
     copy of |x|, but is several times slower on a CPU.
     """
-    return per_frame.abs().sum(4).sum(2)
+    return (per_frame.square() if options.squared else per_frame.abs()).sum(4).sum(2)
 
 
 token_relation = Implementation(forward, backward, empty_residual)

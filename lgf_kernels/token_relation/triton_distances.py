@@ -37,6 +37,9 @@ def lgf_relation_distances(
     LARGE_FRAMES: tl.constexpr,
     INDEX: tl.constexpr,
     KEEP: tl.constexpr,
+    SQUARED: tl.constexpr,
+    CLAMP_STUDENT: tl.constexpr,
+    CLAMP_TEACHER: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -63,15 +66,24 @@ def lgf_relation_distances(
         s_m = gram(teacher, teacher_stride, i, j, tokens, frame_tokens, TEACHER_C, BLOCK_C, TEACHER_OPERAND, ACC, INDEX)
         s_m = scaled(s_m, teacher_norms, i, j, tokens)
         s_z = gram(student, student_stride, i, j, tokens, frame_tokens, C, BLOCK_C, OPERAND, ACC, INDEX)
-        d = scaled(s_z, student_norms, i, j, tokens) - s_m
+        s_z = scaled(s_z, student_norms, i, j, tokens)
+        # Times 0, so that -inf becomes NaN.
+        if CLAMP_TEACHER:
+            s_m = tl.where(s_m < 0, s_m * 0, s_m)
+        d = (tl.where(s_z < 0, s_z * 0, s_z) if CLAMP_STUDENT else s_z) - s_m
 
         w = pair_weights(weight, row, column, frames, frame_tokens, TILE, LARGE_FRAMES) * scale
-        # The weight with the sign of the difference; 0 for a difference within the margin, but not for NaN.
-        w = tl.where(tl.abs(d) <= margin, 0.0, tl.where(d > 0, w, -w))
-        total = tl.sum(tl.sum(tl.where(w == 0, 0.0, tl.abs(w) * (tl.abs(d) - margin)), 1), 0)
+        # 0 for a difference within the margin, but not for NaN.
+        w = tl.where(tl.abs(d) <= margin, 0.0, w)
+        excess = tl.abs(d) - margin
+        total = tl.sum(tl.sum(tl.where(w == 0, 0.0, w * (excess * excess if SQUARED else excess)), 1), 0)
         tl.store(sums, tl.where(row == column, total, 2 * total))
         if KEEP:
-            g = tl.where(w == 0, 0.0, 2 * w + (d - d))  # NaN where d is not finite
+            w = tl.where(d > 0, w, -w)
+            g = 2 * w * (2 * excess) if SQUARED else 2 * w
+            g = tl.where(w == 0, 0.0, g + (d - d))  # NaN where d is not finite
+            if CLAMP_STUDENT:
+                g = tl.where(s_z < 0, 0.0, g)
             g = scaled(g, student_norms, i, j, tokens)
             tl.store(coefficients + ((n * TILE)[:, None] + n[None, :]), g)
     else:
@@ -103,7 +115,7 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         pairs.student_norms,
         pairs.teacher_norms,
         pairs.weight,
-        launch.exact(pairs.margin),
+        launch.exact(pairs.options.margin),
         launch.exact(1 / N**2),
         sums,
         sums if coefficients is None else coefficients,
@@ -120,6 +132,9 @@ def distances(pairs: Pairs, panel: Panel, sums: Tensor, coefficients: Tensor | N
         LARGE_FRAMES=pairs.tile <= N,
         INDEX=pairs.index,
         KEEP=coefficients is not None,
+        SQUARED=pairs.options.squared,
+        CLAMP_STUDENT=pairs.options.clamps_student,
+        CLAMP_TEACHER=pairs.options.clamps_teacher,
         TILE=pairs.tile,
         enable_fp_fusion=False,  # fused, the difference of two equal products would be a rounding error with a sign
     )

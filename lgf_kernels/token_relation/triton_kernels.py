@@ -1,9 +1,12 @@
 """Token relation distances, and their gradient from stored coefficients for half of all pairs.
 
-    d[i, j] = < z_i, z_j > r_i r_j - < m_i, m_j > q_i q_j                     r, q: reciprocal norms
+    d[i, j] = < z_i, z_j > r_i r_j - < m_i, m_j > q_i q_j                     r, q: reciprocal norms; 1 for "dot"
     loss_b  = sum_{i, j} w[i, j] relu( |d[i, j]| - margin )                   w[i, j] = c[f_i, f_j] / N^2
     g[i, j] = 2 w[i, j] sign(d[i, j]) 1[|d[i, j]| > margin] r_i r_j
     dz_i    = sum_j g[i, j] z_j, less its part along z_i                      (I - z^_i z^_i^T) dz^_i / ||z_i||
+
+For "l2" the loss is w d^2 and sign(d) is 2 d. Clamped similarities are 0 in d, and g is 0 where the
+student's are. For "dot" nothing is taken from the sum.
 
 Everything with two indices is symmetric. The n tokens of a video are cut into tiles,
 tiles[0] .. tiles[T-1]. The kernels, and what one program computes:
@@ -38,6 +41,7 @@ from ..core.numerics import accumulate_dtype, non_finite_to_nan, reduce_videos
 from ..core.registry import Implementation
 from ..core.triton_norms import reciprocal_norms
 from . import panels
+from .options import RelationOptions
 from .panels import Panel, backward
 from .portable import empty_residual
 from .triton_distances import distances
@@ -46,22 +50,22 @@ from .triton_tiles import Pairs
 
 
 def forward(
-    student: Tensor, teacher: Tensor, pair_weight: Tensor, margin: float, reduction: str, needs_grad: bool
+    student: Tensor, teacher: Tensor, pair_weight: Tensor, options: RelationOptions, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and, if `needs_grad`, the gradient of each video's own loss (B, F, N, C)."""
     student, teacher = launch.usable([student, teacher])
     accumulate = accumulate_dtype(student)
     weight = ((pair_weight + pair_weight.mT) / 2).to(accumulate).contiguous()
     with launch.on_device_of(student):
-        norms = reciprocal_norms([student.unsqueeze(3), teacher.unsqueeze(3)], "cosine")
-        pairs = Pairs(student, teacher, *norms, weight, margin)
+        norms = reciprocal_norms([student.unsqueeze(3), teacher.unsqueeze(3)], options.similarity)
+        pairs = Pairs(student, teacher, *norms, weight, options)
         whole = Panel(slice(0, len(student)), 0, pairs.tiles)
         sums = student.new_empty((len(student), whole.blocks(pairs.tiles)), dtype=accumulate)
         gradient = empty_residual(student, needs_grad)
         dtype = launch.operand_type(student.dtype, accumulate, by_gradient=True)
         kernels = panels.Kernels(distances, products, project)
         panels.run(kernels, pairs, dtype, sums, gradient if needs_grad else None)
-    return reduce_videos(non_finite_to_nan(sums.sum(1)), reduction), gradient
+    return reduce_videos(non_finite_to_nan(sums.sum(1)), options.reduction), gradient
 
 
 token_relation = Implementation(forward, backward, empty_residual)

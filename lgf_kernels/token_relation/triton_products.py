@@ -135,10 +135,11 @@ def lgf_relation_project(
     splits,
     C: tl.constexpr,
     INDEX: tl.constexpr,
+    COSINE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write the sum of the parts, without its component along z^, to the gradient (which may be the only part)."""
+    """Write the sum of the parts to the gradient (which may be the only part), for cosine without its component along z^."""
     ACC: tl.constexpr = gradient.dtype.element_ty
     tokens = frames * frame_tokens
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -152,17 +153,18 @@ def lgf_relation_project(
     places = i.to(tl.int64) * C
     r = tl.load(norms + b * tokens + i, mask=mask, other=0.0)
     along = tl.zeros((ROWS,), ACC)
-    for c0 in range(0, C, BLOCK_C):
-        unit = load_channels(student, rows, mask, c0, C, BLOCK_C).to(ACC) * r[:, None]
-        along += tl.sum(_sum_of_parts(parts, part_stride, splits, places, mask, c0, C, BLOCK_C) * unit, 1)
+    if COSINE:
+        for c0 in range(0, C, BLOCK_C):
+            unit = load_channels(student, rows, mask, c0, C, BLOCK_C).to(ACC) * r[:, None]
+            along += tl.sum(_sum_of_parts(parts, part_stride, splits, places, mask, c0, C, BLOCK_C) * unit, 1)
     # A norm clamped to EPS is a constant: there is no projection.
     along = tl.where(r < SHORT, along, 0.0)
     for c0 in range(0, C, BLOCK_C):
-        unit = load_channels(student, rows, mask, c0, C, BLOCK_C).to(ACC) * r[:, None]
         total = _sum_of_parts(parts, part_stride, splits, places, mask, c0, C, BLOCK_C)
+        if COSINE:
+            total -= along[:, None] * (load_channels(student, rows, mask, c0, C, BLOCK_C).to(ACC) * r[:, None])
         c = c0 + tl.arange(0, BLOCK_C)
-        tl.store(gradient + (places[:, None] + c[None, :]), total - along[:, None] * unit,
-                 mask=mask[:, None] & (c < C)[None, :])  # fmt: skip
+        tl.store(gradient + (places[:, None] + c[None, :]), total, mask=mask[:, None] & (c < C)[None, :])
 
 
 def products(pairs: Pairs, panel: Panel, coefficients: Tensor, gradient: Tensor) -> Tensor:
@@ -224,6 +226,7 @@ def project(pairs: Pairs, panel: Panel, parts: Tensor, gradient: Tensor) -> None
         len(parts),
         C=C,
         INDEX=pairs.index,
+        COSINE=pairs.options.cosine,
         ROWS=rows,
         BLOCK_C=channels,
         num_warps=4,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import triton_launch as launch
 from ..core.triton_blocks import dot, load_channels
 from . import triton_configs as configs
+from .options import RelationOptions
 
 #: Rows of tiles adjacent in launch order, so that their common columns are read from the L2 cache.
 GROUP: tl.constexpr = tl.constexpr(4)
@@ -126,7 +127,7 @@ class Pairs(NamedTuple):
     student_norms: Tensor
     teacher_norms: Tensor
     weight: Tensor
-    margin: float
+    options: RelationOptions
 
     @property
     def accumulate(self) -> torch.dtype:

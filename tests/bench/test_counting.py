@@ -46,6 +46,11 @@ def test_token_relations_by_hand():
 
 
 def test_pairs_of_weight_0_cost_nothing():
+    # 12 tokens a frame and 2 channels: the sums of channels are 2 x 3 / 2, 2 x 1 and 1, and each token meets 2 x 3 of them.
+    gram = TokenRelation((1, 2, 12, 2), 1, "gram")
+    assert [it.flop for it in map(gram.work().get, ("forward", "backward"))] == [24 * 2 * 6, 24 * 2 * 6]
+    clamped, pairs = TokenRelation((1, 2, 12, 2), 1, "gram-clamped"), 2 * 12 * 13 // 2
+    assert clamped.work()["forward"].flop == 2 * pairs * 3
     spatial, temporal = (TokenRelation((1, 2, 3, 5), 7, f"videorepa-{kind}").work() for kind in ("spatial", "temporal"))
     assert spatial["forward"].flop == 2 * (2 * 6) * (5 + 7) and spatial["backward"].flop == 2 * (2 * 9) * 5
     assert temporal["forward"].flop == 2 * 9 * (5 + 7)

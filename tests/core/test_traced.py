@@ -18,7 +18,7 @@ KEPT = {
     "lgf_kl": [720], "lgf_kl token weights": [1440], "lgf_kl none": [3920], "from logits": [3920], "local_gram_flow": [],
     "patch_cosine": [720], "patch_cosine frames": [720],
     "point_correspondence": [48], "point_correspondence_loss": [96], "point_correspondence_loss none": [96],
-    "token_relation": [720], "token_relation none": [720],
+    "token_relation": [720], "token_relation none": [720], "token_relation gram": [720], "token_relation clamped": [720],
 }  # fmt: skip
 
 

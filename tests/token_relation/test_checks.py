@@ -36,6 +36,17 @@ BAD = {
     "pair weights' kind": (lambda: relation(S, T, pair_weight=[[1]]), TypeError, ["`pair_weight`", "Tensor", "list"]),
     "negative pair weight": (lambda: relation(S, T, pair_weight=-C), ValueError, ["`pair_weight`", ">= 0", "clamp"]),
     "negative margin": (lambda: relation(S, T, pair_weight=C, margin=-0.1), ValueError, ["`margin`", ">= 0", "-0.1"]),
+    "distance": (lambda: relation(S, T, pair_weight=C, distance="L2"), ValueError, ["`distance`", "'l2'", "'L2'"]),
+    "negatives": (
+        lambda: relation(S, T, pair_weight=C, negatives=True), ValueError, ["`negatives`", "'clamp-teacher'", "True"],
+    ),
+    "similarity": (
+        lambda: relation(S, T, pair_weight=C, similarity="cos"), ValueError, ["`similarity`", "'cosine'", "'cos'"],
+    ),
+    "a margin of squares": (
+        lambda: relation(S, T, pair_weight=C, margin=0.1, distance="l2"), ValueError, ["`margin`", "0.1", '"l1"'],
+    ),
+    "a margin of the form gram": (lambda: lgf.TokenRelationLoss("gram", margin=0.1), ValueError, ["`margin`", "0.1"]),
     "relation's reduction": (lambda: relation(S, T, pair_weight=C, reduction="max"), ValueError, ["`reduction`", "'max'"]),
     "frames": (lambda: lgf.moalign_pair_weight(0), ValueError, ["`num_frames`", "at least 1", "0"]),
     "frames that are a bool": (lambda: lgf.moalign_pair_weight(True), TypeError, ["`num_frames`", "int", "bool True"]),

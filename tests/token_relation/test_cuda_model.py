@@ -11,6 +11,7 @@ from support.pairs import every_pair
 import lgf_kernels as lgf
 from lgf_kernels.token_relation import cuda as token_relation
 from lgf_kernels.token_relation import panels
+from lgf_kernels.token_relation.options import RelationOptions
 
 from .cuda_inputs import TILE, UPSTREAM, against_reference, inputs
 
@@ -55,6 +56,37 @@ def test_published_forms_on_plain_kernels(model, form, N):
     loss = lgf.TokenRelationLoss(form)
     student, teacher = inputs((1, 4, N, 5), 7, torch.float64)
     against_reference(student, teacher, loss.pair_weight(4, "cpu"), margin=loss.margin)
+
+
+@every_pair(
+    way=WAYS,
+    dtype=(*HALVES, torch.float32, torch.float64),
+    options={
+        "distance": ("l1", "l2"),
+        "negatives": ("keep", "clamp", "clamp-teacher"),
+        "similarity": ("cosine", "dot"),
+    },
+)
+def test_distances_negatives_similarities(tensor_cores, dtype, options):
+    against_reference(*inputs((2, 3, 50, 24), 16, dtype), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"similarity": "dot"}], ids=str)
+@pytest.mark.parametrize("distance", [1e-1, 1e-3])
+def test_float16_has_the_range_of_small_differences(tensor_cores, distance, options):
+    """Coefficients of squares are as small as the differences, and with dot as large as the products of two tokens."""
+    student, _ = inputs((1, 2, 70, 16), 8, torch.float16)
+    student[0, 0, 0] *= 100
+    teacher = (student + distance * features(*student.shape)).half()
+    c = torch.tensor([[1.0, 1e-3], [1e-3, 1.0]])
+    squares = RelationOptions(distance="l2", **options)
+    loss, residual = token_relation.forward(student, teacher, c, squares, True)
+    truth = value_and_gradient(
+        lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, distance="l2", backend="reference",
+        **options,
+    )  # fmt: skip
+    assert_close(loss, truth[0], 1e-4)
+    assert_close(residual, truth[1], 1e-3)
 
 
 @every_pair(
@@ -208,7 +240,7 @@ def test_short_vectors_are_not_projected(tensor_cores, dtype):
     student[0, 0, 3] = teacher[0, 1, 4] = 0
     student[0, 1, 2] *= 1e-7
     c = lgf.moalign_pair_weight(2)
-    _, residual = token_relation.forward(student, teacher, c, 0.0, "mean", True)
+    _, residual = token_relation.forward(student, teacher, c, RelationOptions(), True)
     truth = value_and_gradient(
         lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, backend="reference"
     )
@@ -222,7 +254,7 @@ def test_float16_has_the_range_of_the_norms_and_the_weights(tensor_cores, weight
     student, teacher = inputs((1, 2, 70, 16), 8, torch.float16)
     student *= torch.logspace(-3, 3, 70).roll(5)[:, None].half()
     c = weight * torch.tensor([[1.0, 1e-4], [1e-4, 1.0]])
-    loss, residual = token_relation.forward(student, teacher, c, 0.0, "mean", True)
+    loss, residual = token_relation.forward(student, teacher, c, RelationOptions(), True)
     truth = value_and_gradient(
         lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, backend="reference"
     )

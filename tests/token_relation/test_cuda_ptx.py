@@ -26,6 +26,12 @@ CASES = {
     "a loss of each video": ((3, 2, 20, 16), 8, {"reduction": "none", "upstream": torch.tensor([512.0, -1e3, 256.0])}),
     "weights that are not symmetric": ((1, 4, 20, 16), 8, {"c": torch.arange(16.0).view(4, 4)}),
     "weights within frames": ((1, 5, 40, 24), 16, {"c": lgf.videorepa_pair_weight(5, "spatial"), "reduction": "sum"}),
+    "squares": ((1, 2, 40, 24), 16, {"distance": "l2"}),
+    "squares of clamped products": (
+        (1, 2, 40, 24),
+        16,
+        {"distance": "l2", "negatives": "clamp", "similarity": "dot", "upstream": torch.tensor(1.0)},
+    ),
     "weights between frames": ((1, 5, 40, 24), 16, {"c": lgf.videorepa_pair_weight(5, "temporal"), "margin": 0.05}),
 }
 #: What continuous integration runs. For "80" there are those of Local Gram Flow, whose code is the same for both.

@@ -5,19 +5,28 @@ import torch
 from support.operators import kept_without_a_backward, opcheck, student_and_teacher
 
 import lgf_kernels as lgf
+from lgf_kernels.token_relation.options import RelationOptions
 
 from .calls import LOSSES
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck_token_relation(reduction):
+@pytest.mark.parametrize(
+    "options",
+    [
+        RelationOptions(margin=0.1),
+        RelationOptions(reduction="none"),
+        RelationOptions(distance="l2"),
+        RelationOptions(0.0, "l2", "clamp", "dot", "sum"),
+    ],
+)
+def test_opcheck_token_relation(options):
     student, teacher = (f.flatten(2, 3) for f in student_and_teacher(torch.bfloat16))
-    arguments = (student.detach().requires_grad_(), teacher, torch.ones(3, 3), 0.1, reduction, True, "portable")
+    arguments = (student.detach().requires_grad_(), teacher, torch.ones(3, 3), *options, True, "portable")
     opcheck(torch.ops.lgf.token_relation.default, arguments)
     loss, residual = (x.detach() for x in torch.ops.lgf.token_relation(*arguments))
     opcheck(
         torch.ops.lgf.token_relation_backward.default,
-        (torch.randn_like(loss), residual, reduction, torch.bfloat16, "portable"),
+        (torch.randn_like(loss), residual, options.reduction, torch.bfloat16, "portable"),
     )
 
 
@@ -30,7 +39,7 @@ def test_nothing_is_kept_for_a_backward_that_cannot_be(name):
 def test_what_is_kept_for_a_backward_has_no_gradient():
     student, teacher = (f.flatten(2, 3) for f in student_and_teacher())
     _, kept = torch.ops.lgf.token_relation(
-        student.requires_grad_(), teacher, torch.ones(3, 3), 0.1, "mean", True, "portable"
+        student.requires_grad_(), teacher, torch.ones(3, 3), *RelationOptions(), True, "portable"
     )
     assert torch.autograd.grad(kept.sum(), student, allow_unused=True) == (None,)
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from support import numerics
 from support.numerics import assert_close, features, relative_error, value_and_gradient
-from support.pairs import every_value
+from support.pairs import every_value, name_of
 
 import lgf_kernels as lgf
 
@@ -20,7 +19,10 @@ from lgf_kernels.core import triton_launch as launch
 from lgf_kernels.token_relation import panels
 from lgf_kernels.token_relation import triton_configs as configs
 from lgf_kernels.token_relation import triton_kernels as token_relation
+from lgf_kernels.token_relation.options import RelationOptions
 from lgf_kernels.token_relation.portable import backward, empty_residual
+
+from .eager import eager
 
 # Before `quick_interpreter` exchanges them.
 TILES = dict(configs.RELATION_TILES)
@@ -99,6 +101,19 @@ def test_margins(margin):
     )
     for our, true in zip(ours, truth, strict=True):
         assert_close(our, true, 1e-11, absolute=0.0)
+
+
+SQUARES = [{"distance": "l2"}, {"distance": "l2", "negatives": "clamp-teacher"}]
+
+
+@pytest.mark.parametrize(
+    "options", [*SQUARES, {"distance": "l2", "negatives": "clamp"}, {"negatives": "clamp", "margin": 0.1}], ids=name_of
+)
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_distances_negatives_similarities(options, similarity):
+    against_reference((2, 2, 37, 20), similarity=similarity, **options)
+    c = torch.tensor([[1.0, 0.5], [0, 0]])
+    against_reference((1, 2, 20, 20), 9, 1e-5, torch.float32, c=c, similarity=similarity, **options)
 
 
 @every_value(blocks=(1, 4, 7, 10, 20), videos=(1, 3))
@@ -217,7 +232,7 @@ def test_short_vectors_are_not_projected():
 def test_float16_keeps_small_gradients():
     """Coefficients of 2 c / (N^2 |z_i| |z_j|) = 5e-9 lie below what float16 can hold; the gradient need not."""
     student, teacher, c = features(1, 1, 50, 16).half(), features(1, 1, 50, 16), torch.full((1, 1), 1e-4)
-    loss, residual = token_relation.forward(student, teacher, c, 0.0, "mean", True)
+    loss, residual = token_relation.forward(student, teacher, c, RelationOptions(), True)
     truth = value_and_gradient(
         lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, backend="reference"
     )
@@ -226,22 +241,17 @@ def test_float16_keeps_small_gradients():
 
 
 @pytest.mark.parametrize("alike", [0.0, 1.0, 4.0], ids="alike {}".format)
-def test_rounded_coefficients_are_at_most_twice_as_far_off_as_eager(alike):
+@pytest.mark.parametrize("options", [{}, *SQUARES], ids=name_of)
+def test_rounded_coefficients_are_at_most_twice_as_far_off_as_eager(options, alike):
     """In bfloat16 through eager PyTorch, with tokens that have more and more in common."""
     common = features(16) * alike
     student, teacher = ((features(1, 3, 60, 16) + common).bfloat16() for _ in range(2))
-    c = lgf.moalign_pair_weight(3)
-
-    def eager(student, teacher):
-        z, m = (F.normalize(f.flatten(1, 2), dim=-1, eps=1e-6) for f in (student, teacher))
-        distance = (z @ z.mT - m @ m.mT).abs().reshape(1, 3, 60, 3, 60).mean((2, 4))
-        return (c * distance).sum((1, 2)).mean()
-
+    options = {"pair_weight": lgf.moalign_pair_weight(3), **options}
     truth = value_and_gradient(
-        lgf.token_relation_loss, student.double(), teacher.double(), pair_weight=c, backend="reference"
+        lgf.token_relation_loss, student.double(), teacher.double(), backend="reference", **options
     )
-    ours = value_and_gradient(lgf.token_relation_loss, student, teacher, pair_weight=c, backend="triton")
-    theirs = value_and_gradient(eager, student, teacher)
+    ours = value_and_gradient(lgf.token_relation_loss, student, teacher, backend="triton", **options)
+    theirs = value_and_gradient(eager, student, teacher, **options)
     for our, their, true in zip(ours, theirs, truth, strict=True):
         assert relative_error(our, true) <= 2 * relative_error(their, true)
     assert relative_error(ours[0], truth[0]) <= 1e-5 and relative_error(ours[1], truth[1]) <= 1e-2

@@ -12,6 +12,7 @@ from support.numerics import features, value_and_gradient
 
 import lgf_kernels as lgf
 from lgf_kernels.token_relation import triton_configs as configs
+from lgf_kernels.token_relation.options import RelationOptions
 
 
 def one_teacher(teachers):
@@ -23,6 +24,8 @@ relation = functools.partial(Case, "token_relation_loss", arguments=one_teacher)
 CASES = [
     *(relation(dtype, (2, 3, 37, 20), (64,), {}) for dtype in ("float32", "float16", "float64")),
     relation("bfloat16", (1, 2, 150, 72), (24,), {"margin": 0.1}),
+    relation("float32", (1, 2, 37, 20), (64,), {"distance": "l2", "negatives": "clamp", "similarity": "dot"}),
+    relation("bfloat16", (1, 2, 37, 20), (64,), {"distance": "l2"}),
 ]
 MORE = [relation("bfloat16", (2, 3, 37, 20), (64,), {})]
 #: What continuous integration runs compiled for Hopper: most of the time is the compiler's, so that kernels are used again.
@@ -84,4 +87,4 @@ def launch_every_kernel(T: int, H: int, W: int) -> None:
     for tokens, C, budget in itertools.product(sizes, (32, 24, 17), ("1", "1024")):
         with mock.patch.dict(os.environ, LGF_SCRATCH_MIB=budget):
             features = torch.zeros(3 if tokens < 2000 else 1, T, tokens, C, dtype=torch.bfloat16)
-            triton_kernels.forward(features, features, torch.ones(T, T), 0.1, "mean", True)
+            triton_kernels.forward(features, features, torch.ones(T, T), RelationOptions(0.1), True)

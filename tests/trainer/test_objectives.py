@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import mse_loss, normalize
 
 from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token_relation_loss, videorepa_pair_weight
 
@@ -119,6 +119,16 @@ def test_token_relations(student, targets, form):
     torch.testing.assert_close(actual, expected)
     wide = dataclasses.replace(relation, margin=0.5)
     assert loss(student, targets, loss="relation", features=("dino",), relation=wide) < actual
+
+
+@pytest.mark.parametrize("form", ["gram", "gram-clamped", "sara"])
+def test_squared_token_relations(student, targets, form):
+    z, m = (normalize(x.flatten(2, 3), dim=-1) for x in (student, targets["features_dino"]))
+    s_z, s_m = z @ z.mT, m @ m.mT
+    if form == "gram-clamped":
+        s_z, s_m = s_z.clamp(min=0), s_m.clamp(min=0)
+    actual = loss(student, targets, loss="relation", features=("dino",), relation=Relation(form=form))
+    torch.testing.assert_close(actual, mse_loss(s_z, s_m))
 
 
 def test_token_relations_to_two_teachers(student, targets):

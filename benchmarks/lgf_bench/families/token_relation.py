@@ -61,18 +61,26 @@ class TokenRelation(Case):
         return super().tensors() | {"pair_weight": self.module.pair_weight(self.shape[1], self.device)}
 
     def call(self, *, backend: str | None = None, **tensors) -> Tensor:
-        return lgf.token_relation_loss(**tensors, margin=self.module.margin, backend=backend)
+        options = {name: getattr(self.module, name) for name in ("margin", "distance", "negatives")}
+        return lgf.token_relation_loss(**tensors, **options, backend=backend)
 
     def options(self) -> dict[str, object]:
         return {"form": self.form}
 
     def flop(self) -> tuple[int, int]:
-        """Count half of both symmetric Grams, diagonal included, and coefficients by features, for pairs with a weight."""
+        """Count half of both symmetric Grams, diagonal included, and coefficients by features, for pairs with a weight.
+
+        Squares without clamping: products of channels, if they are fewer.
+        """
         B, frames, N, C = self.shape
         weighted = self.module.pair_weight(frames) != 0
         pairs = int(weighted.sum()) * N * N
         upper = (pairs + int(weighted.diagonal().sum()) * N) // 2
-        return 2 * B * upper * self.channels, 2 * B * pairs * C
+        by_pairs = 2 * B * upper * self.channels, 2 * B * pairs * C
+        if (self.module.distance, self.module.negatives) != ("l2", "keep"):
+            return by_pairs
+        both, n = self.channels, frames * N
+        return min(by_pairs, (B * n * both * (both + 1), 2 * B * n * C * both), key=sum)
 
     def oracle(self, tensors: Tensors) -> Iterator[Tensor]:
         """Yield the part of the pairs of frames of two groups at a time, with all other weights 0."""
@@ -97,6 +105,8 @@ def _videos(form: str, tokens: int, channels: int, about: str, **options) -> Tok
 OPERATORS = (TokenRelation,)
 CASES = {
     "videorepa-24x150": _videos("videorepa", 150, 768, "VideoREPA on 24 frames of 10 x 15 tokens"),
+    "gram-24x1350": _videos("gram", 1350, 64, "DINOv3's Gram loss on 24 frames of 30 x 45 tokens"),
+    "gram-clamped-24x1350": _videos("gram-clamped", 1350, 64, "the same with negative similarities clamped"),
     "moalign-24x150": _videos("moalign", 150, 64, "MoAlign on 24 frames of 10 x 15 tokens"),
     "videorepa-24x1350": _videos("videorepa", 1350, 768, "VideoREPA at full resolution, 30 x 45 tokens", large=True),
     "moalign-24x1350": _videos("moalign", 1350, 64, "MoAlign at full resolution, 30 x 45 tokens", large=True),
@@ -118,7 +128,10 @@ def chunked(case: TokenRelation) -> Loss:
     def rows(z: Tensor, m: Tensor, c: Tensor, f: int) -> Tensor:
         N = z.shape[1] // len(c)
         one = slice(f * N, (f + 1) * N)
-        distance = torch.relu((z[:, one] @ z.mT - m[:, one] @ m.mT).abs() - case.module.margin)
+        s_z, s_m = z[:, one] @ z.mT, m[:, one] @ m.mT
+        if case.module.negatives == "clamp":
+            s_z, s_m = s_z.relu(), s_m.relu()
+        distance = torch.relu((s_z - s_m).abs() - case.module.margin) ** (1 if case.module.distance == "l1" else 2)
         return (c[f] * distance.unflatten(-1, (len(c), N)).mean((1, 3))).sum(-1)
 
     def loss(student: Tensor, teacher: Tensor, pair_weight: Tensor) -> Tensor:

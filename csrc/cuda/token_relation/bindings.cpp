@@ -40,10 +40,13 @@ std::tuple<int, std::string, int, int> relation_cut(const TensorTuple& student, 
 void relation_distances(const TensorTuple& student, const TensorTuple& teacher, const VideoTuple& video,
                         const std::tuple<Address, Address, Address>& norms, const RowsTuple& rows, Address sums,
                         std::int64_t sums_stride, std::optional<Address> coefficients,
-                        const std::string& coefficient_dtype, double margin, double scale, int device, Address stream) {
+                        const std::string& coefficient_dtype, double margin, bool squared,
+                        const std::tuple<double, double>& floors, double scale, int device, Address stream) {
+  const auto [student_floor, teacher_floor] = floors;
   const auto [of_student, of_teacher, of_coefficients] = norms;
   cuda::relation_distances({parse_video(video), parse_tensor(student), parse_tensor(teacher), pointer(of_student),
-                            pointer(of_teacher), pointer(of_coefficients), margin, scale, parse_rows(rows),
+                            pointer(of_teacher), pointer(of_coefficients), margin, scale, squared, student_floor, teacher_floor,
+                            parse_rows(rows),
                             pointer(sums), sums_stride, pointer(coefficients), parse_dtype(coefficient_dtype),
                             {device, stream}});
 }
@@ -57,7 +60,7 @@ void relation_products(const TensorTuple& factors, const VideoTuple& video, Addr
                            {device, stream}});
 }
 
-void relation_project(const TensorTuple& student, const VideoTuple& video, Address norms,
+void relation_project(const TensorTuple& student, const VideoTuple& video, std::optional<Address> norms,
                       std::optional<Address> row_scale, const PartsTuple& parts, Address gradient, int device,
                       Address stream) {
   const auto [data, splits, stride] = parts;
@@ -72,8 +75,8 @@ const Family family([](py::module_& m) {
   m.def("relation_cut", &relation_cut, "student"_a, "teacher"_a, "device"_a,
         "How a call is cut: tokens of a tile, type of the coefficients, blocks side by side, channels of a block.");
   m.def("relation_distances", &relation_distances, "student"_a, "teacher"_a, "video"_a, "norms"_a, "rows"_a, "sums"_a,
-        "sums_stride"_a, "coefficients"_a, py::kw_only(), "coefficient_dtype"_a, "margin"_a, "scale"_a, "device"_a,
-        "stream"_a, "The sum of every pair of tiles, and unless None their blocks of coefficients.");
+        "sums_stride"_a, "coefficients"_a, py::kw_only(), "coefficient_dtype"_a, "margin"_a, "squared"_a,
+        "floors"_a, "scale"_a, "device"_a, "stream"_a, "The sum of every pair of tiles, and unless None their blocks of coefficients.");
   m.def("relation_products", &relation_products, "factors"_a, "video"_a, "coefficients"_a, py::kw_only(),
         "coefficient_dtype"_a, "rows"_a, "parts"_a, "device"_a, "stream"_a,
         "Coefficients times factors into the parts, or added to them unless the rows begin with the first.");

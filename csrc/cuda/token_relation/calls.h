@@ -1,9 +1,12 @@
 // Calls of the kernels of token relation distances. lgf_kernels/token_relation/panels.py has the order of the steps.
 //
-//     d[i, j] = < z_i, z_j > r_i r_j - < m_i, m_j > q_i q_j                     r, q: reciprocal norms
+//     d[i, j] = < z_i, z_j > r_i r_j - < m_i, m_j > q_i q_j                     r, q: reciprocal norms, or 1
 //     sum     = w[i, j] relu( |d[i, j]| - margin ), over a pair of tiles        w[i, j] = scale c[f_i, f_j]
 //     g[i, j] = 2 w[i, j] sign(d[i, j]) 1[|d[i, j]| > margin] p_i p_j           p: coefficient norms, r or a substitute
 //     dz_i    = o_i sum_j g[i, j] x_j, less its part along z_i                  x, o: z and 1, or substitutes
+//
+// Squared, the sum is of w d^2, and sign(d) is 2 d. Similarities below a floor (0 or -inf) are 0 in d, and g is 0 where the
+// student's are. Without norms nothing is taken from dz.
 //
 // Tiles continue across the ends of frames. Blocks of g of the pairs of tiles (row, column >= row) with first <= row < end
 // are stored one after the other, row by row, video by video.
@@ -30,6 +33,8 @@ struct DistancesCall {
   Tensor student, teacher;
   const void *student_norms, *teacher_norms, *coefficient_norms;  // (B, n)
   double margin, scale;
+  bool squared;
+  double student_floor, teacher_floor;
   Rows rows;
   void* sums;  // (B, pairs of tiles of a whole video); not written where no weight makes a pair count
   int64_t sums_stride;
@@ -53,7 +58,7 @@ struct ProductsCall {
 struct ProjectCall {
   Grid grid;
   Tensor student;
-  const void* norms;
+  const void* norms;      // r (B, n), or null: no projection
   const void* row_scale;  // o (B, n), or null
   const void* parts;
   int splits;

@@ -167,6 +167,8 @@ struct Distances {
   static LGF_DEVICE void finish(const Params& p, const Place& at, const Weights& weights, T* norms,
                                 const T (&student)[Products::kNumbers], const T (&teacher)[Products::kNumbers]) {
     const T margin = static_cast<T>(p.call.margin), scale = static_cast<T>(p.call.scale);
+    const T student_floor = static_cast<T>(p.call.student_floor), teacher_floor = static_cast<T>(p.call.teacher_floor);
+    const bool squared = p.call.squared;
     const T *r = norms, *q = norms + kTokens, *s = norms + 2 * kTokens;
     T total = 0;
     LGF_UNROLL
@@ -176,12 +178,17 @@ struct Distances {
       for (int k = 0; k < Products::kTogether; ++k) {
         const int e = first + k, i = Products::row(e), j = Products::column(e);
         // Rounded before the subtraction: fused, a product would differ from an equal one.
-        const T d = rounded_product(student[e] * r[i], r[kTile + j]) - rounded_product(teacher[e] * q[i], q[kTile + j]);
+        const T s_z = rounded_product(student[e] * r[i], r[kTile + j]);
+        const T s_m = rounded_product(teacher[e] * q[i], q[kTile + j]);
+        // Times 0, so that -inf becomes NaN.
+        const bool kept = !(s_z < student_floor);
+        const T d = (kept ? s_z : s_z * 0) - (s_m < teacher_floor ? s_m * 0 : s_m);
         const T w = scale * weights.at(i, j);
         const bool counts = w != T(0) && !(fabs(d) <= margin);  // true for NaN
-        total += counts ? w * (fabs(d) - margin) : T(0);
+        const T excess = fabs(d) - margin, slope = squared ? 2 * excess : T(1);
+        total += counts ? w * (squared ? excess * excess : excess) : T(0);
         // NaN where d is not finite.
-        g[k] = counts ? (2 * (d > 0 ? w : -w) + (d - d)) * s[i] * s[kTile + j] : T(0);
+        g[k] = counts && kept ? (2 * (d > 0 ? w : -w) * slope + (d - d)) * s[i] * s[kTile + j] : T(0);
       }
       if (p.call.coefficients) Products::store(block(p, at), first, g);
     }

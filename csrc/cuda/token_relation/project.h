@@ -1,4 +1,4 @@
-// Gradient from its parts: their sum, less its component along the features,  dz = (I - z^ z^T) dz^.
+// Gradient from its parts: their sum, less its component along the features,  dz = (I - z^ z^T) dz^; without norms their sum.
 #pragma once
 
 #include "../common/norms.h"
@@ -20,7 +20,7 @@ struct Project {
     if (b >= p.grid.batch) return;  // a whole warp
     const Tensor& f = p.student;
     const int64_t features = b * f.stride[0] + token % p.grid.cols * f.stride[3], out = token * f.channels;
-    const T r = static_cast<const T*>(p.norms)[token];
+    const T r = p.norms ? static_cast<const T*>(p.norms)[token] : T(0);
     const T scale = p.row_scale ? static_cast<const T*>(p.row_scale)[token] : T(1);
     const int lane = thread_index() % 32;
     T along = 0;

@@ -122,8 +122,10 @@ class Lgf:
 class Relation:
     """Token relation distances."""
 
-    form: Literal["videorepa", "videorepa-spatial", "videorepa-temporal", "moalign"] = "videorepa"
-    """Which frame pairs count how much."""
+    form: Literal["videorepa", "videorepa-spatial", "videorepa-temporal", "moalign", "gram", "gram-clamped", "sara"] = (
+        "videorepa"
+    )
+    """Which frame pairs count how much, and how differences are measured (`lgf_kernels.TokenRelationLoss`)."""
     tau: float = 10.0
     """Frames over which MoAlign's pair weights decay."""
     margin: float | None = None
