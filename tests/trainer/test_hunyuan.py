@@ -10,10 +10,12 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
+from lgf_trainer.data.samples import TrainingSamples
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.runtime import recipe
 from lgf_trainer.runtime.errors import TrainerError
 from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, window_of
+from trainer.training_data import make_cache
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,14 @@ def test_text_is_the_pipelines_and_zero_behind_the_caption(generator):
     torch.testing.assert_close(window["text_pooled"], pooled[0])
     empty = Encoders(generator, CPU, torch.float32, text_only=True).caption("")
     assert empty["text"].any(1).sum() == 1 and not torch.equal(empty["text_pooled"], pooled[0])
+
+
+def test_a_dropped_caption_is_dropped_with_its_pooled_text(generator, tmp_path):
+    cache = make_cache(tmp_path / "cache", windows=2, window=random_windows(generator))
+    empty = {name: torch.ones(shape) for name, shape in generator.captions.items()}
+    data = TrainingSamples(cache, generator, (), seed=0, caption_dropout=0.5, no_caption=empty)
+    dropped = [[bool(data[number][name].eq(1).all()) for name in ("text", "text_pooled")] for number in range(8)]
+    assert {tuple(pair) for pair in dropped} == {(True, True), (False, False)}
 
 
 def test_guidance_is_told_to_distilled_models_alone(folders, generator):
