@@ -93,11 +93,11 @@ def count(recipe: Recipe, generator: Generator) -> Memory:
     with torch.device("meta"):
         transformer = generator.empty_transformer().bfloat16().requires_grad_(False)
         frozen = _bytes([*transformer.parameters(), *transformer.buffers()])
-        calls = _calls(generator, transformer, hidden, conditions)  # before the LoRA, which would take as long again
         add_lora(transformer, recipe.model)
         transformer.bfloat16()  # as autocast computes
         projector = _projector(recipe, generator, grid)
         trained = sum(p.numel() for m in (transformer, projector) for p in m.parameters() if p.requires_grad)
+        calls = _calls(generator, transformer, hidden, conditions)
         kinds = {type(call.block): call for call in calls}.values()
         features = torch.empty(1, *grid, generator.channels, dtype=torch.bfloat16, requires_grad=True)
         working = max(_kept(call.run) for call in kinds) + _kept(lambda: projector(features))
