@@ -29,7 +29,7 @@ def tensor(function: str, name: str, value) -> Tensor:
         raise TypeError(
             f"{function}: `{name}` must be a plain tensor, got a DTensor with placements {value.placements}. Pass "
             f"{name}.to_local() where it is the batch that is sharded (and average the loss over the processes), else "
-            f"{name}.full_tensor()."
+            f"{name}.full_tensor(); where its tokens are sharded, lgf_kernels.distributed has losses of parts."
         )
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"

@@ -1,4 +1,4 @@
-"""Numerical conventions of all backends: accumulation type, epsilon, norms, reductions over videos.
+"""Numerical conventions of all backends: accumulation type, epsilon, norms, reductions.
 
 They are defined once, so that no two backends disagree.
 """
@@ -56,6 +56,27 @@ def video_scale(grad_loss: Tensor, reduction: str, videos: int) -> Tensor:
     """Return the derivative of `reduce_videos` times the upstream gradient, (B,)."""
     scale = grad_loss / videos if reduction == "mean" else grad_loss
     return scale.expand(videos)
+
+
+def reduce_tokens(values: Tensor, token_weight: Tensor | None, reduction: str) -> Tensor:
+    """Reduce the losses of single tokens: `sum a_i v_i / sum a_i` for "mean"."""
+    if token_weight is not None:
+        values = token_weight * values
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    return values.mean() if token_weight is None else values.sum() / token_weight.sum()
+
+
+def token_scale(grad_loss: Tensor, token_weight: Tensor | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
+    """Return d loss / d v_i, the derivative of `reduce_tokens`, times the upstream gradient."""
+    scale = grad_loss
+    if reduction == "mean":
+        scale = scale / (torch.Size(shape).numel() if token_weight is None else token_weight.sum())
+    if token_weight is not None:
+        scale = scale * token_weight
+    return scale.expand(shape)
 
 
 def next_power_of_2(number: int) -> int:

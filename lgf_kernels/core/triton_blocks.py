@@ -45,3 +45,9 @@ def load_channels(frame, offsets, mask, c0, C: tl.constexpr, BLOCK_C: tl.constex
         return tl.load(places, mask=mask[:, None], other=0.0)
     else:
         return tl.load(places, mask=mask[:, None] & (c0 + c < C)[None, :], other=0.0)
+
+
+@triton.jit
+def token_offsets(j, W, stride, INDEX: tl.constexpr):
+    """Return the offsets of the tokens j of a frame of W columns from its first element."""
+    return (j // W).to(INDEX) * stride[2] + (j % W).to(INDEX) * stride[3]

@@ -24,7 +24,7 @@ TYPES = {
 #: Arguments that Triton does not specialise on, so that a new resolution costs no compilation.
 FRAME_SIZES = (
     "T", "H", "W", "pairs", "tokens", "direction_stride", "frames", "frame_tokens", "first", "end", "splits", "points", "video",
-    "part_video",
+    "part_video", "teacher_frames",
 )  # fmt: skip
 
 INTERPRETED = triton.knobs.runtime.interpret

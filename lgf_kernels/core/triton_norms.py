@@ -7,6 +7,7 @@ are similar, the gradient is a small difference of large terms.
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -58,14 +59,16 @@ def lgf_reciprocal_norms(
             tl.store(norms[m] + token, r, mask=token < tokens)
 
 
-def reciprocal_norms(tensors: Sequence[Tensor], similarity: str, out: Tensor | None = None) -> tuple[Tensor, ...]:
+def reciprocal_norms(
+    tensors: Sequence[Tensor], similarity: str, out: Tensor | None = None, accumulate: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
     """Return the reciprocal norms (B, T, H, W) of each of several features (B, T, H, W, C); 1 for similarity "dot".
 
-    The features may differ in C and type. The first decides the accumulation type; `out`, if given,
-    receives its norms.
+    The features may differ in C and type. The first decides the accumulation type unless it is
+    given; `out`, if given, receives its norms.
     """
     B, T, H, W, _ = tensors[0].shape
-    accumulate = accumulate_dtype(tensors[0])
+    accumulate = accumulate or accumulate_dtype(tensors[0])
     norms = [tensors[0].new_empty((B, T, H, W), dtype=accumulate) for _ in tensors[out is not None :]]
     norms = (*([] if out is None else [out]), *norms)
     if similarity == "dot":

@@ -11,7 +11,12 @@ needed, with gloo on CPUs and NCCL on GPUs.
 """
 
 from .exchange import gather, halo_exchange
-from .losses import sharded_lgf_kl_loss, sharded_point_correspondence_loss, sharded_token_relation_loss
+from .losses import (
+    sharded_lgf_kl_loss,
+    sharded_patch_cosine_loss,
+    sharded_point_correspondence_loss,
+    sharded_token_relation_loss,
+)
 from .shards import Frames, Rows, Shards, Tokens
 
 __all__ = [
@@ -22,6 +27,7 @@ __all__ = [
     "gather",
     "halo_exchange",
     "sharded_lgf_kl_loss",
+    "sharded_patch_cosine_loss",
     "sharded_point_correspondence_loss",
     "sharded_token_relation_loss",
 ]

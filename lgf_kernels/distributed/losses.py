@@ -10,6 +10,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..gram_flow.api import lgf_kl_loss_from_logits
 from ..gram_flow.options import checked_window
+from ..patch_cosine.api import patch_cosine_loss
 from ..point_correspondence.api import point_correspondence_loss
 from ..point_correspondence.options import queries_inside
 from ..point_correspondence.sampling import add_at_corners, corners_of, sampled
@@ -233,6 +234,45 @@ def sharded_point_correspondence_loss(
             **options,
         )
     return share if reduction == "sum" else share / weight.sum()
+
+
+def sharded_patch_cosine_loss(
+    student: Tensor,
+    teachers: Tensor | Sequence[Tensor],
+    *,
+    token_weight: Tensor | None = None,
+    reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
+    **options,
+) -> Tensor:
+    """Return this process's share of `patch_cosine_loss` of tokens that are spread over the processes of a group in any way.
+
+    Tokens are compared each for itself, so nothing travels but the sum of the weights. What to sum is said at
+    `sharded_lgf_kl_loss`.
+
+    Args:
+        student: its tokens, (..., C); there may be none.
+        teachers: at the same tokens. With `frame_weight`, those of all frames.
+        token_weight: of its tokens, or None.
+        reduction: "mean" (default), over the weights of all processes, or "sum".
+        group: as in `sharded_lgf_kl_loss`.
+        options: teacher_weights, frame_weight (the rows of its frames) and backend of `patch_cosine_loss`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong. RuntimeError: there is no process group, or a process of it is gone.
+    """
+    here = "sharded_patch_cosine_loss"
+    ranks_of(here, group)
+    checks.choice(here, "reduction", reduction, REDUCTIONS)
+    dtype = accumulate_dtype(checks.tensor(here, "student", student))
+    if student.numel():
+        share = patch_cosine_loss(student, teachers, token_weight=token_weight, reduction="sum", **options)
+    else:
+        share = student.sum(dtype=dtype)
+    if reduction == "sum":
+        return share
+    ones = student.new_ones(student.shape[:-1], dtype=dtype)
+    return share / summed((ones if token_weight is None else token_weight).sum(dtype=dtype), group)
 
 
 class _SampledHere(torch.autograd.Function):

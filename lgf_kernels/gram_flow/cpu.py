@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ..core.native import address, described, module, threads
-from ..core.numerics import accumulate_dtype, last_dimension_contiguous
+from ..core.numerics import accumulate_dtype, last_dimension_contiguous, reduce_tokens, token_scale
 from ..core.registry import Implementation
 from .options import LgfOptions
-from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, window_mask
+from .window import empty_residual, pairs_shape, window_mask
 
 
 def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:

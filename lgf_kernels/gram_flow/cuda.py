@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..core.native import address, described, dtype_name, module, reciprocal_norms, stream
-from ..core.numerics import accumulate_dtype, last_dimension_contiguous
+from ..core.numerics import accumulate_dtype, last_dimension_contiguous, reduce_tokens, token_scale
 from ..core.registry import Implementation
 from .options import LgfOptions
-from .window import pairs_shape, reduce_tokens, token_scale
+from .window import pairs_shape
 
 
 def flow_forward(features: Tensor, options: LgfOptions) -> Tensor:

@@ -28,10 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.numerics import accumulate_dtype, divided_by_norm, non_finite_to_nan, normalised_gradient
+from ..core.numerics import (
+    accumulate_dtype,
+    divided_by_norm,
+    non_finite_to_nan,
+    normalised_gradient,
+    reduce_tokens,
+    token_scale,
+)
 from ..core.registry import Implementation
 from .options import LgfOptions
-from .window import empty_residual, pairs_shape, reduce_tokens, token_scale, window_mask
+from .window import empty_residual, pairs_shape, window_mask
 
 #: Most queries of a tile. Wider tiles compute more pairs outside the window, narrower ones make the
 #: products too small to be fast.

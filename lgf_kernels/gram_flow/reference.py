@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.numerics import EPS, accumulate_dtype, non_finite_to_nan, norms
+from ..core.numerics import EPS, accumulate_dtype, non_finite_to_nan, norms, reduce_tokens
 from .options import LgfOptions
-from .window import reduce_tokens, window_mask
+from .window import window_mask
 
 
 def local_gram_flow(features: Tensor, options: LgfOptions, dtype: torch.dtype | None = None) -> Tensor:

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.numerics import accumulate_dtype
+from ..core.numerics import accumulate_dtype, reduce_tokens, token_scale
 from ..core.registry import Implementation
 from ..core.triton_blocks import exact, outer_strides
 from ..core.triton_norms import reciprocal_norms
@@ -30,7 +30,7 @@ from . import triton_configs as configs
 from .options import LgfOptions
 from .triton_flow import features_gradient
 from .triton_tiles import store_slots, tile_tokens, window_logits, window_slots
-from .window import pairs_shape, reduce_tokens, token_scale
+from .window import pairs_shape
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Functions of all backends of Local Gram Flow: the window, and the reduction of the tokens' losses."""
+"""Functions of all backends of Local Gram Flow: the window, and what they keep for the backward."""
 
 import math
 
@@ -44,24 +44,3 @@ def empty_residual(student: Tensor, options: LgfOptions, needs_grad: bool) -> Te
     """Allocate d KL_i / d zS, (directions, B, T-1, H, W, K*K), kept for the backward; empty unless `needs_grad`."""
     shape = (len(options.directions), *pairs_shape(student), options.window**2) if needs_grad else (0,)
     return student.new_empty(shape, dtype=accumulate_dtype(student))
-
-
-def reduce_tokens(values: Tensor, token_weight: Tensor | None, reduction: str) -> Tensor:
-    """Reduce the divergences (B, T-1, H, W) of single tokens to the loss: `sum a_i v_i / sum a_i` for "mean"."""
-    if token_weight is not None:
-        values = token_weight * values
-    if reduction == "none":
-        return values
-    if reduction == "sum":
-        return values.sum()
-    return values.mean() if token_weight is None else values.sum() / token_weight.sum()
-
-
-def token_scale(grad_loss: Tensor, token_weight: Tensor | None, reduction: str, shape: tuple[int, ...]) -> Tensor:
-    """Return d loss / d v_i, the derivative of `reduce_tokens`, times the upstream gradient, (B, T-1, H, W)."""
-    scale = grad_loss
-    if reduction == "mean":
-        scale = scale / (torch.Size(shape).numel() if token_weight is None else token_weight.sum())
-    if token_weight is not None:
-        scale = scale * token_weight
-    return scale.expand(shape)

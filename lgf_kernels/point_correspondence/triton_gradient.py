@@ -5,10 +5,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.triton_blocks import SHORT, dot, exact, load_channels, outer_strides
+from ..core.triton_blocks import SHORT, dot, exact, load_channels, outer_strides, token_offsets
 from . import triton_configs as configs
 from .triton_points import Points
-from .triton_search import in_window, logits, products, token_offsets
+from .triton_search import in_window, logits, products
 
 
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)

@@ -5,14 +5,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.triton_blocks import dot, exact, load_channels, outer_strides
+from ..core.triton_blocks import dot, exact, load_channels, outer_strides, token_offsets
 from . import triton_configs as configs
-
-
-@triton.jit
-def token_offsets(j, W, stride, INDEX: tl.constexpr):
-    """Of the tokens j of a frame, from its first element."""
-    return (j // W).to(INDEX) * stride[2] + (j % W).to(INDEX) * stride[3]
 
 
 @triton.jit

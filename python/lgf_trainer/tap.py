@@ -69,6 +69,7 @@ class AlignedTransformer(nn.Module):
         grid_of: (shape of the hidden states, other inputs) -> (T, H, W) tokens; default: that of CogVideoX, for latents
             (B, F, C, h, w).
         tokens: what a block puts out -> its video tokens.
+        context: the processes over which the transformer's tokens are spread (`runtime.context.Context`).
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class AlignedTransformer(nn.Module):
         block: nn.Module | int,
         grid_of: Callable[[torch.Size, dict[str, Any]], Grid] | None = None,
         tokens: Callable[[Any], Tensor] = video_tokens,
+        context: Any = None,
     ):
         super().__init__()
+        self._context = context
         self.transformer = transformer
         self.projector = projector
         self._grid_of = self._cogvideox_grid if grid_of is None else grid_of
@@ -95,6 +98,8 @@ class AlignedTransformer(nn.Module):
         self._capture.arm()
         prediction = self.transformer(hidden_states, return_dict=False, **inputs)[0]
         features = self._capture.take()
+        if self._context is not None:
+            prediction, features = self._context.scaled(prediction), self._context.whole(features)
         return prediction, features.unflatten(1, self._grid_of(hidden_states.shape, inputs))
 
     def trained(self, transformer: str) -> dict[str, list[nn.Parameter]]:

@@ -60,9 +60,17 @@ class TrainingRun:
         self.is_main = self.accelerator.is_main_process
         if recipe.run.shard and self.accelerator.num_processes == 1:
             raise TrainerError("run.shard shards over processes, and this is one: start with accelerate launch")
+        processes, context = self.accelerator.num_processes, recipe.run.context
+        if processes % context:
+            raise TrainerError(
+                f"run.context spreads each window over {context} processes, and there are {processes}: start a multiple of it "
+                "with accelerate launch"
+            )
         cache = WindowCache(recipe.data.cache)
         keys = cache.filled()
         self.task = make_task(recipe, cache, self.accelerator)
+        if context > 1 and not self.task.spreads:
+            raise TrainerError(f"run.context is for video models, and the task {recipe.task} trains none. Leave it out")
         self.start = None
         if recipe.start_from:
             self.start = starting_weights(Path(recipe.start_from), self.task.trained_shapes())
@@ -101,7 +109,7 @@ class TrainingRun:
         self.done = last.step if last else 0
         self.numbers = BatchNumbers(
             range(self.done, training.steps), training.batch, run.per_process,
-            accelerator.process_index, accelerator.num_processes,
+            accelerator.process_index // run.context, accelerator.num_processes // run.context,
         )  # fmt: skip
 
         torch.manual_seed(mix(training.seed, "weights"))

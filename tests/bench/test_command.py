@@ -305,7 +305,7 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["--shapes", "1,2,x"], "1,13,30,45,256"),
         (["--shapes", "1,2,3"], "B,T,H,W,C"),
         (["--shapes", "1,2,0,4"], "token_relation takes B,F,N,C"),
-        (["--shapes", "1,1,3,4,5"], "T at least 2"),
+        (["lgf_kl", "--shapes", "1,1,3,4,5"], "T at least 2"),
         (["lgf_kl", "--shapes", "1,2,3,4"], "B,T,H,W,C"),
         (["lgf_kl", "token_relation", "--shapes", "1,2,3,4"], "1,2,3,4: lgf_kl takes"),
         (["small-lgf", "--shapes", "1,2,3,4"], "operator"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from lgf_bench import checkout, results
 from support.bench_cases import row
+from support.families import families
 
 
 class World:
@@ -180,9 +181,9 @@ def test_what_only_a_gpu_can_tell_comes_first_and_leaves_time_for_others():
 def test_every_test_on_a_gpu_is_in_a_step():
     files = {file.relative_to(checkout.ROOT).as_posix() for file in (checkout.ROOT / "tests" / "gpu").glob("test_*.py")}
     assert files == {*steps.DEVICE_TESTS, *steps.OTHER_TESTS} >= set(steps.FAMILIES)
-    assert set(steps.FAMILIES) == {
-        f"tests/gpu/test_{name}.py" for name in ("gram_flow", "token_relation", "point_correspondence")
-    }
+    assert set(steps.FAMILIES) == {f"tests/gpu/test_{name}.py" for name in families()}, (
+        "a family without a test on a GPU"
+    )
 
 
 def test_up_to_compute_sanitizer_it_fits_nine_minutes():
@@ -234,7 +235,7 @@ def test_sanitizers_see_every_operator_of_both_backends(backend, sanitized):
     assert {name for name, parameters in sanitized if backend in parameters} >= {
         "test_lgf_kl", "test_from_logits", "test_windows_and_ragged_shapes", "test_local_gram_flow",
         "test_token_relation", "test_token_relation_tiles", "test_token_relation_in_panels",
-        "test_point_correspondence",
+        "test_point_correspondence", "test_patch_cosine",
     }  # fmt: skip
     assert not [parameters for _, parameters in sanitized if "portable" in parameters]
     assert {dtype for dtype in ("bfloat16", "float32", "float64") if dtype in str(sanitized)} == {"bfloat16", "float32"}

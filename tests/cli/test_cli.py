@@ -50,7 +50,7 @@ def test_bash_completes_commands_options_and_recipes():
     assert completed("lgf", "") == list(COMMANDS)
     assert completed("lgf", "e") == ["extract", "eval"]
     assert completed("lgf", "doctor", "--j") == ["--json"]
-    assert completed("lgf", "train", "sam2") == ["sam2videox"]
+    assert completed("lgf", "train", "sam2") == ["sam2videox", "sam2videox-literal"]
     assert completed("lgf", "eval", "v") == ["vbench"]
     assert completed("lgf", "completion", "f") == ["fish"]
     assert completed("lgf", "bench", "--h") == ["--help"]

@@ -16,6 +16,7 @@ HALF_AND_FULL = torch.bfloat16, torch.float32
 #: `version` of the operator's `Differentiable`: inductor's cache would run programs that allocate the old size.
 KEPT = {
     "lgf_kl": [720], "lgf_kl token weights": [1440], "lgf_kl none": [3920], "from logits": [3920], "local_gram_flow": [],
+    "patch_cosine": [720], "patch_cosine frames": [720],
     "point_correspondence": [48], "point_correspondence_loss": [96], "point_correspondence_loss none": [96],
     "token_relation": [720], "token_relation none": [720],
 }  # fmt: skip

@@ -251,7 +251,7 @@ def test_what_runs_here_is_right(capsys):
 
 def test_trials_have_the_options_of_the_call():
     """A backend with an option mixed up is noticed: each variant's answer differs from that of every other."""
-    for operator in ("lgf_kl", "local_gram_flow", "token_relation"):
+    for operator in ("lgf_kl", "local_gram_flow", "patch_cosine", "token_relation"):
         trial, variants = registry.OPERATORS[operator].proof
         answers = [trial(Call(operator, "cpu", facts=tuple(facts.items())), False)("portable") for facts in variants]
         assert [len(it) for it in answers] == [1 + facts.get("needs_grad", True) for facts in variants]

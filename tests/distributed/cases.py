@@ -125,6 +125,29 @@ def points(shards, rank, group, count: int, weighted: bool, reduction: str, **op
     return share, part, loss.detach(), whole.grad
 
 
+def cosine(shards, rank, group, weighted: bool, frames: bool):
+    torch.manual_seed(0)
+    student = torch.randn(2, *GRID, 5, dtype=torch.float64)
+    teachers = [torch.randn(2, *GRID, channels, dtype=torch.float64) for channels in (3, 2)]
+    weight = torch.rand(2, *GRID, dtype=torch.float64) if weighted else None
+    options = {"teacher_weights": [0.3, 0.7]}
+    of_frames = lgf.crepa_frame_weight(T).double() if frames else None
+    whole = student.clone().requires_grad_()
+    loss = lgf.patch_cosine_loss(whole, teachers, token_weight=weight, frame_weight=of_frames, **options)
+    loss.backward()
+    part = cut(shards, student, rank).clone().requires_grad_()
+    if frames:
+        options["frame_weight"] = of_frames[slice(*shards.own(rank))]
+    share = distributed.sharded_patch_cosine_loss(
+        part,
+        teachers if frames else [cut(shards, teacher, rank) for teacher in teachers],
+        token_weight=None if weight is None else cut(shards, weight, rank),
+        group=group,
+        **options,
+    )
+    return share, part, loss.detach(), whole.grad
+
+
 def run(rank: int) -> dict[str, float]:
     """Return case -> the largest error in its group, of all cases of the groups that this process belongs to."""
     found = {}
@@ -137,7 +160,13 @@ def run(rank: int) -> dict[str, float]:
                 for direction, (title, options) in itertools.product(("forward", "backward"), OPTIONS.items()):
                     results = flow(shards, rank, group, direction, **options)
                     found[f"{ranks} {name} {how} {direction} {title}"] = difference(*results, rank, group, shards)
+        for name, kind in KINDS.items():
+            for how, shards in bounds_of(kind, ranks).items():
+                results = cosine(shards, rank, group, weighted=how != "even", frames=False)
+                found[f"{ranks} cosine {how} {name}"] = difference(*results, rank, group, shards)
         for how, shards in bounds_of(distributed.Frames, ranks).items():
+            results = cosine(shards, rank, group, weighted=how != "even", frames=True)
+            found[f"{ranks} cosine {how} of frames"] = difference(*results, rank, group, shards)
             for whole_teacher, reduction in ((True, "mean"), (False, "sum")):
                 results = relation(shards, rank, group, whole_teacher, reduction)
                 found[f"{ranks} relation {how} {reduction}"] = difference(*results, rank, group, shards)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import shard_costs
 import torch
 import torch.distributed as dist
 from support.messages import check
@@ -37,11 +38,11 @@ def errors(tmp_path_factory) -> dict[str, float]:
     return json.loads((place / "errors.json").read_text())
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "relation", "points"])
+@pytest.mark.parametrize("kind", [*KINDS, "relation", "points", "cosine"])
 @pytest.mark.parametrize("ranks", range(1, WORLD + 1))
 def test_the_sum_of_shares_and_every_gradient_are_those_of_one_process(errors, ranks, kind):
     found = {name: error for name, error in errors.items() if name.startswith(f"{ranks} {kind} ")}
-    assert len(found) == 3 * {"relation": 2, "points": 3}.get(kind, 2 * len(OPTIONS))
+    assert len(found) == 3 * {"relation": 2, "points": 3, "cosine": 4}.get(kind, 2 * len(OPTIONS))
     # The losses that are summed are some hundreds.
     assert max(found.values()) < 1e-12 * 500, found
 
@@ -70,6 +71,15 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
     dies.communicate()
     assert lives.returncode != 0 and "an exchange with the other processes failed. One of them has ended" in said, said
     assert time.monotonic() - begun < 100
+
+
+def test_costs_are_those_of_what_is_sent_and_the_page_shows_them():
+    """An equal part of a frame, a window of 7, 256 channels of 2 bytes: as counted by hand."""
+    by_hand = {"frames": 30 * 45 * 512, "rows": 6 * 13 * 45 * 512, "tokens": (30 * 45 + 3 * 46) * 512}
+    found = shard_costs.rows({"CogVideoX": (13, 30, 45)}, [8], 256, 7, 2)
+    assert {row[1]: row[3] for row in found if row[1] in by_hand} == {k: f"{v / 1e6:.2f}" for k, v in by_hand.items()}
+    whole = shard_costs.table(shard_costs.rows(shard_costs.GRIDS, [8, 16, 32, 64], 256, 7, 2))
+    assert whole in (CASES.parents[2] / "docs" / "distributed.md").read_text()
 
 
 def test_every_pair_of_parts_has_one_owner_and_all_have_as_many():

@@ -1,6 +1,7 @@
 """Small cases, and rows of results, for the tests of the benchmark."""
 
 from lgf_bench.families.gram_flow import LgfKl, LocalGramFlow
+from lgf_bench.families.patch_cosine import PatchCosine
 from lgf_bench.families.token_relation import TokenRelation
 
 SMALL = {
@@ -10,6 +11,8 @@ SMALL = {
     "small-logits": LocalGramFlow((1, 3, 10, 7, 8), about="small logits"),
     "small-relation": TokenRelation((2, 5, 12, 8), 5, about="a small token relation"),
     "small-videorepa": TokenRelation((1, 4, 6, 8), form="videorepa", about="another form"),
+    "small-patches": PatchCosine((2, 3, 4, 5, 8), (5, 3), about="small patches of two teachers"),
+    "small-crepa": PatchCosine((1, 4, 3, 5, 8), form="crepa", about="small patches of several frames"),
     "small-large": LgfKl((1, 2, 5, 5, 4), teacher_channels=(4,), about="left out on a CPU", large=True),
 }
 

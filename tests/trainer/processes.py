@@ -23,10 +23,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def run_two(*words: object, **variables: str) -> subprocess.CompletedProcess:
-    """Two processes of `python WORDS`. The name of a machine, by which they would find each other, may be known to nobody."""
+def run_two(*words: object, processes: int = 2, **variables: str) -> subprocess.CompletedProcess:
+    """Processes of `python WORDS`. The name of a machine, by which they would find each other, may be known to nobody."""
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", *map(str, words)]
+    command += ["--nproc-per-node", str(processes), *map(str, words)]
     done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done

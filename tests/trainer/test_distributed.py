@@ -14,11 +14,14 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("tyro")
 
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import CogVideoXImageToVideoPipeline
+from diffusers import CogVideoXImageToVideoPipeline, WanTransformer3DModel
 from lgf_cli import main as lgf
 from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.runtime.context import unsupported_reason
+from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.testing import HEIGHT, WIDTH
 from lgf_trainer.train import TrainingRun
 from PIL import Image
@@ -62,6 +65,10 @@ def place(tiny_place, wan_place, tmp_path_factory):
         jobs[f"{kind}-again"] = run(f"{kind}-again", run__shard=shard)
         jobs[f"wan-{kind}"] = run(f"wan-{kind}", wan_place, run__shard=shard, training__steps=2)
         jobs[f"full-{kind}"] = run(f"full-{kind}", run__shard=shard, **FULL)
+    for kind in ("context", "context-sharded"):
+        jobs[f"wan-{kind}"] = run(
+            f"wan-{kind}", wan_place, run__context=2, run__shard=str("sharded" in kind), training__steps=2
+        )
     half = {"model__dtype": "bfloat16", "training__precision": "bf16", "model__dropout": 0.1, "training__steps": 2}
     jobs["half"] = run("half", run__shard="True", **half)
     jobs["extract-two"] = extracting(place, tiny_place / "model", "extract-two")
@@ -115,6 +122,47 @@ def test_gradients_are_those_of_one_process_on_the_same_batch(place, what, kind)
     assert all(gradient.abs().max() > 0 for key, gradient in one.items() if "lora_B" in key or "projector" in key)
     assert (what == "full-") == (not any("lora" in key for key in one))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["context", "context-sharded"])
+def test_tokens_spread_over_processes_have_the_gradients_of_one_process(place, kind):
+    """Every weight's, the projector's and the LoRA's: diffusers' gathers pass on parts, ours sum, DDP takes means."""
+    one, two = (
+        load_file(place / f"wan-{name}" / "checkpoints" / "step-00000001" / "optimizer.safetensors")
+        for name in ("one", kind)
+    )
+    assert one.keys() == two.keys() and sum("lora_B" in key for key in one) > 10
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(history(place / f"wan-{kind}"), history(place / "wan-one"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_processes(place, wan_place):
+    """Each window's tokens are spread over two processes, and windows over two groups of them."""
+    output = place / "wan-groups"
+    changes = {"training__steps": 2, "training__batch": 4, "training__clip": 1e9, "training__ema": 0.5}
+    words = ["train", "sam2videox", *tiny(wan_place, run__output=output, run__context=2, **changes)]
+    (place / "groups.json").write_text(json.dumps({"groups": words}))
+    run_two(Path(__file__).with_name("distributed_runs.py"), place / "groups.json", processes=4)
+    torch.testing.assert_close(history(output), history(place / "wan-one"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(files(output), files(place / "wan-one"), rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_spread_is_refused_before_weights_are_read(tiny_place, wan_place, tmp_path, monkeypatch):
+    def refused(place, **changes):
+        changes = {"run__context": 2, "run__output": tmp_path} | changes
+        with pytest.raises(TrainerError) as error:
+            TrainingRun(parse_recipe([changes.pop("recipe", "sam2videox"), *tiny(place, **changes)]))
+        return str(error.value)
+
+    assert "spreads each window over 2 processes, and there are 1: start a multiple of it" in refused(wan_place)
+    monkeypatch.setattr(Accelerator, "num_processes", 6)
+    assert "no plan for CogVideoXTransformer3DModel, whose attention would silently be" in refused(tiny_place)
+    assert "2 attention heads cannot be divided among 3 processes" in refused(wan_place, run__context=3)
+    assert "and the task motion-subspace trains none" in refused(tiny_place, recipe="moalign-stage1")
+    transformer = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=12, num_layers=1, ffn_dim=8)
+    assert unsupported_reason(transformer, 2, 7).startswith("7 tokens cannot be divided among 2 processes")
+    assert unsupported_reason(transformer, 2, 8) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,7 +28,6 @@ from lgf_trainer.data.timeline import Timeline
 from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
 from lgf_trainer.generators import cogvideox
 from lgf_trainer.generators.base import Encoders, Generator
-from lgf_trainer.runtime import files as files_module
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.teachers.dino import Dino
 from lgf_trainer.teachers.sam2 import TransformersSam2
@@ -50,6 +49,7 @@ from trainer.processes import run_and_kill, run_two
 from trainer.training_data import tiny
 
 import lgf_kernels as lgf
+from lgf_kernels.core import files as files_module
 
 CPU = torch.device("cpu")
 BOX = [30.0, 16.0, 110.0, 80.0]  # in the 96 x 160 pixels of a clip

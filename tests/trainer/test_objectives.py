@@ -210,6 +210,17 @@ def test_losses_are_in_float32(targets, options):
     assert objective(student, half).dtype == torch.float32
 
 
+def test_crepa(student, targets):
+    """Every frame to the teacher's neighbours by exp(-distance / tau)."""
+    one, other = (normalize(x, dim=-1) for x in (student, targets["features_dino"]))
+    distance = (torch.arange(T)[:, None] - torch.arange(T)).abs()
+    for options, near in (({}, 1), ({"tau": 2.0, "neighbours": 2}, 2)):
+        weight = torch.exp(-distance / options.get("tau", 1.0)) * (distance <= near)
+        expected = (weight[..., None, None] * (1 - torch.einsum("bfhwc,bkhwc->bfkhw", one, other))).sum(2).mean()
+        actual = loss(student, targets, loss="crepa", features=("dino",), options=options)
+        torch.testing.assert_close(actual, expected)
+
+
 def test_teachers_side_by_side(targets):
     """Their channels, each of length 1, are one target."""
     student = torch.randn(B, T, H, W, 7 + C)

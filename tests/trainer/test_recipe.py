@@ -62,6 +62,7 @@ SHIPPED = {
     "bidirectional-lgf": {"alignment.lgf.direction": "both"},
     "mask-supervision": {"alignment.loss": "mask"},
     "repa-dino": {"alignment.loss": "repa", "alignment.features": ("dino",)},
+    "crepa": {"alignment.loss": "crepa", "alignment.features": ("dino",)},
     "moalign-stage1": {
         "task": "motion-subspace", "optimisers.full.rate": 1e-4, "optimisers.full.warmup": 0,
         "optimisers.full.weight_decay": 1e-3, "training.steps": 50000, "training.batch": 128, "training.clip": float("inf"),

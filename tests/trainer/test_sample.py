@@ -26,7 +26,6 @@ from lgf_trainer.data import export
 from lgf_trainer.data.pictures import read_picture
 from lgf_trainer.data.prompts import Request, read_list
 from lgf_trainer.generators import lora
-from lgf_trainer.runtime import files as files_module
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.sample import Sampler
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_pipeline
@@ -35,6 +34,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.programs import flowing
 from trainer.processes import run_two
+
+from lgf_kernels.core import files as files_module
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2

@@ -1,5 +1,6 @@
 // Python functions of the CPU kernels of Local Gram Flow.
 #include "../../common/gram_flow.h"
+#include "../common/bindings.h"
 
 #include <pybind11/stl.h>
 
@@ -26,20 +27,12 @@ const GramFlowKernels& kernels() {
 
 Grid parse_grid(const Shape& shape) {
   check_shape(shape);
-  const auto [batch, frames, rows, cols] = shape;
-  return {batch, frames, rows, cols};
+  return bindings::parse_grid(shape);
 }
 
 Window parse_window(int size, const std::string& similarity, bool backward) {
   check_window(size, kMaxWindow);
   return {size, parse_choice("similarity", similarity, "cosine", "dot"), backward};
-}
-
-Tensor parse_tensor(const TensorTuple& tuple) {
-  check_channels(tuple);
-  const auto& [data, dtype, channels, strides] = tuple;
-  const auto [b, t, y, x] = strides;
-  return {reinterpret_cast<const void*>(data), parse_dtype(dtype), channels, {b, t, y, x}};
 }
 
 void local_gram_flow(const TensorTuple& features, const Shape& shape, Address out, int window,

@@ -1,7 +1,7 @@
 // Python functions of the CPU kernels of point correspondence.
 #include <pybind11/stl.h>
 
-#include "../../common/bindings.h"
+#include "../common/bindings.h"
 #include "calls.h"
 
 namespace py = pybind11;
@@ -20,20 +20,6 @@ const PointKernels& kernels() {
 #define LGF_TABLE(isa) &isa::point_kernels,
   static const PointKernels* const tables[] = {LGF_EACH_ISA(LGF_TABLE)};
   return *tables[selected_isa()];
-}
-
-Grid parse_grid(const Shape& shape) {
-  const auto [batch, frames, rows, cols] = shape;
-  if (batch < 1 || frames < 1 || rows < 1 || cols < 1)
-    throw std::invalid_argument("shape: expected (batch, frames, rows, cols) with no empty dimension");
-  return {batch, frames, rows, cols};
-}
-
-Tensor parse_tensor(const TensorTuple& tuple) {
-  check_channels(tuple);
-  const auto& [data, dtype, channels, strides] = tuple;
-  const auto [b, t, y, x] = strides;
-  return {reinterpret_cast<const void*>(data), parse_dtype(dtype), channels, {b, t, y, x}};
 }
 
 void check_points(std::int64_t count, std::int64_t window) {

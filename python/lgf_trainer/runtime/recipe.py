@@ -137,7 +137,8 @@ class Alignment:
 
     loss: Annotated[str, Word] = "lgf"
     """lgf: Local Gram Flow; none: LoRA only; features: mean squared error to the teacher's features; repa: cosine
-    distance to given features, token by token; relation: token relation distances to given features; mask: cross
+    distance to given features, token by token (combined by concat: Align4Gen); crepa: that to the neighbouring frames'
+    features, too; relation: token relation distances to given features; mask: cross
     entropy of the subject's mask, predicted by a linear layer on the projector; or one of yours (docs/trainer.md)."""
     weight: Amount = 0.5
     """lambda: the weight of the term."""
@@ -249,6 +250,9 @@ class Run:
     """Windows in one forward pass. The rest of the batch is other processes and accumulation."""
     shard: bool = False
     """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
+    context: Count = 1
+    """Processes over which each window's tokens are spread (context parallelism), for videos whose activations do not fit one
+    GPU. Their number, attention heads and tokens must be multiples of it. Wan2.1."""
     save_every: Count = 20
     """Steps between checkpoints, which is what a run that is killed outright makes again; one that is asked to end (SIGTERM,
     Ctrl-C) saves first. Of CogVideoX-5B's LoRA a checkpoint is 3 GB, of all its weights 67 GB."""

@@ -41,11 +41,13 @@ class Task(ByName, ABC, kind="tasks"):
     Attributes:
         shapes: of the tensors of the first window; those of all others are the same.
         losses_named: names of the two losses in metrics.jsonl.
+        spreads: whether `run.context` may spread a sample over several processes.
         steadier: what to try, besides lower rates, when a loss is no longer a number.
         model: what `make_model` returned, in its wrapper for several processes; set by `begin`.
     """
 
     losses_named: ClassVar[tuple[str, str]] = ("loss", "measured")
+    spreads: ClassVar[bool] = False
     steadier: ClassVar[str] = "in float32 (--training.precision no)"
     model: nn.Module
 

@@ -1,5 +1,6 @@
 """Diffusion with an alignment term: a video model (its LoRA or all its weights) and a projector."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..data.samples import TrainingSamples
 from ..generators.base import Encoders, Generator
 from ..objectives.base import make_objective
 from ..runtime.checkpoint import Hashes
+from ..runtime.context import Context, unsupported_reason
 from ..runtime.distributed import must_fit
 from ..runtime.errors import TrainerError, explained
 from ..runtime.files import write_atomically, write_tensors
@@ -27,6 +29,7 @@ class Diffusion(Task):
 
     name = "diffusion"
     losses_named = ("diffusion", "alignment")
+    spreads = True
     steadier = (
         "a warm-up of the alignment (--alignment.schedule 0 0 500 1), or in float32 (--model.dtype float32 "
         "--training.precision no)"
@@ -45,6 +48,10 @@ class Diffusion(Task):
             grid = self.generator.grid_of_moments(self.shapes["latents"])
             self.objective.check(self.shapes, grid, cache.folder)
             self.objective.check_head(recipe.projector, self.shapes, grid, cache.folder)
+        if recipe.run.context > 1:
+            tokens = math.prod(self.generator.grid_of_moments(self.shapes["latents"]))
+            if reason := unsupported_reason(self.generator.empty_transformer(), recipe.run.context, tokens):
+                raise TrainerError(f"run.context {recipe.run.context} cannot be: {reason}")
         if recipe.model.train == "full":
             weights = sum(parameter.numel() for parameter in self.generator.empty_transformer().parameters())
             must_fit(weights, accelerator.device, shards=accelerator.num_processes if recipe.run.shard else 1)
@@ -60,7 +67,13 @@ class Diffusion(Task):
     def make_model(self):
         transformer, projector = self.generator.load_transformer(self.recipe.model), self.make_projector()
         block = self.generator.blocks(transformer)[self.recipe.alignment.block]
-        return AlignedTransformer(transformer, projector, block, self.generator.grid_of, self.generator.video_tokens)
+        context = None
+        if self.recipe.run.context > 1:
+            context = Context(self.recipe.run.context, self.accelerator.device.type)
+            context.spread(transformer)
+        return AlignedTransformer(
+            transformer, projector, block, self.generator.grid_of, self.generator.video_tokens, context
+        )
 
     def blocks(self, model):
         return self.generator.blocks(model.transformer)
