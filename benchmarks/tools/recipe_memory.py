@@ -1,11 +1,13 @@
-"""GPU memory of a training run, counted from the models' shapes: no weights, no GPU.
+"""Families of video models, and the GPU memory of a training run, counted from the models' shapes: no weights, no GPU.
 
-    python benchmarks/tools/recipe_memory.py [RECIPE]
+    python benchmarks/tools/recipe_memory.py            with each family's own recipe of the paper
+    python benchmarks/tools/recipe_memory.py RECIPE     with one for all
 
-Counted for one window of 49 frames of 480 x 720 pixels in a forward pass, in bfloat16, with gradient checkpointing and
-an attention that keeps no matrix: the weights; float32 weights, gradients and both moments of AdamW of what is trained;
-the input of every block; and what the backward pass of one block, or of the projector, keeps for its gradient. Not
-counted: casts, temporary buffers of kernels, the allocator's losses, CUDA itself.
+A family adds itself by its `own_recipe` and `released` (lgf_trainer/generators). Counted for one window of the model's own size
+in a forward pass, in bfloat16, with gradient checkpointing and an attention that keeps no matrix: the weights; float32
+weights, gradients and both moments of AdamW of what is trained; the input of every block; and what the backward pass of one
+block, or of the projector, keeps for its gradient. Not counted: what the blocks share, casts, temporary buffers of kernels,
+the allocator's losses, CUDA itself.
 """
 
 import here  # noqa: F401  # isort: skip
@@ -17,32 +19,22 @@ if __name__ == "__main__":  # before the imports, so that an error of one line n
 
     sys.exit(lgf_cli.run("recipe_memory.py", "recipe_memory", sys.argv[1:], '"lgf-kernels[bench,train]"'))
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import diffusers
 import torch
 import tyro
-from diffusers import CogVideoXTransformer3DModel
 from lgf_bench.table import PAGE, tabulated
+from lgf_trainer.generators.base import Generator
+from lgf_trainer.generators.lora import add_lora
 from lgf_trainer.objectives.base import make_objective
 from lgf_trainer.runtime.recipe import Recipe, read_recipe
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-
-FRAMES, HEIGHT, WIDTH = 49, 480, 720
-
-#: Name -> what differs from the defaults of diffusers, which are those of CogVideoX-2B.
-MODELS = {
-    "CogVideoX-2B": {},
-    "CogVideoX-5B": {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
-    "CogVideoX-5B-I2V": {
-        "num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True, "in_channels": 32,
-        "use_learned_positional_embeddings": True,
-    },
-}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -51,13 +43,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _print(recipe: tyro.conf.Positional[str] = "sam2videox", /) -> None:
-    """Print the table.
+def _print(recipe: tyro.conf.Positional[str | None] = None, /) -> None:
+    """Print both tables.
 
     Args:
         recipe: A YAML file, or one of those that come with the package.
     """
-    print(table(read_recipe(recipe)))
+    for printed in tables(recipe):
+        print(printed, end="\n\n")
 
 
 @dataclass(frozen=True)
@@ -75,37 +68,121 @@ class Memory:
         return (self.weights + self.training) // shards + self.inputs + self.working
 
 
-def count(recipe: Recipe, **config: object) -> Memory:
-    """Return the memory of a recipe for a transformer of a given configuration."""
-    with torch.device("meta"):
-        transformer = CogVideoXTransformer3DModel(**config).bfloat16().requires_grad_(False)
-        frozen = _bytes([*transformer.parameters(), *transformer.buffers()])
-        transformer.add_adapter(LoraConfig(r=recipe.model.rank, target_modules=list(recipe.model.targets)))
-        transformer.bfloat16()  # as autocast computes
-        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        grid = ((FRAMES - 1) // 4 + 1, HEIGHT // 16, WIDTH // 16)
-        projector = _projector(recipe, width, grid)
-        trained = sum(p.numel() for m in (transformer, projector) for p in m.parameters() if p.requires_grad)
+def models() -> Iterator[tuple[str, Generator]]:
+    """Yield the models of all families, by name, without files."""
+    for _, family in sorted(Generator.all().items()):
+        for name, changes in family.released.items():
+            pipeline = inspect.signature(getattr(diffusers, family.pipelines[0]).__init__)
+            vae = _defaults(pipeline.parameters["vae"].annotation)
+            config = _defaults(getattr(diffusers, family.transformer)) | changes
+            generator = family(name, None, {"_class_name": family.pipelines[0]}, config, vae)
+            if family.scheduler:
+                generator.schedule = getattr(diffusers, family.scheduler)()
+            yield name, generator
 
-        hidden = torch.empty(1, grid[0] * grid[1] * grid[2], width, dtype=torch.bfloat16, requires_grad=True)
-        text = torch.empty(1, transformer.config.max_text_seq_length, width, dtype=torch.bfloat16, requires_grad=True)
-        time = torch.empty(1, transformer.config.time_embed_dim, dtype=torch.bfloat16)
-        block = _kept(lambda: transformer.transformer_blocks[0](hidden, text, time))
-        head = _kept(lambda: projector(hidden.unflatten(1, grid)))
+
+def _defaults(kind: type) -> dict[str, object]:
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def count(recipe: Recipe, generator: Generator) -> Memory:
+    """Return the memory of a recipe for a model."""
+    hidden, conditions = _inputs(generator)
+    grid = generator.token_grid(generator.frames, generator.height, generator.width)
+    with torch.device("meta"):
+        transformer = generator.empty_transformer().bfloat16().requires_grad_(False)
+        frozen = _bytes([*transformer.parameters(), *transformer.buffers()])
+        add_lora(transformer, recipe.model)
+        transformer.bfloat16()  # as autocast computes
+        projector = _projector(recipe, generator, grid)
+        trained = sum(p.numel() for m in (transformer, projector) for p in m.parameters() if p.requires_grad)
+        calls = _calls(generator, transformer, hidden, conditions)
+        kinds = {type(call.block): call for call in calls}.values()
+        features = torch.empty(1, *grid, generator.channels, dtype=torch.bfloat16, requires_grad=True)
+        working = max(_kept(call.run) for call in kinds) + _kept(lambda: projector(features))
     return Memory(
         trained=trained,
         weights=frozen,
         training=4 * 4 * trained,
-        inputs=_bytes([hidden, text]) * len(transformer.transformer_blocks),
-        working=block + head,
+        inputs=sum(_bytes(call.own) for call in calls),
+        working=working,
     )
 
 
-def table(recipe: Recipe, shards: int = 8) -> str:
-    """Return the memory of the models of `MODELS`, as Markdown."""
-    rows = []
-    for name, config in MODELS.items():
-        memory = count(recipe, **config)
+def _inputs(generator: Generator) -> tuple[Tensor, dict[str, object]]:
+    """Return the transformer's input and conditions for a window of the model's own size, without their content."""
+    stride, pixels = generator.temporal // generator.patch[0], generator.spatial // generator.patch[1]
+    size = 1 + (generator.frames - 1) // stride, generator.height // pixels, generator.width // pixels
+    moments, rng = torch.zeros(2 * generator.config["out_channels"], *size), torch.Generator().manual_seed(0)
+    latents = generator.latents(moments, rng)
+    sample = {"latents": latents, "noise": latents, "timestep": generator.timestep(rng)}
+    sample |= {name: torch.zeros(shape) for name, shape in generator.captions.items()}
+    if generator.image_to_video:
+        sample |= generator.image({"image": moments[:, :1]}, rng, latents)
+    hidden, _, conditions, *_ = generator.inputs({k: v[None] for k, v in sample.items()}, torch.bfloat16)
+    return hidden.to("meta", torch.bfloat16), {name: _meta(value) for name, value in conditions.items()}
+
+
+def _meta(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_meta, value))
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a block; `own` are the inputs that it does not share with other blocks."""
+
+    block: nn.Module
+    args: tuple
+    named: dict[str, object]
+    own: list[Tensor]
+
+    def run(self) -> object:
+        """Repeat the call."""
+        return self.block(*self.args, **self.named)
+
+
+def _calls(generator: Generator, transformer: nn.Module, hidden: Tensor, conditions: dict[str, object]) -> list[Call]:
+    """Return the calls of all blocks in a forward pass; their own inputs need gradients."""
+    seen, shared = [], {}
+    blocks = generator.blocks(transformer)
+    handles = [block.register_forward_pre_hook(lambda *call: seen.append(call), with_kwargs=True) for block in blocks]
+    with _AttentionWithoutMatrix(), torch.no_grad():
+        transformer(hidden, **conditions)
+    for handle in handles:
+        handle.remove()
+    for _, args, named in seen:
+        for value in (*args, *named.values()):
+            shared[id(value)] = shared.get(id(value), 0) + 1
+
+    def own(value: object) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and shared[id(value)] == 1
+
+    return [
+        Call(block, args, named, [value.requires_grad_() for value in (*args, *named.values()) if own(value)])
+        for block, args, named in seen
+    ]
+
+
+def tables(recipe: str | None = None, shards: int = 8) -> tuple[str, str]:
+    """Return the families and the memory of their models, as Markdown; `recipe`: one for all, or each family's own."""
+    families, memories = [], []
+    for name, generator in models():
+        size = generator.frames, generator.height, generator.width
+        memory = count(read_recipe(recipe or generator.own_recipe), generator)
+        grid = generator.token_grid(*size)
+        families.append({
+            "model": name,
+            "window": f"{' x '.join(map(str, size))}, {generator.fps:g}/s",
+            "tokens": f"{' x '.join(map(str, grid))} = {grid[0] * grid[1] * grid[2]:,}",
+            "block": f"{block_at_depth(generator.layers)} of {generator.layers}",
+            "target": target(generator),
+            "recipe": f"`{generator.own_recipe}`",
+            "GiB": f"{memory.total() / 2**30:.0f}",
+            f"GiB over {shards}": f"{memory.total(shards) / 2**30:.0f}",
+        })  # fmt: skip
         bytes_of = {
             "frozen weights": memory.weights,
             "trained: weights, gradients, AdamW": memory.training,
@@ -115,16 +192,28 @@ def table(recipe: Recipe, shards: int = 8) -> str:
             f"**sharded over {shards}**": memory.total(shards),
         }
         cells = {title: f"{number / 2**30:.1f}" for title, number in bytes_of.items()}
-        rows.append({"GiB": name, "trained parameters": f"{memory.trained / 1e6:.1f} M"} | cells)
-    return tabulated(rows, PAGE)
+        memories.append({"GiB": name, "trained parameters": f"{memory.trained / 1e6:.1f} M"} | cells)
+    return tabulated(families, PAGE), tabulated(memories, PAGE)
 
 
-def _projector(recipe: Recipe, width: int, grid: tuple[int, int, int]) -> nn.Module:
+def block_at_depth(layers: int) -> int:
+    """Return the block that is as deep as the paper's, the 25th of 42."""
+    return round(25 / 42 * layers) - 1
+
+
+def target(generator: Generator) -> str:
+    """Return what the model predicts, and how its noise levels are shifted."""
+    if generator.shift is None:
+        return "velocity"
+    return f"flow, shift {f'{generator.shift:g}' if generator.shift else 'by tokens'}"
+
+
+def _projector(recipe: Recipe, generator: Generator, grid: tuple[int, int, int]) -> nn.Module:
     objective = make_objective(recipe.alignment, {"window": 7, "similarity": "cosine", "boundary": "exclude"})
     if objective is None:
         return nn.Identity()
-    shapes = {name: torch.Size((FRAMES - 1, *grid[1:], 49)) for name in objective.tensors}
-    return objective.make_projector(recipe.projector, width, shapes).bfloat16()
+    shapes = {name: torch.Size((generator.frames - 1, *grid[1:], 49)) for name in objective.tensors}
+    return objective.make_projector(recipe.projector, generator.channels, shapes).bfloat16()
 
 
 def _bytes(tensors: list[Tensor]) -> int:
@@ -159,6 +248,8 @@ class _AttentionWithoutMatrix(TorchFunctionMode):
     """A mode in which torch's attention is `_Attention`."""
 
     def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
         if function is functional.scaled_dot_product_attention:
-            return _Attention.apply(*arguments)
-        return function(*arguments, **(options or {}))
+            named = (options[name] for name in ("query", "key", "value") if name in options)
+            return _Attention.apply(*(*arguments, *named)[:3])
+        return function(*arguments, **options)

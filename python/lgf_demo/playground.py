@@ -2,7 +2,8 @@
 
     python -m lgf_demo.playground tiny                     with a generated clip
     python -m lgf_demo.playground tiny --video dog.mp4     with one of yours
-    python -m lgf_demo.playground tiny --family wan        with a Wan2.1, to be asked for 9 frames of 64 x 96 pixels
+    python -m lgf_demo.playground tiny --family wan        with a Wan2.1, to be asked for 9 frames of 64 x 96 pixels;
+                                                           hunyuan and ltx likewise
     python -m lgf_demo.playground tiny --no-image-to-video with a model that makes videos from text alone
 
     tiny/model           a CogVideoX image-to-video pipeline, as save_pretrained writes it, or what is asked for
@@ -38,6 +39,8 @@ from lgf_trainer.testing import (
     HEIGHT,
     WIDTH,
     make_tiny_dino,
+    make_tiny_hunyuan,
+    make_tiny_ltx,
     make_tiny_pipeline,
     make_tiny_raft,
     make_tiny_teacher,
@@ -82,6 +85,8 @@ run: {{output: {moalign_run}, save_every: 10}}
 FAMILIES = {
     "cogvideox": ("sam2videox", "moalign", make_tiny_pipeline),
     "wan": ("wan2.1-sam2videox", "wan2.1-moalign", make_tiny_wan),
+    "hunyuan": ("hunyuan-sam2videox", "moalign", make_tiny_hunyuan),
+    "ltx": ("ltx-sam2videox", "moalign", make_tiny_ltx),
 }
 
 
@@ -143,7 +148,7 @@ def _write(
     folder: tyro.conf.Positional[Path],
     /,
     video: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    family: Literal["cogvideox", "wan"] = "cogvideox",
+    family: Literal[*FAMILIES] = "cogvideox",
     image_to_video: bool = True,
 ) -> None:
     """Write tiny models, a clip and a recipe into a folder.

@@ -124,16 +124,16 @@ class ExtractOptions:
     output: Path
     """Folder of the cache. If there is one made with the same options, what it lacks is added."""
     model: str = "THUDM/CogVideoX-5b-I2V"
-    """CogVideoX or Wan2.1 pipeline to be trained: a folder, or a name on the Hugging Face hub (downloads its VAE and text
-    encoder, once)."""
+    """Pipeline to be trained (CogVideoX, Wan2.1, HunyuanVideo, LTX-Video): a folder, or a name on the Hugging Face hub
+    (downloads its VAE and text encoders, once)."""
     frames: int | None = None
-    """Frames of a window (default: what the model was made for, 49 for CogVideoX, 81 for Wan2.1)."""
+    """Frames of a window (default: what the model was made for, such as 49 for CogVideoX, 81 for Wan2.1)."""
     height: int | None = None
     """Height in pixels (default: the model's, 480)."""
     width: int | None = None
     """Width in pixels (default: the model's, 720)."""
     fps: Positive | None = None
-    """Frames a second (default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1)."""
+    """Frames a second (default: as the model makes them, such as 8 for CogVideoX, 16 for Wan2.1)."""
     stride: Count = 20
     """Frames from one window's beginning to the next."""
     max_frames: int = 100
@@ -199,7 +199,7 @@ class SampleOptions:
     """
 
     model: str
-    """A CogVideoX or Wan2.1 pipeline: a folder as save_pretrained writes it, or a name on the hub such as
+    """A pipeline (CogVideoX, Wan2.1, HunyuanVideo, LTX-Video): a folder as save_pretrained writes it, or a name on the hub such as
     THUDM/CogVideoX-5b-I2V, which is downloaded."""
     output: Path
     """Folder for the results."""
@@ -225,11 +225,11 @@ class SampleOptions:
     steps: Count = 50
     """Denoising steps. The paper's 50."""
     guidance: Finite | None = None
-    """Classifier-free guidance scale; 1 is none. Default: the paper's 6, and 5 for Wan2.1."""
+    """Classifier-free guidance scale; 1 is none. Default: 6, as in the paper; 5 for Wan2.1, 3 for LTX-Video."""
     negative_prompt: str = ""
     """What the video shall not show."""
     frames: int | None = None
-    """Frames of the video, 1 more than a multiple of 8 (Wan2.1: of 4). Default: the model's (49; 81)."""
+    """Frames of the video, 1 more than a multiple of 8 (Wan2.1, HunyuanVideo: of 4). Default: the model's, such as 49."""
     height: int | None = None
     """Height in pixels. Default: the model's (480)."""
     width: int | None = None
@@ -237,7 +237,7 @@ class SampleOptions:
     fit: Literal["refuse", "crop", "stretch"] = "refuse"
     """An image of other proportions than the video: say so and stop, take the largest part from its middle, or distort."""
     fps: Positive | None = None
-    """Frames per second of the mp4. Default: as the model makes them, 8 for CogVideoX, 16 for Wan2.1."""
+    """Frames per second of the mp4. Default: as the model makes them, such as 8 for CogVideoX."""
     grid_frames: Count = 8
     """Columns of the grid."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

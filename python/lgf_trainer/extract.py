@@ -96,7 +96,10 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
     own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
     if options.max_frames < frames:
-        raise TrainerError(f"--max-frames is {options.max_frames}, and a window alone has {frames} frames")
+        raise TrainerError(
+            f"--max-frames is {options.max_frames}, and a window alone has {frames} frames. Give --max-frames {frames} "
+            "or more, or fewer --frames"
+        )
     tokens, *grid = generator.token_grid(frames, height, width)
     dtype = options.dtype
     if dtype == "auto":

@@ -142,6 +142,7 @@ class Sampler:
             options.frames, options.height, options.width
         )
         self.fps = self.generator.fps if options.fps is None else options.fps
+        self.generator.fps = self.fps  # some models are told it
         self.guidance = self.generator.guidance if options.guidance is None else options.guidance
         self.lora = find_lora(options.lora) if options.lora else None
         for request in tqdm(requests, desc="checking images", disable=len(requests) < 20):
@@ -181,15 +182,16 @@ class Sampler:
             on_step()
             return {}
 
+        words = {"max_sequence_length": self.generator.text[0]}  # unless the family says otherwise
+        words |= self.generator.prompts(self.pipeline, request.prompt, self.options.negative_prompt)
         video = self.pipeline(
             **({"image": self._first_frame(request.image)} if self.generator.image_to_video else {}),
-            **self.generator.prompts(self.pipeline, request.prompt, self.options.negative_prompt),
+            **words,
             height=self.height,
             width=self.width,
             num_frames=self.frames,
             num_inference_steps=self.options.steps,
             guidance_scale=self.guidance,
-            max_sequence_length=self.generator.text[0],
             generator=torch.Generator("cpu").manual_seed(request.seed),
             callback_on_step_end=step_done,
             output_type="pt",

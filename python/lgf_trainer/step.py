@@ -25,12 +25,14 @@ class Batch(NamedTuple):
         target: what it is to predict, float32.
         conditions: the transformer's other inputs, the noise level among them.
         targets: what the objective reads.
+        counted: 1 where the prediction is compared with the target and 0 elsewhere, as it broadcasts; None: everywhere.
     """
 
     hidden: Tensor
     target: Tensor
     conditions: dict[str, Any]
     targets: dict[str, Tensor] = {}  # noqa: RUF012
+    counted: Tensor | None = None
 
 
 class Losses(NamedTuple):
@@ -82,7 +84,7 @@ class AlignedDiffusion:
         with self.autocast():
             prediction, projected = self.model(batch.hidden, **batch.conditions)
         # Cast explicitly: torch 2.11 cannot differentiate through the type promotion.
-        diffusion = mse_loss(prediction.float(), batch.target)
+        diffusion = _squared_error(prediction.float(), batch.target, batch.counted)
         if self.objective is None:
             return diffusion, torch.zeros_like(diffusion)
         self.watch.begin()
@@ -131,6 +133,14 @@ def training_steps(
             sums = [s + loss.detach() for s, loss in zip(sums, losses, strict=True)]
         gradient = optimiser.step(step)
         yield Losses(*(s / len(micro_batches) for s in sums), gradient)
+
+
+def _squared_error(prediction: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean over a batch of the samples' means over what is counted, so that its parts can be accumulated."""
+    if counted is None:
+        return mse_loss(prediction, target)
+    counted = counted.expand_as(target).flatten(1)
+    return ((prediction - target).square().flatten(1) * counted).sum(1).div(counted.sum(1)).mean()
 
 
 def _watch_backward(watch: Watch, alignment: Tensor, projected: Tensor | tuple[Tensor, ...]) -> None:

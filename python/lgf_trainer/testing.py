@@ -9,6 +9,7 @@ global random state is left alone.
     ['model_index.json', 'scheduler', 'text_encoder']
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -26,6 +27,9 @@ TEXT_TOKENS, TEXT_WIDTH = 16, 16
 TEACHER_SIZE, TEACHER_CHANNELS = 128, 128  # a side of 128 pixels: memory features of 8 x 8 tokens
 DINO_CHANNELS = 32
 CLIP_WIDTH = 16
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
+#: Words of HunyuanVideo's templates; one is two, so that there are as many as Llama 3 has.
+TEMPLATE_WORDS = r"<\|?\w+\|?>|\n\n|\n| detail| ?\w+|[^\w\s]"
 
 
 @contextmanager
@@ -116,6 +120,105 @@ def make_tiny_wan(folder: str | PathLike, *, image_to_video: bool = False, seed:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
         **(parts if image_to_video else {}),
+    ).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_hunyuan(folder: str | PathLike, *, image_to_video: bool = False, seed: int = 0) -> Path:
+    """Write a HunyuanVideo pipeline of some hundred thousand random weights.
+
+    It has all parts of the real one (two tokenizers, Llama, CLIP, VAE, transformer, scheduler) and its proportions; for
+    image-to-video LLaVA, and the image's latents and a mask as further input channels. Nothing in such a pipeline says for
+    which size it is made: extract and sample with 9 frames of 64 x 96 pixels.
+
+    Args:
+        image_to_video: like HunyuanVideo-I2V-33ch, else like HunyuanVideo.
+    """
+    channels, tokenizer = LATENT_CHANNELS, _template_tokenizer()
+    llama = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    letters = _letters()
+    words = {
+        word: number for number, word in enumerate([*letters, *(f"{letter}</w>" for letter in letters), *CLIP_ENDS])
+    }
+    clip = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=CLIP_WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=words[CLIP_ENDS[0]], eos_token_id=words[CLIP_ENDS[1]],
+    )  # fmt: skip
+    with drawn_from(seed):
+        vae = diffusers.AutoencoderKLHunyuanVideo(
+            block_out_channels=(8, 8, 8, 8), latent_channels=channels, layers_per_block=1, norm_num_groups=2
+        )
+        transformer = diffusers.HunyuanVideoTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, rope_axes_dim=(4, 4, 4), num_layers=1, num_single_layers=2,
+            num_refiner_layers=1, in_channels=2 * channels + 1 if image_to_video else channels, out_channels=channels,
+            text_embed_dim=TEXT_WIDTH, pooled_projection_dim=CLIP_WIDTH, guidance_embeds=not image_to_video,
+            image_condition_type="latent_concat" if image_to_video else None,
+        )  # fmt: skip
+        if image_to_video:
+            text_encoder = transformers.LlavaForConditionalGeneration(_tiny_llava(llama, tokenizer))
+        else:
+            text_encoder = transformers.LlamaModel(llama)
+        text_encoder_2 = transformers.CLIPTextModel(clip)
+    pipeline = diffusers.HunyuanVideoImageToVideoPipeline if image_to_video else diffusers.HunyuanVideoPipeline
+    pipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder.eval(),
+        tokenizer_2=transformers.CLIPTokenizer(vocab=words, merges=[], model_max_length=77),
+        text_encoder_2=text_encoder_2.eval(),
+        vae=vae.eval(),
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        **({"image_processor": transformers.CLIPImageProcessor(size=48, crop_size=48)} if image_to_video else {}),
+    ).save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_tiny_ltx(folder: str | PathLike, *, image_to_video: bool = False, seed: int = 0) -> Path:
+    """Write an LTX-Video pipeline of some hundred thousand random weights.
+
+    It has all parts of the real one (tokenizer, T5, VAE, transformer, scheduler), but half its compression, so that its
+    tokens are those of the other tiny models. Nothing in such a pipeline says for which size it is made: extract and sample
+    with 9 frames of 64 x 96 pixels.
+
+    Args:
+        image_to_video: the weights are the same, and the pipeline is the one that takes an image.
+    """
+    channels = LATENT_CHANNELS
+    blocks = {
+        "block_out_channels": (8, 8, 8),
+        "spatio_temporal_scaling": (True, True, False),
+        "layers_per_block": (1,) * 4,
+    }
+    with drawn_from(seed):
+        vae = diffusers.AutoencoderKLLTXVideo(
+            latent_channels=channels, down_block_types=("LTXVideoDownBlock3D",) * 3,
+            **blocks, **{f"decoder_{name}": value for name, value in blocks.items()},
+        )  # fmt: skip
+        vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+        vae.latents_std.copy_(torch.tensor([1.5, 0.8, 1.0, 2.0]))
+        transformer = diffusers.LTXVideoTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, num_layers=3, in_channels=channels, out_channels=channels,
+            cross_attention_dim=24, caption_channels=TEXT_WIDTH,
+        )  # fmt: skip
+        text_encoder = transformers.T5EncoderModel(
+            transformers.T5Config(vocab_size=256, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        )
+    (diffusers.LTXImageToVideoPipeline if image_to_video else diffusers.LTXPipeline)(
+        tokenizer=_tokenizer(128),
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.95,
+            max_shift=2.05,
+            base_image_seq_len=1024,
+            max_image_seq_len=4096,
+            shift_terminal=0.1,
+        ),
     ).save_pretrained(str(folder))
     return Path(folder)
 
@@ -241,6 +344,46 @@ def _wake(transformer: diffusers.CogVideoXTransformer3DModel) -> None:
 
 def _tokenizer(tokens: int = TEXT_TOKENS) -> transformers.T5Tokenizer:
     """Return a tokenizer with a word for every printable character, and T5's special tokens."""
-    letters = [chr(code) for code in range(33, 127)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(letter, -3.0) for letter in letters]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    vocabulary = special + [(letter, -3.0) for letter in _letters()]
     return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=tokens)
+
+
+def _letters() -> list[str]:
+    return [chr(code) for code in range(33, 127)]
+
+
+def _template_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer with a word for every printable character, and as many as Llama 3 has for HunyuanVideo's templates.
+
+    diffusers cuts the templates off by numbers of tokens that hold for Llama 3.
+    """
+    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video, pipeline_hunyuan_video_image2video
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+    pipelines = (pipeline_hunyuan_video, pipeline_hunyuan_video_image2video)
+    parts = [re.findall(TEMPLATE_WORDS, module.DEFAULT_PROMPT_TEMPLATE["template"]) for module in pipelines]
+    words = dict.fromkeys(part for template in parts for part in template if part not in "{}")
+    special = ["<pad>", "<unk>", "<|begin_of_text|>", *(word for word in words if word.startswith("<"))]
+    vocabulary = dict.fromkeys([*special, *words, " ", *_letters()])
+    model = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    longest_first = "|".join(re.escape(word) for word in sorted(vocabulary, key=len, reverse=True))
+    model.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), "isolated")
+    begin = ("<|begin_of_text|>", list(vocabulary).index("<|begin_of_text|>"))
+    model.post_processor = processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token=begin[0], pad_token="<pad>", unk_token="<unk>", padding_side="right"
+    )
+
+
+def _tiny_llava(
+    text: transformers.LlamaConfig, tokenizer: transformers.PreTrainedTokenizerFast
+) -> transformers.LlavaConfig:
+    """Return the configuration of a LLaVA whose pictures have 24 x 24 patches, as the pipeline takes for granted."""
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=48, patch_size=2
+    )
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    return transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=image, pad_token_id=tokenizer.pad_token_id
+    )

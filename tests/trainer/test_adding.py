@@ -35,7 +35,7 @@ GENERATOR = """
 
     class MadeUp(Generator):
         name = "made-up"
-        pipelines = ("LTXPipeline",)
+        pipelines = ("MochiPipeline",)
         transformer = "LTXVideoTransformer3DModel"
         frames, height, width, temporal, spatial = 9, 64, 96, 4, 16
         image_to_video = False
@@ -185,7 +185,7 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """A pipeline of a family that is not there: LTX-Video, whose transformer takes packed tokens."""
+    """A pipeline of a family that is not there, with a transformer that takes packed tokens."""
     torch.manual_seed(0)
     folder = tmp_path / "model"
     LTXVideoTransformer3DModel(
@@ -194,7 +194,7 @@ def model(tmp_path):
     ).save_pretrained(folder / "transformer")  # fmt: skip
     (folder / "vae").mkdir()
     (folder / "vae" / "config.json").write_text("{}")
-    index = {"_class_name": "LTXPipeline", "vae": ["diffusers", AutoencoderKLLTXVideo.__name__]}
+    index = {"_class_name": "MochiPipeline", "vae": ["diffusers", AutoencoderKLLTXVideo.__name__]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
@@ -205,7 +205,9 @@ def test_a_generator_in_a_folder_of_its_own_trains_and_diffusers_loads_it(instal
     for number in range(4):
         cache.write(f"w{number}", {k: v for k, v in random_window(number).items() if k != "image"}, {})
     words = ["train", "sam2videox", *tiny(tmp_path, training__steps=3, model__targets="to_k to_q")]
-    with pytest.raises(SystemExit, match=r"is a LTXPipeline, and the families that are here are cogvideox .*; wan \("):
+    with pytest.raises(
+        SystemExit, match=r"is a MochiPipeline, and the families that are here are cogvideox .*; wan \("
+    ):
         lgf(words)
     install("generators", GENERATOR)
     assert lgf(words) == 0

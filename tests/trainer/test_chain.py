@@ -40,12 +40,14 @@ def commands_of(page: str) -> list[list[str]]:
     return [words[1:] for words in commands]
 
 
-#: What is said to each command beside the README's words: nothing in a Wan2.1 says for which size and rate it is made.
+#: What is said to each command beside the README's words: of CogVideoX alone the files say for which size it is made.
 SIZE = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
-FAMILIES = {"cogvideox": {}, "wan": {"extract": SIZE, "sample": SIZE}}
+FAMILIES = {name: {"extract": SIZE, "sample": SIZE} for name in playground.FAMILIES} | {"cogvideox": {}}
+#: The others go the same way in `test_generators.py`, with fewer steps.
+QUICK = ("cogvideox", "wan")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES])
 def family(request):
     return request.param
 

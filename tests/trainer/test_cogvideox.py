@@ -81,7 +81,7 @@ def test_version_1_5_runs_on_padded_frames():
     generator = small(transformer)
     model = AlignedTransformer(transformer, torch.nn.Identity(), 1)
     sample = sample_of(generator)
-    hidden, target, conditions, _ = generator.inputs(sample | {"image": sample["latents"]}, torch.float32)
+    hidden, target, conditions, *_ = generator.inputs(sample | {"image": sample["latents"]}, torch.float32)
     assert conditions["ofs"] == 2.0
     prediction, features = model(hidden, **conditions)
     assert prediction.shape == target.shape == (1, 4, 4, 8, 12)
@@ -91,7 +91,7 @@ def test_version_1_5_runs_on_padded_frames():
 
 
 def test_the_older_versions_get_no_more_than_they_know():
-    _, _, conditions, _ = small().inputs(sample_of(small()), torch.float32)
+    _, _, conditions, *_ = small().inputs(sample_of(small()), torch.float32)
     assert conditions.keys() == {"encoder_hidden_states", "timestep"}
 
 
@@ -115,7 +115,7 @@ def test_the_target_is_exact_where_bfloat16_rounds_it_away(step):
 def test_the_image_is_on_the_channels_behind_the_noisy_latents():
     generator = small()
     sample = sample_of(generator) | {"image": torch.randn(1, 3, 4, 8, 12)}
-    hidden, target, conditions, _ = generator.inputs(sample, torch.bfloat16)
+    hidden, target, conditions, *_ = generator.inputs(sample, torch.bfloat16)
     noisy, velocity = v_prediction(generator.schedule, sample["latents"], sample["noise"], sample["timestep"])
     assert torch.equal(hidden, torch.cat([noisy, sample["image"]], 2)) and torch.equal(target, velocity)
     assert conditions["encoder_hidden_states"].dtype == torch.bfloat16 and conditions["timestep"] == 3

@@ -68,7 +68,7 @@ def test_the_image_is_in_the_first_frame_alone(cache):
 
 def test_dropout_of_images_and_captions(cache):
     empty = torch.zeros(16, 16)
-    some = samples(cache, image_dropout=0.3, caption_dropout=0.6, no_caption=empty)
+    some = samples(cache, image_dropout=0.3, caption_dropout=0.6, no_caption={"text": empty})
     drawn = [some[number] for number in range(300)]
     assert abs(sum(not s["image"].any() for s in drawn) / 300 - 0.3) < 0.08
     assert abs(sum(not s["text"].any() for s in drawn) / 300 - 0.6) < 0.08
@@ -146,7 +146,7 @@ def test_samples_can_be_sent_to_workers_that_are_not_forked(tmp_path, generator)
     make, window = {"cogvideox": (make_tiny_pipeline, random_window), "wan": (make_tiny_wan, wan_window)}[generator]
     make(tmp_path / "model")
     cache, model = make_cache(tmp_path / "cache", 4, window=window), Generator.read(str(tmp_path / "model"))
-    data = samples(cache, model, caption_dropout=0.5, no_caption=window(0)["text"].float())
+    data = samples(cache, model, caption_dropout=0.5, no_caption={"text": window(0)["text"].float()})
     sent = pickle.loads(pickle.dumps(data))
     assert sent.key(5) == data.key(5) and equal(sent[5], data[5])
 

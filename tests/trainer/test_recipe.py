@@ -78,6 +78,12 @@ SHIPPED = {
     },
     "track4gen": {"alignment.loss": "points"},
     "wan2.1-sam2videox": {"alignment.block": 17, "model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
+    "hunyuan-sam2videox": {
+        "alignment.block": 35, "model.path": "hunyuanvideo-community/HunyuanVideo", "model.targets": (
+            r"(single_)?transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)",
+        ),
+    },
+    "ltx-sam2videox": {"alignment.block": 16, "model.path": "Lightricks/LTX-Video"},
     "wan2.1-moalign": MOALIGN | {"model.path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
 }  # fmt: skip
 

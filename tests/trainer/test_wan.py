@@ -1,4 +1,4 @@
-"""Wan2.1 against diffusers' own pipelines, the formulas of flow matching, and what is refused."""
+"""Wan2.1: what is cached against diffusers' own pipelines, runs, and what is refused."""
 
 import json
 
@@ -12,21 +12,16 @@ pytest.importorskip("accelerate")
 from accelerate.state import AcceleratorState
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from lgf_cli import main as lgf
-from lgf_trainer import AlignedTransformer, Projector
 from lgf_trainer.commands import parse_recipe
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.runtime import recipe
-from lgf_trainer.runtime.checkpoint import trained_parameters
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.tasks.diffusion import save_weights
 from lgf_trainer.testing import CLIP_WIDTH, FRAMES, HEIGHT, WIDTH, make_tiny_wan
 from lgf_trainer.train import TrainingRun
 from PIL import Image
+from trainer.generator_cases import CPU, picture, samples, video, window_of
 from trainer.run_outputs import metrics
 from trainer.training_data import SETTINGS, WindowCache, extraction, make_cache, tiny, wan_window
-
-CPU = torch.device("cpu")
-GRID = (3, 4, 6)
 
 
 @pytest.fixture(scope="module")
@@ -44,104 +39,6 @@ def kind(request):
 @pytest.fixture
 def generator(folders, kind):
     return Generator.read(folders[kind])
-
-
-def video(seed=0):
-    return torch.rand(FRAMES, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def window_of(generator):
-    return Encoders(generator, CPU, torch.float32)(video(), "a dog runs", "key")
-
-
-def samples(generator, count=2):
-    """A batch of samples of one window, with noise and noise levels of their own."""
-    window, rng, drawn = window_of(generator), torch.Generator().manual_seed(1), []
-    for _ in range(count):
-        latents = generator.latents(window["latents"], rng)
-        sample = {"latents": latents, "noise": torch.randn(latents.shape, generator=rng)}
-        sample |= {"timestep": generator.timestep(rng), "text": window["text"]}
-        drawn.append(sample | (generator.image(window, rng, latents) if generator.image_to_video else {}))
-    return {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}
-
-
-def model_of(generator, folders, kind, **options):
-    options = {
-        "path": folders[kind],
-        "dtype": "float32",
-        "rank": 4,
-        "alpha": 6,
-        "gradient_checkpointing": False,
-    } | options
-    torch.manual_seed(0)
-    transformer = generator.load_transformer(recipe.Model(**options))
-    for name, parameter in transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    head = Projector(generator.channels, hidden=16, widths=(16, 8), groups=4)
-    return AlignedTransformer(transformer, head, generator.blocks(transformer)[1], generator.grid_of)
-
-
-# --- tokens ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_tokens_are_in_the_order_of_time_rows_columns(folders, axis):
-    generator = Generator.read(folders["t2v"])
-    model = model_of(generator, folders, "t2v")
-    coordinates = torch.meshgrid(*map(torch.arange, GRID), indexing="ij")[axis].float()
-    latents = coordinates.repeat_interleave(2, 1).repeat_interleave(2, 2).expand(1, 4, 3, 8, 12)
-    seen = []
-    handle = model.transformer.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    inputs = {"timestep": torch.tensor([500.0]), "encoder_hidden_states": torch.zeros(1, 512, 16)}
-    with torch.no_grad():
-        features = model.predict_and_capture(latents, **inputs)[1]
-    handle.remove()
-    tokens = seen[0].unflatten(1, GRID)
-    assert features.shape == (1, *GRID, 24)
-    others = [dim + 1 for dim in range(3) if dim != axis]
-    torch.testing.assert_close(tokens, tokens.mean(others, keepdim=True).expand_as(tokens), rtol=1e-4, atol=1e-5)
-    assert (tokens - tokens.mean(axis + 1, keepdim=True)).abs().max() > 1e-3
-
-
-def test_a_batch_is_captured_whole_and_nothing_is_changed(generator, folders, kind):
-    """A block returns one tensor, whose item 0 is a sample of the batch."""
-    model, seen = model_of(generator, folders, kind), []
-    model.transformer.blocks[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    hidden, target, conditions, _ = generator.inputs(samples(generator), torch.float32)
-    prediction, features = model.predict_and_capture(hidden, **conditions)
-    assert features.shape == (2, *GRID, 24) and prediction.shape == target.shape == (2, 4, 3, 8, 12)
-    assert torch.equal(features.flatten(1, 3), seen[0]) and not torch.equal(features[0], features[1])
-    assert torch.equal(prediction, model.transformer(hidden, **conditions, return_dict=False)[0])
-
-
-def test_gradients_under_checkpointing_equal_a_plain_run(generator, folders, kind):
-    inputs = generator.inputs(samples(generator), torch.float32)
-
-    def gradients(checkpointing):
-        model = model_of(generator, folders, kind, gradient_checkpointing=checkpointing)
-        prediction, projected = model(inputs.hidden, **inputs.conditions)
-        ((prediction - inputs.target).square().mean() + projected.square().mean()).backward()
-        return {name: p.grad for name, p in trained_parameters(model).items()}
-
-    plain, checkpointed = gradients(False), gradients(True)
-    assert len(plain) > 40 and all(gradient.abs().sum() > 0 for gradient in plain.values())
-    torch.testing.assert_close(checkpointed, plain)
-
-
-def test_tokens_stand_for_the_frames_that_the_vae_looks_at(folders):
-    """Changing a pixel frame moves no latent before its own."""
-    generator = Generator.read(folders["t2v"])
-    encoders = Encoders(generator, CPU, torch.float32)
-    before = encoders.moments(video())
-    for frame in range(FRAMES):
-        changed = video()
-        changed[frame] *= -1
-        moved = (encoders.moments(changed) - before).abs().amax((0, 2, 3)) > 1e-6
-        first = int(moved.int().argmax())
-        assert frame in generator.frames_of_token(first), frame
-    assert [generator.frames_of_token(k) for k in (0, 1, 2)] == [range(1), range(1, 5), range(5, 9)]
-    assert generator.token_grid(81, 480, 832) == (21, 30, 52)
 
 
 # --- what is cached -------------------------------------------------------------------------------------------
@@ -163,14 +60,13 @@ def test_text_is_the_pipelines_and_zero_behind_the_caption(folders):
 
 def test_the_image_condition_is_the_pipelines(folders):
     generator = Generator.read(folders["i2v"])
-    window = window_of(generator)
+    window = window_of(generator.path)
     pipeline = WanImageToVideoPipeline.from_pretrained(folders["i2v"])
     with torch.no_grad():
         _, condition = pipeline.prepare_latents(
             video()[:1], 1, 4, HEIGHT, WIDTH, FRAMES, torch.float32, CPU, torch.Generator().manual_seed(0)
         )
-        picture = Image.fromarray(((video()[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
-        embedded = pipeline.encode_image(picture, CPU)[0]
+        embedded = pipeline.encode_image(picture(), CPU)[0]
     sample = generator.image(window, torch.Generator(), torch.zeros(4, 3, 8, 12))
     torch.testing.assert_close(sample["image"], condition[0])
     torch.testing.assert_close(sample["image_embedding"], embedded)
@@ -189,32 +85,7 @@ def test_latents_are_a_normalised_sample_of_the_posterior(folders):
     torch.testing.assert_close(actual, (expected - shift) / scale)
 
 
-# --- flow matching --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0])
-def test_flow_matching_is_its_formula_in_float32(folders, sigma):
-    generator = Generator.read(folders["t2v"])
-    x, noise = torch.randn(2, 2, 4, 3, 8, 12)
-    sample = {"latents": x, "noise": noise, "timestep": torch.full((2,), 1000 * sigma), "text": torch.zeros(2, 512, 16)}
-    hidden, target, conditions, _ = generator.inputs(sample, torch.bfloat16)
-    torch.testing.assert_close(hidden.double(), (1 - sigma) * x.double() + sigma * noise.double(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(target.double(), noise.double() - x.double(), rtol=0, atol=1e-6)
-    assert hidden.dtype == target.dtype == conditions["timestep"].dtype == torch.float32
-    assert conditions["timestep"].tolist() == [1000 * sigma] * 2
-    assert conditions["encoder_hidden_states"].dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
-def test_noise_levels_are_a_shifted_logit_normal(folders, shift):
-    generator = Generator.read(folders["t2v"])
-    assert generator.shift == 3.0
-    generator.shift = shift
-    rng = torch.Generator().manual_seed(0)
-    sigma = torch.stack([generator.timestep(rng) for _ in range(4000)]).double() / 1000
-    logits = (sigma / (shift - (shift - 1) * sigma)).logit()  # the shift undone
-    assert logits.mean().abs() < 0.06 and (logits.std() - 1).abs() < 0.05
-    assert sigma.median().item() == pytest.approx(shift / (1 + shift), abs=0.02)
+# --- weights and runs ---------------------------------------------------------------------------------------
 
 
 def test_the_shift_is_a_key_of_the_recipe(wan_place, tiny_place, tmp_path):
@@ -242,23 +113,10 @@ def test_what_must_be_float32_is(generator, folders, kind):
         assert parameter.dtype == expected, name
     seen = []
     transformer.condition_embedder.time_embedder.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
-    hidden, _, conditions, _ = generator.inputs(samples(generator, 1), torch.bfloat16)
+    hidden, _, conditions, *_ = generator.inputs(samples(generator, 1), torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         transformer(hidden, **conditions)
     assert seen == [torch.float32]
-
-
-def test_diffusers_loads_exactly_what_was_trained(generator, folders, kind, tmp_path):
-    model = model_of(generator, folders, kind)
-    save_weights(tmp_path, generator, model, trained_parameters(model))
-    hidden, _, conditions, _ = generator.inputs(samples(generator), torch.float32)
-    pipeline = (WanImageToVideoPipeline if kind == "i2v" else WanPipeline).from_pretrained(folders[kind])
-    with torch.no_grad():
-        before = pipeline.transformer(hidden, **conditions, return_dict=False)[0]
-        pipeline.load_lora_weights(tmp_path)
-        trained = model.transformer(hidden, **conditions, return_dict=False)[0]
-        assert torch.equal(pipeline.transformer(hidden, **conditions, return_dict=False)[0], trained)
-    assert not torch.allclose(before, trained, atol=1e-3)
 
 
 @pytest.mark.parametrize("recipe", ["wan2.1-sam2videox", "wan2.1-moalign"])

@@ -75,7 +75,7 @@ class TrainingSamples(WindowTensors):
         targets: tensors of a window that the objective reads.
         seed: of order, noise, noise levels and dropout.
         image_dropout: share of samples whose image is zeros; of no effect on a model that takes no image.
-        caption_dropout, no_caption: share of samples with that embedding, of the empty caption, instead of their own.
+        caption_dropout, no_caption: share of samples with the tensors of the empty caption instead of their own.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TrainingSamples(WindowTensors):
         seed: int,
         image_dropout: float = 0.0,
         caption_dropout: float = 0.0,
-        no_caption: Tensor | None = None,
+        no_caption: dict[str, Tensor] | None = None,
     ):
         super().__init__(cache, cache.keys(), targets, seed)
         self.generator, self.image_dropout = generator, image_dropout
@@ -101,7 +101,7 @@ class TrainingSamples(WindowTensors):
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=rng),
             "timestep": self.generator.timestep(rng),
-            "text": window["text"].float(),
+            **{name: window[name].float() for name in self.generator.captions},
         }
         without_image, without_caption = torch.rand(2, generator=rng).tolist()
         if self.generator.image_to_video:
@@ -109,7 +109,7 @@ class TrainingSamples(WindowTensors):
             without = without_image < self.image_dropout
             sample |= {name: torch.zeros_like(tensor) if without else tensor for name, tensor in image.items()}
         if without_caption < self.caption_dropout:
-            sample["text"] = self.no_caption
+            sample |= self.no_caption
         return sample | self.chosen(number, window)
 
 

@@ -5,6 +5,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,7 +43,9 @@ class Generator(ByName, ABC, kind="generators"):
         frames, height, width: pixels that the model was made for.
         temporal: pixel frames from one frame of tokens to the next.
         spatial: pixels along the side of a token.
+        fps: pixel frames in a second; of what is trained on or sampled, where that is known.
         text: (tokens, channels) of a caption's embedding.
+        captions: shapes of the tensors of a window that hold its caption, by name.
         patch: latents along the sides of a token: frames, rows, columns.
         channels: of the features that a block puts out.
         layers: how many blocks there are.
@@ -51,10 +54,16 @@ class Generator(ByName, ABC, kind="generators"):
 
     pipelines: ClassVar[tuple[str, ...]]  # diffusers' classes, as model_index.json names them
     transformer: ClassVar[str]  # diffusers' class
-    fps: ClassVar[float] = 8.0
+    scheduler: ClassVar[str | None] = None  # diffusers' class of what training reads of the noise schedule
+    #: Pipelines that are near to the family and cannot be trained -> what they are, and the way out.
+    refused: ClassVar[dict[str, str]] = {}
+    own_recipe: ClassVar[str] = "sam2videox"  # the paper's, for this family
+    #: Models of the family -> what differs from diffusers' defaults in the transformer's configuration.
+    released: ClassVar[dict[str, dict[str, Any]]] = {}
+    fps: float = 8.0
     guidance: ClassVar[float] = 6.0
     decoded: ClassVar[int] = 4  # pixel frames by which a sampled video may grow
-    shift: float | None = None  # of the noise levels of flow matching; None: there is none to set
+    shift: float | None = None  # of the noise levels of flow matching; 0: by tokens; None: there is none to set
 
     frames: int
     height: int
@@ -91,12 +100,24 @@ class Generator(ByName, ABC, kind="generators"):
             index = diffusers("DiffusionPipeline").load_config(path, revision=revision)
             families = Generator.all().values()
             found = next((family for family in families if index["_class_name"] in family.pipelines), None)
+            for family in families:
+                if reason := family.refused.get(index["_class_name"]):
+                    raise TrainerError(f"{path} is {reason}")
             if found is None:
                 known = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in families)
                 raise TrainerError(f"{path} is a {index['_class_name']}, and the families that are here are {known}")
             parts = {"transformer": found.transformer, "vae": index["vae"][1]}
             configs = [_config(diffusers(kind), path, part, revision) for part, kind in parts.items()]
             return found(path, revision, index, *configs)
+
+    @cached_property
+    def schedule(self) -> Any:
+        """Return the noise schedule of the pipeline."""
+        return pretrained(diffusers(self.scheduler), self.path, subfolder="scheduler", revision=self.revision)
+
+    @property
+    def captions(self) -> dict[str, tuple[int, ...]]:
+        return {"text": self.text}
 
     # --- tokens -----------------------------------------------------------------------------------------------
 
@@ -131,7 +152,11 @@ class Generator(ByName, ABC, kind="generators"):
 
     def encode(self, encoders: "Encoders", video: Tensor, caption: str, seed: str) -> Tensors:
         """Return what the cache holds of a window: video (N, 3, H, W) in [-1, 1], its caption, and a seed of its own."""
-        return {"latents": encoders.moments(video), "text": encoders.text(caption)}
+        return {"latents": encoders.moments(video)} | encoders.caption(caption)
+
+    def caption(self, pipeline: Any, caption: str, device: torch.device) -> Tensors:
+        """Return what the cache holds of a caption, by the names in `captions`."""
+        return {"text": self.embed(pipeline, caption, device)}
 
     def embed(self, pipeline: Any, caption: str, device: torch.device) -> Tensor:
         """Return the embedding (tokens, channels) of a caption, padded or cut to the model's length."""
@@ -214,7 +239,8 @@ class Generator(ByName, ABC, kind="generators"):
         channels, _, *size = shapes["latents"]
         again = "extract again with this model"
         yield "latent channels", channels // 2, self.config["out_channels"], again
-        yield "text of shape", tuple(shapes["text"]), self.text, again
+        for name, shape in self.captions.items():
+            yield f"{name} of shape", tuple(shapes.get(name, ())), shape, again
         rows, columns = (side % patch for side, patch in zip(size, self.patch[1:], strict=True))
         if rows or columns:
             have, need = f"{size[0]} x {size[1]}", f"multiples of {self.patch[1]}"
@@ -226,7 +252,7 @@ class Generator(ByName, ABC, kind="generators"):
 
     @abstractmethod
     def timestep(self, rng: torch.Generator) -> Tensor:
-        """Return a noise level, as the transformer is told it: a scalar."""
+        """Return a noise level, a scalar: as the transformer is told it, or as `inputs` makes that of it."""
 
     def image(self, window: Tensors, rng: torch.Generator, latents: Tensor) -> Tensors:
         """Return what a sample holds of its first frame, for image-to-video models."""
@@ -236,7 +262,7 @@ class Generator(ByName, ABC, kind="generators"):
     def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
         """Return noisy input, target and conditions of a batch of samples, in float32; `dtype` is that of the weights.
 
-        A sample has `latents`, `noise`, `timestep`, `text` and what `image` returned.
+        A sample has `latents`, `noise`, `timestep`, the tensors in `captions` and what `image` returned.
         """
 
     # --- sampling ---------------------------------------------------------------------------------------------
@@ -257,7 +283,7 @@ class Generator(ByName, ABC, kind="generators"):
         return frames, height, width
 
     def prompts(self, pipeline: Any, prompt: str, negative: str) -> dict[str, Any]:
-        """Return the pipeline's arguments that hold what is asked for."""
+        """Return the pipeline's arguments that hold what is asked for; they go before those that all pipelines get."""
         return {"prompt": prompt, "negative_prompt": negative}
 
     def pipeline(self, dtype: torch.dtype) -> Any:
@@ -289,12 +315,12 @@ class Encoders:
         self.pipeline = pretrained(
             diffusers("DiffusionPipeline"), generator.path, revision=generator.revision, dtype=dtype, **without
         )
-        for name in ("text_encoder", "vae", "image_encoder"):
+        for name in ("text_encoder", "text_encoder_2", "vae", "image_encoder"):
             if getattr(self.pipeline, name, None) is not None:
                 frozen(getattr(self.pipeline, name), device)
         if tiling:
             self.pipeline.vae.enable_tiling()
-        self._caption: str | None = None
+        self._caption: tuple[str, Tensors] | None = None
 
     def __call__(self, video: Tensor, caption: str, seed: str) -> Tensors:
         return self.generator.encode(self, video, caption, seed)
@@ -306,12 +332,15 @@ class Encoders:
         return self.pipeline.vae.encode(pixels).latent_dist.parameters[0]
 
     @torch.no_grad()
+    def caption(self, caption: str) -> Tensors:
+        """Return what the cache holds of a caption."""
+        if self._caption is None or caption != self._caption[0]:  # the windows of a video come one after the other
+            self._caption = caption, self.generator.caption(self.pipeline, caption, self.device)
+        return self._caption[1]
+
     def text(self, caption: str) -> Tensor:
         """Return the embedding (tokens, channels) of a caption, padded or cut to the model's length."""
-        if caption != self._caption:  # the windows of a video come one after the other and share it
-            self._caption = caption
-            self._embedding = self.generator.embed(self.pipeline, caption, self.device)
-        return self._embedding
+        return self.caption(caption)["text"]
 
 
 def diffusers(name: str) -> type:

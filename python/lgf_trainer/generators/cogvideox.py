@@ -1,17 +1,17 @@
 """CogVideoX: 2B, 5B, 5B-I2V and 1.5."""
 
 import hashlib
-from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import TrainerError
-from ..runtime.hub import pretrained
-from .base import Encoders, Generator, Inputs, Tensors, diffusers, posterior_sample
+from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
 
 IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's deviation, as CogVideoX-I2V was trained
+
+LARGE = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
 
 
 class CogVideoX(Generator):
@@ -20,6 +20,17 @@ class CogVideoX(Generator):
     name = "cogvideox"
     pipelines = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline")
     transformer = "CogVideoXTransformer3DModel"
+    scheduler = "CogVideoXDDIMScheduler"
+    refused = dict.fromkeys(
+        ("CogVideoXVideoToVideoPipeline", "CogVideoXFunControlPipeline"),
+        "a CogVideoX pipeline for another use. Its weights are trained from a folder whose model_index.json names "
+        "CogVideoXPipeline or CogVideoXImageToVideoPipeline",
+    )
+    released: ClassVar = {
+        "CogVideoX-2B": {},
+        "CogVideoX-5B": LARGE,
+        "CogVideoX-5B-I2V": LARGE | {"in_channels": 32, "use_learned_positional_embeddings": True},
+    }
     #: Frames for two latents: diffusers decodes by twos, and gives an even number of latents 3 frames too many.
     decoded = 8
 
@@ -37,11 +48,6 @@ class CogVideoX(Generator):
         self.channels = config["num_attention_heads"] * config["attention_head_dim"]
         self.scale = vae["scaling_factor"]
         self.image_scale = 1 / self.scale if vae["invert_scale_latents"] else self.scale  # 1.5 was trained with it
-
-    @cached_property
-    def schedule(self) -> Any:
-        """Return the noise schedule that the model was trained with."""
-        return pretrained(diffusers("CogVideoXDDIMScheduler"), self.path, subfolder="scheduler", revision=self.revision)
 
     def grid_of(self, hidden, conditions):
         frames, _, height, width = hidden[1:]

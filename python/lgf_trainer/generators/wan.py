@@ -1,13 +1,16 @@
 """Wan2.1: text-to-video of 1.3B and 14B, image-to-video of 14B."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import TrainerError
 from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
+from .flow import noise_level, noisy_and_target, shifted
 
 TEXT_TOKENS = 512  # not in any configuration
-STEPS = 1000.0  # the transformer is told the noise level in thousandths
+WAY_OUT = "Take Wan2.1, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 class Wan(Generator):
@@ -16,6 +19,21 @@ class Wan(Generator):
     name = "wan"
     pipelines = ("WanPipeline", "WanImageToVideoPipeline")
     transformer = "WanTransformer3DModel"
+    refused = dict.fromkeys(
+        ("WanVideoToVideoPipeline", "WanVACEPipeline", "WanAnimatePipeline"),
+        f"a Wan pipeline for another use, which cannot be trained. {WAY_OUT}",
+    ) | dict.fromkeys(
+        (
+            "SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2DiffusionForcingPipeline",
+            "SkyReelsV2DiffusionForcingImageToVideoPipeline", "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+        ),
+        f"SkyReels V2, which has a noise level for each frame and cannot be trained. {WAY_OUT}",
+    )  # fmt: skip
+    own_recipe = "wan2.1-sam2videox"
+    released: ClassVar = {
+        "Wan2.1-T2V-1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        "Wan2.1-T2V-14B": {},
+    }
     frames, height, width = 81, 480, 832  # not in any configuration either
     fps = 16.0
     guidance = 5.0
@@ -26,7 +44,8 @@ class Wan(Generator):
         second = index.get("transformer_2") or [None]
         if second[0] is not None or index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             raise TrainerError(
-                f"{path} is Wan2.2, which has two transformers or a noise level for each token; Wan2.1 is what can be trained"
+                f"{path} is Wan2.2, which has two transformers or a noise level for each token; Wan2.1 is what can be trained. "
+                f"{WAY_OUT}"
             )
         self.patch = tuple(config["patch_size"])
         self.image_to_video = config["in_channels"] != config["out_channels"]
@@ -97,9 +116,7 @@ class Wan(Generator):
         return self._normalised(posterior_sample(moments, rng))
 
     def timestep(self, rng):
-        """Return a noise level whose logit is normal, shifted towards noise, in thousandths; no rounding (our reading)."""
-        u = torch.randn((), generator=rng).sigmoid()
-        return STEPS * self.shift * u / (1 + (self.shift - 1) * u)
+        return shifted(noise_level(rng), self.shift)
 
     def image(self, window: Tensors, rng, latents):
         """Return the mask of the given frame on a channel for each of its pixel frames, and the grey-padded clip's latents."""
@@ -112,16 +129,14 @@ class Wan(Generator):
         return image
 
     def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
-        """Compute by hand: diffusers' schedulers look noise levels up in lists of their own."""
-        latents, noise, timestep = (sample[name].float() for name in ("latents", "noise", "timestep"))
-        sigma = (timestep / STEPS).view(-1, 1, 1, 1, 1)
-        hidden = (1 - sigma) * latents + sigma * noise
+        timestep = sample["timestep"].float()
+        hidden, target = noisy_and_target(sample["latents"], sample["noise"], timestep)
         conditions = {"timestep": timestep, "encoder_hidden_states": sample["text"].to(dtype)}
         if "image" in sample:
             hidden = torch.cat([hidden, sample["image"]], dim=1)
         if "image_embedding" in sample:
             conditions["encoder_hidden_states_image"] = sample["image_embedding"].to(dtype)
-        return Inputs(hidden, noise - latents, conditions)
+        return Inputs(hidden, target, conditions)
 
     def _normalised(self, latents: Tensor) -> Tensor:
         mean, deviation = (torch.tensor(self.vae[f"latents_{name}"]).view(-1, 1, 1, 1) for name in ("mean", "std"))

@@ -68,7 +68,8 @@ class Model:
     """The video model and what is trained of it."""
 
     path: str = "THUDM/CogVideoX-5b-I2V"
-    """A CogVideoX or Wan2.1 pipeline in Hugging Face format: a folder, or a name on the hub (which is then downloaded)."""
+    """A CogVideoX, Wan2.1, HunyuanVideo or LTX-Video pipeline in Hugging Face format: a folder, or a name on the hub (which
+    is then downloaded)."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -77,7 +78,7 @@ class Model:
     """lora: a LoRA on frozen weights; full: all weights, which takes 16 bytes of memory for each of them."""
     shift: Positive | None = None
     """Of the noise levels of models with flow matching, towards noise: s u / (1 + (s - 1) u). None: the family's own, 3 for
-    Wan2.1 (our reading)."""
+    Wan2.1, 7 for HunyuanVideo, and for LTX-Video what its scheduler says for the number of tokens (our reading)."""
     rank: Count = 256
     """Rank of the LoRA."""
     alpha: Positive = 128

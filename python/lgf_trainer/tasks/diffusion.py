@@ -39,6 +39,7 @@ class Diffusion(Task):
         super().__init__(recipe, cache, accelerator, options)
         self.objective = make_objective(recipe.alignment, cache.settings)
         self.generator = make_generator(recipe)
+        self.generator.fps = cache.settings.get("fps", self.generator.fps)  # some models are told it
         self.generator.check_window(self.shapes, cache.folder)
         if recipe.alignment.block >= self.generator.layers:
             last = self.generator.layers - 1
@@ -95,17 +96,17 @@ class Diffusion(Task):
             image_dropout=data.image_dropout, caption_dropout=data.caption_dropout, no_caption=self.empty_caption(),
         )  # fmt: skip
 
-    def empty_caption(self) -> Tensor | None:
-        """Return the embedding of the empty caption, if it is needed; it is kept with the run: its encoder outweighs the model."""
+    def empty_caption(self) -> dict[str, Tensor] | None:
+        """Return the tensors of the empty caption, if they are needed; kept with the run: its encoder outweighs the model."""
         if not self.recipe.data.caption_dropout:
             return None
         path = self.recipe.run.output / "empty-caption.safetensors"
         with self.accelerator.main_process_first():
             if not path.exists():
                 dtype = getattr(torch, self.recipe.model.dtype)
-                text = Encoders(self.generator, torch.device("cpu"), dtype, text_only=True).text("").float()
-                write_atomically(path, save({"text": text}))
-        return load(path.read_bytes())["text"]
+                tensors = Encoders(self.generator, torch.device("cpu"), dtype, text_only=True).caption("")
+                write_atomically(path, save({name: tensor.float().contiguous() for name, tensor in tensors.items()}))
+        return load(path.read_bytes())
 
     def batch(self, sample):
         model = self.recipe.model
