@@ -22,8 +22,8 @@ from .data.video import Fit, Video, VideoError, to_signed
 from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
-from .runtime.settings import from_settings, parse_yaml, to_settings
-from .teachers.base import LostSubject, Student, Teacher
+from .runtime.settings import to_settings
+from .teachers.base import LostSubject, Student, Teacher, options_of
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
 READING = 2  # of videos; counts up when other frames are chosen, and is said by the windows that this changes
@@ -80,15 +80,7 @@ def _teachers(options: Options) -> dict[str, Any]:
             given["sam2"]["implementation"] = options.teacher
     if "dino" in given:
         given["dino"] = {"model": options.dino_model}
-    for text in options.teacher_options:
-        key, equals, value = text.partition("=")
-        name, dot, field = key.partition(".")
-        if not (equals and dot and name in given):
-            raise TrainerError(
-                f"--teacher-options {text}: expected NAME.FIELD=VALUE with one of {', '.join(given) or 'no teachers'}"
-            )
-        given[name] |= parse_yaml(f"{field}: {value}", text)
-    return {name: from_settings(Teacher.find(name).Options, own, f"--teachers {name}") for name, own in given.items()}
+    return options_of(given, options.teacher_options)
 
 
 def _settings(options: Options, generator: Generator, teachers: dict[str, Any], device: torch.device) -> dict[str, Any]:
