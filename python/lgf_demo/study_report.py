@@ -1,5 +1,6 @@
-"""Table and picture of the study, functions of its rows alone."""
+"""Page and picture of the study, functions of its rows alone."""
 
+from importlib import resources
 from pathlib import Path
 from statistics import mean
 
@@ -8,11 +9,13 @@ from lgf_bench import results
 from lgf_trainer.evaluation.pictures import png
 from matplotlib.figure import Figure
 
+from . import model
+from .experiment import NOISE_STEPS, SHOWN_STEP
 from .losses import LOSSES
 from .pictures import INK, STYLE
-from .study import BEFORE, COSTS, RUNS, Settings
+from .study import BEFORE, COSTS, REFERENCE, RUNS, Settings
 
-TABLE, PICTURE = "which-loss.md", "which-loss.png"
+PAGE, PICTURE = "which-loss.md", "which-loss.png"
 HEADING = (
     "alignment loss", "source, its weight", "weight here", "EPE, read by LGF", "EPE, linear probe", "diffusion loss",
     "time", "peak memory",
@@ -64,6 +67,42 @@ def markdown(rows: list[list[str]]) -> str:
     """Return a table of Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def page(runs: dict[str, list[dict]], costs: dict[str, dict], settings: Settings) -> str:
+    """Return the whole page."""
+    rows = [row for of_loss in runs.values() for row in of_loss]
+    last = max(rows, key=lambda row: row["run"])
+    versions = f"lgf-kernels {last['lgf_kernels']}, torch {last['torch']}, Python {last['python']}, {last['device']}"
+    text = resources.files(__package__).joinpath(PAGE).read_text(encoding="utf-8")
+    return text.format(
+        command=last["command"], runs=RUNS, costs=COSTS, picture=PICTURE,
+        blocks=model.BLOCKS, width=model.WIDTH, rank=model.LORA_RANK,
+        seeds=len(settings.seeds), steps=settings.steps, train=settings.train_clips, held_out=settings.held_out_clips,
+        grid=_product(settings.grid), cost_shape=_product(settings.cost_shape), reference=LOSSES[REFERENCE].source,
+        table=markdown(table(runs, costs)).rstrip(), outcome=outcome(runs), versions=versions, threads=last["threads"],
+        noise_step=SHOWN_STEP, noise_steps=", ".join(map(str, NOISE_STEPS)),
+    )  # fmt: skip
+
+
+def outcome(runs: dict[str, list[dict]]) -> str:
+    """Return, for both readings of motion, which losses lie below training without one, and which are apart from the best."""
+    lines = []
+    for measure, words in (("epe", "read by LGF"), ("probe_epe", "by the linear probe")):
+        values = {name: [row[measure] for row in rows] for name, rows in runs.items() if name in LOSSES}
+        best = min(values, key=lambda name: mean(values[name]))
+        level = [LOSSES[n].label for n in values if n != best and min(values[n]) <= max(values[best])]
+        line = f"Motion {words}: the least error has {LOSSES[best].label}, {spread(values[best])}. "
+        line += f"Ranges that overlap with it: {', '.join(level)}." if level else "No other range overlaps with it."
+        if without := values.get("none"):
+            helped = [LOSSES[name].label for name in values if max(values[name]) < min(without)]
+            line += f" Below every seed of training without alignment in every seed: {', '.join(helped) or 'none'}."
+        lines.append(f"- {line}")
+    return "\n".join(lines)
+
+
+def _product(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def picture(runs: dict[str, list[dict]], costs: dict[str, dict]) -> bytes:

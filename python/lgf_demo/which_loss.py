@@ -1,4 +1,4 @@
-"""`lgf demo --losses`, from the options of the command to the table and the picture."""
+"""`lgf demo --losses`, from the options of the command to the page and the picture."""
 
 import argparse
 from dataclasses import replace
@@ -13,7 +13,7 @@ from lgf_kernels.core.files import write_whole
 
 from .losses import LOSSES
 from .study import BEFORE, QUICK, REFERENCE, Settings, missing, run
-from .study_report import PICTURE, TABLE, costs_by_loss, markdown, picture, runs_by_loss, table
+from .study_report import PAGE, PICTURE, costs_by_loss, page, picture, runs_by_loss, table
 
 
 def chosen(words: list[str]) -> list[str]:
@@ -35,7 +35,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def compare_losses(options: argparse.Namespace) -> Path:
-    """Make the runs that the output folder lacks, print the table, write it and the picture; returns the table's path."""
+    """Make the runs that the output folder lacks, print the table, write page and picture; returns the page's path."""
     if options.video:
         raise UserError(
             "--losses is judged by motion that is known, and that of a video is not. Leave --video or --losses out"
@@ -54,13 +54,12 @@ def compare_losses(options: argparse.Namespace) -> Path:
             bar.update()
     rows, costs = ({n: v for n, v in found(folder, settings).items() if n in (*names, BEFORE)}
                    for found in (runs_by_loss, costs_by_loss))  # fmt: skip
-    lines = table(rows, costs)
-    write_whole(folder / TABLE, markdown(lines).encode())
+    write_whole(folder / PAGE, page(rows, costs, settings).encode())
     write_whole(folder / PICTURE, picture(rows, costs))
-    print(f"\n{format_table(lines)}\n")
+    print(f"\n{format_table(table(rows, costs))}\n")
     print(
         f"Means over {len(settings.seeds)} seeds, with the least and the largest; end-point errors (EPE) in tokens, over the"
     )
     print(f"moving tokens of clips never trained on. The weights give every loss the first gradient of {REFERENCE}.")
-    print(f"Written: {folder / TABLE}, {folder / PICTURE}")
-    return folder / TABLE
+    print(f"Written: {folder / PAGE}, {folder / PICTURE}")
+    return folder / PAGE

@@ -147,7 +147,7 @@ def test_the_command_writes_table_and_picture_and_goes_on(measured_here, tmp_pat
         (n, s) for s in (0, 1) for n in (study.BEFORE, "none", "lgf-kl")
     ]
     assert all(row["commit"] and row["command"] for row in rows)
-    text = (tmp_path / study_report.TABLE).read_text()
+    text = (tmp_path / study_report.PAGE).read_text()
     errors = [row["epe"] for row in rows if row["loss"] == "lgf-kl"]
     expected = f"{sum(errors) / 2:.2f} ({min(errors):.2f} to {max(errors):.2f})"
     assert re.search(rf"^\| LGF-KL \| SAM2VideoX, 0.5 \| 0.5 \| {re.escape(expected)} \|", text, re.MULTILINE)
@@ -175,12 +175,26 @@ def test_bad_input_is_refused_in_one_line(words, reason, tmp_path, capsys):
     assert reason in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "out").exists()
 
 
-def test_the_page_has_the_table_of_the_recorded_results():
-    """docs/which-loss.md shows what the files in benchmarks/results say, and nothing else."""
-    page = (ROOT / "docs" / "which-loss.md").read_text()
+def test_the_page_is_that_of_the_recorded_results():
+    """docs/which-loss.md says what the files in benchmarks/results say, and nothing else."""
     (folder,) = {file.parent for file in (ROOT / "benchmarks" / "results").rglob(study.RUNS)}
     (steps,) = {row["steps"] for row in rows_of(folder)}
     settings = study.Settings(steps=steps)
     runs, costs = study_report.runs_by_loss(folder, settings), study_report.costs_by_loss(folder, settings)
     assert set(runs) == {study.BEFORE, *LOSSES} and all(len(rows) == len(settings.seeds) for rows in runs.values())
-    assert study_report.markdown(study_report.table(runs, costs)) in page
+    assert (ROOT / "docs" / "which-loss.md").read_text() == study_report.page(runs, costs, settings)
+
+
+def test_the_outcome_is_read_from_the_ranges():
+    def of(*pairs):
+        return [{"epe": epe, "probe_epe": probe} for epe, probe in pairs]
+
+    runs = {
+        "none": of((1.3, 1.2), (1.2, 1.3)),
+        "lgf-kl": of((0.8, 1.25), (0.9, 1.1)),
+        "gram": of((0.9, 1.4), (1.25, 1.5)),
+    }
+    read, probe = study_report.outcome(runs).splitlines()
+    assert "the least error has LGF-KL, 0.85 (0.80 to 0.90)" in read and "overlap with it: Gram matrices" in read
+    assert read.endswith("in every seed: LGF-KL.") and probe.endswith("in every seed: none.")
+    assert "overlap with it: none (diffusion alone)." in probe
