@@ -62,7 +62,7 @@ class Settings:
         return {"loss": loss, "seed": seed} | size
 
     def cost_key(self, loss: str) -> dict:
-        return {"loss": loss, "shape": list(self.cost_shape), "rounds": self.rounds}
+        return {"loss": loss, "cost_shape": list(self.cost_shape), "rounds": self.rounds}
 
 
 QUICK = Settings(
