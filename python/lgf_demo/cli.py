@@ -11,7 +11,7 @@ pixels.
     lgf demo --video dog.mp4 --output dog     on a real video
     lgf demo --seed 1 --steps 1200            other clips and another initialisation, longer
     lgf demo --losses all --output study      one student for each alignment loss of the library and each of three seeds,
-                                              in a table and a picture (docs/which-loss.md); under an hour, and the same
+                                              in a page with a table and a picture; under an hour, and the same
                                               command goes on after an interruption
 """
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--steps",
         type=positive_integer,
         metavar="N",
-        help="training steps of each arm (default: 600; 400 with --losses)",
+        help="training steps of each arm (default: 600; 300 with --losses)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of clips, weights and noise (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few clips, to see that it runs")

@@ -43,7 +43,7 @@ FIRST = 8
 class Settings:
     """Size of the study."""
 
-    steps: int = 400
+    steps: int = 300
     seeds: tuple[int, ...] = (0, 1, 2)
     grid: tuple[int, int, int] = (5, 9, 15)
     train_clips: int = 96

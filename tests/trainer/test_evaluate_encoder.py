@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("av")
+pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
+pytest.importorskip("transformers")
 pytest.importorskip("tyro")
 
 import lgf_cli
 from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.video import read_video
 from lgf_trainer.evaluation.encoder_report import Measures, draw, table
 from lgf_trainer.evaluation.encoders import EPSILON, best_clusters, cluster_ratio, frequency_gap, high_frequencies
 from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.teachers.dino import Dino
+from lgf_trainer.testing import DINO_CHANNELS, make_tiny_dino
 from PIL import Image
+from support.clips import write_clip
 from torch.nn.functional import normalize
 
 EULER = 0.5772156649
@@ -144,6 +151,7 @@ def cache(tmp_path):
         cache.write(
             key, {"features_rough": torch.randn(4, 6, 6, 8).half(), "features_smooth": smooth, "text": smooth + 1}, {}
         )
+    (cache.folder / "a.mp4").touch()
     return cache.folder
 
 
@@ -161,6 +169,23 @@ def test_the_command_measures_the_features_of_a_cache(cache, tmp_path, capsys):
     assert Image.open(out / "encoder.png").size[0] > 800
     assert lgf_cli.main(["eval", "encoder", str(cache), "--features", "rough", "--output", str(out)]) == 0
     assert "smooth" not in capsys.readouterr().out
+
+
+def test_the_command_measures_what_a_teacher_makes_of_videos(tmp_path, capsys):
+    folder, video = make_tiny_dino(tmp_path / "dino"), tmp_path / "clips" / "a.mp4"
+    video.parent.mkdir()
+    write_clip(video, frames=6)
+    words = ["--teachers", "dino", "--teacher-options", f"dino.model={folder}", "--grid", "4", "6", "--clusters", "3"]
+    assert (
+        lgf_cli.main(["eval", "encoder", str(video.parent), *words, "--output", str(tmp_path), "--device", "cpu"]) == 0
+    )
+    numbers = json.loads((tmp_path / "encoder.json").read_text())["dino"]
+    pixels = read_video(video, (4 * 16, 6 * 16))
+    teacher = Dino(Dino.Options(model=str(folder)), torch.device("cpu"))
+    features = teacher.features(pixels, (4, 6)).half()
+    assert numbers["shape"] == [len(pixels), 4, 6, DINO_CHANNELS]
+    assert numbers["frequency_gap"] == pytest.approx(frequency_gap(features))
+    assert numbers["iicr"] == {"3": pytest.approx(cluster_ratio(features, 3))}
 
 
 @pytest.mark.parametrize(
