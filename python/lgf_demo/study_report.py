@@ -16,6 +16,8 @@ from .pictures import INK, STYLE
 from .study import BEFORE, COSTS, REFERENCE, RUNS, Settings
 
 PAGE, PICTURE = "which-loss.md", "which-loss.png"
+#: Share of the error of no motion above which a reading has found nothing.
+NOTHING = 0.95
 HEADING = (
     "alignment loss", "source, its weight", "weight here", "EPE, read by LGF", "EPE, linear probe", "diffusion loss",
     "time", "peak memory",
@@ -97,6 +99,9 @@ def outcome(runs: dict[str, list[dict]]) -> str:
         if without := values.get("none"):
             helped = [LOSSES[name].label for name in values if max(values[name]) < min(without)]
             line += f" Below every seed of training without alignment in every seed: {', '.join(helped) or 'none'}."
+        still = mean(row["context"]["no motion"] for row in runs[BEFORE]) if BEFORE in runs else 0.0
+        if min(map(mean, values.values())) > NOTHING * still:
+            line += f" No mean is {1 - NOTHING:.0%} below that of no motion: this reading finds next to none in any of them."
         lines.append(f"- {line}")
     return "\n".join(lines)
 

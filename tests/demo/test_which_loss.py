@@ -201,3 +201,6 @@ def test_the_outcome_is_read_from_the_ranges():
     assert "the least error has LGF-KL, 0.85 (0.80 to 0.90)" in read and "overlap with it: Gram matrices" in read
     assert read.endswith("in every seed: LGF-KL.") and probe.endswith("in every seed: none.")
     assert "overlap with it: none (diffusion alone)." in probe
+    runs[study.BEFORE] = [{"context": {"no motion": 1.2}}]
+    read, probe = study_report.outcome(runs).splitlines()
+    assert "finds next to none" in probe and "finds next to none" not in read
