@@ -30,7 +30,7 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csr
 	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --editable ".[train,bench,sam2,dev]"
 	@touch $@
 
-demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-report/report.html
+demo: $(READY)  ## the main job in miniature, two to four minutes; writes demo-report/report.html
 	$(BIN)/lgf demo $(ARGS)
 
 # Several processes, each with whole files: what a file builds for its tests is built once.
