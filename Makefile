@@ -12,7 +12,7 @@ READY       := $(VENV)/.installed
 INSTALL     := $(BIN)/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all sanitize docs wheel bench bench-gpu gpu kernel-report kernel-counts lint clean
+.PHONY: help venv demo test test-all sanitize docs wheel wheels bench bench-gpu gpu kernel-report kernel-counts lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -76,8 +76,12 @@ wheel: $(READY) ## dist/: an sdist, and a wheel for this Python and other machin
 	rm -rf build/wheel
 	LGF_NATIVE=on LGF_CUDA=$(if $(CUDA),on,off) CMAKE_ARGS="-DLGF_OLD_GLIBC=ON $(CMAKE_ARGS)" \
 		$(BIN)/python -m build --outdir build/wheel
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist/
+
+wheels: $(READY) ## dist/: a wheel for every Python, by cibuildwheel, which needs docker
+	$(INSTALL) --quiet cibuildwheel==4.3.5
+	$(BIN)/python -m cibuildwheel --output-dir dist
 
 bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchmark
 	$(BIN)/python -m pytest benchmarks $(ARGS)
