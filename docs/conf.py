@@ -16,7 +16,7 @@ html_theme = "furo"
 html_title = f"lgf-kernels {release}"
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["static"]
-html_css_files = ["wide-tables.css"]
+html_css_files = ["site.css"]
 
 nitpicky = True  # a reference that leads nowhere is a warning, and `make docs` turns warnings into errors
 default_role = "code"  # of `single backticks`

@@ -49,5 +49,6 @@ def test_every_public_name_has_its_place():
 
 def test_every_page_is_in_the_index():
     index = (DOCS / "index.md").read_text()
-    listed = {line for block in re.findall(r"```{toctree}(.*?)```", index, re.DOTALL) for line in block.split()}
+    blocks = re.findall(r"```{toctree}(.*?)```", index, re.DOTALL)
+    listed = {re.sub(r".*<(.+)>", r"\1", line) for block in blocks for line in block.splitlines()}
     assert {page.stem for page in DOCS.glob("*.md")} - {"index"} <= listed
