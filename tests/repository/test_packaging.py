@@ -148,7 +148,7 @@ def test_wheel_is_for_older_machines(repaired):
 def test_wheel_runs_beside_a_torch_that_was_not_there(repaired, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--no-index", "--no-deps", repaired)
+    run(python, "-m", "pip", "install", "--no-index", "--no-deps", repaired, PYTHONPATH="")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-c", code).stdout.strip())
     (site / "torch.pth").write_text(sysconfig.get_path("purelib"))
