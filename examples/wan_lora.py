@@ -54,14 +54,14 @@ def main() -> None:
         level = SHIFT * level / (1 + (SHIFT - 1) * level)
         sigma = level.view(-1, 1, 1, 1, 1)
         capture.arm()  # lgf
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            prediction = transformer(
-                ((1 - sigma) * latents + sigma * noise).to(dtype),
-                timestep=1000 * level,
-                encoder_hidden_states=batch["text"].to(dtype),
-                return_dict=False,
-            )[0]
-            projected = projector(capture.take().unflatten(1, (-1, rows, columns)))  # lgf
+        # Without autocast, so that the time embedding stays in float32, as in Wan2.1's own pipeline.
+        prediction = transformer(
+            ((1 - sigma) * latents + sigma * noise).to(dtype),
+            timestep=1000 * level,
+            encoder_hidden_states=batch["text"].to(dtype),
+            return_dict=False,
+        )[0]
+        projected = projector(capture.take().float().unflatten(1, (-1, rows, columns)))  # lgf
         diffusion = mse_loss(prediction.float(), noise - latents)
         alignment = lgf.lgf_kl_loss_from_logits(  # lgf
             projected, [batch["forward"], batch["backward"]], window=dataset.settings["window"]

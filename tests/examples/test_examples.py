@@ -86,10 +86,11 @@ def test_a_lora_of_cogvideox_with_rotary_embeddings(cogvideox, tmp_path):
         config.write_text(before)
 
 
-def test_a_lora_of_wan(tmp_path):
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_lora_of_wan(tmp_path, precision):
     make_tiny_wan(tmp_path / "model")
     make_cache(tmp_path / "cache", windows=2, window=wan_window)
-    lora = trains_a_lora("wan_lora.py", tmp_path, tmp_path / "lora", "--precision", "no")
+    lora = trains_a_lora("wan_lora.py", tmp_path, tmp_path / "lora", "--precision", precision)
     assert any("lora_B" in name and tensor.abs().sum() > 0 for name, tensor in lora.items())
 
 
