@@ -27,6 +27,7 @@ from .runtime.settings import from_settings, parse_yaml, to_settings
 from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
+MAX_FRAMES = 100  # of a video, unless a window is longer
 READING = 2  # of videos; counts up when other frames are chosen, and is said by the windows that this changes
 
 
@@ -97,7 +98,7 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
     """Return what the windows of a cache have in common, for WindowCache."""
     own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
-    if options.max_frames < frames:
+    if options.max_frames is not None and options.max_frames < frames:
         raise TrainerError(
             f"--max-frames is {options.max_frames}, and a window alone has {frames} frames. Give --max-frames {frames} "
             "or more, or fewer --frames"
@@ -221,7 +222,10 @@ class Extraction:
             raise Skipped("cannot be decoded", str(error)) from error
         except OSError as error:
             raise Skipped("cannot be read", error.strerror) from error
-        frames, length = min(video.frames, self.options.max_frames), self.settings["frames"]
+        length = self.settings["frames"]
+        frames = min(
+            video.frames, max(MAX_FRAMES, length) if self.options.max_frames is None else self.options.max_frames
+        )
         if frames < length:
             raise Skipped(
                 "too short", f"{frames} frames at {self.settings['fps']:g} per second, and {length} are needed"
@@ -265,19 +269,19 @@ class Extraction:
 
     def _extract(self, job: Job) -> None:
         """Make the windows of a video, from one pass over it."""
-        clip, video = job.clip, job.video
+        clip, video, models = job.clip, job.video, self._models
         fit = Fit.cover(video.size, (self.settings["height"], self.settings["width"]))
         try:
             for start, pixels in video.windows(list(job.windows), self.settings["frames"], fit):
                 try:
-                    self._make(job, start, pixels, fit)
+                    self._make(job, start, pixels, fit, models)
                 except Skipped as skipped:
                     self.report.skip(f"{clip.name}, frame {start}", skipped)
         except VideoError as error:
             self.report.skip(clip.name, Skipped("damaged", str(error)))
 
-    def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit) -> None:
-        clip, key, models = job.clip, job.windows[start], self._models
+    def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
+        clip, key = job.clip, job.windows[start]
         about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
         if job.video.reread(start, self.settings["frames"]):
             about["reading"] = READING

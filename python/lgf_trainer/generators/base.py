@@ -50,6 +50,7 @@ class Generator(ByName, ABC, kind="generators"):
         channels: of the features that a block puts out.
         layers: how many blocks there are.
         image_to_video: the transformer takes a first frame.
+        caption_alone: a caption is embedded without the image, so that there is an empty one for `data.caption_dropout`.
     """
 
     pipelines: ClassVar[tuple[str, ...]]  # diffusers' classes, as model_index.json names them
@@ -75,6 +76,7 @@ class Generator(ByName, ABC, kind="generators"):
     channels: int
     layers: int
     image_to_video: bool
+    caption_alone: bool = True
 
     def __init__(
         self, path: str, revision: str | None, index: dict[str, Any], config: dict[str, Any], vae: dict[str, Any]

@@ -11,10 +11,8 @@ from .flow import STEPS, noise_level, noisy_and_target, shifted
 
 WAY_OUT = "Take HunyuanVideo, such as hunyuanvideo-community/HunyuanVideo"
 TEXT_TOKENS = 256  # behind the template; not in any configuration
-IMAGE_TOKENS, ASSISTANT_TOKENS = (
-    576 // 2,
-    4,
-)  # image-to-video: LLaVA's of the image, every second one; a header is cut out
+IMAGE_TOKENS = 576 // 2  # image-to-video: every second one of LLaVA's patches
+HEADER_TOKENS = 4  # of the assistant, which image-to-video cuts out of the text
 GUIDANCE = 1.0  # what trainers tell the distilled models; sampling tells them 6
 
 
@@ -48,10 +46,11 @@ class Hunyuan(Generator):
                 "Take hunyuanvideo-community/HunyuanVideo-I2V-33ch, or HunyuanVideo, which is text-to-video"
             )
         self.image_to_video = config["image_condition_type"] == "latent_concat"
+        self.caption_alone = not self.image_to_video
         self.patch = (config["patch_size_t"], config["patch_size"], config["patch_size"])
         self.temporal = vae["temporal_compression_ratio"] * self.patch[0]
         self.spatial = vae["spatial_compression_ratio"] * self.patch[1]
-        tokens = TEXT_TOKENS + (IMAGE_TOKENS - ASSISTANT_TOKENS if self.image_to_video else 0)
+        tokens = TEXT_TOKENS + (IMAGE_TOKENS - HEADER_TOKENS if self.image_to_video else 0)
         self.text = (tokens, config["text_embed_dim"])
         self.channels = config["num_attention_heads"] * config["attention_head_dim"]
         self.layers = config["num_layers"] + config["num_single_layers"]
@@ -80,11 +79,6 @@ class Hunyuan(Generator):
         return {"latents": encoders.moments(video), "image": image} | text
 
     def caption(self, pipeline, caption, device):
-        if self.image_to_video:
-            raise TrainerError(
-                f"{self.path} embeds a caption together with its image, so there is none without: "
-                "data.caption_dropout must be 0"
-            )
         return self._embedded(pipeline, caption, device)
 
     def _embedded(self, pipeline, caption: str, device: torch.device, **image: Tensor) -> Tensors:

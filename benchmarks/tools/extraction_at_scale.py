@@ -1,0 +1,249 @@
+"""Extraction at scale: short generated clips through `lgf extract --teacher none` with a stub encoder, twice.
+
+    python benchmarks/tools/extraction_at_scale.py FOLDER [--clips 10000] [--kills 3]
+
+The first extraction is measured: windows per second and the memory of its two processes. The second is killed (SIGKILL) at random
+places and started again; in the end it must hold the same files as the first. Then the cache is opened and sampled, and file events
+are counted. Half of the clips are files of a folder, half are members of webdataset shards.
+"""
+
+import here  # isort: skip
+
+import argparse
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lgf_cli
+import torch
+from lgf_trainer import extract
+from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.export import encode_video
+from lgf_trainer.data.index import listed
+from lgf_trainer.data.samples import TrainingSamples
+from lgf_trainer.generators.base import Generator
+from lgf_trainer.runtime.files import file_hash
+from lgf_trainer.testing import FRAMES, make_tiny_pipeline
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+SHARD = 1000  # clips
+EVENTS = ("open", "os.scandir", "os.listdir")
+
+
+class StubEncoder:
+    """Encoder that pools pixels instead of running a VAE and a text encoder; it is called as `Encoders` is."""
+
+    def __init__(self, generator: Generator, *_: object):
+        self.channels, self.text = 2 * generator.config["out_channels"], generator.text
+
+    def __call__(self, video: Tensor, caption: str, seed: str) -> dict[str, Tensor]:
+        pooled = avg_pool2d(video[::4], 8).mean(1)
+        number = torch.tensor(float(int(caption.split()[-1])))
+        return {"latents": pooled.expand(self.channels, *pooled.shape), "text": number.expand(self.text)}
+
+
+def make_clips(folder: Path, count: int) -> Path:
+    """Write the clips with their captions, unless they are there; return their folder."""
+    place = folder / "clips"
+    if (place / "complete").exists():
+        return place
+    rng = torch.Generator().manual_seed(0)
+    for first in range(0, count, SHARD):
+        numbers = range(first, min(first + SHARD, count))
+        part = place / f"{first:06d}"
+        part.mkdir(parents=True, exist_ok=True)
+        half = numbers[len(numbers) // 2]
+        with tarfile.open(place / f"{first:06d}.tar", "w") as shard:
+            for number in numbers:
+                cells = torch.randint(256, (8, 12, 3), generator=rng, dtype=torch.uint8)
+                picture = cells.repeat_interleave(8, 0).repeat_interleave(8, 1)
+                frames = torch.stack([picture.roll(2 * t, 1) for t in range(FRAMES)]).numpy()
+                for suffix, content in (("mp4", encode_video(frames, 8, {})), ("txt", f"clip {number}".encode())):
+                    name = f"{number:06d}.{suffix}"
+                    if number < half:
+                        (part / name).write_bytes(content)
+                    else:
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        shard.addfile(member, io.BytesIO(content))
+    (place / "complete").touch()
+    return place
+
+
+class Extraction:
+    """`lgf extract` on two processes of this script, which write their memory into a file each."""
+
+    def __init__(self, folder: Path, output: str):
+        self.folder, self.output = folder, folder / output
+        self.logs = [folder / f"{output}-{rank}.jsonl" for rank in range(2)]
+
+    def start(self) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = [self.folder / "clips", "--output", self.output, "--model", self.folder / "model", "--teacher", "none"]
+        paths = os.pathsep.join(map(str, (here.ROOT, here.ROOT / "python", Path(__file__).parent)))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": paths}
+        shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-P", __file__, "--worker", log, *map(str, words)],
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL, text=True,
+            )
+            for rank, log in enumerate(self.logs)
+        ]  # fmt: skip
+
+    def finish(self) -> dict[str, Any]:
+        """Run to the end; return the report."""
+        ended = [(process.communicate(), process.returncode)[1] for process in self.start()]
+        if any(ended):
+            raise SystemExit(f"the extraction into {self.output} ended with {ended}")
+        return json.loads((self.output / "report.json").read_text())
+
+    def kill_at(self, windows: int) -> int:
+        """Kill both processes when so many windows are there; return how many are in the end."""
+        processes = self.start()
+        while self.count() < windows and all(process.poll() is None for process in processes):
+            time.sleep(random.uniform(0, 0.05))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        ended = [(process.communicate(), process.returncode)[1] for process in processes]
+        if ended != [-signal.SIGKILL] * 2:
+            raise SystemExit(f"the extraction into {self.output} was to be killed, and ended with {ended}")
+        return self.count()
+
+    def count(self) -> int:
+        folder = self.output / "windows"
+        return (
+            sum(name.endswith(".safetensors") and name[0] != "." for name in os.listdir(folder))
+            if folder.exists()
+            else 0
+        )
+
+    def hashes(self) -> dict[str, str]:
+        cache = WindowCache(self.output)
+        return {key: file_hash(cache.path(key)) for key in cache.keys()}
+
+    def memory(self) -> list[list[tuple[float, int, float]]]:
+        """Return (seconds, windows, MiB) of both processes, over time."""
+        return [[tuple(json.loads(line)) for line in log.read_text().splitlines()] for log in self.logs]
+
+
+def work(log: Path, words: list[str]) -> int:
+    """Run `lgf extract WORDS` with the stub encoder, and log windows and memory twice a second."""
+    written = 0
+    extract.Encoders = StubEncoder
+    write = WindowCache.write
+
+    def counted(*arguments: object) -> None:
+        nonlocal written
+        write(*arguments)
+        written += 1
+
+    WindowCache.write = counted
+
+    def watch() -> None:
+        with log.open("w") as file:
+            while True:
+                file.write(json.dumps([time.monotonic() - here.BEGUN, written, resident()]) + "\n")
+                file.flush()
+                time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return lgf_cli.main(["extract", *words])
+
+
+def resident() -> float:
+    """Return the memory of this process in MiB, of its own and not of files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("/proc/self/status says no RssAnon: this tool needs Linux")
+
+
+def check(report: dict[str, Any], cache: WindowCache, clips: int) -> None:
+    """Refuse a cache in which a clip is missing or is there twice, or a report that says otherwise."""
+    keys = cache.keys()
+    if sorted(report["written"] + report["present"]) != keys or report["skipped"] or report["damaged"]:
+        raise SystemExit(f"{cache.folder}: the report is not of the windows that are there")
+    captions = sorted(cache.read(key).about["caption"] for key in keys)
+    if captions != sorted(f"clip {number}" for number in range(clips)):
+        raise SystemExit(f"{cache.folder}: {len(set(captions))} clips in {len(captions)} windows, {clips} are expected")
+
+
+def events(run: Callable[[], object]) -> dict[str, int]:
+    """Return how many files and folders are opened while `run` runs."""
+    counts, counting = dict.fromkeys(EVENTS, 0), True
+
+    def hook(event: str, _: tuple) -> None:
+        if counting and event in counts:
+            counts[event] += 1
+
+    sys.addaudithook(hook)
+    run()
+    counting = False
+    return counts
+
+
+def sample(folder: Path, output: Path, steps: int) -> None:
+    """Print what opening the cache and sampling from it costs."""
+    data = TrainingSamples(WindowCache(output), Generator.read(str(folder / "model")), (), seed=0)
+    for name, run, count in (
+        ("listing the folder", lambda: listed(output / "windows"), 1),
+        ("opening the cache", lambda: WindowCache(output).keys(), 1),
+        ("samples", lambda: [data[number] for number in range(steps)], steps),
+    ):
+        begun = time.monotonic()
+        run()
+        seconds = time.monotonic() - begun
+        print(f"{count} x {name}: {1e3 * seconds / count:.2f} ms each; files and folders opened: {events(run)}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run `python benchmarks/tools/extraction_at_scale.py ARGUMENTS`; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of clips, the model and caches; clips that are there are kept")
+    parser.add_argument("--clips", type=int, default=10_000, help="(default: 10000)")
+    parser.add_argument("--kills", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the places where it is killed")
+    given = parser.parse_args(arguments)
+    make_clips(given.folder, given.clips)
+    make_tiny_pipeline(given.folder / "model", image_to_video=False)
+    whole, killed = Extraction(given.folder, "whole"), Extraction(given.folder, "killed")
+    report = whole.finish()
+    check(report, WindowCache(whole.output), given.clips)
+    made, seconds = len(report["written"]), report["seconds"]
+    print(f"{made} windows in {seconds:.1f} s on two processes: {made / seconds:.0f} a second")
+    for rank, log in enumerate(whole.memory()):
+        shown = log[:: max(1, len(log) // 10)]
+        print(f"process {rank}, MiB after windows:", ", ".join(f"{size:.0f} after {n}" for _, n, size in shown))
+    rng, there = random.Random(given.seed), 0
+    for _ in range(given.kills):
+        there = killed.kill_at(rng.randint(there + 1, given.clips - 1))
+        print(f"killed with {there} windows")
+    report = killed.finish()
+    check(report, WindowCache(killed.output), given.clips)
+    if killed.hashes() != whole.hashes():
+        raise SystemExit(f"{killed.output} holds other files than {whole.output}")
+    made, kept = len(report["written"]), len(report["present"])
+    print(f"in the end the same files; the last run kept {kept} and wrote {made}, in {report['seconds']:.1f} s")
+    sample(given.folder, whole.output, min(1000, given.clips))
+    return 0
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    sys.exit(work(Path(words[1]), words[2:]) if words[:1] == ["--worker"] else main(words))
