@@ -89,17 +89,29 @@ class Extraction:
         self.folder, self.output = folder, folder / output
         self.logs = [folder / f"{output}-{rank}.jsonl" for rank in range(2)]
 
+    def words(self) -> list[str]:
+        """Return the arguments of `lgf extract`."""
+        options = {"output": self.output, "model": self.folder / "model", "teacher": "none"}
+        return [
+            str(self.folder / "clips"),
+            *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
+        ]
+
+    def report(self) -> dict[str, Any]:
+        """Return what the last run that came to its end has reported."""
+        return json.loads((self.output / "report.json").read_text())
+
     def start(self) -> list[subprocess.Popen]:
+        """Start the processes."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        words = [self.folder / "clips", "--output", self.output, "--model", self.folder / "model", "--teacher", "none"]
         paths = os.pathsep.join(map(str, (here.ROOT, here.ROOT / "python", Path(__file__).parent)))
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": paths}
         shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
         return [
             subprocess.Popen(
-                [sys.executable, "-P", __file__, "--worker", log, *map(str, words)],
+                [sys.executable, "-P", __file__, "--worker", log, *self.words()],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL, text=True,
             )
@@ -111,7 +123,7 @@ class Extraction:
         ended = [(process.communicate(), process.returncode)[1] for process in self.start()]
         if any(ended):
             raise SystemExit(f"the extraction into {self.output} ended with {ended}")
-        return json.loads((self.output / "report.json").read_text())
+        return self.report()
 
     def kill_at(self, windows: int) -> int:
         """Kill both processes when so many windows are there; return how many are in the end."""
