@@ -1,10 +1,10 @@
-"""Extraction at scale: short generated clips through `lgf extract --teacher none` with a stub encoder, twice.
+"""Extraction at scale: short generated clips through `lgf extract --teacher none` with a stub encoder, killed and started again.
 
     python benchmarks/tools/extraction_at_scale.py FOLDER [--clips 10000] [--kills 3]
 
-The first extraction is measured: windows per second and the memory of its two processes. The second is killed (SIGKILL) at random
-places and started again; in the end it must hold the same files as the first. Then the cache is opened and sampled, and file events
-are counted. Half of the clips are files of a folder, half are members of webdataset shards.
+Two processes extract; both are killed (SIGKILL) at random places, and the same command goes on. In the end every clip must be
+there once, windows that a kill left must be as they were, and no process may have grown by more than 64 MiB. Printed are windows a
+second, memory, and what opening the cache and a sample cost. Half of the clips are files of a folder, half are in webdataset shards.
 """
 
 import here  # isort: skip
@@ -40,6 +40,7 @@ from torch.nn.functional import avg_pool2d
 
 SHARD = 1000  # clips
 EVENTS = ("open", "os.scandir", "os.listdir")
+GROWTH = 64  # MiB, of a process after its first tenth of windows
 
 
 class StubEncoder:
@@ -83,7 +84,7 @@ def make_clips(folder: Path, count: int) -> Path:
 
 
 class Extraction:
-    """`lgf extract` on two processes of this script, which write their memory into a file each."""
+    """`lgf extract` on two processes of this script; each logs its windows and memory."""
 
     def __init__(self, folder: Path, output: str):
         self.folder, self.output = folder, folder / output
@@ -113,16 +114,18 @@ class Extraction:
             subprocess.Popen(
                 [sys.executable, "-P", __file__, "--worker", log, *self.words()],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL, text=True,
+                stdout=subprocess.DEVNULL, stderr=log.with_suffix(".txt").open("w"),
             )
             for rank, log in enumerate(self.logs)
         ]  # fmt: skip
 
     def finish(self) -> dict[str, Any]:
         """Run to the end; return the report."""
-        ended = [(process.communicate(), process.returncode)[1] for process in self.start()]
+        ended = [process.wait() for process in self.start()]
         if any(ended):
-            raise SystemExit(f"the extraction into {self.output} ended with {ended}")
+            raise SystemExit(
+                f"the extraction into {self.output} ended with {ended}; {self.logs[0].with_suffix('.txt')} says why"
+            )
         return self.report()
 
     def kill_at(self, windows: int) -> int:
@@ -132,25 +135,22 @@ class Extraction:
             time.sleep(random.uniform(0, 0.05))
         for process in processes:
             process.send_signal(signal.SIGKILL)
-        ended = [(process.communicate(), process.returncode)[1] for process in processes]
+        ended = [process.wait() for process in processes]
         if ended != [-signal.SIGKILL] * 2:
             raise SystemExit(f"the extraction into {self.output} was to be killed, and ended with {ended}")
         return self.count()
 
     def count(self) -> int:
-        folder = self.output / "windows"
-        return (
-            sum(name.endswith(".safetensors") and name[0] != "." for name in os.listdir(folder))
-            if folder.exists()
-            else 0
-        )
+        """Return how many windows are there."""
+        return len(listed(self.output / "windows"))
 
     def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of the windows that are there."""
         cache = WindowCache(self.output)
         return {key: file_hash(cache.path(key)) for key in cache.keys()}
 
-    def memory(self) -> list[list[tuple[float, int, float]]]:
-        """Return (seconds, windows, MiB) of both processes, over time."""
+    def memory(self) -> list[list[tuple[int, float, float]]]:
+        """Return (windows written, MiB, seconds of processor time) of both processes, over time."""
         return [[tuple(json.loads(line)) for line in log.read_text().splitlines()] for log in self.logs]
 
 
@@ -170,7 +170,7 @@ def work(log: Path, words: list[str]) -> int:
     def watch() -> None:
         with log.open("w") as file:
             while True:
-                file.write(json.dumps([time.monotonic() - here.BEGUN, written, resident()]) + "\n")
+                file.write(json.dumps([written, resident(), time.process_time()]) + "\n")
                 file.flush()
                 time.sleep(0.5)
 
@@ -234,26 +234,38 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     make_clips(given.folder, given.clips)
     make_tiny_pipeline(given.folder / "model", image_to_video=False)
-    whole, killed = Extraction(given.folder, "whole"), Extraction(given.folder, "killed")
-    report = whole.finish()
-    check(report, WindowCache(whole.output), given.clips)
-    made, seconds = len(report["written"]), report["seconds"]
-    print(f"{made} windows in {seconds:.1f} s on two processes: {made / seconds:.0f} a second")
-    for rank, log in enumerate(whole.memory()):
-        shown = log[:: max(1, len(log) // 10)]
-        print(f"process {rank}, MiB after windows:", ", ".join(f"{size:.0f} after {n}" for _, n, size in shown))
-    rng, there = random.Random(given.seed), 0
+    extraction, rng, kept = Extraction(given.folder, "cache"), random.Random(given.seed), {}
     for _ in range(given.kills):
-        there = killed.kill_at(rng.randint(there + 1, given.clips - 1))
-        print(f"killed with {there} windows")
-    report = killed.finish()
-    check(report, WindowCache(killed.output), given.clips)
-    if killed.hashes() != whole.hashes():
-        raise SystemExit(f"{killed.output} holds other files than {whole.output}")
-    made, kept = len(report["written"]), len(report["present"])
-    print(f"in the end the same files; the last run kept {kept} and wrote {made}, in {report['seconds']:.1f} s")
-    sample(given.folder, whole.output, min(1000, given.clips))
+        there = extraction.kill_at(rng.randint(extraction.count() + 1, given.clips - 1))
+        print(f"killed with {there} windows", flush=True)
+        check_kept(kept, kept := extraction.hashes())
+    report = extraction.finish()
+    check(report, WindowCache(extraction.output), given.clips)
+    check_kept(kept, extraction.hashes())
+    made, seconds = len(report["written"]), report["seconds"]
+    print(
+        f"{len(report['present'])} windows were kept and {made} written in {seconds:.1f} s: {made / seconds:.0f} a second"
+    )
+    for rank, log in enumerate(extraction.memory()):
+        print_memory(rank, log)
+    sample(given.folder, extraction.output, min(1000, given.clips))
     return 0
+
+
+def check_kept(before: dict[str, str], after: dict[str, str]) -> None:
+    """Refuse windows that were changed or lost by going on."""
+    if not before.items() <= after.items():
+        raise SystemExit("windows that were there have been changed or lost")
+
+
+def print_memory(rank: int, log: list[tuple[int, float, float]]) -> None:
+    """Print what a process has used; refuse one that has grown."""
+    made, _, seconds = log[-1]
+    working = [(windows, size) for windows, size, _ in log if windows >= max(1, made / 10)] or [log[-1][:2]]
+    shown = ", ".join(f"{size:.0f} MiB after {windows}" for windows, size in working[:: max(1, len(working) // 6)])
+    print(f"process {rank}: {made} windows in {seconds:.0f} s of processor time, start included; {shown}")
+    if max(size for _, size in working) - working[0][1] > GROWTH:
+        raise SystemExit(f"process {rank} has grown by more than {GROWTH} MiB")
 
 
 if __name__ == "__main__":

@@ -76,4 +76,14 @@ def test_every_clip_of_folders_and_shards_is_one_window(extraction):
 @pytest.mark.slow
 def test_the_tool_kills_and_goes_on(tmp_path, capsys):
     assert scale.main([str(tmp_path), "--clips", "40", "--kills", "1"]) == 0
-    assert "in the end the same files; the last run kept" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "killed with" in shown and "windows were kept and" in shown and "process 1: " in shown
+
+
+def test_the_tool_notices_what_has_grown_and_what_has_changed():
+    scale.print_memory(0, [(0, 100.0, 1.0), (10, 400.0, 2.0), (100, 420.0, 3.0)])
+    with pytest.raises(SystemExit, match="process 1 has grown by more than 64 MiB"):
+        scale.print_memory(1, [(0, 100.0, 1.0), (10, 400.0, 2.0), (100, 480.0, 3.0)])
+    scale.check_kept({"a": "1"}, {"a": "1", "b": "2"})
+    with pytest.raises(SystemExit, match="changed or lost"):
+        scale.check_kept({"a": "1"}, {"a": "2", "b": "2"})
