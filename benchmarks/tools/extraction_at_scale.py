@@ -3,8 +3,8 @@
     python benchmarks/tools/extraction_at_scale.py FOLDER [--clips 10000] [--kills 3]
 
 Two processes extract; both are killed (SIGKILL) at random places, and the same command goes on. In the end every clip must be
-there once, windows that a kill left must be as they were, and no process may have grown by more than 64 MiB. Printed are windows a
-second, memory, and what opening the cache and a sample cost. Half of the clips are files of a folder, half are in webdataset shards.
+there once, windows that a kill left must be as they were, and no process may have grown by more than 64 MiB. Printed are windows
+a second, memory, and what opening the cache and a sample cost. Half of the clips are files of a folder, half are in shards.
 """
 
 import here  # isort: skip

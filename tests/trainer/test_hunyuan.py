@@ -15,9 +15,10 @@ from lgf_trainer.data.samples import TrainingSamples
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.runtime import recipe
 from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.sample import Sampler
 from lgf_trainer.testing import FRAMES
 from lgf_trainer.train import TrainingRun
-from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, window_of
+from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, sampling, window_of
 from trainer.training_data import make_cache, random_window, tiny
 
 
@@ -133,9 +134,10 @@ def image_windows(path):
     return lambda seed, frames=FRAMES: random_window(seed, frames) | own
 
 
-def test_a_negative_prompt(generator):
-    with pytest.raises(TrainerError, match="Leave --negative-prompt out"):
-        generator.prompts(None, "a dog", "a cat")
+def test_a_negative_prompt_before_weights_are_read(generator, tmp_path):
+    with pytest.raises(TrainerError, match=r"looks at no negative prompt\. Leave --negative-prompt out"):
+        Sampler(sampling(generator.path, tmp_path, negative_prompt="a cat"), CPU, [])
+    assert Sampler(sampling(generator.path, tmp_path), CPU, []).guidance == 6.0
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class Generator(ByName, ABC, kind="generators"):
     released: ClassVar[dict[str, dict[str, Any]]] = {}
     fps: float = 8.0
     guidance: ClassVar[float] = 6.0
+    negative: ClassVar[bool] = True  # a negative prompt is looked at
     decoded: ClassVar[int] = 4  # pixel frames by which a sampled video may grow
     shift: float | None = None  # of the noise levels of flow matching; 0: by tokens; None: there is none to set
 

@@ -37,6 +37,7 @@ class Hunyuan(Generator):
     frames, height, width = 129, 720, 1280  # not in any configuration
     fps = 24.0
     shift = 7.0
+    negative = False
 
     def __init__(self, path, revision, index, config, vae):
         super().__init__(path, revision, index, config, vae)
@@ -126,8 +127,4 @@ class Hunyuan(Generator):
     # --- sampling ---------------------------------------------------------------------------------------------
 
     def prompts(self, pipeline, prompt, negative):
-        if negative:
-            raise TrainerError(
-                f"{self.path} is told its guidance, and looks at no negative prompt. Leave --negative-prompt out"
-            )
         return {"prompt": prompt, "max_sequence_length": TEXT_TOKENS}
