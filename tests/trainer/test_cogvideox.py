@@ -170,7 +170,7 @@ def test_the_empty_caption(tiny_place):
     pipeline = CogVideoXPipeline.from_pretrained(tiny_place / "model")
     expected = pipeline._get_t5_prompt_embeds("", max_sequence_length=16)[0]
     generator = Generator.read(str(tiny_place / "model"))
-    actual = Encoders(generator, torch.device("cpu"), torch.float32, text_only=True).text("")
+    actual = Encoders(generator, torch.device("cpu"), torch.float32, text_only=True).caption("")["text"]
     torch.testing.assert_close(actual, expected)
 
 

@@ -527,7 +527,7 @@ def test_a_mask_of_nothing(run, tmp_path):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_left_out(run, clip, tmp_path, monkeypatch, value):
-    monkeypatch.setattr(Encoders, "text", lambda self, caption: torch.full((16, 16), value))
+    monkeypatch.setattr(Encoders, "caption", lambda self, caption: {"text": torch.full((16, 16), value)})
     with pytest.raises(TrainerError, match="no window was made"):
         run(clip, "--max-frames", FRAMES)
     skipped = report_in(tmp_path / "cache")["skipped"]

@@ -51,7 +51,7 @@ def test_text_is_the_pipelines_and_zero_behind_the_caption(folders):
     )
     for kind in ("t2v", "i2v"):  # the latter's own function needs ftfy
         encoders = Encoders(Generator.read(folders[kind]), CPU, torch.float32, text_only=True)
-        text = encoders.text(" a  dog &amp; runs ")
+        text = encoders.caption(" a  dog &amp; runs ")["text"]
         length = int(text.any(1).sum())
         assert text.shape == (512, 16) and 5 < length < 30 and not text[length:].any()
         if kind == "t2v":

@@ -341,10 +341,6 @@ class Encoders:
             self._caption = caption, self.generator.caption(self.pipeline, caption, self.device)
         return self._caption[1]
 
-    def text(self, caption: str) -> Tensor:
-        """Return the embedding (tokens, channels) of a caption, padded or cut to the model's length."""
-        return self.caption(caption)["text"]
-
 
 def diffusers(name: str) -> type:
     """Return a class of diffusers, which takes seconds to import and which --help does without."""
