@@ -47,7 +47,7 @@ def test_a_large_cache_is_opened_without_listing_it(cache, listings):
     assert WindowCache(cache.folder).keys() == KEYS and not listings
 
 
-def test_samples_open_one_file_each_and_list_nothing(cache):
+def test_samples_list_no_folder(cache):
     data = WindowTensors(cache, cache.keys(), ("a",), seed=0)
     events, counting = [], True
     sys.addaudithook(lambda event, args: counting and events.append((event, args)))
