@@ -42,7 +42,9 @@ def run(trained: Path, folder: Path) -> int:
             continue
         cache.write(key, tensors | apply(cache, tensors), about | {recipe.task: weights})
         written += 1
+    state.wait_for_everyone()
     if state.is_main_process:
+        cache.index()
         print(f"{folder}: {written} windows written, {len(keys) - written} had it already")
     state.destroy_process_group()
     return written

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .runtime.settings import from_settings, parse_yaml, to_settings
 from .teachers.base import LostSubject, Student, Teacher
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
+MAX_FRAMES = 100  # of a video, unless a window is longer
 READING = 2  # of videos; counts up when other frames are chosen, and is said by the windows that this changes
 
 
@@ -56,6 +58,7 @@ def run(options: Options) -> None:
     if state.is_main_process:
         print(report.text(), flush=True)
         report.save(options.output / "report.json")
+        extraction.cache.index()
     state.destroy_process_group()
     if not report.written and not report.present:
         why = "what the videos lack is said above"
@@ -95,7 +98,7 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
     """Return what the windows of a cache have in common, for WindowCache."""
     own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
-    if options.max_frames < frames:
+    if options.max_frames is not None and options.max_frames < frames:
         raise TrainerError(
             f"--max-frames is {options.max_frames}, and a window alone has {frames} frames. Give --max-frames {frames} "
             "or more, or fewer --frames"
@@ -181,24 +184,25 @@ class Extraction:
         self._student = Student(range(0, self.settings["frames"], step), tuple(grid))
 
     def run(self, clips: Sequence[Clip]) -> Report:
-        """Make what is missing; nothing that a video does ends it."""
-        jobs = []
-        for clip in tqdm(clips, "looking at videos", unit="video", disable=self._quiet):
-            self.report.videos += 1
-            try:
-                jobs.append(self._plan(clip))
-            except Skipped as skipped:
-                self.report.skip(clip.name, skipped)
-        missing = sum(len(job.windows) for job in jobs)
-        if missing:
-            models = _load(self.options, self.settings, self._teachers, self._device)
-            with tqdm(total=missing, desc="extracting", unit="window", disable=self._quiet) as progress:
-                for job in jobs:
-                    self._extract(job, models, progress)
-        for job in jobs:
-            if job.video.cut_off:
-                self.report.skip(job.clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
+        """Make what is missing, a video at a time; nothing that a video does ends it."""
+        with tqdm(clips, "extracting", unit="video", disable=self._quiet) as progress:
+            for clip in progress:
+                self.report.videos += 1
+                try:
+                    job = self._plan(clip)
+                except Skipped as skipped:
+                    self.report.skip(clip.name, skipped)
+                    continue
+                if job.windows:
+                    self._extract(job)
+                if job.video.cut_off:
+                    self.report.skip(clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
+                progress.set_postfix({"windows written": len(self.report.written)}, refresh=False)
         return self.report
+
+    @cached_property
+    def _models(self) -> Models:
+        return _load(self.options, self.settings, self._teachers, self._device)
 
     def _plan(self, clip: Clip) -> Job:
         """Read what can be known of a video without decoding it.
@@ -218,7 +222,10 @@ class Extraction:
             raise Skipped("cannot be decoded", str(error)) from error
         except OSError as error:
             raise Skipped("cannot be read", error.strerror) from error
-        frames, length = min(video.frames, self.options.max_frames), self.settings["frames"]
+        length = self.settings["frames"]
+        frames = min(
+            video.frames, max(MAX_FRAMES, length) if self.options.max_frames is None else self.options.max_frames
+        )
         if frames < length:
             raise Skipped(
                 "too short", f"{frames} frames at {self.settings['fps']:g} per second, and {length} are needed"
@@ -260,22 +267,18 @@ class Extraction:
         made_of = [content, start, caption, prompt, self.settings, *beside]
         return f"{content[:16]}-{start:05d}-{_hash(made_of)[:16]}"
 
-    def _extract(self, job: Job, models: Models, progress: tqdm) -> None:
+    def _extract(self, job: Job) -> None:
         """Make the windows of a video, from one pass over it."""
-        clip, video = job.clip, job.video
+        clip, video, models = job.clip, job.video, self._models
         fit = Fit.cover(video.size, (self.settings["height"], self.settings["width"]))
-        left = len(job.windows)
         try:
             for start, pixels in video.windows(list(job.windows), self.settings["frames"], fit):
                 try:
                     self._make(job, start, pixels, fit, models)
                 except Skipped as skipped:
                     self.report.skip(f"{clip.name}, frame {start}", skipped)
-                left -= 1
-                progress.update()
         except VideoError as error:
             self.report.skip(clip.name, Skipped("damaged", str(error)))
-            progress.update(left)
 
     def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
         clip, key = job.clip, job.windows[start]

@@ -605,6 +605,13 @@ def test_max_frames_and_stride_choose_windows(run, clip):
         run(clip, "--max-frames", 8, out="none")
 
 
+def test_without_max_frames_a_window_may_be_longer_than_the_default(run, clip, monkeypatch):
+    """LTX-Video's has 161 frames, and HunyuanVideo's 129."""
+    monkeypatch.setattr(extract, "MAX_FRAMES", 8)
+    cache = run(clip, "--teacher", "none")
+    assert [cache.read(key).about["start"] for key in cache.keys()] == [0]
+
+
 def test_running_again_makes_nothing_twice_and_mends_what_is_damaged(run, made, clip, tmp_path, capsys, monkeypatch):
     cache = WindowCache(shutil.copytree(made(*BARE).folder, tmp_path / "cache"))
     before, times = windows(cache), {key: cache.path(key).stat().st_mtime_ns for key in cache.keys()}

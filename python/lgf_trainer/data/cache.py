@@ -2,6 +2,7 @@
 
     FOLDER/settings.json                 what all its windows have in common: models, sizes, rates, LGF options
     FOLDER/windows/KEY.safetensors       the tensors of a window, and a JSON text about it
+    FOLDER/windows.index                 the KEYs, where there are many (index.py)
 
 A file appears under its name only when it is whole, and carries a hash of its content, which every reading checks: a
 killed or failing writer leaves nothing that could be taken for a window. Several processes may write to one folder. What a
@@ -23,6 +24,9 @@ from torch import Tensor
 from ..runtime.errors import TrainerError, explained
 from ..runtime.files import remove_leftovers, write_atomically
 from ..runtime.settings import must_be_made_with
+from .index import listed, read_index, write_index
+
+INDEX = "windows.index"
 
 
 class Window(NamedTuple):
@@ -80,7 +84,12 @@ class WindowCache:
 
     def keys(self) -> list[str]:
         """Return the windows that are there, in an order that does not depend on when they were written."""
-        return sorted(path.stem for path in (self.folder / "windows").glob("*.safetensors"))
+        known = read_index(self.folder / "windows", self.folder / INDEX)
+        return listed(self.folder / "windows") if known is None else known
+
+    def index(self) -> None:
+        """Write down which windows are there, for `keys`, where there are many. To be called after the last `write`."""
+        write_index(self.folder / "windows", self.folder / INDEX)
 
     def filled(self) -> list[str]:
         """Return the windows that are there, as `keys`; refuse a cache without any."""
