@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .numerics import EPS
 
+LEAST: tl.constexpr = tl.constexpr(EPS)
 #: Reciprocal norms from here on belong to vectors whose norm was clamped to EPS; a little below
 #: 1 / EPS, for rounding.
 SHORT: tl.constexpr = tl.constexpr(0.999999 / EPS)
@@ -25,6 +26,12 @@ def dot(a, b, acc, OPERAND: tl.constexpr):
 def exact(number, ACC: tl.constexpr):
     """Return a Python number in the accumulation type from its two float32 parts (`triton_launch.exact`)."""
     return tl.cast(number[0], ACC) + tl.cast(number[1], ACC)
+
+
+@triton.jit
+def clamped_norm(square):
+    """Return max(sqrt(square), EPS), with EPS in the type of `square`: as a bare number it would be rounded to float32."""
+    return tl.maximum(tl.sqrt(square), tl.full((), LEAST, square.dtype))
 
 
 @triton.jit

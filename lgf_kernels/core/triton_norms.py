@@ -13,10 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_launch as launch
-from .numerics import EPS, accumulate_dtype
-from .triton_blocks import outer_strides
-
-LEAST: tl.constexpr = tl.constexpr(EPS)
+from .numerics import accumulate_dtype
+from .triton_blocks import clamped_norm, outer_strides
 
 #: Tokens of a program, and channels it reads at a time: 16 bytes in half precision for each thread
 #: of 4 warps.
@@ -55,7 +53,7 @@ def lgf_reciprocal_norms(
                 f = tl.load(rows[:, None] + c[None, :], mask=mask, other=0.0).to(ACC)
                 total += tl.sum(f * f, 1)
             # inf - inf = NaN: a sum of squares that overflows gives NaN instead of similarities of 0.
-            r = 1.0 / tl.maximum(tl.sqrt(total), LEAST) + (total - total)
+            r = 1.0 / clamped_norm(total) + (total - total)
             tl.store(norms[m] + token, r, mask=token < tokens)
 
 

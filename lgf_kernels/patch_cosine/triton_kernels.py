@@ -16,15 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.numerics import EPS
 from ..core.registry import Implementation
-from ..core.triton_blocks import SHORT, exact, load_channels, outer_strides, token_offsets
+from ..core.triton_blocks import SHORT, clamped_norm, exact, load_channels, outer_strides, token_offsets
 from ..core.triton_norms import reciprocal_norms
 from . import triton_configs as configs
 from .folding import Tokens, empty_residual, empty_tokens
 from .portable import backward
-
-LEAST: tl.constexpr = tl.constexpr(EPS)
 
 
 @triton.jit
@@ -128,11 +125,11 @@ def lgf_patch_cosine(
         else:
             total = tl.sum(length, 1)
             # inf - inf = NaN: a sum of squares that overflows gives NaN instead of similarities of 0.
-            scale = share / tl.maximum(tl.sqrt(total), LEAST) + (total - total)
+            scale = share / clamped_norm(total) + (total - total)
             r += tl.sum(product, 1) * scale
             scales += (scale,)
     total = tl.sum(square, 1)
-    s = 1.0 / tl.maximum(tl.sqrt(total), LEAST) + (total - total)
+    s = 1.0 / clamped_norm(total) + (total - total)
     r *= s
     row = frame.to(tl.int64) * frame_tokens + j
     tl.store(distance + row, 1.0 - r, mask=mask)

@@ -9,11 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core import triton_launch as launch
-from ..core.numerics import EPS
-from ..core.triton_blocks import load_channels, outer_strides
+from ..core.triton_blocks import clamped_norm, load_channels, outer_strides
 from . import triton_configs as configs
-
-LEAST: tl.constexpr = tl.constexpr(EPS)
 
 #: Points of a program and channels that it reads at a time.
 ROWS, BLOCK_C = 16, 64
@@ -100,7 +97,7 @@ def lgf_points_sample(
         total += tl.sum(f * f, 1)
         channels = c0 + tl.arange(0, BLOCK_C)
         tl.store(sampled + row[:, None] * C + channels[None, :], f, mask=mask[:, None] & (channels < C)[None, :])
-    tl.store(norms + row, 1.0 / tl.maximum(tl.sqrt(total), LEAST) + (total - total), mask=mask)
+    tl.store(norms + row, 1.0 / clamped_norm(total) + (total - total), mask=mask)
 
     first = (b * T + frame) * H
     tl.store(corners + row * 4, (first + top) * W + left, mask=mask)

@@ -19,10 +19,10 @@ ROWS = [row for rows in (*configs.BACKWARD.values(), *configs.BACKWARD_TWO_PASSE
 ROWS = sorted({row._replace(BLOCK_C=16, num_warps=4, num_stages=1) for row in ROWS})
 
 
-@every_value(row=ROWS, similarity=("cosine", "dot"))
-def test_backward_rows(monkeypatch, row, similarity):
+@every_value(row=ROWS, similarity=("cosine", "dot"), direction=("forward", "backward"))
+def test_backward_rows(monkeypatch, row, similarity, direction):
     """With 20 channels in blocks of 16 the products of cosine similarity are made twice."""
     monkeypatch.setattr(configs, "backward", lambda *_: [row])
     student, teacher = features(1, 2, 9, 9, 20), features(1, 2, 9, 9, 7)
-    options = dict(similarity=similarity, direction="both", temperature=3.0)
+    options = dict(similarity=similarity, direction=direction, temperature=3.0)
     against_reference(lgf.lgf_kl_loss, student, [teacher], backend="triton", **options)

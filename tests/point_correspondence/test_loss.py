@@ -220,7 +220,7 @@ def test_types_of_points(backend, dtype, weights):
 @pytest.mark.parametrize("window", [None, 1])
 def test_two_runs_are_bitwise_equal(backend, window):
     """With many queries on few tokens: the order of their sums is no accident."""
-    f, (queries, targets, weight) = features(2, 3, 9, 10, 32, dtype=torch.bfloat16), points(2, 200, 3, 2, 2)
+    f, (queries, targets, weight) = features(1, 2, 5, 6, 32, dtype=torch.bfloat16), points(1, 90, 2, 2, 2)
     loss = lgf.point_correspondence_loss
     first, second = (
         value_and_gradient(loss, f, queries, targets, weight, window=window, backend=backend) for _ in range(2)

@@ -1,5 +1,6 @@
 """From a clip to a LoRA and what it changes, with the commands of the README, on a generated and on a real clip."""
 
+import itertools
 import json
 import re
 import shlex
@@ -43,16 +44,17 @@ def commands_of(page: str) -> list[list[str]]:
 #: What is said to each command beside the README's words: of CogVideoX alone the files say for which size it is made.
 SIZE = ["--frames", "9", "--height", "64", "--width", "96", "--fps", "8"]
 FAMILIES = {name: {"extract": SIZE, "sample": SIZE} for name in playground.FAMILIES} | {"cogvideox": {}}
-#: The others go the same way in `test_generators.py`, with fewer steps.
-QUICK = ("cogvideox", "wan")
+CLIPS = ("generated", "01_dog.mp4", "05_default_juggle.mp4")
+#: All families go the same way in `test_generators.py`, with fewer steps.
+QUICK = {("01_dog.mp4", "cogvideox"), ("generated", "wan")}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES])
-def family(request):
-    return request.param
+def clips_and_families():
+    for pair in itertools.product(CLIPS, FAMILIES):
+        yield pytest.param(*pair, id="-".join(pair), marks=() if pair in QUICK else pytest.mark.slow)
 
 
-@pytest.fixture(params=["generated", "01_dog.mp4", "05_default_juggle.mp4"])
+@pytest.fixture
 def clip(request, tmp_path):
     return clip_called(request.param, tmp_path)
 
@@ -93,6 +95,7 @@ def commands(clip, family, tmp_path, monkeypatch):
     return commands
 
 
+@pytest.mark.parametrize("clip, family", clips_and_families(), indirect=["clip"])
 def test_from_a_clip_to_videos_with_the_lora(commands, clip, capsys):
     cache = WindowCache("tiny/cache")
     windows = [cache.read(key) for key in cache.keys()]
@@ -158,6 +161,9 @@ def test_the_tours_recipe_is_the_papers_but_for_its_size(tmp_path):
     assert tiny.model.path == str(folder / "model")
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "cogvideox" else pytest.mark.slow) for name in FAMILIES]
+)
 def test_from_a_clip_to_videos_of_text_alone(family, tmp_path, monkeypatch):
     """The README's commands with the other playground, without an image."""
     monkeypatch.chdir(tmp_path)

@@ -32,7 +32,10 @@ def history(run):
     return torch.tensor([row.get("alignment", row.get("l1")) for row in rows])
 
 
-@pytest.fixture(params=[("generated", "cogvideox"), ("01_dog.mp4", "cogvideox"), ("generated", "wan")], ids="-".join)
+PAIRS = [("01_dog.mp4", "cogvideox"), ("generated", "wan"), ("generated", "cogvideox")]
+
+
+@pytest.fixture(params=[*PAIRS[:2], pytest.param(PAIRS[2], marks=pytest.mark.slow)], ids="-".join)
 def commands(request, tmp_path, monkeypatch):
     """Those of the page's MoAlign, in a folder with a playground."""
     name, family = request.param

@@ -10,10 +10,10 @@ from lgf_kernels import lgf_kl_loss, local_gram_flow, moalign_pair_weight, token
 
 pytest.importorskip("yaml")
 
-from lgf_trainer.objectives.base import make_objective, on_grid_of
+from lgf_trainer.objectives.base import make_objective, on_grid_of, unread_options
 from lgf_trainer.projector import Projector
 from lgf_trainer.runtime.errors import TrainerError
-from lgf_trainer.runtime.recipe import Alignment, Lgf, Relation
+from lgf_trainer.runtime.recipe import Alignment, Lgf, Relation, read_recipe, shipped_recipes
 from lgf_trainer.runtime.recipe import Projector as ProjectorOptions
 
 B, T, H, W, C, K = 2, 3, 4, 5, 6, 3
@@ -176,6 +176,16 @@ def test_features_that_a_loss_does_not_read_are_refused(options):
     assert make_objective(Alignment(features=("dino",), lgf=Lgf(fusion="features")), SETTINGS).tensors == (
         "features_dino",
     )
+
+
+def test_options_of_another_loss_are_named():
+    changed = {"lgf": Lgf(direction="both"), "relation": Relation(form="moalign", tau=3.0)}
+    assert unread_options(Alignment(**changed)) == ["alignment.relation.form", "alignment.relation.tau"]
+    assert unread_options(Alignment(loss="relation", **changed)) == ["alignment.lgf.direction"]
+    assert len(unread_options(Alignment(loss="none", **changed))) == 3
+    for name in shipped_recipes():
+        if (own := read_recipe(name).alignment).loss != "none":
+            assert not unread_options(own), name
 
 
 def test_no_alignment():

@@ -286,17 +286,6 @@ def test_real_videos(name):
     assert window.shape == (9, 3, *SIZE) and window.float().std() > 10
 
 
-@pytest.mark.parametrize("kept", [9, 6])
-def test_frames_that_an_edit_list_cuts_away_are_not_shown(tmp_path, kept):
-    path = numbered(tmp_path / "a.mp4", even(12, 8), Fraction(1, 90000))
-    content = bytearray(path.read_bytes())
-    entry = content.index(b"elst") + 12  # version and number of entries, then length, beginning, rate
-    length, beginning = struct.unpack_from(">Ii", content, entry)
-    struct.pack_into(">Ii", content, entry, length * kept // 12, beginning + 3 * 90000 // 8)
-    path.write_bytes(content)
-    assert brightness(path, 8) == list(range(3, 3 + kept))
-
-
 def test_the_last_frame_is_shown_for_as_long_as_the_file_says(tmp_path):
     times = [0, 125, 250, 2250]  # the last lasts an eighth of a second, not as long as the mean
     path = numbered(tmp_path / "a.mp4", times, Fraction(1, 1000))

@@ -1,5 +1,6 @@
 """Which frame is on screen when, in files without presentation times, cut out of others, joined, or with several streams."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,3 +223,18 @@ def test_numbers_are_read_back():
     import torch
 
     assert numbers(torch.from_numpy(pictures).permute(0, 3, 1, 2)) == list(range(64))
+
+
+@pytest.mark.parametrize("first, kept", [(3, 45), (3, 30), (0, 20)])
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_frames_that_an_edit_list_cuts_away_are_not_shown(tmp_path, b_frames, first, kept):
+    """With B-frames those behind the end are read, marked to be discarded."""
+    path = write_numbered(tmp_path / "a.mp4", 48, bf=b_frames)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"elst") + 12  # version and number of entries, then length, beginning, rate
+    length, beginning = struct.unpack_from(">Ii", content, entry)
+    with av.open(str(path)) as container:
+        frame = int(1 / (8 * container.streams.video[0].time_base))
+    struct.pack_into(">Ii", content, entry, length * kept // 48, beginning + first * frame)
+    path.write_bytes(content)
+    assert shown(path) == list(range(first, first + kept))

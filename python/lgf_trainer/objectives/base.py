@@ -1,5 +1,6 @@
 """Base of the alignment terms: targets for the projected features."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from ..projector import FACTOR, Projector, RelationHead
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
-from ..runtime.settings import from_settings, is_group
+from ..runtime.settings import flatten, from_settings, is_group
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, torch.Size]
@@ -149,6 +150,19 @@ def make_objective(alignment: recipe.Alignment, settings: dict[str, Any]) -> Obj
         if isinstance(error, TrainerError):
             raise
         raise TrainerError(f"alignment: {error}") from error
+
+
+def unread_options(alignment: recipe.Alignment) -> list[str]:
+    """Return the options of a recipe that were set for a loss other than its own, which reads none of them."""
+    usual = recipe.Alignment()
+    groups = [entry.name for entry in dataclasses.fields(usual) if is_group(getattr(usual, entry.name))]
+    return [
+        f"alignment.{group}.{name}"
+        for group in groups
+        if group != alignment.loss
+        for name, value in flatten(getattr(alignment, group)).items()
+        if value != getattr(getattr(usual, group), name)
+    ]
 
 
 def weighted(names: Sequence[str], alignment: recipe.Alignment) -> tuple[tuple[str, ...], tuple[float, ...]]:

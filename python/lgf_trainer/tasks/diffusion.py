@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.samples import TrainingSamples
 from ..generators.base import Encoders, Generator
-from ..objectives.base import make_objective
+from ..objectives.base import make_objective, unread_options
 from ..runtime.checkpoint import Hashes
 from ..runtime.context import Context, unsupported_reason
 from ..runtime.distributed import must_fit
@@ -38,6 +38,8 @@ class Diffusion(Task):
     def __init__(self, recipe, cache, accelerator, options):
         super().__init__(recipe, cache, accelerator, options)
         self.objective = make_objective(recipe.alignment, cache.settings)
+        if (unread := unread_options(recipe.alignment)) and accelerator.is_main_process:
+            print(f"{', '.join(unread)}: not read, as alignment.loss is {recipe.alignment.loss}", flush=True)
         self.generator = make_generator(recipe)
         self.generator.fps = cache.settings.get("fps", self.generator.fps)  # some models are told it
         self.generator.check_window(self.shapes, cache.folder)
