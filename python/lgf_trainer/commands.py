@@ -136,6 +136,9 @@ class ExtractOptions:
     """Frames a second (default: as the model makes them, such as 8 for CogVideoX, 16 for Wan2.1)."""
     stride: Count = 20
     """Frames from one window's beginning to the next."""
+    transforms: tuple[Literal["shuffle", "speed", "inpaint"], ...] = ()
+    """Make each window again with these changes of its video (SAMA's): blocks shuffled, twice the speed, frames blacked out.
+    A recipe trains on them if its data.transforms names them."""
     max_frames: int | None = None
     """No window goes beyond this frame of its video (default: 100, or the length of a window that is longer)."""
     allow_empty_captions: bool = False

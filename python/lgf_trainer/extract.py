@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .commands import ExtractOptions as Options
-from .data.cache import WindowCache
+from .data.cache import WindowCache, changed_by
 from .data.flow import Source, sidecar_hash
 from .data.report import Report, Skipped
+from .data.samples import mix
 from .data.sources import Clip, list_clips
 from .data.subject import Detector, prompt_id, subject_of
+from .data.transforms import TRANSFORMS
 from .data.video import Fit, Video, VideoError, to_signed
 from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
@@ -91,7 +93,15 @@ def _teachers(options: Options) -> dict[str, Any]:
                 f"--teacher-options {text}: expected NAME.FIELD=VALUE with one of {', '.join(given) or 'no teachers'}"
             )
         given[name] |= parse_yaml(f"{field}: {value}", text)
-    return {name: from_settings(Teacher.find(name).Options, own, f"--teachers {name}") for name, own in given.items()}
+    teachers = {
+        name: from_settings(Teacher.find(name).Options, own, f"--teachers {name}") for name, own in given.items()
+    }
+    reading = [name for name, own in teachers.items() if Teacher.find(name).sidecars(own)]
+    if options.transforms and reading:
+        raise TrainerError(
+            f"--transforms change the video, and {', '.join(reading)} reads files that were made of it as it is. Leave one out"
+        )
+    return teachers
 
 
 def _settings(options: Options, generator: Generator, teachers: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -154,11 +164,11 @@ def _load(options: Options, settings: dict[str, Any], teachers: dict[str, Any], 
 
 
 class Job(NamedTuple):
-    """A video and the windows of it that are still to be made, as {first frame: key}."""
+    """A video and the windows of it that are still to be made, as {first frame: {transform or None: key}}."""
 
     clip: Clip
     video: Video
-    windows: dict[int, str]
+    windows: dict[int, dict[str | None, str]]
 
 
 class Extraction:
@@ -237,10 +247,12 @@ class Extraction:
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
-            if self._is_there(key, video.reread(start, length)):
-                self.report.present.append(key)
-            else:
-                windows[start] = key
+            for transform in (None, *self.options.transforms):
+                own = key if transform is None else changed_by(key, transform)
+                if self._is_there(own, video.reread(start, length)):
+                    self.report.present.append(own)
+                else:
+                    windows.setdefault(start, {})[transform] = own
         return Job(clip._replace(caption=caption), video, windows)
 
     def _is_there(self, key: str, reread: bool) -> bool:
@@ -273,19 +285,26 @@ class Extraction:
         fit = Fit.cover(video.size, (self.settings["height"], self.settings["width"]))
         try:
             for start, pixels in video.windows(list(job.windows), self.settings["frames"], fit):
-                try:
-                    self._make(job, start, pixels, fit, models)
-                except Skipped as skipped:
-                    self.report.skip(f"{clip.name}, frame {start}", skipped)
+                for transform, key in job.windows[start].items():
+                    try:
+                        self._make(job, start, transform, key, pixels, fit, models)
+                    except Skipped as skipped:
+                        where = f"{clip.name}, frame {start}" + (f", {transform}" if transform else "")
+                        self.report.skip(where, skipped)
         except VideoError as error:
             self.report.skip(clip.name, Skipped("damaged", str(error)))
 
-    def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
-        clip, key = job.clip, job.windows[start]
+    def _make(
+        self, job: Job, start: int, transform: str | None, key: str, pixels: Tensor, fit: Fit, models: Models
+    ) -> None:
+        clip = job.clip
         about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
         if job.video.reread(start, self.settings["frames"]):
             about["reading"] = READING
         video = to_signed(pixels)
+        if transform:
+            about["transform"] = transform
+            video = TRANSFORMS[transform](video, torch.Generator().manual_seed(mix(key)))
         tensors = models.encoders(video, clip.caption, seed=key)
         subject = None
         if self._needs_subject:

@@ -11,7 +11,7 @@ killed one leaves under a hidden name is removed by the next that opens the cach
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,13 +59,16 @@ class WindowCache:
         folder: where it is, or is to be.
         settings: what JSON can hold. Made with them if there is no cache there yet; one that is there must have been
             made with the same. None: whatever the settings are, but the cache must be there.
+        transforms: names of transforms. Windows that were made of a changed video are left out of `keys`, but for these.
 
     Raises:
         TrainerError: there is no cache, or it was made with other settings (the first that differs is named).
     """
 
-    def __init__(self, folder: str | PathLike, settings: dict[str, Any] | None = None):
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | PathLike, settings: dict[str, Any] | None = None, *, transforms: Collection[str] = ()
+    ):
+        self.folder, self.transforms = Path(folder), transforms
         path = self.folder / "settings.json"
         if not path.exists():
             if settings is None:
@@ -85,7 +88,8 @@ class WindowCache:
     def keys(self) -> list[str]:
         """Return the windows that are there, in an order that does not depend on when they were written."""
         known = read_index(self.folder / "windows", self.folder / INDEX)
-        return listed(self.folder / "windows") if known is None else known
+        keys = listed(self.folder / "windows") if known is None else known
+        return [key for key in keys if transform_of(key) in (None, *self.transforms)]
 
     def index(self) -> None:
         """Write down which windows are there, for `keys`, where there are many. To be called after the last `write`."""
@@ -128,6 +132,16 @@ class WindowCache:
         if digest != _hash(tensors, text):
             raise TrainerError(f"{path} is damaged: its content is not what was written. Remove it, extract again")
         return Window(tensors, json.loads(text))
+
+
+def changed_by(key: str, transform: str) -> str:
+    """Return the key of a window whose video was changed by a transform, from that of the window as it is."""
+    return f"{key}+{transform}"
+
+
+def transform_of(key: str) -> str | None:
+    """Return the transform of a key, or None."""
+    return key.partition("+")[2] or None
 
 
 def _hash(tensors: dict[str, Tensor], about: str) -> str:
