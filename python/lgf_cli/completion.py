@@ -50,7 +50,7 @@ def words() -> dict[str, list[str]]:
         "doctor": _words(doctor.parser()),
         "verify": _words(verify.parser()),
         "train": ["--help", *recipes()],
-        "eval": ["--help", "vbench", "fvd", "motion"],
+        "eval": ["--help", "vbench", "fvd", "motion", "tracks", "encoder"],
         "completion": _words(parser()),
     }
 

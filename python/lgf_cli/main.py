@@ -37,7 +37,7 @@ COMMANDS = {
         "lgf_trainer.commands:apply", "add what a trained module makes of windows to their cache", "train"
     ),
     "sample": Command("lgf_trainer.commands:sample", "generate videos with and without a trained LoRA", "train"),
-    "eval": Command("lgf_trainer.evaluate", "motion scores, FVD and pictures of motion", "train"),
+    "eval": Command("lgf_trainer.evaluate", "motion scores, FVD, pictures of motion, measures of encoders", "train"),
     "completion": Command("lgf_cli.completion", "print the script that completes these words in a shell on Tab"),
 }
 

@@ -10,12 +10,17 @@ pixels.
     lgf demo --quick                          seconds: does everything run? (the numbers mean nothing)
     lgf demo --video dog.mp4 --output dog     on a real video
     lgf demo --seed 1 --steps 1200            other clips and another initialisation, longer
+    lgf demo --losses all --output study      one student for each alignment loss of the library and each of three seeds,
+                                              in a page with a table and a picture; under an hour, and the same
+                                              command goes on after an interruption
 """
 
 import argparse
 import importlib.util
 import sys
 from pathlib import Path
+
+from lgf_cli.errors import UserError
 
 REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
@@ -32,9 +37,18 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("demo-report"), metavar="DIR",
         help="where report.html and motion.png go (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=positive_integer, metavar="N", help="training steps of each arm (default: 600)")
+    parser.add_argument(
+        "--steps",
+        type=positive_integer,
+        metavar="N",
+        help="training steps of each arm (default: 600; 300 with --losses)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of clips, weights and noise (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few clips, to see that it runs")
+    parser.add_argument(
+        "--losses", nargs="+", metavar="NAME",
+        help="compare alignment losses by name, or all; writes which-loss.md, .png and the rows that they are made of",
+    )  # fmt: skip
     parser.add_argument(
         "--backend", metavar="NAME", help="of lgf_kernels (default: the first that can; see lgf doctor)"
     )
@@ -68,11 +82,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from lgf_kernels import BackendUnavailableError
 
-    from .main import demonstrate
-
     try:
-        demonstrate(arguments)
-    except (VideoError, BackendUnavailableError, OSError) as error:
+        if arguments.losses:
+            from .which_loss import compare_losses
+
+            compare_losses(arguments)
+        else:
+            from .main import demonstrate
+
+            demonstrate(arguments)
+    except (VideoError, BackendUnavailableError, UserError, OSError) as error:
         return _refuse(str(error))
     return 0
 

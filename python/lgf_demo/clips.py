@@ -111,6 +111,30 @@ def make_clip(seed: int, frames: int, height: int, width: int) -> Clip:
     )
 
 
+def tracks(clip: Clip, count: int, seed: int) -> dict[str, Tensor]:
+    """Return the true tracks of `count` points, as `lgf_kernels.point_correspondence_loss` takes them.
+
+    Returns:
+        queries (count, 3): a frame and a place there, anywhere between the centres of the border's tokens; tracks
+        (count, T, 2): where that surface point is in every frame, in tokens; visible (count, T): 1 where it can be seen.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    frames, grid = len(clip.video), clip.motion.shape[1:3]
+    frame = torch.randint(frames, (count,), generator=rng)
+    place = torch.rand(count, 2, generator=rng) * (torch.tensor(grid) - 1)
+    part, uv = torch.empty(count, dtype=torch.long), torch.empty(count, 2)
+    for t in range(frames):
+        part[frame == t], uv[frame == t] = clip.scene.surface(t, (place[frame == t] + 0.5) * TOKEN)
+    size = tuple(TOKEN * side for side in grid)
+    found = [clip.scene.locate(t, part, uv) / TOKEN - 0.5 for t in range(frames)]
+    seen = [clip.scene.visible(t, part, uv, size).float() for t in range(frames)]
+    return {
+        "queries": torch.cat([frame[:, None].float(), place], 1),
+        "tracks": torch.stack(found, 1),
+        "visible": torch.stack(seen, 1),
+    }
+
+
 def grid_points(height: int, width: int) -> Tensor:
     """Return centres (height * width, 2) of the cells of a grid, in units of one cell."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")

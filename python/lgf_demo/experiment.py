@@ -8,8 +8,9 @@ from lgf_trainer import AlignedTransformer
 from lgf_trainer.evaluation.motion import motion_of
 from torch import Tensor
 
+from .losses import lgf
 from .model import make_student
-from .training import Recipe, Split, features_at, train
+from .training import Recipe, Split, read_at, train
 
 NOISE_STEPS = (100, 300, 500, 700, 900)
 SHOWN_STEP = 500  # the one whose numbers go to the terminal and whose motion is drawn
@@ -70,7 +71,7 @@ def compare(task: Task, recipe: Recipe, on_step: Callable[[], object]) -> Outcom
     def judge(state: str, student: AlignedTransformer) -> None:
         raw, projected = {}, {}
         for noise_step in NOISE_STEPS:
-            raw[noise_step], projected[noise_step] = features_at(student, task.held_out, noise_step)
+            raw[noise_step], projected[noise_step], _ = read_at(student, task.held_out, noise_step)
         outcome.scores[RAW_ROWS[state]] = {step: _score(task, features) for step, features in raw.items()}
         outcome.motion[state] = motion_of(raw[SHOWN_STEP])
         if state == "with":
@@ -79,7 +80,7 @@ def compare(task: Task, recipe: Recipe, on_step: Callable[[], object]) -> Outcom
     judge("before", fresh())
     for arm, weight in {"without": 0.0, "with": recipe.lgf_weight}.items():
         student = fresh()
-        outcome.losses[arm] = train(student, task.train, recipe, weight, on_step)
+        outcome.losses[arm] = train(student, task.train, recipe, lgf(recipe.backend), weight, on_step)
         judge(arm, student)
     return outcome
 

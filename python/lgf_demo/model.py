@@ -33,8 +33,11 @@ def encode(video: Tensor) -> Tensor:
     return 1.4 * conv2d(video.flatten(0, 1), basis[:LATENT_CHANNELS], stride=CELL).unflatten(0, video.shape[:2])
 
 
-def make_student(seed: int, grid: tuple[int, int, int]) -> AlignedTransformer:
-    """Return a student for `grid` = (T, H, W) tokens: frozen random base, LoRA and projector, a function of the seed."""
+def make_student(seed: int, grid: tuple[int, int, int], projected: int = WIDTH) -> AlignedTransformer:
+    """Return a student for `grid` = (T, H, W) tokens: frozen random base, LoRA and projector, a function of the seed.
+
+    Base and LoRA are the same for any number of `projected` channels.
+    """
     frames, height, width = grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -56,7 +59,7 @@ def make_student(seed: int, grid: tuple[int, int, int]) -> AlignedTransformer:
         transformer.requires_grad_(False)
         targets = ["to_k", "to_q", "to_v", "to_out.0"]
         transformer.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=targets))
-        projector = make_projector()
+        projector = make_projector(projected)
     return AlignedTransformer(transformer, projector, ALIGNED_BLOCK)
 
 
@@ -77,9 +80,9 @@ def condition(transformer: CogVideoXTransformer3DModel) -> None:
         nn.init.constant_(attention.norm_q.weight, 2.0)  # queries and keys are normalised: this sharpens attention
 
 
-def make_projector() -> Projector:
+def make_projector(channels: int = WIDTH) -> Projector:
     """Return a small projector that starts as a rotation, so that the loss acts on the aligned block from the start."""
-    projector = Projector(WIDTH, hidden=WIDTH, widths=(WIDTH,), groups=8)
+    projector = Projector(WIDTH, hidden=WIDTH, widths=(channels,), groups=8)
     for linear in (projector.stem, projector.mlp[-1]):
         nn.init.orthogonal_(linear.weight)
         nn.init.zeros_(linear.bias)

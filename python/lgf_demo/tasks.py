@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lgf_kernels import lgf_kl_loss, local_gram_flow
 
-from .clips import Clip, make_clip
+from .clips import Clip, make_clip, tracks
 from .experiment import Task
 from .model import encode
 from .oracle import oracle_features
@@ -28,7 +28,7 @@ def generated_task(seed: int, grid: tuple[int, int, int], train: int, held_out: 
     judged = clips[train:]
     motion = torch.stack([clip.motion for clip in judged])
     moving = torch.stack([clip.moving for clip in judged])
-    split = _generated_split(judged)
+    split = split_of(judged)
     fused = sum(local_gram_flow(teacher) for teacher in split.teachers) / len(split.teachers)
     teacher = expected_motion(fused)
 
@@ -36,7 +36,7 @@ def generated_task(seed: int, grid: tuple[int, int, int], train: int, held_out: 
         return end_point_error(predicted, motion, moving)
 
     return Task(
-        train=_generated_split(clips[:train]),
+        train=split_of(clips[:train]),
         held_out=split,
         video=torch.stack([clip.video for clip in judged]),
         measures={EPE: lambda features: error(motion_of(features))},
@@ -47,9 +47,15 @@ def generated_task(seed: int, grid: tuple[int, int, int], train: int, held_out: 
     )
 
 
-def _generated_split(clips: list[Clip]) -> Split:
+def split_of(clips: list[Clip], points: int = 0) -> Split:
+    """Return clips with the oracle's features, and with the true tracks of some points of each."""
     forward, backward = zip(*[oracle_features(clip) for clip in clips], strict=True)
-    return Split(encode(torch.stack([clip.video for clip in clips])), (torch.stack(forward), torch.stack(backward)))
+    found = [tracks(clip, points, seed) for seed, clip in enumerate(clips)] if points else []
+    return Split(
+        encode(torch.stack([clip.video for clip in clips])),
+        (torch.stack(forward), torch.stack(backward)),
+        {name: torch.stack([of_clip[name] for of_clip in found]) for name in (found[0] if found else ())},
+    )
 
 
 def video_task(path: Path, grid: tuple[int, int, int], share_held_out: float = 0.25) -> Task:

@@ -1,7 +1,8 @@
-"""Training of both arms by the trainer's loop, and the features by which a trained student is judged."""
+"""Training of an arm by the trainer's loop, and the features by which a trained student is judged."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from diffusers import CogVideoXDDIMScheduler
@@ -9,10 +10,9 @@ from lgf_trainer import AlignedTransformer
 from lgf_trainer.generators.cogvideox import v_prediction
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.runtime.recipe import Optimiser
-from lgf_trainer.step import AlignedDiffusion, Batch, training_steps
+from lgf_trainer.step import AlignedDiffusion, Batch, Objective, training_steps
 from torch import Tensor
-
-from lgf_kernels import lgf_kl_loss
+from torch.nn.functional import mse_loss
 
 from .model import empty_prompt, make_scheduler
 
@@ -23,11 +23,13 @@ class Split:
 
     Attributes:
         latents: (N, T, 16, 2H, 2W).
-        teachers: features (N, T, H, W, C), fused with equal weights: forward and backward, or just one.
+        teachers: features (N, T, H, W, C) of equal weight: forward and backward, or just one.
+        points: what else objectives read of a clip, by name: `clips.tracks`, or nothing.
     """
 
     latents: Tensor
     teachers: tuple[Tensor, ...]
+    points: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -37,10 +39,20 @@ class Split:
         """(T, H, W) in tokens."""
         return tuple(self.teachers[0].shape[1:4])
 
+    def targets(self, clip: Tensor) -> dict[str, Tensor]:
+        """Return what objectives read of some clips."""
+        teachers = {f"teacher {i}": teacher[clip] for i, teacher in enumerate(self.teachers)}
+        return teachers | {name: values[clip] for name, values in self.points.items()}
+
+
+def teachers_of(targets: dict[str, Tensor]) -> list[Tensor]:
+    """Return the teachers among what an objective reads."""
+    return [tensor for name, tensor in targets.items() if name.startswith("teacher")]
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is common to both arms. The weight of the LGF-KL term is the only difference between them."""
+    """What is common to all arms. The alignment term and its weight are the only differences between them."""
 
     steps: int
     seed: int
@@ -53,59 +65,70 @@ class Recipe:
 
 
 def train(
-    student: AlignedTransformer, split: Split, recipe: Recipe, lgf_weight: float, on_step: Callable[[], object]
+    student: AlignedTransformer,
+    split: Split,
+    recipe: Recipe,
+    objective: Objective | None,
+    weight: float,
+    on_step: Callable[[], object],
 ) -> Tensor:
-    """Train for `recipe.steps` steps of one clip each on `diffusion + lgf_weight * lgf`, with the trainer's loop.
+    """Train for `recipe.steps` steps of one clip each on `diffusion + weight * objective`, with the trainer's loop.
 
     Clips, noise and noise steps depend on the recipe's seed alone, so that two runs see the same of all three.
 
     Returns:
-        (steps, 2) diffusion loss and LGF-KL loss. The latter is measured in both arms, through the projector.
+        (steps, 2) diffusion loss and the objective's, measured at weight 0 too, through the projector.
     """
     scheduler = make_scheduler()
     warmup = round(recipe.warmup * recipe.steps)
     rates = {"lora": recipe.lora_rate, "projector": recipe.projector_rate}
-    task = AlignedDiffusion(
-        student, lambda projected, teachers: lgf_kl_loss(projected, list(teachers.values()), backend=recipe.backend)
-    )
     groups = {
         name: (own, Optimiser(rates[name], warmup, final_rate=0.0)) for name, own in student.trained("lora").items()
     }
     history = []
     for losses in training_steps(
-        task,
-        _batches(split, recipe, scheduler),
+        AlignedDiffusion(student, objective),
+        batches(split, recipe.seed, scheduler),
         GroupedAdamW(groups, steps=recipe.steps, clip=recipe.clip_norm),
         range(recipe.steps),
-        weight=lambda _: lgf_weight or None,  # at weight 0 the term is measured, and the projector left alone
+        weight=lambda _: weight or None,  # at weight 0 the term is measured, and the projector left alone
     ):
         history.append((losses.diffusion.item(), losses.alignment.item()))
         on_step()
     return torch.tensor(history)
 
 
-def _batches(split: Split, recipe: Recipe, scheduler: CogVideoXDDIMScheduler) -> Iterator[list[Batch]]:
+def batches(split: Split, seed: int, scheduler: CogVideoXDDIMScheduler) -> Iterator[list[Batch]]:
     """Yield one clip at a time, at random, without end."""
-    rng = torch.Generator().manual_seed(recipe.seed)
+    rng = torch.Generator().manual_seed(seed)
     while True:
         clip = torch.randint(len(split), (1,), generator=rng)
         latents = split.latents[clip]
         noise = torch.randn(latents.shape, generator=rng)
         timestep = torch.randint(scheduler.config.num_train_timesteps, (1,), generator=rng)
-        teachers = {f"teacher {i}": teacher[clip] for i, teacher in enumerate(split.teachers)}
         noisy, velocity = v_prediction(scheduler, latents, noise, timestep)
-        yield [Batch(noisy, velocity, {"timestep": timestep, **empty_prompt(1)}, teachers)]
+        yield [Batch(noisy, velocity, {"timestep": timestep, **empty_prompt(1)}, split.targets(clip))]
+
+
+class Reading(NamedTuple):
+    """What a student makes of noisy clips.
+
+    Attributes:
+        raw: features of the aligned block (N, T, H, W, C).
+        projected: the projector's output.
+        error: mean squared error of the predicted velocity.
+    """
+
+    raw: Tensor
+    projected: Tensor
+    error: float
 
 
 @torch.no_grad()
-def features_at(student: AlignedTransformer, split: Split, noise_step: int) -> tuple[Tensor, Tensor]:
-    """Return features of the aligned block and the projector's output, (N, T, H, W, C) each, for clips with noise added.
-
-    The noise is the same at every call.
-    """
-    scheduler = make_scheduler()
+def read_at(student: AlignedTransformer, split: Split, noise_step: int) -> Reading:
+    """Read a student on clips with noise added, the same at every call."""
     noise = torch.randn(split.latents.shape, generator=torch.Generator().manual_seed(noise_step))
     timestep = torch.full((len(split),), noise_step)
-    noisy = scheduler.add_noise(split.latents, noise, timestep)
-    raw = student.predict_and_capture(noisy, timestep=timestep, **empty_prompt(len(split)))[1]
-    return raw, student.projector(raw)
+    noisy, velocity = v_prediction(make_scheduler(), split.latents, noise, timestep)
+    prediction, raw = student.predict_and_capture(noisy, timestep=timestep, **empty_prompt(len(split)))
+    return Reading(raw, student.projector(raw), mse_loss(prediction, velocity).item())

@@ -1,4 +1,7 @@
-"""Evaluation of videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion and tracks."""
+"""Evaluation of videos: motion scores from VBench's results, FVD with a network of yours, pictures of motion and tracks.
+
+And of encoders that may become teachers.
+"""
 
 import json
 import math
@@ -16,7 +19,7 @@ Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 
 def main(arguments: list[str]) -> int:
     """Run `lgf eval ARGUMENTS`; 0 when it has printed or written what was asked for."""
-    commands = {"vbench": vbench, "fvd": fvd, "motion": motion, "tracks": tracks}
+    commands = {"vbench": vbench, "fvd": fvd, "motion": motion, "tracks": tracks, "encoder": encoder}
     tyro.extras.subcommand_cli_from_dict(commands, prog="lgf eval", description=__doc__, args=arguments)
     return 0
 
@@ -229,6 +232,72 @@ def tracks(
             picture = output / f"{window.name}.png"
             write_atomically(picture, pictures.draw(window, frames, points))
             print(f"{picture}: {pictures.summary(window)}")
+
+
+def encoder(
+    inputs: Paths,
+    /,
+    output: Path = Path("encoder"),
+    features: tuple[str, ...] = (),
+    teachers: tuple[str, ...] = (),
+    teacher_options: tuple[str, ...] = (),
+    clusters: tuple[int, ...] = (2, 4, 8, 16, 32),
+    unit: bool = True,
+    windows: int = 100,
+    patches: int = 20_000,
+    seed: int = 0,
+    grid: tuple[int, int] = (30, 45),
+    frames: int = 49,
+    device: str = "auto",
+) -> None:
+    """Measure encoders before a run is spent on them: how well they tell things apart, how much fine detail they have.
+
+    Inter-to-intra cluster ratio (IICR): the least distance of two of k clusters of a video's patches over the largest spread
+    of one. Frequency gap: log-magnitude of high spatial frequencies less that of frequency 0. Align4Gen relates both to how
+    well an encoder teaches a model that is trained from scratch. Writes OUTPUT/encoder.png and OUTPUT/encoder.json.
+
+        lgf eval encoder cache                                    all features in a cache that lgf extract made
+        lgf eval encoder cache --features dino sam2_image
+        lgf eval encoder videos/ --teachers dino sam2-image --teacher-options dino.model=FOLDER sam2-image.model=FOLDER
+
+    Args:
+        inputs: Caches; with --teachers, videos and folders of videos.
+        output: Folder for the picture and the numbers.
+        features: Of a cache: names of features, as in a recipe's alignment.features. Default: all.
+        teachers: Make features of videos with these teachers of lgf extract, such as dino.
+        teacher_options: Settings of those, each as NAME.FIELD=VALUE, such as dino.model=FOLDER.
+        clusters: Numbers of clusters k.
+        unit: Normalise every patch to length 1 for the ratio, so that encoders of different scales compare.
+        windows: Windows of each cache, or videos, to measure.
+        patches: Patches of a video that are clustered at most, drawn by the seed.
+        seed: Of that draw and of the clusters' first centres.
+        grid: Rows and columns of tokens for videos.
+        frames: Frames of a video to look at, at 8 per second.
+        device: Of the teachers, such as cuda or cpu. auto: the first GPU, or the CPU.
+    """
+    from .data.sources import find_videos
+    from .evaluation import encoder_report as report
+    from .runtime.distributed import choose_device
+    from .runtime.files import write_atomically
+
+    if not inputs:
+        raise TrainerError("eval encoder: name caches that lgf extract made, or videos and --teachers")
+    if teachers and features:
+        raise TrainerError("--features are those of a cache, and --teachers make them of videos. Give one of them")
+    _must_be_at_least(1, windows=windows, grid=min(grid), frames=frames)
+    _must_be_at_least(2, clusters=min(clusters, default=0), patches=patches)
+    if teachers:
+        videos = [video for path in inputs for video in (find_videos(path) if path.is_dir() else [path])][:windows]
+        loaded = report.load_teachers(teachers, teacher_options, choose_device(device))
+        found = report.of_videos(videos, loaded, grid, frames)
+    else:
+        found = (window for folder in inputs for window in report.of_cache(folder, features, windows))
+    measures = report.measured(found, clusters, unit=unit, patches=patches, seed=seed)
+    numbers = {name: own.row() for name, own in measures.items()} | {"unit": unit, "patches": patches, "seed": seed}
+    write_atomically(output / "encoder.png", report.draw(measures))
+    write_atomically(output / "encoder.json", json.dumps(numbers, indent=1).encode())
+    print(report.table(measures))
+    print(f"\n{output / 'encoder.png'}, {output / 'encoder.json'}")
 
 
 def _must_be_at_least(least: int, **values: int) -> None:

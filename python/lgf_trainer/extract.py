@@ -25,8 +25,8 @@ from .data.video import Fit, Video, VideoError, to_signed
 from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
-from .runtime.settings import from_settings, parse_yaml, to_settings
-from .teachers.base import LostSubject, Student, Teacher
+from .runtime.settings import to_settings
+from .teachers.base import LostSubject, Student, Teacher, options_of
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
 MAX_FRAMES = 100  # of a video, unless a window is longer
@@ -85,17 +85,7 @@ def _teachers(options: Options) -> dict[str, Any]:
             given["sam2"]["implementation"] = options.teacher
     if "dino" in given:
         given["dino"] = {"model": options.dino_model}
-    for text in options.teacher_options:
-        key, equals, value = text.partition("=")
-        name, dot, field = key.partition(".")
-        if not (equals and dot and name in given):
-            raise TrainerError(
-                f"--teacher-options {text}: expected NAME.FIELD=VALUE with one of {', '.join(given) or 'no teachers'}"
-            )
-        given[name] |= parse_yaml(f"{field}: {value}", text)
-    teachers = {
-        name: from_settings(Teacher.find(name).Options, own, f"--teachers {name}") for name, own in given.items()
-    }
+    teachers = options_of(given, options.teacher_options)
     reading = [name for name, own in teachers.items() if Teacher.find(name).sidecars(own)]
     if options.transforms and reading:
         raise TrainerError(

@@ -127,3 +127,23 @@ class RelationHead(nn.Module):
         x = interpolate(silu(x) if self.activate_last else x, scale_factor=(2.0, 1.0, 1.0), mode="trilinear")
         x = self.reduce(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1))
         return x.permute(0, 1, 3, 4, 2).contiguous()
+
+
+class TokenMlp(nn.Sequential):
+    """Linear layers with SiLU between them, of every token alone: the head of REPA.
+
+    REPA has three layers of 2048, 2048 and the encoder's channels (`build_mlp` of its public code); Align4Gen says "a
+    lightweight MLP" shared by all patches and no more.
+
+    Args:
+        in_channels: channels of the diffusion features.
+        widths: output channels of the layers.
+
+    Shapes: (B, T, H, W, in_channels) -> (B, T, H, W, widths[-1]).
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int]):
+        layers: list[nn.Module] = [nn.Linear(in_channels, widths[0])]
+        for width, wider in zip(widths[1:], widths[:-1], strict=True):
+            layers += [nn.SiLU(), nn.Linear(wider, width)]
+        super().__init__(*layers)

@@ -20,6 +20,7 @@ tasks = pytest.importorskip("lgf_demo.tasks")
 training = pytest.importorskip("lgf_demo.training")
 model = pytest.importorskip("lgf_demo.model")
 
+from lgf_demo.losses import lgf  # noqa: E402
 from lgf_trainer.runtime.text import format_table  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,9 @@ def task():
 
 def trained(task, weight: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     student = model.make_student(0, GRID)
-    history = training.train(student, task.train, training.Recipe(steps=3, seed=0), weight, on_step=lambda: None)
+    history = training.train(
+        student, task.train, training.Recipe(steps=3, seed=0), lgf(None), weight, on_step=lambda: None
+    )
     return student.state_dict(), history
 
 

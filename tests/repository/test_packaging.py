@@ -109,6 +109,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
         "lgf_kernels/gram_flow/operators.py",
         "lgf_bench/families/token_relation.py",
         "lgf_demo/report.html",
+        "lgf_demo/which-loss.md",
         "lgf_trainer/__init__.py",
         "lgf_trainer/recipes/sam2videox.yaml",
     ):

@@ -225,9 +225,7 @@ def test_a_teacher_and_a_loss_of_ones_own(install, tiny_place, tmp_path):
     write_clip(tmp_path / "dog.mp4", frames=14)
     options = ["--stride", 5, "--teachers", "colours", "--time", "latent", "--teacher-options"]
     extract = extraction(tmp_path / "dog.mp4", tmp_path / "cache", tiny_place / "model", *options)
-    with pytest.raises(
-        SystemExit, match=r"there is no teacher 'colours'\. There are: dino, raft, sam2, tracks, videomae"
-    ):
+    with pytest.raises(SystemExit, match=r"there is no teacher 'colours'\. There are: dino, .*sam2, .*videomae"):
         lgf([*extract, "colours.gain=2"])
     install("teachers", TEACHER)
     for options, message in {
@@ -326,7 +324,5 @@ def test_a_class_that_is_imported_is_known(monkeypatch):
         name = "mine"
 
     assert Teacher.find("mine") is Mine
-    with pytest.raises(
-        TrainerError, match=r"there is no teacher 'yours'\. There are: dino, mine, raft, sam2, tracks, videomae"
-    ):
+    with pytest.raises(TrainerError, match=r"there is no teacher 'yours'\. There are: dino, .*mine, .*videomae"):
         Teacher.find("yours")

@@ -37,6 +37,7 @@ from lgf_trainer.testing import (
     DINO_CHANNELS,
     FRAMES,
     HEIGHT,
+    TEACHER_CHANNELS,
     WIDTH,
     make_tiny_detector,
     make_tiny_dino,
@@ -44,6 +45,7 @@ from lgf_trainer.testing import (
     make_tiny_teacher,
 )
 from PIL import Image
+from safetensors.torch import load_file
 from support.clips import REAL, write_clip, write_numbered
 from support.programs import flowing
 from torch.nn.functional import interpolate
@@ -334,6 +336,21 @@ def test_recipes_train_on_dino_features(made, models, tmp_path, recipe):
     assert lgf_command(["train", recipe, *arguments]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["alignment"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("recipe", ["repa", "align4gen", "gram"])
+def test_recipes_train_on_image_features(made, models, tmp_path, recipe):
+    options = [f"dino.model={models / 'dino'}", f"sam2-image.model={models / 'sam2'}"]
+    cache = made("--time", "latent", "--teachers", "dino", "sam2-image", "--teacher-options", *options)
+    tensors = cache.read(cache.keys()[0]).tensors
+    assert tensors["features_sam2_image"].shape == (3, 4, 6, TEACHER_CHANNELS)
+    changes = {"model__path": models / "pipeline", "data__cache": cache.folder, "training__steps": 2}
+    assert lgf_command(["train", recipe, *tiny(tmp_path, **changes)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["alignment"] > 0 for row in rows)
+    if recipe == "align4gen":
+        head = load_file(tmp_path / "run" / "projector.safetensors")
+        assert list(head.values())[-1].shape[0] == DINO_CHANNELS + TEACHER_CHANNELS
 
 
 def test_features_of_an_encoder_of_ones_own(run, made, clip, models, tmp_path, monkeypatch):

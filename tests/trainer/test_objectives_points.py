@@ -7,7 +7,7 @@ pytest.importorskip("yaml")
 
 from lgf_trainer.objectives.base import make_objective
 from lgf_trainer.objectives.points import drawn_queries
-from lgf_trainer.projector import RelationHead
+from lgf_trainer.projector import RelationHead, TokenMlp
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.recipe import Alignment
 from lgf_trainer.runtime.recipe import Projector as ProjectorOptions
@@ -123,6 +123,31 @@ def test_the_head_of_videorepa_ends_its_layers_bare():
     x = head.layers[1](silu(head.layers[0](features[:, 1:].permute(0, 4, 1, 2, 3))))
     x = interpolate(x, (4, 2, 2), mode="trilinear", align_corners=False)
     torch.testing.assert_close(head(features)[0], head.reduce(x[0].transpose(0, 1)).permute(0, 2, 3, 1))
+
+
+def test_the_head_of_repa_is_its_public_codes():
+    """Linear, SiLU, linear, SiLU, linear of every token alone, at the width of 2048 that REPA has."""
+    repa = make_objective(Alignment(loss="repa", features=("dino",)), {})
+    tensors = {"features_dino": (3, 2, 2, 7)}
+    head = repa.make_projector(ProjectorOptions(form="repa", widths=(5, 4, 9)), 6, tensors)
+    assert [type(layer) for layer in head] == [nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear]
+    x = torch.randn(1, 3, 2, 2, 6)
+    token = head[4](silu(head[2](silu(head[0](x[0, 2, 1, 0])))))
+    assert head(x).shape == (1, 3, 2, 2, 7)
+    torch.testing.assert_close(head(x)[0, 2, 1, 0], token)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in TokenMlp(1152, (2048, 2048, 768)).parameters())
+    assert parameters == 1152 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 768 + 768
+
+
+def test_the_head_of_repa_puts_out_the_latents_frames():
+    repa = make_objective(Alignment(loss="repa", features=("dino",)), {})
+    head = ProjectorOptions(form="repa", widths=(8, 4))
+    repa.check_head(head, {"features_dino": (13, 30, 45, 1024)}, (13, 30, 45), "cache")
+    with pytest.raises(
+        TrainerError, match="the 13 frames of the latents, and features_dino of cache has 49: extract with"
+    ):
+        repa.check_head(head, {"features_dino": (49, 30, 45, 1024)}, (13, 30, 45), "cache")
 
 
 def test_a_head_that_does_not_fit_says_both_grids():

@@ -46,6 +46,10 @@ VIDEOREPA = {
     "optimisers.projector.weight_decay": 1e-4, "optimisers.full.warmup": 100, "optimisers.full.weight_decay": 1e-4,
     "training.steps": 4000,
 }  # fmt: skip
+REPA = {
+    "alignment.loss": "repa", "alignment.features": ("dino",), "alignment.block": 11, "projector.form": "repa",
+    "projector.widths": (2048, 2048, 1024),
+}  # fmt: skip
 
 #: Recipe -> where it differs from the paper's.
 SHIPPED = {
@@ -63,6 +67,11 @@ SHIPPED = {
     "mask-supervision": {"alignment.loss": "mask"},
     "repa-dino": {"alignment.loss": "repa", "alignment.features": ("dino",)},
     "crepa": {"alignment.loss": "crepa", "alignment.features": ("dino",)},
+    "repa": REPA,
+    "align4gen": REPA | {
+        "alignment.features": ("dino", "sam2_image"), "alignment.combine": "concat", "alignment.block": 17,
+    },
+    "gram": {"alignment.loss": "relation", "alignment.relation.form": "gram", "alignment.features": ("dino",)},
     "moalign-stage1": {
         "task": "motion-subspace", "optimisers.full.rate": 1e-4, "optimisers.full.warmup": 0,
         "optimisers.full.weight_decay": 1e-3, "training.steps": 50000, "training.batch": 128, "training.clip": float("inf"),
@@ -225,7 +234,7 @@ def test_a_recipe_survives_being_written(name, tmp_path):
         ("run: {shard: 1}", "run.shard must be true or false, got 1"),
         ("model: {path: 5}", "model.path must be text, got 5"),
         ("run: {output: null}", "run.output must be text, got None"),
-        ("base: nothing", "there is no recipe nothing: give a YAML file, or one of bidirectional-lgf,"),
+        ("base: nothing", "there is no recipe nothing: give a YAML file, or one of .*, bidirectional-lgf,"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [1", "is no YAML"),
     ],
@@ -238,7 +247,7 @@ def test_mistakes_are_named_in_one_line(text, message, tmp_path):
 
 def test_a_command_without_a_recipe():
     for arguments in ([], ["--training.steps", "3"]):
-        with pytest.raises(TrainerError, match="name a recipe first: a YAML file, or one of bidirectional-lgf,"):
+        with pytest.raises(TrainerError, match=r"name a recipe first: a YAML file, or one of .*, bidirectional-lgf,"):
             parse_recipe(arguments)
     with pytest.raises(TrainerError, match=r"there is no recipe gone\.yaml"):
         parse_recipe(["gone.yaml"])

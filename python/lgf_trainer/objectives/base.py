@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from ..data.cache import must_hold
-from ..projector import FACTOR, Projector, RelationHead
+from ..projector import FACTOR, Projector, RelationHead, TokenMlp
 from ..runtime import recipe
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
@@ -63,6 +63,8 @@ class Objective(ByName, ABC, kind="objectives"):
     def make_projector(self, options: recipe.Projector, in_channels: int, shapes: Shapes) -> nn.Module:
         """Return a projector for features of `in_channels` channels."""
         widths = (*options.widths[:-1], self.channels(shapes) or options.widths[-1])
+        if options.form == "repa":
+            return TokenMlp(in_channels, widths)
         if options.form != "sam2videox":
             layers = "conv" if options.form == "moalign" else "mlp"
             return RelationHead(in_channels, widths, layers, options.reduction)
@@ -105,6 +107,13 @@ class Objective(ByName, ABC, kind="objectives"):
                 raise TrainerError(
                     f"projector.interpolation factor makes {made} frames of {grid[0]}, and {self.tensors[0]} of {cache} has "
                     f"{needed}: extract with all frames or with --time latent, or set projector.interpolation to frames"
+                )
+            return
+        if options.form == "repa":
+            if self.frames(shapes) != grid[0]:
+                raise TrainerError(
+                    f"projector.form repa puts out the {grid[0]} frames of the latents, and {self.tensors[0]} of {cache} has "
+                    f"{self.frames(shapes)}: extract with --time latent, or set projector.form to sam2videox, which interpolates"
                 )
             return
         frames, rows, columns = 2 * (grid[0] - 1), grid[1] // options.reduction, grid[2] // options.reduction

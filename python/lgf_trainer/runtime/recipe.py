@@ -172,15 +172,16 @@ class Alignment:
 class Projector:
     """The head between the aligned block and the teacher's space."""
 
-    form: Literal["sam2videox", "moalign", "videorepa"] = "sam2videox"
+    form: Literal["sam2videox", "moalign", "videorepa", "repa"] = "sam2videox"
     """sam2videox: time brought to the teacher's frames, then pointwise layers, on all tokens. moalign, videorepa: layers
-    on the latents behind the first, then twice as many frames and fewer tokens, as of `lgf extract --teachers videomae`."""
+    on the latents behind the first, then twice as many frames and fewer tokens, as of `lgf extract --teachers videomae`.
+    repa: an MLP of every token of the latents alone, for `lgf extract --time latent`."""
     reduction: Count = 3
     """Rows and columns of tokens for one that the forms moalign and videorepa put out."""
     hidden: Count = 768
     """Channels of the temporal part (sam2videox)."""
     widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 256, 256)
-    """Output channels of the layers: for moalign 256 64, for videorepa 2048 2048 768. Losses that compare channel by
+    """Output channels of the layers: for moalign 256 64, for videorepa and repa 2048 2048 768. Losses that compare channel by
     channel replace the last by the teacher's number of channels."""
     groups: Count = 32
     """Groups of every GroupNorm (sam2videox)."""

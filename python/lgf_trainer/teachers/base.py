@@ -1,8 +1,8 @@
 """Base of the teachers, and the frames that they take."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from ..data.flow import Source
 from ..runtime.errors import TrainerError
 from ..runtime.registry import ByName
+from ..runtime.settings import from_settings, parse_yaml
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as SAM2 and DINO were trained
 
@@ -66,6 +67,23 @@ class Teacher(ByName, ABC, kind="teachers"):
         Raises:
             LostSubject: there is nothing to learn from this window.
         """
+
+
+def options_of(given: dict[str, dict[str, Any]], words: Sequence[str]) -> dict[str, Any]:
+    """Return teacher -> its options: those of `given`, changed by words such as `dino.model=FOLDER`, and checked.
+
+    Raises:
+        TrainerError: there is no such teacher or option, or a word is none.
+    """
+    for text in words:
+        key, equals, value = text.partition("=")
+        name, dot, field = key.partition(".")
+        if not (equals and dot and name in given):
+            raise TrainerError(
+                f"--teacher-options {text}: expected NAME.FIELD=VALUE with one of {', '.join(given) or 'no teachers'}"
+            )
+        given[name] |= parse_yaml(f"{field}: {value}", text)
+    return {name: from_settings(Teacher.find(name).Options, own, f"--teachers {name}") for name, own in given.items()}
 
 
 def normalised(video: Tensor, size: tuple[int, int], device: torch.device) -> Iterator[Tensor]:
