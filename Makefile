@@ -12,7 +12,7 @@ READY       := $(VENV)/.installed
 INSTALL     := $(BIN)/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all sanitize bench bench-gpu gpu kernel-report kernel-counts lint clean
+.PHONY: help venv demo test test-all sanitize docs wheel wheels bench bench-gpu gpu kernel-report kernel-counts lint clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,7 +30,7 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csr
 	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --editable ".[train,bench,sam2,dev]"
 	@touch $@
 
-demo: $(READY)  ## the main job in miniature, about two minutes; writes demo-report/report.html
+demo: $(READY)  ## the main job in miniature, two to four minutes; writes demo-report/report.html
 	$(BIN)/lgf demo $(ARGS)
 
 # Several processes, each with whole files: what a file builds for its tests is built once.
@@ -58,6 +58,31 @@ sanitize: $(READY)  ## the native kernels under AddressSanitizer and UndefinedBe
 		PYTHONPATH=$(SANE)/site $(BIN)/python -P $(PYTEST) $(SANE_TESTS) tests/models/cuda \
 		-k "(native or test_cpu or cuda) and not (test_operators or compiled or ptx or counts or change_no_bit or far_apart or mistake)" -m "not slow" -p no:cacheprovider $(ARGS)
 
+# The site's tools have a folder of their own, and borrow torch and the rest from the other one.
+DOCS := .venv-docs
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(DOCS)/.installed: $(READY)
+	$(BIN)/python -m venv --clear $(DOCS)
+	$(BIN)/python $(PURELIB) > "$$($(DOCS)/bin/python $(PURELIB))/borrowed.pth"
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt "lgf-kernels[docs]"
+	@touch $@
+
+docs: $(DOCS)/.installed  ## the documentation site, build/docs/index.html; warnings and links that lead nowhere are errors
+	PYTHONPATH=.:python $(DOCS)/bin/python -P -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs build/docs
+
+# auditwheel gives the wheel the oldest manylinux tag that its symbols allow. OpenMP is left to torch: a copy would be a second
+# pool of threads.
+wheel: $(READY) ## dist/: an sdist, and a wheel for this Python and other machines (CUDA=1: with the CUDA module)
+	rm -rf build/wheel
+	LGF_NATIVE=on LGF_CUDA=$(if $(CUDA),on,off) CMAKE_ARGS="-DLGF_OLD_GLIBC=ON $(CMAKE_ARGS)" \
+		$(BIN)/python -m build --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist/
+
+wheels: $(READY) ## dist/: a wheel for every Python, by cibuildwheel, which needs docker
+	$(INSTALL) --quiet cibuildwheel==4.3.5
+	$(BIN)/python -m cibuildwheel --output-dir dist
+
 bench: $(READY) ## time the operators on this machine's CPU, under pytest-benchmark
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
@@ -77,4 +102,4 @@ lint: $(READY)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:          ## remove builds and .venv
-	rm -rf .venv .venv-latest .venv-oldest build dist *.egg-info lgf_kernels/*.so
+	rm -rf .venv .venv-latest .venv-oldest .venv-docs build dist *.egg-info lgf_kernels/*.so

@@ -44,13 +44,13 @@ def sharded_lgf_kl_loss(
     times the size of the group, or reduce by hand. Only borders of the student travel, and their gradients back.
 
     Args:
-        student: this process's part, of the shape (B, *shards.part(rank), C), of any type that `lgf_kl_loss` takes.
-        teacher_logits: of its own queries, in the loss's direction: (B, *shards.queries(rank, direction), window * window);
+        student: this process's part, of the shape `(B, *shards.part(rank), C)`, of any type that `lgf_kl_loss` takes.
+        teacher_logits: of its own queries, in the loss's direction: `(B, *shards.queries(rank, direction), window * window)`;
             one tensor or a sequence, as in `lgf_kl_loss_from_logits`. They are not sent anywhere.
         shards: `Frames`, `Rows` or `Tokens`, the same in all processes.
         window: K, odd.
         direction: "forward" (default) or "backward". For both, call it for each, with a cache for each.
-        token_weight: (B, *shards.queries(rank, direction)) of its own queries, or None.
+        token_weight: `(B, *shards.queries(rank, direction))` of its own queries, or None.
         reduction: "mean" (default), over the weights of all processes, or "sum".
         group: of processes; the default group if None. All of them must make the call and its backward, those without
             queries, too.

@@ -1,6 +1,6 @@
 """Train a tiny video diffusion model with and without the LGF-KL loss, and show the difference.
 
-The main job of this library in miniature: about two minutes on two CPU cores, nothing is downloaded. Clips of
+The main job of this library in miniature: two to four minutes on two CPU cores, nothing is downloaded. Clips of
 articulated figures are generated, whose motion is known exactly; an oracle tracker is the teacher; a tiny CogVideoX
 with LoRA is trained twice, on the diffusion loss alone and with the LGF-KL term. Then the motion that its features
 show is measured on clips it has not seen. With --video, the same on a film of yours, with a teacher computed from its

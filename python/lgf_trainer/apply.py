@@ -5,6 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .data.cache import WindowCache
+from .data.transforms import TRANSFORMS
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash
@@ -33,7 +34,7 @@ def run(trained: Path, folder: Path) -> int:
     apply = task.applied(trained, from_settings(task.Options, recipe.task_options, "task_options"), state.device)
     if apply is None:
         raise TrainerError(f"{trained} is a run of the task {recipe.task}, which makes nothing of windows")
-    cache = WindowCache(folder)
+    cache = WindowCache(folder, transforms=TRANSFORMS)
     weights, written = content_hash(trained / WEIGHTS), 0
     keys = cache.filled()[state.process_index :: state.num_processes]
     for key in tqdm(keys, f"{recipe.task} of windows", unit="window", disable=not state.is_main_process):
@@ -42,7 +43,9 @@ def run(trained: Path, folder: Path) -> int:
             continue
         cache.write(key, tensors | apply(cache, tensors), about | {recipe.task: weights})
         written += 1
+    state.wait_for_everyone()
     if state.is_main_process:
+        cache.index()
         print(f"{folder}: {written} windows written, {len(keys) - written} had it already")
     state.destroy_process_group()
     return written

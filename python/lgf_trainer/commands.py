@@ -136,8 +136,11 @@ class ExtractOptions:
     """Frames a second (default: as the model makes them, such as 8 for CogVideoX, 16 for Wan2.1)."""
     stride: Count = 20
     """Frames from one window's beginning to the next."""
-    max_frames: int = 100
-    """No window goes beyond this frame of its video."""
+    transforms: tuple[Literal["shuffle", "speed", "inpaint"], ...] = ()
+    """Make each window again with these changes of its video (SAMA's): blocks shuffled, twice the speed, frames blacked out.
+    A recipe trains on them if its data.transforms names them."""
+    max_frames: int | None = None
+    """No window goes beyond this frame of its video (default: 100, or the length of a window that is longer)."""
     allow_empty_captions: bool = False
     """Give videos without a caption an empty one, instead of leaving them out."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

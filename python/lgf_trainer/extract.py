@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .commands import ExtractOptions as Options
-from .data.cache import WindowCache
+from .data.cache import WindowCache, changed_by
 from .data.flow import Source, sidecar_hash
 from .data.report import Report, Skipped
+from .data.samples import mix
 from .data.sources import Clip, list_clips
 from .data.subject import Detector, prompt_id, subject_of
+from .data.transforms import TRANSFORMS
 from .data.video import Fit, Video, VideoError, to_signed
 from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
@@ -26,6 +29,7 @@ from .runtime.settings import to_settings
 from .teachers.base import LostSubject, Student, Teacher, options_of
 
 FORMAT = 1  # of the cache; counts up when windows mean something else
+MAX_FRAMES = 100  # of a video, unless a window is longer
 READING = 2  # of videos; counts up when other frames are chosen, and is said by the windows that this changes
 
 
@@ -56,6 +60,7 @@ def run(options: Options) -> None:
     if state.is_main_process:
         print(report.text(), flush=True)
         report.save(options.output / "report.json")
+        extraction.cache.index()
     state.destroy_process_group()
     if not report.written and not report.present:
         why = "what the videos lack is said above"
@@ -80,14 +85,20 @@ def _teachers(options: Options) -> dict[str, Any]:
             given["sam2"]["implementation"] = options.teacher
     if "dino" in given:
         given["dino"] = {"model": options.dino_model}
-    return options_of(given, options.teacher_options)
+    teachers = options_of(given, options.teacher_options)
+    reading = [name for name, own in teachers.items() if Teacher.find(name).sidecars(own)]
+    if options.transforms and reading:
+        raise TrainerError(
+            f"--transforms change the video, and {', '.join(reading)} reads files that were made of it as it is. Leave one out"
+        )
+    return teachers
 
 
 def _settings(options: Options, generator: Generator, teachers: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Return what the windows of a cache have in common, for WindowCache."""
     own, asked = ([getattr(of, name) for name in ("frames", "height", "width")] for of in (generator, options))
     frames, height, width = (o if a is None else a for o, a in zip(own, asked, strict=True))
-    if options.max_frames < frames:
+    if options.max_frames is not None and options.max_frames < frames:
         raise TrainerError(
             f"--max-frames is {options.max_frames}, and a window alone has {frames} frames. Give --max-frames {frames} "
             "or more, or fewer --frames"
@@ -143,11 +154,11 @@ def _load(options: Options, settings: dict[str, Any], teachers: dict[str, Any], 
 
 
 class Job(NamedTuple):
-    """A video and the windows of it that are still to be made, as {first frame: key}."""
+    """A video and the windows of it that are still to be made, as {first frame: {transform or None: key}}."""
 
     clip: Clip
     video: Video
-    windows: dict[int, str]
+    windows: dict[int, dict[str | None, str]]
 
 
 class Extraction:
@@ -173,24 +184,25 @@ class Extraction:
         self._student = Student(range(0, self.settings["frames"], step), tuple(grid))
 
     def run(self, clips: Sequence[Clip]) -> Report:
-        """Make what is missing; nothing that a video does ends it."""
-        jobs = []
-        for clip in tqdm(clips, "looking at videos", unit="video", disable=self._quiet):
-            self.report.videos += 1
-            try:
-                jobs.append(self._plan(clip))
-            except Skipped as skipped:
-                self.report.skip(clip.name, skipped)
-        missing = sum(len(job.windows) for job in jobs)
-        if missing:
-            models = _load(self.options, self.settings, self._teachers, self._device)
-            with tqdm(total=missing, desc="extracting", unit="window", disable=self._quiet) as progress:
-                for job in jobs:
-                    self._extract(job, models, progress)
-        for job in jobs:
-            if job.video.cut_off:
-                self.report.skip(job.clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
+        """Make what is missing, a video at a time; nothing that a video does ends it."""
+        with tqdm(clips, "extracting", unit="video", disable=self._quiet) as progress:
+            for clip in progress:
+                self.report.videos += 1
+                try:
+                    job = self._plan(clip)
+                except Skipped as skipped:
+                    self.report.skip(clip.name, skipped)
+                    continue
+                if job.windows:
+                    self._extract(job)
+                if job.video.cut_off:
+                    self.report.skip(clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
+                progress.set_postfix({"windows written": len(self.report.written)}, refresh=False)
         return self.report
+
+    @cached_property
+    def _models(self) -> Models:
+        return _load(self.options, self.settings, self._teachers, self._device)
 
     def _plan(self, clip: Clip) -> Job:
         """Read what can be known of a video without decoding it.
@@ -210,7 +222,10 @@ class Extraction:
             raise Skipped("cannot be decoded", str(error)) from error
         except OSError as error:
             raise Skipped("cannot be read", error.strerror) from error
-        frames, length = min(video.frames, self.options.max_frames), self.settings["frames"]
+        length = self.settings["frames"]
+        frames = min(
+            video.frames, max(MAX_FRAMES, length) if self.options.max_frames is None else self.options.max_frames
+        )
         if frames < length:
             raise Skipped(
                 "too short", f"{frames} frames at {self.settings['fps']:g} per second, and {length} are needed"
@@ -222,10 +237,12 @@ class Extraction:
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
-            if self._is_there(key, video.reread(start, length)):
-                self.report.present.append(key)
-            else:
-                windows[start] = key
+            for transform in (None, *self.options.transforms):
+                own = key if transform is None else changed_by(key, transform)
+                if self._is_there(own, video.reread(start, length)):
+                    self.report.present.append(own)
+                else:
+                    windows.setdefault(start, {})[transform] = own
         return Job(clip._replace(caption=caption), video, windows)
 
     def _is_there(self, key: str, reread: bool) -> bool:
@@ -252,29 +269,32 @@ class Extraction:
         made_of = [content, start, caption, prompt, self.settings, *beside]
         return f"{content[:16]}-{start:05d}-{_hash(made_of)[:16]}"
 
-    def _extract(self, job: Job, models: Models, progress: tqdm) -> None:
+    def _extract(self, job: Job) -> None:
         """Make the windows of a video, from one pass over it."""
-        clip, video = job.clip, job.video
+        clip, video, models = job.clip, job.video, self._models
         fit = Fit.cover(video.size, (self.settings["height"], self.settings["width"]))
-        left = len(job.windows)
         try:
             for start, pixels in video.windows(list(job.windows), self.settings["frames"], fit):
-                try:
-                    self._make(job, start, pixels, fit, models)
-                except Skipped as skipped:
-                    self.report.skip(f"{clip.name}, frame {start}", skipped)
-                left -= 1
-                progress.update()
+                for transform, key in job.windows[start].items():
+                    try:
+                        self._make(job, start, transform, key, pixels, fit, models)
+                    except Skipped as skipped:
+                        where = f"{clip.name}, frame {start}" + (f", {transform}" if transform else "")
+                        self.report.skip(where, skipped)
         except VideoError as error:
             self.report.skip(clip.name, Skipped("damaged", str(error)))
-            progress.update(left)
 
-    def _make(self, job: Job, start: int, pixels: Tensor, fit: Fit, models: Models) -> None:
-        clip, key = job.clip, job.windows[start]
+    def _make(
+        self, job: Job, start: int, transform: str | None, key: str, pixels: Tensor, fit: Fit, models: Models
+    ) -> None:
+        clip = job.clip
         about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
         if job.video.reread(start, self.settings["frames"]):
             about["reading"] = READING
         video = to_signed(pixels)
+        if transform:
+            about["transform"] = transform
+            video = TRANSFORMS[transform](video, torch.Generator().manual_seed(mix(key)))
         tensors = models.encoders(video, clip.caption, seed=key)
         subject = None
         if self._needs_subject:

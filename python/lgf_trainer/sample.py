@@ -138,6 +138,10 @@ class Sampler:
         if not Path(options.model).exists():
             print(f"{options.model} is no folder here: asking the Hugging Face hub for it", flush=True)
         self.generator = Generator.read(options.model)
+        if options.negative_prompt and not self.generator.negative:
+            raise TrainerError(
+                f"{options.model} is told its guidance, and looks at no negative prompt. Leave --negative-prompt out"
+            )
         self.frames, self.height, self.width = self.generator.sampled_size(
             options.frames, options.height, options.width
         )
@@ -156,9 +160,12 @@ class Sampler:
         """
         self.pipeline = self.generator.pipeline(getattr(torch, self.dtype))
         self.pipeline.set_progress_bar_config(disable=True)
-        if self.options.steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
+        steps, noise = self.options.steps, self.pipeline.scheduler.config
+        if steps > (most := noise.num_train_timesteps):
+            raise TrainerError(f"--steps must be at most {most}, the noise steps of the model, not {steps}")
+        if steps == 1 and noise.get("shift_terminal"):
             raise TrainerError(
-                f"--steps must be at most {most}, the noise steps of the model, not {self.options.steps}"
+                f"--steps must be at least 2: the first and the last noise level of {self.options.model} differ"
             )
         if self.options.tile_vae:
             self.pipeline.vae.enable_tiling()

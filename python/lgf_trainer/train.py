@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lgf_kernels import BackendUnavailableError
 
-from .data.cache import WindowCache
+from .data.cache import WindowCache, transform_of
 from .data.samples import BatchNumbers, load_samples, mix
 from .optimiser import GroupedAdamW, MovingAverage
 from .runtime.checkpoint import Checkpoint, Checkpoints, TrainingState, publish, starting_weights, trained_parameters
@@ -66,8 +66,13 @@ class TrainingRun:
                 f"run.context spreads each window over {context} processes, and there are {processes}: start a multiple of it "
                 "with accelerate launch"
             )
-        cache = WindowCache(recipe.data.cache)
+        cache = WindowCache(recipe.data.cache, transforms=recipe.data.transforms)
         keys = cache.filled()
+        if missing := " ".join(sorted(set(recipe.data.transforms) - set(map(transform_of, keys)))):
+            raise TrainerError(
+                f"data.transforms names {missing}, and {cache.folder} has no such windows: run lgf extract again, with "
+                f"--transforms {missing}"
+            )
         self.task = make_task(recipe, cache, self.accelerator)
         if context > 1 and not self.task.spreads:
             raise TrainerError(f"run.context is for video models, and the task {recipe.task} trains none. Leave it out")

@@ -53,6 +53,18 @@ def test_both_arms_start_alike_and_see_the_same(task):
     assert any(not torch.equal(aligned[name], plain[name]) for name in plain if "lora" in name)
 
 
+def test_a_log_file_gets_a_few_lines(capsys):
+    from lgf_demo.main import _progress
+
+    with _progress(1200, "training") as bar:
+        for _ in range(1200):
+            bar.update()
+    assert [line.split() for line in capsys.readouterr().err.splitlines()] == [
+        ["training", "0/1200", "00:00"],
+        ["training", "1200/1200", "00:00"],
+    ]
+
+
 def test_training_repeats_itself(task):
     assert torch.equal(trained(task, 0.5)[1], trained(task, 0.5)[1])
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from support.families import families
+
+import lgf_kernels as lgf
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +41,20 @@ def test_numbers_in_the_readme_are_those_of_the_results():
                 recorded.add(f"{row['both']['median_ms']:.1f} ms | {row['peak_bytes'] / 2**20:.1f} MiB")
     shown = re.findall(r"\| ([\d.]+ ms \| [\d.]+ MiB) \|", (ROOT / "README.md").read_text())
     assert len(shown) > 10 and set(shown) <= recorded
+
+
+def test_the_support_matrix_is_that_of_the_registry():
+    import support_matrix
+
+    text = (ROOT / "README.md").read_text()
+    assert support_matrix.matrix() in text, "write it anew: python benchmarks/tools/support_matrix.py"
+    assert support_matrix.written(text) == text and "| Triton, portable | portable |" in text
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == lgf.__version__ and citation["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
 
 def test_links_lead_somewhere():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 #: nvcc and an optimizing compiler take a minute, and these tests have nothing to learn from them.
-QUICK = {"LGF_CUDA": "off", "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0"}
+QUICK = {
+    "LGF_CUDA": "off",
+    "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DLGF_OLD_GLIBC=ON",
+}
 
 
 #: With the tools that are here: `built` has shown that those of an isolated environment, which pip first has to make, do.
@@ -122,6 +126,37 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
 def test_wheel_installs(built, tmp_path):
     report, _ = installed(built[1], tmp_path / "site")
     assert report["native modules"]["_cpu"]["available"] == ("yes" if COMPILER else "no")
+
+
+@pytest.fixture(scope="module")
+def repaired(built, tmp_path_factory):
+    """The wheel as `make wheel` leaves it: with the oldest manylinux tag that its symbols allow."""
+    if COMPILER is None or platform.libc_ver()[0] != "glibc":
+        pytest.skip("no CPU module is built here, or not for glibc")
+    place = tmp_path_factory.mktemp("repaired")
+    auditwheel = (sys.executable, "-m", "auditwheel", "repair", "--exclude", "libgomp.so.1", "--wheel-dir", place)
+    run(*auditwheel, built[1], PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    return next(place.glob("*.whl"))
+
+
+def test_wheel_is_for_older_machines(repaired):
+    oldest = min(int(minor) for minor in re.findall(r"manylinux_2_(\d+)_", repaired.name))
+    assert oldest <= 28, repaired.name
+    with zipfile.ZipFile(repaired) as archive:
+        assert not [name for name in archive.namelist() if ".libs/" in name], "a second OpenMP would be a second pool"
+
+
+def test_wheel_runs_beside_a_torch_that_was_not_there(repaired, tmp_path):
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--no-index", "--no-deps", repaired, PYTHONPATH="")
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run(python, "-c", code).stdout.strip())
+    (site / "torch.pth").write_text(sysconfig.get_path("purelib"))
+    report = json.loads(run(tmp_path / "venv" / "bin" / "lgf", "doctor", "--json", PYTHONPATH="").stdout)
+    assert report["native modules"]["_cpu"]["available"] == "yes"
+    smoke = run(python, "-P", ROOT / "tests" / "support" / "wheel_smoke.py", PYTHONPATH="").stdout
+    assert smoke.startswith(f"right: {site}")
 
 
 def test_sdist_installs_without_a_compiler(built, tmp_path):

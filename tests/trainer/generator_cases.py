@@ -6,6 +6,7 @@ import json
 import diffusers
 import torch
 from lgf_trainer import AlignedTransformer, Projector
+from lgf_trainer.commands import SampleOptions
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.runtime import recipe
 from lgf_trainer.testing import FRAMES, HEIGHT, WIDTH, make_tiny_hunyuan, make_tiny_ltx, make_tiny_wan
@@ -60,6 +61,12 @@ def samples(generator, count=2):
         sample |= {"timestep": generator.timestep(rng)} | {name: window[name] for name in generator.captions}
         drawn.append(sample | (generator.image(window, rng, latents) if generator.image_to_video else {}))
     return {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}
+
+
+def sampling(path, output, **options):
+    """Options of `lgf sample` for a tiny model."""
+    size = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}
+    return SampleOptions(model=path, output=output, prompt="a dog", **size, **options)
 
 
 def model_of(generator, **options):

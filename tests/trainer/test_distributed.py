@@ -16,7 +16,7 @@ pytest.importorskip("tyro")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import CogVideoXImageToVideoPipeline, WanTransformer3DModel
+from diffusers import CogVideoXImageToVideoPipeline, LTXVideoTransformer3DModel, WanTransformer3DModel
 from lgf_cli import main as lgf
 from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.cache import WindowCache
@@ -163,6 +163,8 @@ def test_what_cannot_be_spread_is_refused_before_weights_are_read(tiny_place, wa
     transformer = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=12, num_layers=1, ffn_dim=8)
     assert unsupported_reason(transformer, 2, 7).startswith("7 tokens cannot be divided among 2 processes")
     assert unsupported_reason(transformer, 2, 8) is None
+    transformer = LTXVideoTransformer3DModel(num_attention_heads=2, attention_head_dim=8, num_layers=1)
+    assert "splits the model's inputs, noise levels of tokens not among them" in unsupported_reason(transformer, 2, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,9 +22,11 @@ from diffusers import CogVideoXImageToVideoPipeline
 from lgf_cli import main as lgf_command
 from lgf_trainer import commands, extract
 from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.samples import mix
 from lgf_trainer.data.sources import list_clips
 from lgf_trainer.data.subject import Detector, not_black, suppressed
 from lgf_trainer.data.timeline import Timeline
+from lgf_trainer.data.transforms import TRANSFORMS
 from lgf_trainer.data.video import Fit, Video, VideoError, read_window, to_signed
 from lgf_trainer.generators import cogvideox
 from lgf_trainer.generators.base import Encoders, Generator
@@ -622,6 +624,13 @@ def test_max_frames_and_stride_choose_windows(run, clip):
         run(clip, "--max-frames", 8, out="none")
 
 
+def test_without_max_frames_a_window_may_be_longer_than_the_default(run, clip, monkeypatch):
+    """LTX-Video's has 161 frames, and HunyuanVideo's 129."""
+    monkeypatch.setattr(extract, "MAX_FRAMES", 8)
+    cache = run(clip, "--teacher", "none")
+    assert [cache.read(key).about["start"] for key in cache.keys()] == [0]
+
+
 def test_running_again_makes_nothing_twice_and_mends_what_is_damaged(run, made, clip, tmp_path, capsys, monkeypatch):
     cache = WindowCache(shutil.copytree(made(*BARE).folder, tmp_path / "cache"))
     before, times = windows(cache), {key: cache.path(key).stat().st_mtime_ns for key in cache.keys()}
@@ -900,3 +909,39 @@ def test_a_real_video(run, sam2, tmp_path, name):
     assert about["start"] == 20 and about["source_size"] == [720, 1280]
     features, _ = tracks_of(sam2, frames_of(REAL / name, 20), torch.tensor(about["box"]))
     torch.testing.assert_close(tensors["teacher_forward"].double(), logits_of(features), rtol=2e-3, atol=1e-3)
+
+
+def test_windows_of_changed_videos_stand_beside_those_of_the_video(run, clip, tmp_path, pipeline):
+    alone = windows(run(clip, *BARE, out="alone"))
+    cache = run(clip, *BARE, "--transforms", "shuffle", "inpaint")
+    assert windows(cache) == alone, (
+        "windows of the video stay what they are, and the only ones unless others are asked for"
+    )
+    both = WindowCache(cache.folder, transforms=("shuffle", "inpaint"))
+    changed = {key: both.read(key) for key in both.filled() if "+" in key}
+    assert len(changed) == 2 * len(alone) and len(report(cache)["written"]) == 3 * len(alone)
+    for key, window in changed.items():
+        own, _, transform = key.partition("+")
+        video = frames_of(clip / "dog.mp4", window.about["start"])
+        expected = TRANSFORMS[transform](video, torch.Generator().manual_seed(mix(key)))
+        assert window.about["transform"] == transform
+        assert torch.equal(expected[0], video[0]) and not torch.equal(expected, video)
+        with torch.no_grad():
+            posterior = pipeline.vae.encode(expected.transpose(0, 1)[None]).latent_dist
+        torch.testing.assert_close(window.tensors["latents"][None], torch.cat([posterior.mean, posterior.logvar], 1))
+        assert not torch.equal(window.tensors["latents"], cache.read(own).tensors["latents"])
+
+    run(clip, *BARE, "--transforms", "speed")  # later, into the same cache
+    assert len(report(cache)["written"]) == len(alone) and len(
+        WindowCache(cache.folder, transforms=("speed",)).keys()
+    ) == 2 * len(alone)
+
+
+def test_transforms_do_not_go_with_files_made_of_the_video(clip, models, tmp_path):
+    words = words_of(
+        models, clip, tmp_path / "cache", "--teacher", "none", "--teachers", "raft", "--transforms", "speed"
+    )
+    with pytest.raises(
+        TrainerError, match="--transforms change the video, and raft reads files that were made of it as it is"
+    ):
+        commands.extract([*words[1:], "--teacher-options", "raft.files=.flow.npy"])

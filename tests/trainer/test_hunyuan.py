@@ -10,12 +10,16 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
+from lgf_trainer.commands import parse_recipe
 from lgf_trainer.data.samples import TrainingSamples
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.runtime import recipe
 from lgf_trainer.runtime.errors import TrainerError
-from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, window_of
-from trainer.training_data import make_cache
+from lgf_trainer.sample import Sampler
+from lgf_trainer.testing import FRAMES
+from lgf_trainer.train import TrainingRun
+from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, sampling, window_of
+from trainer.training_data import make_cache, random_window, tiny
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +116,28 @@ def test_an_image_in_place_of_the_first_frame(folders, tmp_path):
         Generator.read(str(tmp_path / "model"))
 
 
-def test_captions_without_their_image(folders):
-    generator = Generator.read(folders["hunyuan-i2v"])
-    with pytest.raises(TrainerError, match=r"together with its image.*data\.caption_dropout must be 0"):
-        Encoders(generator, CPU, torch.float32, text_only=True).caption("")
+def test_captions_without_their_image_before_weights_are_read(folders, tmp_path):
+    make_cache(tmp_path / "cache", windows=1, window=image_windows(folders["hunyuan-i2v"]))
+
+    def run(case, dropout):
+        words = tiny(tmp_path, model__path=folders[f"hunyuan-{case}"], data__caption_dropout=dropout)
+        return TrainingRun(parse_recipe(["hunyuan-sam2videox", *words]))
+
+    run("i2v", 0)
+    with pytest.raises(TrainerError, match=r"data\.caption_dropout is 0\.1.*together with its image.*Set it to 0"):
+        run("i2v", 0.1)
 
 
-def test_a_negative_prompt(generator):
-    with pytest.raises(TrainerError, match="Leave --negative-prompt out"):
-        generator.prompts(None, "a dog", "a cat")
+def image_windows(path):
+    """`make_cache(window=...)` for the image-to-video model of a folder."""
+    own = window_of(path)
+    return lambda seed, frames=FRAMES: random_window(seed, frames) | own
+
+
+def test_a_negative_prompt_before_weights_are_read(generator, tmp_path):
+    with pytest.raises(TrainerError, match=r"looks at no negative prompt\. Leave --negative-prompt out"):
+        Sampler(sampling(generator.path, tmp_path, negative_prompt="a cat"), CPU, [])
+    assert Sampler(sampling(generator.path, tmp_path), CPU, []).guidance == 6.0
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline
 from lgf_trainer.commands import parse_recipe
 from lgf_trainer.generators.base import Encoders, Generator
 from lgf_trainer.generators.ltx import LTX
+from lgf_trainer.runtime import recipe
+from lgf_trainer.runtime.errors import TrainerError
+from lgf_trainer.sample import Sampler
 from lgf_trainer.step import Batch, _squared_error
 from lgf_trainer.train import TrainingRun
-from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, video, window_of
+from trainer.generator_cases import CPU, Folders, pipeline_of, random_windows, samples, sampling, video, window_of
 from trainer.training_data import make_cache, tiny
 
 
@@ -118,3 +121,21 @@ def test_compression_is_read_or_follows_from_the_layers(generator):
     assert released.token_grid(161, 512, 704) == (21, 16, 22) and released.decoded == 8
     given = LTX("x", None, generator.index, generator.config, vae | {"spatial_compression_ratio": 16})
     assert given.token_grid(161, 512, 704) == (21, 32, 44)
+
+
+def test_the_recipes_lora_is_all_of_attention(generator):
+    """Eight layers a block: attention within the video, and to the text."""
+    targets = recipe.read_recipe("ltx-sam2videox").model.targets
+    transformer = generator.load_transformer(recipe.Model(path=generator.path, rank=2, targets=targets))
+    ends = ".lora_A.default"
+    found = {name.removesuffix(ends) for name, _ in transformer.named_modules() if name.endswith(ends)}
+    layers = [f"attn{k}.{part}" for k in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")]
+    assert found == {f"transformer_blocks.{block}.{layer}" for block in range(3) for layer in layers}
+
+
+def test_one_step_of_sampling_is_refused(generator, tmp_path):
+    """Its scheduler stretches the noise levels to a last one, which divides by 0."""
+    sampler = Sampler(sampling(generator.path, tmp_path, steps=1), CPU, [])
+    with pytest.raises(TrainerError, match="--steps must be at least 2"):
+        sampler.load()
+    Sampler(sampling(generator.path, tmp_path, steps=2), CPU, []).load()

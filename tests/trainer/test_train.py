@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from lgf_cli import main as lgf
 from lgf_trainer.commands import parse_recipe
-from lgf_trainer.data.cache import WindowCache
+from lgf_trainer.data.cache import WindowCache, changed_by
 from lgf_trainer.generators.base import Generator
 from lgf_trainer.optimiser import GroupedAdamW
 from lgf_trainer.runtime.checkpoint import trained_parameters
@@ -540,6 +540,19 @@ def test_several_teachers_weighted_and_concatenated(tiny_place, tmp_path):
     lgf(command(tiny_place, tmp_path / "joined", alignment__combine="concat", **names))
     last = load_file(tmp_path / "joined" / "projector.safetensors")
     assert [tensor.shape[0] for name, tensor in last.items() if name == "mlp.6.weight"] == [8 + 8 + 12]
+
+
+def test_windows_of_changed_videos_are_trained_on_where_the_recipe_says_so(tiny_place, tmp_path):
+    cache = WindowCache(make_cache(tmp_path / "cache", windows=2).folder)
+    wish = [*command(tiny_place, tmp_path / "run", data__cache=cache.folder), "--data.transforms", "speed"]
+    refused(
+        wish, r"data.transforms names speed, and .* has no such windows: run lgf extract again, with --transforms speed"
+    )
+    for key in cache.keys():
+        tensors, about = cache.read(key)
+        cache.write(changed_by(key, "speed"), tensors, about)
+    assert len(cache.keys()) == 2
+    assert lgf(wish) == 0
 
 
 def test_a_loss_that_is_not_there(tiny_place, tmp_path):

@@ -2,6 +2,7 @@
 
     FOLDER/settings.json                 what all its windows have in common: models, sizes, rates, LGF options
     FOLDER/windows/KEY.safetensors       the tensors of a window, and a JSON text about it
+    FOLDER/windows.index                 the KEYs, where there are many (index.py)
 
 A file appears under its name only when it is whole, and carries a hash of its content, which every reading checks: a
 killed or failing writer leaves nothing that could be taken for a window. Several processes may write to one folder. What a
@@ -10,7 +11,7 @@ killed one leaves under a hidden name is removed by the next that opens the cach
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from torch import Tensor
 from ..runtime.errors import TrainerError, explained
 from ..runtime.files import remove_leftovers, write_atomically
 from ..runtime.settings import must_be_made_with
+from .index import listed, read_index, write_index
+
+INDEX = "windows.index"
 
 
 class Window(NamedTuple):
@@ -55,13 +59,16 @@ class WindowCache:
         folder: where it is, or is to be.
         settings: what JSON can hold. Made with them if there is no cache there yet; one that is there must have been
             made with the same. None: whatever the settings are, but the cache must be there.
+        transforms: names of transforms. Windows that were made of a changed video are left out of `keys`, but for these.
 
     Raises:
         TrainerError: there is no cache, or it was made with other settings (the first that differs is named).
     """
 
-    def __init__(self, folder: str | PathLike, settings: dict[str, Any] | None = None):
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | PathLike, settings: dict[str, Any] | None = None, *, transforms: Collection[str] = ()
+    ):
+        self.folder, self.transforms = Path(folder), transforms
         path = self.folder / "settings.json"
         if not path.exists():
             if settings is None:
@@ -80,7 +87,13 @@ class WindowCache:
 
     def keys(self) -> list[str]:
         """Return the windows that are there, in an order that does not depend on when they were written."""
-        return sorted(path.stem for path in (self.folder / "windows").glob("*.safetensors"))
+        known = read_index(self.folder / "windows", self.folder / INDEX)
+        keys = listed(self.folder / "windows") if known is None else known
+        return [key for key in keys if transform_of(key) in (None, *self.transforms)]
+
+    def index(self) -> None:
+        """Write down which windows are there, for `keys`, where there are many. To be called after the last `write`."""
+        write_index(self.folder / "windows", self.folder / INDEX)
 
     def filled(self) -> list[str]:
         """Return the windows that are there, as `keys`; refuse a cache without any."""
@@ -119,6 +132,16 @@ class WindowCache:
         if digest != _hash(tensors, text):
             raise TrainerError(f"{path} is damaged: its content is not what was written. Remove it, extract again")
         return Window(tensors, json.loads(text))
+
+
+def changed_by(key: str, transform: str) -> str:
+    """Return the key of a window whose video was changed by a transform, from that of the window as it is."""
+    return f"{key}+{transform}"
+
+
+def transform_of(key: str) -> str | None:
+    """Return the transform of a key, or None."""
+    return key.partition("+")[2] or None
 
 
 def _hash(tensors: dict[str, Tensor], about: str) -> str:

@@ -11,7 +11,7 @@ Source: SAMA's public code (`SwapFourBlocks`, `SpeedChangeFrames`, `MaskRandomFr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -117,3 +117,12 @@ def cube_inpaint(
     mask = torch.zeros(len(video), dtype=torch.bool, device=video.device)
     mask[start : start + length] = True
     return torch.where(mask[:, None, None, None], torch.as_tensor(value, dtype=video.dtype), video), mask
+
+
+#: Name -> change of a window that is trained on, which keeps its first frame (the image, and where the subject is) and its
+#: length: shuffled blocks, twice the speed and then a standstill, some black frames.
+TRANSFORMS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+    "shuffle": lambda video, generator: tube_shuffle(video, keep_first=1, generator=generator)[0],
+    "speed": lambda video, generator: speed(video, 2, keep_length=True),
+    "inpaint": lambda video, generator: cube_inpaint(video, generator=generator)[0],
+}

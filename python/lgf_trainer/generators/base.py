@@ -50,6 +50,7 @@ class Generator(ByName, ABC, kind="generators"):
         channels: of the features that a block puts out.
         layers: how many blocks there are.
         image_to_video: the transformer takes a first frame.
+        caption_alone: a caption is embedded without the image, so that there is an empty one for `data.caption_dropout`.
     """
 
     pipelines: ClassVar[tuple[str, ...]]  # diffusers' classes, as model_index.json names them
@@ -62,6 +63,7 @@ class Generator(ByName, ABC, kind="generators"):
     released: ClassVar[dict[str, dict[str, Any]]] = {}
     fps: float = 8.0
     guidance: ClassVar[float] = 6.0
+    negative: ClassVar[bool] = True  # a negative prompt is looked at
     decoded: ClassVar[int] = 4  # pixel frames by which a sampled video may grow
     shift: float | None = None  # of the noise levels of flow matching; 0: by tokens; None: there is none to set
 
@@ -75,6 +77,7 @@ class Generator(ByName, ABC, kind="generators"):
     channels: int
     layers: int
     image_to_video: bool
+    caption_alone: bool = True
 
     def __init__(
         self, path: str, revision: str | None, index: dict[str, Any], config: dict[str, Any], vae: dict[str, Any]

@@ -11,10 +11,8 @@ from .flow import STEPS, noise_level, noisy_and_target, shifted
 
 WAY_OUT = "Take HunyuanVideo, such as hunyuanvideo-community/HunyuanVideo"
 TEXT_TOKENS = 256  # behind the template; not in any configuration
-IMAGE_TOKENS, ASSISTANT_TOKENS = (
-    576 // 2,
-    4,
-)  # image-to-video: LLaVA's of the image, every second one; a header is cut out
+IMAGE_TOKENS = 576 // 2  # image-to-video: every second one of LLaVA's patches
+HEADER_TOKENS = 4  # of the assistant, which image-to-video cuts out of the text
 GUIDANCE = 1.0  # what trainers tell the distilled models; sampling tells them 6
 
 
@@ -39,6 +37,7 @@ class Hunyuan(Generator):
     frames, height, width = 129, 720, 1280  # not in any configuration
     fps = 24.0
     shift = 7.0
+    negative = False
 
     def __init__(self, path, revision, index, config, vae):
         super().__init__(path, revision, index, config, vae)
@@ -48,10 +47,11 @@ class Hunyuan(Generator):
                 "Take hunyuanvideo-community/HunyuanVideo-I2V-33ch, or HunyuanVideo, which is text-to-video"
             )
         self.image_to_video = config["image_condition_type"] == "latent_concat"
+        self.caption_alone = not self.image_to_video
         self.patch = (config["patch_size_t"], config["patch_size"], config["patch_size"])
         self.temporal = vae["temporal_compression_ratio"] * self.patch[0]
         self.spatial = vae["spatial_compression_ratio"] * self.patch[1]
-        tokens = TEXT_TOKENS + (IMAGE_TOKENS - ASSISTANT_TOKENS if self.image_to_video else 0)
+        tokens = TEXT_TOKENS + (IMAGE_TOKENS - HEADER_TOKENS if self.image_to_video else 0)
         self.text = (tokens, config["text_embed_dim"])
         self.channels = config["num_attention_heads"] * config["attention_head_dim"]
         self.layers = config["num_layers"] + config["num_single_layers"]
@@ -80,11 +80,6 @@ class Hunyuan(Generator):
         return {"latents": encoders.moments(video), "image": image} | text
 
     def caption(self, pipeline, caption, device):
-        if self.image_to_video:
-            raise TrainerError(
-                f"{self.path} embeds a caption together with its image, so there is none without: "
-                "data.caption_dropout must be 0"
-            )
         return self._embedded(pipeline, caption, device)
 
     def _embedded(self, pipeline, caption: str, device: torch.device, **image: Tensor) -> Tensors:
@@ -132,8 +127,4 @@ class Hunyuan(Generator):
     # --- sampling ---------------------------------------------------------------------------------------------
 
     def prompts(self, pipeline, prompt, negative):
-        if negative:
-            raise TrainerError(
-                f"{self.path} is told its guidance, and looks at no negative prompt. Leave --negative-prompt out"
-            )
         return {"prompt": prompt, "max_sequence_length": TEXT_TOKENS}

@@ -22,10 +22,16 @@ from lgf_kernels.distributed import gather
 def unsupported_reason(transformer: nn.Module, ranks: int, tokens: int) -> str | None:
     """Return why the tokens of a transformer cannot be spread over so many processes, or None."""
     name, heads = type(transformer).__name__, transformer.config.num_attention_heads
-    if getattr(transformer, "_cp_plan", None) is None:
+    plan = getattr(transformer, "_cp_plan", None)
+    if plan is None:
         return (
             f"diffusers has no plan for {name}, whose attention would silently be computed within each part alone. Wan2.1 can "
             "be spread"
+        )
+    if "hidden_states" in plan.get("", {}):
+        return (
+            f"diffusers' plan for {name} splits the model's inputs, noise levels of tokens not among them, and not those of the "
+            "blocks. Wan2.1 can be spread"
         )
     if heads % ranks:
         return f"{heads} attention heads cannot be divided among {ranks} processes"

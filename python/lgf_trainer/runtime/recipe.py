@@ -98,6 +98,9 @@ class Data:
 
     cache: Path = Path("cache")
     """A folder written by `lgf extract`."""
+    transforms: tuple[Literal["shuffle", "speed", "inpaint"], ...] = ()
+    """Windows to train on beside the videos as they are: with shuffled blocks, twice the speed, or black frames (SAMA's
+    transforms), with the teacher's view of the changed video. The cache must have them: lgf extract --transforms."""
     image_dropout: Share = 0.05
     """Share of samples whose image is replaced by zeros (image-to-video models)."""
     caption_dropout: Share = 0.0

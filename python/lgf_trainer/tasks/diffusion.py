@@ -43,6 +43,11 @@ class Diffusion(Task):
         self.generator = make_generator(recipe)
         self.generator.fps = cache.settings.get("fps", self.generator.fps)  # some models are told it
         self.generator.check_window(self.shapes, cache.folder)
+        if recipe.data.caption_dropout and not self.generator.caption_alone:
+            raise TrainerError(
+                f"data.caption_dropout is {recipe.data.caption_dropout:g}, and {self.generator.path} embeds a caption together "
+                "with its image, so there is none without. Set it to 0"
+            )
         if recipe.alignment.block >= self.generator.layers:
             last = self.generator.layers - 1
             raise TrainerError(f"alignment.block is {recipe.alignment.block}, and the model has blocks 0 to {last}")
