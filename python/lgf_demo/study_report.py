@@ -99,7 +99,7 @@ def outcome(runs: dict[str, list[dict]]) -> str:
         if without := values.get("none"):
             helped = [LOSSES[name].label for name in values if max(values[name]) < min(without)]
             line += f" Below every seed of training without alignment in every seed: {', '.join(helped) or 'none'}."
-        still = mean(row["context"]["no motion"] for row in runs[BEFORE]) if BEFORE in runs else 0.0
+        still = mean(row["context"]["no motion"] for row in runs[BEFORE]) if BEFORE in runs else float("inf")
         if min(map(mean, values.values())) > NOTHING * still:
             line += f" No mean is {1 - NOTHING:.0%} below that of no motion: this reading finds next to none in any of them."
         lines.append(f"- {line}")
