@@ -101,7 +101,7 @@ class Generator(ByName, ABC, kind="generators"):
             raise TrainerError(f"{path}: no such folder. Give a pipeline's folder, or a name on the hub (owner/name)")
         with explained(f"{path} cannot be read", OSError, KeyError, ValueError):
             index = diffusers("DiffusionPipeline").load_config(path, revision=revision)
-            families = Generator.all().values()
+            families = [family for _, family in sorted(Generator.all().items())]
             found = next((family for family in families if index["_class_name"] in family.pipelines), None)
             for family in families:
                 if reason := family.refused.get(index["_class_name"]):
