@@ -1,5 +1,6 @@
 """A video model, a teacher, a loss and a task of one's own: each is one file, in a folder that the trainer knows nothing of."""
 
+import importlib
 import json
 import signal
 import sys
@@ -177,6 +178,7 @@ def install(tmp_path, monkeypatch):
         )
         entry = f"[lgf_trainer.{kind}]\nown = own_{kind}\n"
         (site / f"own_{kind}-1.0.dist-info" / "entry_points.txt").write_text(entry)
+        importlib.invalidate_caches()  # an import since then may have found no such folder
 
     yield write
     for kind in kinds:
