@@ -31,7 +31,7 @@ def checked_window(function: str, value) -> int | None:
             f"{function}: `window` must be at least 1, the tokens on each side of the best match, or None for a softmax over "
             f"the whole frame; got {value!r}."
         )
-    return window
+    return min(window, MOST_TOKENS)  # covers every frame, and fits the integers of the operators
 
 
 def checked_options(function: str, **given) -> PointOptions:

@@ -84,6 +84,11 @@ def test_message(call, error, words):
     check(call, error, words)
 
 
+def test_a_window_beyond_every_frame_is_the_whole_frame():
+    for backend in ("reference", "portable", None):
+        assert torch.equal(found(S, Q, window=2**70, backend=backend), found(S, Q, window=100, backend=backend))
+
+
 def test_a_constant_that_requires_grad_is_fine_where_no_gradients_are_made():
     with torch.no_grad():
         points(S, Q, P.clone().requires_grad_())
