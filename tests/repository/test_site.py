@@ -52,3 +52,10 @@ def test_every_page_is_in_the_index():
     blocks = re.findall(r"```{toctree}(.*?)```", index, re.DOTALL)
     listed = {re.sub(r".*<(.+)>", r"\1", line) for block in blocks for line in block.splitlines()}
     assert {page.stem for page in DOCS.glob("*.md")} - {"index"} <= listed
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_has_one_title(page):
+    """Each title is an entry of the site's menu."""
+    without_code = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"^# ", without_code, re.MULTILINE)) == 1

@@ -17,7 +17,7 @@ pytest.importorskip("tyro")
 import lgf_cli
 from lgf_trainer.data.cache import WindowCache
 from lgf_trainer.data.video import read_video
-from lgf_trainer.evaluation.encoder_report import Measures, draw, table
+from lgf_trainer.evaluation.encoder_report import Measures, draw, measured, table
 from lgf_trainer.evaluation.encoders import EPSILON, best_clusters, cluster_ratio, frequency_gap, high_frequencies
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.teachers.dino import Dino
@@ -201,6 +201,14 @@ def test_the_command_measures_what_a_teacher_makes_of_videos(tmp_path, capsys):
 def test_what_cannot_be_measured_is_said_in_one_line(cache, words, message):
     with pytest.raises(SystemExit, match=message):
         lgf_cli.main(["eval", "encoder", str(cache), *words])
+
+
+def test_features_that_have_no_measure_are_refused_by_name():
+    broken, column = torch.randn(2, 4, 4, 8), torch.randn(2, 3, 1, 8)
+    broken[0, 1, 2, 3] = math.inf
+    for features, message in ((broken, "dino hold NaN or inf"), (column, "dino have 3 x 1 tokens a frame")):
+        with pytest.raises(TrainerError, match=message):
+            measured([{"dino": features}], (2,), unit=True, patches=100, seed=0)
 
 
 def test_the_picture_shows_every_encoder():

@@ -280,4 +280,4 @@ def test_what_is_near_is_refused_by_name_with_a_way_out(name, tmp_path):
     with pytest.raises(TrainerError, match=NEAR[name]) as error:
         Generator.read(str(tmp_path))
     assert "\n" not in str(error.value)
-    assert hasattr(diffusers, name), "diffusers calls it so"
+    assert name in dir(diffusers), "diffusers calls it so"  # imported, it may need a newer transformers

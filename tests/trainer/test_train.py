@@ -47,13 +47,23 @@ def trained(tiny_place, tmp_path_factory):
 MADE_WITH = {"alignment__lgf__similarity": "cosine", "alignment__lgf__boundary": "exclude"}
 
 
+def in_latent_time(number, frames):
+    """As `lgf extract --time latent` would write a window with features of two teachers."""
+    window = random_window(number, frames)
+    features = window["features_dino"][::4]
+    return window | {"features_dino": features, "features_sam2_image": features[..., :8]}
+
+
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_every_recipe_trains(tiny_place, tmp_path, recipe):
-    own = {
-        "hunyuan-sam2videox": {"model__targets": "to_q to_k"},  # its own: test_generators.py
-        "sam2videox-literal": MADE_WITH,
-    }
-    assert lgf(command(tiny_place, tmp_path, recipe, training__steps=2, **own.get(recipe, {}))) == 0
+    own = {}
+    if recipe == "hunyuan-sam2videox":
+        own["model__targets"] = "to_q to_k"  # its own: test_generators.py
+    if recipe in ("repa", "align4gen"):
+        own["data__cache"] = make_cache(tmp_path / "cache", windows=2, window=in_latent_time).folder
+    if recipe == "sam2videox-literal":
+        own |= MADE_WITH
+    assert lgf(command(tiny_place, tmp_path, recipe, training__steps=2, **own)) == 0
     rows, stage1 = metrics(tmp_path), recipe == "moalign-stage1"
     assert len(rows) == 2 and all(row["l1" if stage1 else "diffusion"] > 0 for row in rows)
     aligned = recipe not in ("lora-only", "moalign-stage1")

@@ -15,7 +15,7 @@ from ..data.video import read_video
 from ..runtime.errors import TrainerError
 from ..runtime.text import format_table
 from ..teachers.base import Student, Teacher, options_of
-from .encoders import cluster_ratio, frequency_gap
+from .encoders import cluster_ratio, frequency_gap, high_frequencies
 from .pictures import png
 
 PREFIX = "features_"
@@ -86,11 +86,13 @@ def measured(
     """Return what is measured of each encoder over videos.
 
     Raises:
-        TrainerError: a video has no features, or too few different ones.
+        TrainerError: a video has no features, too few different ones, or some that cannot be measured.
     """
     found: dict[str, Measures] = {}
     for features in videos:
         for name, tensor in features.items():
+            if reason := unsupported_reason(tensor):
+                raise TrainerError(f"the features of {name} {reason}")
             own = found.setdefault(name, Measures())
             own.shape = tuple(tensor.shape)
             own.gaps.append(frequency_gap(tensor))
@@ -100,6 +102,18 @@ def measured(
     if not found:
         raise TrainerError("there are no features of frames to measure. Name teachers that make some, such as dino")
     return found
+
+
+def unsupported_reason(features: Tensor) -> str | None:
+    """Return why features (frames, rows, columns, C) cannot be measured, or None."""
+    if not features.isfinite().all():
+        return (
+            "hold NaN or inf, which no cluster and no frequency is made of. Extract them again; float16 ends at 65504"
+        )
+    rows, columns = features.shape[1:3]
+    if not high_frequencies(rows, columns).any():
+        return f"have {rows} x {columns} tokens a frame, and so no high frequency. Give them a finer grid"
+    return None
 
 
 def table(found: dict[str, Measures]) -> str:
