@@ -86,6 +86,11 @@ def _teachers(options: Options) -> dict[str, Any]:
     if "dino" in given:
         given["dino"] = {"model": options.dino_model}
     teachers = options_of(given, options.teacher_options)
+    if options.single_subject and not any(Teacher.find(name).needs_subject for name in teachers):
+        raise TrainerError(
+            f"--single-subject looks at the subjects of windows, and none of the teachers ({', '.join(teachers) or 'none'}) "
+            "needs one. Leave it out, or add a teacher such as sam2"
+        )
     reading = [name for name, own in teachers.items() if Teacher.find(name).sidecars(own)]
     if options.transforms and reading:
         raise TrainerError(
@@ -132,6 +137,8 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
         settings |= {"teachers": rows, "time": options.time, "detect": options.detect}
     if settings.get("detect"):
         settings |= {name: getattr(options, name) for name in ("detector", "detect_threshold")}
+    if options.single_subject:
+        settings["single_subject"] = True
     return settings
 
 
@@ -275,9 +282,14 @@ class Extraction:
         fit = Fit.cover(video.size, (self.settings["height"], self.settings["width"]))
         try:
             for start, pixels in video.windows(list(job.windows), self.settings["frames"], fit):
+                try:
+                    subject = subject_of(clip, start, pixels[0], fit, models.detector) if self._needs_subject else None
+                except Skipped as skipped:
+                    self.report.skip(f"{clip.name}, frame {start}", skipped)
+                    continue
                 for transform, key in job.windows[start].items():
                     try:
-                        self._make(job, start, transform, key, pixels, fit, models)
+                        self._make(job, start, transform, key, pixels, subject, fit, models)
                     except Skipped as skipped:
                         where = f"{clip.name}, frame {start}" + (f", {transform}" if transform else "")
                         self.report.skip(where, skipped)
@@ -285,7 +297,15 @@ class Extraction:
             self.report.skip(clip.name, Skipped("damaged", str(error)))
 
     def _make(
-        self, job: Job, start: int, transform: str | None, key: str, pixels: Tensor, fit: Fit, models: Models
+        self,
+        job: Job,
+        start: int,
+        transform: str | None,
+        key: str,
+        pixels: Tensor,
+        subject: Tensor | None,
+        fit: Fit,
+        models: Models,
     ) -> None:
         clip = job.clip
         about = {"video": clip.name, "start": start, "caption": clip.caption, "source_size": fit.source}
@@ -296,9 +316,7 @@ class Extraction:
             about["transform"] = transform
             video = TRANSFORMS[transform](video, torch.Generator().manual_seed(mix(key)))
         tensors = models.encoders(video, clip.caption, seed=key)
-        subject = None
-        if self._needs_subject:
-            subject = subject_of(clip, start, pixels[0], fit, models.detector)
+        if subject is not None:
             about["box"] = subject.tolist() if subject.shape == (4,) else None
         student = self._student._replace(source=Source(clip, start, fit))
         for teacher in models.teachers:

@@ -50,6 +50,16 @@ def test_other_settings_are_refused_by_name(tmp_path):
         WindowCache(tmp_path, {"frames": 49})
 
 
+def test_the_way_out_of_other_settings(tmp_path):
+    """What a run without a single window left behind is to be removed, and no other cache."""
+    cache = WindowCache(tmp_path, {"frames": 49})
+    with pytest.raises(TrainerError, match=r"has no windows: remove .*, unless another run is about to fill it"):
+        WindowCache(tmp_path, {"frames": 9})
+    cache.write("k", {"a": torch.zeros(1)}, {})
+    with pytest.raises(TrainerError, match="Use another folder, or the settings it was made with"):
+        WindowCache(tmp_path, {"frames": 9})
+
+
 def test_the_order_of_keys_is_no_setting(tmp_path):
     WindowCache(tmp_path, {"teachers": {"raft": {"size": [128, 192], "files": ""}}, "fps": 8})
     WindowCache(tmp_path, {"fps": 8.0, "teachers": {"raft": {"files": "", "size": (128, 192)}}})

@@ -522,8 +522,12 @@ def test_windows_with_several_subjects_are_left_out(run, tmp_path, models, monke
     ((what, reason, detail),) = report(found)["skipped"]
     assert (reason, detail) == ("several subjects", '2 places in the first frame fit "a person . an animal"')
     assert what.endswith("frame 0")
+    with pytest.raises(TrainerError, match="single_subject = True, and this run has nothing"):
+        run(source, *detect[:-1], out="single")
     with pytest.raises(TrainerError, match="Give --detect TEXT"):
         run(source, "--single-subject", out="without")
+    with pytest.raises(TrainerError, match=r"--single-subject .* none of the teachers \(dino\) needs one"):
+        run(source, *detect, "--teachers", "dino", out="unneeded")
 
 
 def test_a_box_beside_what_the_model_sees(run, tmp_path):
@@ -935,6 +939,18 @@ def test_windows_of_changed_videos_stand_beside_those_of_the_video(run, clip, tm
     assert len(report(cache)["written"]) == len(alone) and len(
         WindowCache(cache.folder, transforms=("speed",)).keys()
     ) == 2 * len(alone)
+
+
+def test_the_subject_is_looked_for_once_for_a_window_and_its_changes(run, tmp_path, models, monkeypatch):
+    source = manifest(tmp_path, {"video": "dog.mp4", "caption": "a dog"})
+    write_clip(tmp_path / "dog.mp4", frames=24)
+    found = iter([torch.tensor([[0.0, 0, 9, 9]]), torch.zeros(0, 4)])
+    monkeypatch.setattr(Detector, "__call__", lambda self, frame: next(found))
+    cache = run(
+        source, "--max-frames", 14, "--detect", "a dog", "--detector", models / "detector", "--transforms", "speed"
+    )
+    assert len(report(cache)["written"]) == 2
+    assert [what.rpartition(", ")[2] for what, _, _ in report(cache)["skipped"]] == ["frame 5"]
 
 
 def test_transforms_do_not_go_with_files_made_of_the_video(clip, models, tmp_path):

@@ -55,7 +55,8 @@ REPA = {
 SHIPPED = {
     "sam2videox": {},
     "sam2videox-literal": {
-        "projector.interpolation": "factor", "projector.last": "normalised", "projector.stem": "none"
+        "projector.interpolation": "factor", "projector.last": "normalised", "projector.stem": "none",
+        "alignment.lgf.similarity": "dot", "alignment.lgf.boundary": "zero",
     },
     "lora-only": {"alignment.loss": "none"},
     "l2-features": {"alignment.loss": "features"},

@@ -43,6 +43,10 @@ def trained(tiny_place, tmp_path_factory):
     return output
 
 
+#: Local Gram Flow of the tiny cache.
+MADE_WITH = {"alignment__lgf__similarity": "cosine", "alignment__lgf__boundary": "exclude"}
+
+
 def in_latent_time(number, frames):
     """As `lgf extract --time latent` would write a window with features of two teachers."""
     window = random_window(number, frames)
@@ -57,6 +61,8 @@ def test_every_recipe_trains(tiny_place, tmp_path, recipe):
         own["model__targets"] = "to_q to_k"  # its own: test_generators.py
     if recipe in ("repa", "align4gen"):
         own["data__cache"] = make_cache(tmp_path / "cache", windows=2, window=in_latent_time).folder
+    if recipe == "sam2videox-literal":
+        own |= MADE_WITH
     assert lgf(command(tiny_place, tmp_path, recipe, training__steps=2, **own)) == 0
     rows, stage1 = metrics(tmp_path), recipe == "moalign-stage1"
     assert len(rows) == 2 and all(row["l1" if stage1 else "diffusion"] > 0 for row in rows)
@@ -67,7 +73,7 @@ def test_every_recipe_trains(tiny_place, tmp_path, recipe):
 
 def test_a_projector_to_the_letter_fits_what_it_is_compared_with(tiny_place, tmp_path):
     """Four times three latents without the first three frames are the teacher's nine; of eight no factor makes as many."""
-    assert lgf(command(tiny_place, tmp_path / "whole", "sam2videox-literal", training__steps=1)) == 0
+    assert lgf(command(tiny_place, tmp_path / "whole", "sam2videox-literal", training__steps=1, **MADE_WITH)) == 0
 
     def shorter(number, frames):
         window = random_window(number, frames)
@@ -75,7 +81,18 @@ def test_a_projector_to_the_letter_fits_what_it_is_compared_with(tiny_place, tmp
 
     cache = make_cache(tmp_path / "cache", window=shorter).folder
     with pytest.raises(SystemExit, match=r"factor makes 9 frames of 3, and teacher_forward of .* has 8: extract"):
-        lgf(command(tiny_place, tmp_path / "other", "sam2videox-literal", data__cache=cache))
+        lgf(command(tiny_place, tmp_path / "other", "sam2videox-literal", data__cache=cache, **MADE_WITH))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "lgf.similarity is dot, and the cache was made with cosine.*--similarity dot"),
+        ({"alignment__lgf__similarity": "cosine"}, "lgf.boundary is zero, and the cache was made with exclude"),
+    ],
+)
+def test_the_letter_takes_no_other_local_gram_flow(tiny_place, tmp_path, changes, message):
+    refused(command(tiny_place, tmp_path / "run", "sam2videox-literal", **changes), message)
 
 
 def test_losses_go_down(tiny_place, tmp_path):

@@ -25,6 +25,13 @@ class LocalGramFlow(Objective):
             shared = {name: settings[name] for name in ("window", "similarity", "boundary")}
         except KeyError as error:
             raise ValueError(f"the cache's settings.json does not say its {error}. Make it with lgf extract") from error
+        for name in ("similarity", "boundary"):
+            wanted = getattr(options, name)
+            if wanted not in (None, shared[name]):
+                raise ValueError(
+                    f"lgf.{name} is {wanted}, and the cache was made with {shared[name]}. Make one with lgf extract "
+                    f"--{name} {wanted}"
+                )
         self.lgf = shared | {
             "temperature": options.temperature, "divergence": options.divergence, "backend": alignment.backend
         }  # fmt: skip

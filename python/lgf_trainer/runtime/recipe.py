@@ -109,7 +109,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Lgf:
-    """Local Gram Flow. Window, similarity and boundary are those that the cache was made with."""
+    """Local Gram Flow. Window, similarity and boundary are those that the cache was made with.
+
+    The last two may be asked for; a cache that was made with others is refused.
+    """
 
     fusion: Literal["logits", "separate", "features"] = "logits"
     """How the forward and the backward teacher meet: as a weighted sum of their logits (the paper); each with a
@@ -120,6 +123,10 @@ class Lgf:
     """l2 is the paper's ablation "w/o KL"."""
     temperature: float = 0.1
     """Of the softmax over the window."""
+    similarity: Literal["cosine", "dot"] | None = None
+    """That the cache must have been made with; None: whatever it was."""
+    boundary: Literal["exclude", "zero"] | None = None
+    """That the cache must have been made with; None: whatever it was."""
 
 
 @dataclass(frozen=True)

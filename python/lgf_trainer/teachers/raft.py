@@ -72,7 +72,11 @@ class Raft:
         """Return flow (N, 2, H, W) from frames (N, 3, H, W) in [-1, 1] to others, one pair at a time."""
         height, width = first.shape[-2:]
         if min(height, width) < 128 or height % 8 or width % 8:
-            raise TrainerError(f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}")
+            raise TrainerError(
+                f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}. Give another size "
+                "(--height and --width for tracks, raft.size for raft), or flow of your own: --teacher-options "
+                "NAME.files=.flow.npy"
+            )
         flows = []
         for pair in zip(first, second, strict=True):
             one, other = (frame[None].to(self._device, torch.float32) for frame in pair)
