@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from statistics import mean
 
 import torch
 from lgf_bench import results
@@ -142,11 +143,11 @@ class World:
 
     def scores(self, student: AlignedTransformer) -> dict:
         """Return end-point errors over the moving tokens of held-out clips, and the error of the prediction."""
-        raw = read_at(student, self.held_out, SHOWN_STEP).raw
-        errors = [read_at(student, self.held_out, step).error for step in NOISE_STEPS]
+        readings = {step: read_at(student, self.held_out, step) for step in NOISE_STEPS}
+        raw = readings[SHOWN_STEP].raw
         read = {"epe": motion_of(raw), "probe_epe": self._probed(read_at(student, self.train, SHOWN_STEP).raw, raw)}
         measured = {name: end_point_error(motion, self.motion, self.moving) for name, motion in read.items()}
-        return measured | {"diffusion": sum(errors) / len(errors)}
+        return measured | {"diffusion": mean(reading.error for reading in readings.values())}
 
     def first_gradient(self, name: str) -> float:
         """Return the mean length of a loss's gradient at the untrained student's aligned block."""

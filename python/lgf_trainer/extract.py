@@ -244,7 +244,7 @@ class Extraction:
             except Skipped as skipped:
                 self.report.skip(f"{clip.name}, frame {start}", skipped)
                 continue
-            for transform in (None, *self.options.transforms):
+            for transform in (None, *dict.fromkeys(self.options.transforms)):
                 own = key if transform is None else changed_by(key, transform)
                 if self._is_there(own, video.reread(start, length)):
                     self.report.present.append(own)

@@ -225,5 +225,6 @@ def test_the_picture_shows_every_encoder():
 
 
 def test_an_infinite_ratio_is_explained():
+    assert Measures({2: [math.inf], 3: [1.5]}, [0.0]).row()["iicr"] == {"2": None, "3": 1.5}
     assert "no spread to divide by" in table({"a": Measures({2: [math.inf]}, [0.0], (1, 2, 2, 3))})
     assert "no spread" not in table({"a": Measures({2: [1.0]}, [0.0], (1, 2, 2, 3))})

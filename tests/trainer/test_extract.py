@@ -935,7 +935,8 @@ def test_windows_of_changed_videos_stand_beside_those_of_the_video(run, clip, tm
         torch.testing.assert_close(window.tensors["latents"][None], torch.cat([posterior.mean, posterior.logvar], 1))
         assert not torch.equal(window.tensors["latents"], cache.read(own).tensors["latents"])
 
-    run(clip, *BARE, "--transforms", "speed")  # later, into the same cache
+    run(clip, *BARE, "--transforms", "speed", "shuffle", "shuffle")  # later, into the same cache
+    assert len(report(cache)["present"]) == 2 * len(alone)
     assert len(report(cache)["written"]) == len(alone) and len(
         WindowCache(cache.folder, transforms=("speed",)).keys()
     ) == 2 * len(alone)

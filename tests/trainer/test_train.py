@@ -581,6 +581,12 @@ def test_windows_of_changed_videos_are_trained_on_where_the_recipe_says_so(tiny_
     assert lgf(wish) == 0
 
 
+def test_options_of_another_loss_are_named_when_the_run_begins(tiny_place, tmp_path, capsys):
+    changes = {"alignment__relation__form": "moalign", "training__steps": 1}
+    assert lgf(command(tiny_place, tmp_path, **changes)) == 0
+    assert "alignment.relation.form: not read, as alignment.loss is lgf\n" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_there(tiny_place, tmp_path):
     refused(
         command(tiny_place, tmp_path, alignment__loss="lfg"),

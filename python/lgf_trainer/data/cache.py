@@ -80,10 +80,12 @@ class WindowCache:
         ):
             self.settings = dict(json.loads(path.read_text()))
         if settings is not None:
-            way_out = "Use another folder, or the settings it was made with"
-            if not listed(self.folder / "windows"):
-                way_out = f"It has no windows: remove {self.folder}, unless another run is about to fill it"
-            must_be_made_with(json.loads(json.dumps(settings)), self.folder, self.settings, way_out)
+            wanted = json.loads(json.dumps(settings))
+            if wanted != self.settings:  # a folder of thousands is not listed otherwise
+                way_out = "Use another folder, or the settings it was made with"
+                if not listed(self.folder / "windows"):
+                    way_out = f"It has no windows: remove {self.folder}, unless another run is about to fill it"
+                must_be_made_with(wanted, self.folder, self.settings, way_out)
             remove_leftovers(self.folder)
             remove_leftovers(self.folder / "windows")
 

@@ -1,5 +1,6 @@
 """Features that encoders are measured by, of caches or of videos, and their table and picture."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,9 @@ class Measures:
     shape: tuple[int, ...] = ()
 
     def row(self) -> dict[str, Any]:
-        """Return means over the videos, as they are written to a file."""
-        ratios = {str(clusters): mean(values) for clusters, values in self.ratios.items()}
+        """Return means over the videos, as they are written to a file: None for inf, which JSON does not have."""
+        means = {str(clusters): mean(values) for clusters, values in self.ratios.items()}
+        ratios = {clusters: value if math.isfinite(value) else None for clusters, value in means.items()}
         return {"videos": len(self.gaps), "shape": self.shape, "iicr": ratios, "frequency_gap": mean(self.gaps)}
 
 
