@@ -19,6 +19,7 @@ study = pytest.importorskip("lgf_demo.study")
 
 from lgf_demo import study_report  # noqa: E402
 from lgf_demo.losses import LOSSES, REDUCTION, reduced  # noqa: E402
+from lgf_demo.training import Reading  # noqa: E402
 from lgf_demo.which_loss import chosen  # noqa: E402
 
 from lgf_kernels import lgf_kl_loss, point_correspondence_loss  # noqa: E402
@@ -90,6 +91,28 @@ def test_losses_are_the_librarys(world):
     torch.testing.assert_close(found["points"](projected, one.targets), point_correspondence_loss(projected, *values))
     distinct = {name: found[name](projected, one.targets).item() for name in found if not LOSSES[name].joined}
     assert len({round(value, 6) for value in distinct.values()}) == len(distinct)
+
+
+def test_relations_to_several_teachers_are_their_mean(world):
+    targets = batch(world).targets
+    student, objective = torch.randn_like(targets["teacher 0"]), LOSSES["videorepa"].objective(None)
+    one, other = (objective(student, {"teacher": targets[f"teacher {i}"]}) for i in range(2))
+    torch.testing.assert_close(objective(student, targets), (one + other) / 2)
+
+
+def test_motion_is_read_at_the_noise_step_that_is_shown(world, monkeypatch):
+    seen = []
+
+    def reading(_, split, step):
+        return Reading(torch.full((len(split), 1), float(step)), None, 0.01 * step)
+
+    monkeypatch.setattr(study, "read_at", reading)
+    monkeypatch.setattr(study, "motion_of", lambda raw: seen.append(raw[0].item()))
+    monkeypatch.setattr(study.World, "_probed", lambda self, *of: seen.extend(raw[0].item() for raw in of))
+    monkeypatch.setattr(study, "end_point_error", lambda *_: 0.0)
+    found = world.scores(None)
+    assert seen == [study.SHOWN_STEP] * 3
+    assert found["diffusion"] == pytest.approx(0.01 * sum(study.NOISE_STEPS) / len(study.NOISE_STEPS))
 
 
 def study_teachers(targets):
