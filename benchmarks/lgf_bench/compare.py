@@ -28,9 +28,12 @@ def compare(a: str, b: str) -> None:
 
 
 def load(place: Path) -> dict[tuple, dict]:
-    """Return the latest row of each case, type and provider, of a file or of all in a folder."""
+    """Return the latest row of each case, type and provider, of a file or of all in a folder.
+
+    A folder of results may hold other rows too, for example those of `lgf demo --losses`, which have no case.
+    """
     files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
-    rows = [row for file in files for row in results.read(file) if "provider" in row]
+    rows = [row for file in files for row in results.read(file) if {"case", "provider"} <= row.keys()]
     if not rows:
         raise UserError(f"there are no results in {place}.")
     return {key_of(row): row for row in results.latest(rows) if row["status"] != "absent"}
