@@ -33,8 +33,8 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csr
 demo: $(READY)  ## the main job in miniature, two to four minutes; writes demo-report/report.html
 	$(BIN)/lgf demo $(ARGS)
 
-# Several processes, each with whole files: what a file builds for its tests is built once.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Several processes, each with whole files: what a file builds for its tests is built once. Their order is that of tests/conftest.py.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## the tests; ARGS="-k name" picks some
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)

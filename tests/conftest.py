@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections import Counter
 
 # Tests run side by side, each with one thread, because more would compete for the processors. Tests of threads set more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,14 @@ if INTERPRETED:
 from models.cuda.fixtures import built, model, objects, tensor_cores, way  # noqa: E402, F401
 from models.ptx.fixtures import nvcc_model  # noqa: E402, F401
 from support.families import of_every_family  # noqa: E402
+
+
+@pytest.hookimpl(trylast=True)  # after those that are left out have gone
+def pytest_collection_modifyitems(items):
+    """Put files of few tests first. They are the long ones (compilers, models of a GPU), and a process that began one of them last
+    would be left alone with it at the end."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: tests[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")
