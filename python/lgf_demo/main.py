@@ -6,13 +6,12 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
-from itertools import chain, repeat
 from pathlib import Path
-from typing import TextIO
 
 import torch
+from lgf_trainer.runtime.progress import progress
 from lgf_trainer.runtime.text import format_table
 from tqdm import tqdm
 
@@ -29,7 +28,6 @@ TRAIN_CLIPS, HELD_OUT_CLIPS = 96, 12
 THREADS = 1  # a model this small gains little from more, and loses much where cores are shared
 GRID = (5, 10, 14)  # frames, rows, columns of tokens
 VIDEO_GRID = (5, 9, 16)
-LOG_SECONDS = 20.0  # between two lines of progress in a log file
 
 
 def demonstrate(options: argparse.Namespace) -> Path:
@@ -85,26 +83,8 @@ def _task(options: argparse.Namespace) -> Task:
     return task
 
 
-class _LogLines(tqdm):
-    """Progress where there is no terminal: now and then a line of its own, instead of a bar that is drawn again."""
-
-    @staticmethod
-    def status_printer(file: TextIO) -> Callable[[str], None]:
-        begin = chain([""], repeat("\n"))  # `close` ends the last line
-
-        def show(text: str) -> None:
-            file.write(next(begin) + text)
-            file.flush()
-
-        return show
-
-
 def _progress(total: int, name: str, items: Iterable | None = None) -> tqdm:
-    counted = "{n_fmt}/{total_fmt} {elapsed}"
-    options = {"iterable": items, "total": total, "desc": f"{name:<18}"}
-    if sys.stderr.isatty():
-        return tqdm(**options, bar_format="{desc} {bar:30} " + counted)
-    return _LogLines(**options, bar_format="{desc} " + counted, mininterval=LOG_SECONDS, maxinterval=LOG_SECONDS)
+    return progress(items, total=total, desc=f"{name:<18}", bar_format="{desc} {bar:30} {n_fmt}/{total_fmt} {elapsed}")
 
 
 def _verdict(outcome: Outcome, task: Task) -> str:

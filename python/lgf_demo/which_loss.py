@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from lgf_cli.errors import UserError
+from lgf_trainer.runtime.progress import progress
 from lgf_trainer.runtime.text import format_table
-from tqdm import tqdm
 
 from lgf_kernels.core.files import write_whole
 
@@ -48,9 +48,9 @@ def compare_losses(options: argparse.Namespace) -> Path:
     print(f"lgf demo: {len(names)} losses, seeds {', '.join(map(str, settings.seeds))}, {settings.steps} steps each")
     if len(runs) < total:
         print(f"{total - len(runs)} of {total} runs are in {folder} already, and are not made again")
-    with tqdm(total=len(runs) + len(costs), bar_format="{desc:<30} {bar:30} {n_fmt}/{total_fmt} {elapsed}") as bar:
+    with progress(total=len(runs) + len(costs), bar_format="{desc:<30} {bar:30} {n_fmt}/{total_fmt} {elapsed}") as bar:
         for done in run(folder, settings, names, options.backend):
-            bar.set_description_str(done)
+            bar.set_description_str(done, refresh=False)
             bar.update()
     rows, costs = ({n: v for n, v in found(folder, settings).items() if n in (*names, BEFORE)}
                    for found in (runs_by_loss, costs_by_loss))  # fmt: skip

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from .data.cache import WindowCache
 from .data.transforms import TRANSFORMS
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash
+from .runtime.progress import progress
 from .runtime.recipe import read_recipe
 from .runtime.settings import from_settings
 from .tasks.base import WEIGHTS, Task
@@ -37,7 +36,7 @@ def run(trained: Path, folder: Path) -> int:
     cache = WindowCache(folder, transforms=TRANSFORMS)
     weights, written = content_hash(trained / WEIGHTS), 0
     keys = cache.filled()[state.process_index :: state.num_processes]
-    for key in tqdm(keys, f"{recipe.task} of windows", unit="window", disable=not state.is_main_process):
+    for key in progress(keys, f"{recipe.task} of windows", unit="window", disable=not state.is_main_process):
         tensors, about = cache.read(key)
         if about.get(recipe.task) == weights:
             continue

@@ -275,12 +275,11 @@ def encoder(
         frames: Frames of a video to look at, at 8 per second.
         device: Of the teachers, such as cuda or cpu. auto: the first GPU, or the CPU.
     """
-    from tqdm import tqdm
-
     from .data.sources import find_videos
     from .evaluation import encoder_report as report
     from .runtime.distributed import choose_device
     from .runtime.files import write_atomically
+    from .runtime.progress import progress
 
     if not inputs:
         raise TrainerError("eval encoder: name caches that lgf extract made, or videos and --teachers")
@@ -294,7 +293,7 @@ def encoder(
         found = report.of_videos(videos, loaded, grid, frames)
     else:
         found = (window for folder in inputs for window in report.of_cache(folder, features, windows))
-    found = tqdm(found, "measuring", unit="video")
+    found = progress(found, "measuring", unit="video")
     measures = report.measured(found, clusters, unit=unit, patches=patches, seed=seed)
     numbers = {name: own.row() for name, own in measures.items()} | {"unit": unit, "patches": patches, "seed": seed}
     write_atomically(output / "encoder.png", report.draw(measures))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from .commands import ExtractOptions as Options
 from .data.cache import WindowCache, changed_by
@@ -25,6 +24,7 @@ from .data.video import Fit, Video, VideoError, to_signed
 from .generators.base import Encoders, Generator
 from .runtime.distributed import this_process
 from .runtime.errors import TrainerError
+from .runtime.progress import progress
 from .runtime.settings import to_settings
 from .teachers.base import LostSubject, Student, Teacher, options_of
 
@@ -192,8 +192,8 @@ class Extraction:
 
     def run(self, clips: Sequence[Clip]) -> Report:
         """Make what is missing, a video at a time; nothing that a video does ends it."""
-        with tqdm(clips, "extracting", unit="video", disable=self._quiet) as progress:
-            for clip in progress:
+        with progress(clips, "extracting", unit="video", disable=self._quiet) as bar:
+            for clip in bar:
                 self.report.videos += 1
                 try:
                     job = self._plan(clip)
@@ -204,7 +204,7 @@ class Extraction:
                     self._extract(job)
                 if job.video.cut_off:
                     self.report.skip(clip.name, Skipped("cut off", "its end is missing; the windows before are kept"))
-                progress.set_postfix({"windows written": len(self.report.written)}, refresh=False)
+                bar.set_postfix({"windows written": len(self.report.written)}, refresh=False)
         return self.report
 
     @cached_property

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import gather_object
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from .commands import SampleOptions as Options
 from .data.export import Frames, decode_video, encode_video, frame_grid, made_with, side_by_side
@@ -18,6 +17,7 @@ from .generators.lora import find_lora, load_lora
 from .runtime.distributed import choose_device, this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash, must_be_writable, write_atomically
+from .runtime.progress import progress
 from .runtime.settings import must_be_made_with
 
 
@@ -45,13 +45,13 @@ def run(options: Options) -> None:
     if missing:
         must_be_writable(options.output)
         sampler.load()
-    with tqdm(
+    with progress(
         total=len(missing) * options.steps, unit="step", disable=not (missing and process.is_local_main_process)
     ) as bar:
         for request, videos in plan.items():
             for video in videos:
                 if video.path in missing:
-                    bar.set_description(f"{request.name} {video.arm}")
+                    bar.set_description(f"{request.name} {video.arm}", refresh=False)
                     frames = sampler.generate(request, video.arm == "with", on_step=bar.update)
                     write_atomically(video.path, encode_video(frames, sampler.fps, video.settings))
             _write_pictures(options, sampler.fps, request.name, {video.arm: video.path for video in videos})
@@ -149,7 +149,7 @@ class Sampler:
         self.generator.fps = self.fps  # some models are told it
         self.guidance = self.generator.guidance if options.guidance is None else options.guidance
         self.lora = find_lora(options.lora) if options.lora else None
-        for request in tqdm(requests, desc="checking images", disable=len(requests) < 20):
+        for request in progress(requests, desc="checking images", disable=len(requests) < 20):
             self._check(request)
 
     def load(self) -> None:

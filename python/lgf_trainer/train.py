@@ -12,7 +12,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
 from lgf_kernels import BackendUnavailableError
 
@@ -24,6 +23,7 @@ from .runtime.distributed import parallelise
 from .runtime.errors import TrainerError, is_disk_full
 from .runtime.files import claim, remove_leftovers, write_atomically
 from .runtime.metrics import Metrics
+from .runtime.progress import progress
 from .runtime.recipe import Optimiser, Recipe, build, check, differences
 from .runtime.settings import flatten, to_settings
 from .step import training_steps
@@ -180,7 +180,7 @@ class TrainingRun:
         steps = training_steps(task, self._batches(), optimiser, self.numbers.steps, weight=task.weight)
         with (
             StopRequest() as stop,
-            tqdm(total=total, initial=self.done, desc="training", unit="step", disable=not self.is_main) as bar,
+            progress(total=total, initial=self.done, desc="training", unit="step", disable=not self.is_main) as bar,
         ):
             for losses in steps:
                 facts = {f"rate/{name}": rate for name, rate in optimiser.rates(self.done).items()}
@@ -197,7 +197,9 @@ class TrainingRun:
                 alone = self.accelerator.num_processes == 1
                 if saving or self.done % run.log_every == 0 or (alone and stop.requested):
                     last = self.metrics.flush()
-                    bar.set_postfix({name: f"{last[name]:.3g}" for name in (*task.losses_named, "share")})
+                    bar.set_postfix(
+                        {name: f"{last[name]:.3g}" for name in (*task.losses_named, "share")}, refresh=False
+                    )
                     stopping = self._any(stop.requested)
                     if saving or stopping:
                         self._save()

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.cache import WindowCache
 from ..data.video import Fit, Video, VideoError, to_signed
 from ..runtime.errors import TrainerError, explained
 from ..runtime.files import content_hash
+from ..runtime.progress import progress
 
 #: Arguments that the usual TorchScript I3D takes besides the video; given where a network has them.
 ARGUMENTS = {"rescale": False, "resize": False, "return_features": True}
@@ -184,7 +184,7 @@ def features_of(
         TrainerError: features are NaN, or less than two videos are left.
     """
     gaussian, taken, skipped, files, waiting = Gaussian(), [], [], [], []
-    for path in tqdm(videos, unit="video", desc=videos[0].parent.name):
+    for path in progress(videos, unit="video", desc=videos[0].parent.name):
         key = content_hash(path) if cache is not None else ""
         if cache is not None and key in cache:
             window = cache.read(key)
