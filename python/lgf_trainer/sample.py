@@ -46,12 +46,15 @@ def run(options: Options) -> None:
         must_be_writable(options.output)
         sampler.load()
     with progress(
-        total=len(missing) * options.steps, unit="step", disable=not (missing and process.is_local_main_process)
+        desc="sampling",
+        total=len(missing) * options.steps,
+        unit="step",
+        disable=not (missing and process.is_local_main_process),
     ) as bar:
         for request, videos in plan.items():
             for video in videos:
                 if video.path in missing:
-                    bar.set_description(f"{request.name} {video.arm}", refresh=False)
+                    bar.set_description_str(f"{request.name} {video.arm}", refresh=False)
                     frames = sampler.generate(request, video.arm == "with", on_step=bar.update)
                     write_atomically(video.path, encode_video(frames, sampler.fps, video.settings))
             _write_pictures(options, sampler.fps, request.name, {video.arm: video.path for video in videos})

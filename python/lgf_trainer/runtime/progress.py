@@ -30,7 +30,7 @@ def progress(*arguments, **options) -> tqdm:
     """Return `tqdm(*arguments, **options)` where standard error is a terminal. Elsewhere, its lines: the first, the last, and one
     every LOG_SECONDS.
 
-    Give `refresh=False` to `set_description` and `set_postfix`, each of which would be a line otherwise.
+    Give `refresh=False` to `set_description_str` and `set_postfix`, each of which would be a line otherwise.
     """
     if sys.stderr.isatty():
         return tqdm(*arguments, **options)
