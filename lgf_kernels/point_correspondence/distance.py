@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.numerics import accumulate_dtype, non_finite_to_nan
+from ..core.numerics import EPS, accumulate_dtype, divided_by_norm, non_finite_to_nan
 from .options import PointOptions
 
 
@@ -38,6 +38,18 @@ def token_places(features: Tensor) -> Tensor:
 def window_mask(peak: Tensor, places: Tensor, window: int) -> Tensor:
     """bool (..., H*W): the tokens at most `window` rows and columns from the one numbered `peak` (...)."""
     return ((places - places[peak][..., None, :]).abs() <= window).all(-1)
+
+
+def with_exact_ties(features: Tensor, window: int | None) -> Tensor:
+    """Return features to search by kernels that multiply products by reciprocal norms.
+
+    Tokens of one channel are all alike but for their sign, so that the best match is the first of its sign. But x times
+    1 / |x|, rounded, is not always 1, where x / |x| is: with one channel and a window the features are divided here.
+    """
+    if window is None or features.shape[-1] > 1:
+        return features
+    unit, norm = divided_by_norm(features.to(accumulate_dtype(features)))
+    return torch.where(norm < EPS, features, unit.to(features.dtype))
 
 
 def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype) -> Tensor:

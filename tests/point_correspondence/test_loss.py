@@ -310,3 +310,21 @@ def test_a_delta_beyond_float32_leaves_the_parabola(backend, delta):
     f, rest = features(1, 3, 5, 6, 8), points(1, 9, 3, 5, 6)
     for one in (backend, "reference"):
         against_reference(one, f, *rest, delta=delta, temperature=0.3)
+
+
+@every_pair(dtype=(torch.float32, torch.bfloat16, torch.float64), window=(1, 2), on_tokens=(True, False))
+def test_of_one_channel_the_first_token_of_a_sign_is_found(backend, on_tokens, window, dtype):
+    """All cosines are 1 or -1, and a window is around the first of equal ones; each backend must see that they are equal."""
+    f, (queries, *rest) = features(1, 4, 17, 23, 1, dtype=dtype), points(1, 40, 4, 17, 23, on_tokens)
+    f[0, :, 2, 3] = 1e-8  # no longer than eps: neither 1 nor -1
+    f[0, 1, :4] = -f[0, 1, :4].abs()  # the first of a frame is not the first of a sign
+    tolerance = rounding(dtype, backend) if dtype == torch.bfloat16 else 1e-5
+    against_reference(backend, f, queries, loss=lgf.point_correspondence, window=window, tolerance=tolerance)
+    against_reference(backend, f, queries, *rest, window=window, tolerance=tolerance)
+    found = lgf.point_correspondence(f, queries, window=window, backend=backend)
+    if on_tokens:
+        t, y, x = queries[0].long().unbind(-1)
+        signs = f[0, ..., 0].flatten(1).sign()[None]
+        first = (signs == f[0, t, y, x].sign()[:, :, None]).int().argmax(-1)
+        away = (found[0] - torch.stack([first // 23, first % 23], -1)).abs()
+        assert away.max() <= window
