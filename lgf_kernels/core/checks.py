@@ -16,6 +16,8 @@ from torch import Tensor
 REDUCTIONS = ("mean", "sum", "none")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
+#: Smallest normal number of float32, of which the reciprocal is finite, and which no device takes for 0.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 def _shape(tensor: Tensor) -> str:
@@ -172,6 +174,18 @@ def number(
     finite = -math.inf < value < math.inf or (infinite and value == math.inf)
     if not finite or (minimum is not None and value < minimum) or (above is not None and value <= above):
         raise ValueError(f"{function}: `{name}` must be {wanted}, got {value!r}.")
+    return value
+
+
+def scale(function: str, name: str, value, infinite: bool = False) -> float:
+    """Check a positive number that others are measured by, such as a temperature: at least `SMALLEST_SCALE`."""
+    value = number(function, name, value, above=0.0, infinite=infinite)
+    if value < SMALLEST_SCALE:
+        raise ValueError(
+            f"{function}: `{name}` must be at least {SMALLEST_SCALE!r}, the smallest normal number of float32, in which losses "
+            f"are computed: there a smaller one may count as 0, and its reciprocal overflows; got {value!r}. Nothing changes "
+            "any more with numbers so small: give 1e-30."
+        )
     return value
 
 

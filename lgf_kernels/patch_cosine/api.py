@@ -175,7 +175,7 @@ def crepa_frame_weight(
 
 
 def _checked_crepa(function: str, tau, neighbours) -> tuple[float, int]:
-    tau = checks.number(function, "tau", tau, above=0.0, infinite=True)
+    tau = checks.scale(function, "tau", tau, infinite=True)
     if checks.integer(function, "neighbours", neighbours) < 0:
         raise ValueError(f"{function}: `neighbours` must be at least 0, the frame alone; got {neighbours!r}.")
     return tau, checks.integer(function, "neighbours", neighbours)

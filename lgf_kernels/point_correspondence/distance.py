@@ -84,7 +84,8 @@ def point_losses(places: Tensor, targets: Tensor, w: Tensor, options: PointOptio
     used = w != 0
     difference = torch.where(used[..., None], places - targets.to(places.dtype), 0)
     e = distances(difference, directions(difference.detach()))
-    if options.distance == "huber":  # e^2 / 2 up to delta, delta (e - delta / 2) beyond, without the square of a large e
+    if options.distance == "huber":
+        # e^2 / 2 up to delta, delta (e - delta / 2) beyond, without the square of a large e.
         e = near(e, options) * (e - near(e, options) / 2)
     return non_finite_to_nan(torch.where(used, w * e, 0))
 

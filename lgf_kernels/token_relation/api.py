@@ -137,7 +137,7 @@ def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.dev
     """
     here = "moalign_pair_weight"
     F = checks.size(here, "num_frames", num_frames)
-    tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
+    tau = checks.scale(here, "tau", tau, infinite=True)
     frame = torch.arange(F, device=device, dtype=torch.float32)
     weight = torch.exp(-(frame[:, None] - frame).abs() / tau) / F**2
     return weight.fill_diagonal_(1 / F)
@@ -259,7 +259,7 @@ class TokenRelationLoss(nn.Module):
         super().__init__()
         here = "TokenRelationLoss"
         self.form = checks.choice(here, "form", form, tuple(FORMS))
-        self.tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
+        self.tau = checks.scale(here, "tau", tau, infinite=True)
         self.relations, of_form, self.distance, self.negatives = FORMS[form]
         options = checked_options(
             here, margin=of_form if margin is None else margin, distance=self.distance, reduction=reduction
