@@ -213,6 +213,16 @@ def choice(function: str, name: str, value, choices: Sequence[str], way_out: str
     return value
 
 
+def weight_dtype(function: str, value) -> torch.dtype:
+    """Check the type of weights that a function makes."""
+    if value not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{function}: `dtype` must be torch.float32, or torch.float64 for the weights of a float64 student, in which types "
+            f"losses are computed; got {value!r}."
+        )
+    return value
+
+
 def weight_tensor(function: str, name: str, value, student: Tensor, shape: tuple, layout: str) -> Tensor:
     """Check a constant tensor of weights: any real type, the given shape, on the student's device."""
     tensor(function, name, value)
