@@ -79,8 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.backend not in (None, *BACKENDS):
         return _refuse(f"--backend must be one of {', '.join(BACKENDS)}; got {arguments.backend!r}")
-    if arguments.seed < 0:
-        return _refuse("--seed must not be negative")
+    if not 0 <= arguments.seed < 2**31:
+        return _refuse(f"--seed must be from 0 to 2^31 - 1, got {arguments.seed}")
     if arguments.output.exists() and not arguments.output.is_dir():
         return _refuse(f"--output {arguments.output} is a file. Name a directory")
 
