@@ -89,8 +89,8 @@ def read(file: Path) -> list[dict]:
 
 
 def _upgraded(row: dict) -> dict:
-    """Return a row with names of its tensors, if it is from before they had any."""
-    if "shape" not in row:
+    """Return a row with names of its tensors, if it is from before they had any; other rows as they are, whatever has a shape."""
+    if not {"case", "shape", "teacher_channels", "window"} <= row.keys():
         return row
     kept = {key: value for key, value in row.items() if key not in ("shape", "teacher_channels", "window")}
     student, window = row["shape"], row["window"]

@@ -16,6 +16,8 @@ from torch import Tensor
 REDUCTIONS = ("mean", "sum", "none")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
+#: Smallest normal number of float32, of which the reciprocal is finite, and which no device takes for 0.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 def _shape(tensor: Tensor) -> str:
@@ -175,6 +177,18 @@ def number(
     return value
 
 
+def scale(function: str, name: str, value, infinite: bool = False) -> float:
+    """Check a positive number that others are measured by, such as a temperature: at least `SMALLEST_SCALE`."""
+    value = number(function, name, value, above=0.0, infinite=infinite)
+    if value < SMALLEST_SCALE:
+        raise ValueError(
+            f"{function}: `{name}` must be at least {SMALLEST_SCALE!r}, the smallest normal number of float32, in which losses "
+            f"are computed: there a smaller one may count as 0, and its reciprocal overflows; got {value!r}. Nothing changes "
+            "any more with numbers so small: give 1e-30."
+        )
+    return value
+
+
 def integer(function: str, name: str, value) -> int:
     """Return an integer of any kind as an int; a bool, which Python counts among them, is no size."""
     try:
@@ -196,6 +210,16 @@ def choice(function: str, name: str, value, choices: Sequence[str], way_out: str
     if not isinstance(value, str) or value not in choices:
         expected = ", ".join(map(repr, choices))
         raise ValueError(f"{function}: `{name}` must be one of {expected}; got {value!r}.{way_out and ' ' + way_out}")
+    return value
+
+
+def weight_dtype(function: str, value) -> torch.dtype:
+    """Check the type of weights that a function makes."""
+    if value not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{function}: `dtype` must be torch.float32, or torch.float64 for the weights of a float64 student, in which types "
+            f"losses are computed; got {value!r}."
+        )
     return value
 
 

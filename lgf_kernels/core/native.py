@@ -23,6 +23,20 @@ MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
 #: without it.
 BUILD_NEEDS = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
+#: Functions that the operators call, by device type and operator: a module from before a family was added lacks them.
+NEEDS = {
+    "cpu": {
+        "local_gram_flow": ("local_gram_flow", "gram_backward"),
+        "lgf_kl": ("lgf_kl_forward", "gram_backward"),
+        "patch_cosine": ("patch_cosine", "patch_cosine_backward"),
+        "point_correspondence": ("point_correspondence", "point_correspondence_backward"),
+    },
+    "cuda": {
+        "local_gram_flow": ("local_gram_flow", "gram_backward", "reciprocal_norms"),
+        "lgf_kl": ("lgf_kl_forward", "gram_backward", "reciprocal_norms"),
+        "token_relation": ("relation_cut", "relation_distances", "relation_products", "relation_project"),
+    },
+}
 #: Of the CUDA module's kernels: float32 passes the general units, where Triton's kernels make three tf32 products.
 CUDA_LIMITS = "tensor cores for bfloat16 and float16 alone"
 
@@ -45,13 +59,26 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
         return None, f"{full_name} failed to load: {error}"
 
 
+def lacking(device_type: str, operator: str) -> str | None:
+    """Return why a module that is here cannot run an operator, or None."""
+    module, _ = load(device_type)
+    missing = [name for name in NEEDS[device_type].get(operator, ()) if not hasattr(module, name)]
+    if not missing:
+        return None
+    return (
+        f"{module.__name__} is older than this package and has no {missing[0]}; build it again: install the package anew "
+        f"(pip install --force-reinstall --no-deps, or pip install -e . in a checkout) with {BUILD_NEEDS[device_type][1]}=on"
+    )
+
+
 def unsupported_reason(call: Call) -> str | None:
-    """Return why the module of the call's device is missing or the device cannot run it, or None.
+    """Return why the module of the call's device is missing or old, or the device cannot run it, or None.
 
     Raises:
         BackendUnavailableError: LGF_CPU_ISA names kernels that are not here: others would run in silence.
     """
     _, reason = load(call.device_type)
+    reason = reason or lacking(call.device_type, call.operator)
     if reason and call.device_type == "cpu" and "LGF_CPU_ISA" in os.environ:
         raise BackendUnavailableError(
             f"the variable LGF_CPU_ISA asks for the {os.environ['LGF_CPU_ISA']!r} kernels of lgf_kernels._cpu, which cannot "

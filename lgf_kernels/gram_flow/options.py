@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..core.checks import REDUCTIONS, choice, integer, number
+from ..core.checks import REDUCTIONS, choice, integer, scale
 
 SIMILARITIES = ("cosine", "dot")
 BOUNDARIES = ("exclude", "zero")
@@ -55,7 +55,7 @@ def checked_options(
     """Check the options of a Local Gram Flow operator; those not given keep their defaults."""
     tests = {
         "window": lambda v: checked_window(function, v),
-        "temperature": lambda v: number(function, "temperature", v, above=0.0),
+        "temperature": lambda v: scale(function, "temperature", v),
         "similarity": lambda v: choice(function, "similarity", v, SIMILARITIES),
         "boundary": lambda v: choice(function, "boundary", v, BOUNDARIES),
         "divergence": lambda v: choice(function, "divergence", v, DIVERGENCES),

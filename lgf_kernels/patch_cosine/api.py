@@ -138,7 +138,12 @@ def _checked_weights(function: str, teacher_weights: Sequence[float] | None, cou
 
 
 def crepa_frame_weight(
-    num_frames: int, tau: float = 1.0, neighbours: int = 1, *, device: torch.device | str | None = None
+    num_frames: int,
+    tau: float = 1.0,
+    neighbours: int = 1,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     r"""Frame weights of CREPA: every frame is aligned with its own teacher, and less with those of the frames around it::
 
@@ -150,9 +155,11 @@ def crepa_frame_weight(
         neighbours: frames on either side that count, >= 0; 1 (default) as published: the one before and the one after. 0
             leaves each frame its own teacher.
         device: of the result; torch's default device if None.
+        dtype: of the result, float32 (default) or float64: of a float64 student, whose loss otherwise has weights that are
+            rounded to float32.
 
     Returns:
-        (F, F) float32, for `patch_cosine_loss(..., frame_weight=...)`. A frame's own weight is 1; rows are not normalised.
+        (F, F), for `patch_cosine_loss(..., frame_weight=...)`. A frame's own weight is 1; rows are not normalised.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -169,13 +176,13 @@ def crepa_frame_weight(
     here = "crepa_frame_weight"
     F = checks.size(here, "num_frames", num_frames)
     tau, neighbours = _checked_crepa(here, tau, neighbours)
-    frame = torch.arange(F, device=device, dtype=torch.float32)
+    frame = torch.arange(F, device=device, dtype=checks.weight_dtype(here, dtype))
     apart = (frame[:, None] - frame).abs()
     return torch.exp(-apart / tau).masked_fill_(apart > neighbours, 0)
 
 
 def _checked_crepa(function: str, tau, neighbours) -> tuple[float, int]:
-    tau = checks.number(function, "tau", tau, above=0.0, infinite=True)
+    tau = checks.scale(function, "tau", tau, infinite=True)
     if checks.integer(function, "neighbours", neighbours) < 0:
         raise ValueError(f"{function}: `neighbours` must be at least 0, the frame alone; got {neighbours!r}.")
     return tau, checks.integer(function, "neighbours", neighbours)
@@ -235,7 +242,8 @@ class PatchCosineLoss(nn.Module):
         weight = None
         if self.form == "crepa":
             _checked_features("PatchCosineLoss", student, teachers, frames=True)
-            weight = crepa_frame_weight(student.shape[1], self.tau, self.neighbours, device=student.device)
+            where = {"device": student.device, "dtype": accumulate_dtype(student)}
+            weight = crepa_frame_weight(student.shape[1], self.tau, self.neighbours, **where)
         return patch_cosine_loss(
             student,
             teachers,

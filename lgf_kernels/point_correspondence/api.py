@@ -38,8 +38,10 @@ def point_correspondence(
             wait: there their places are NaN.
         temperature: of the softmax, > 0. 0.05 (default) is TAPIR's factor of 20 on the similarity.
         window: None (default): the softmax runs over the whole frame, every token is taught and nothing jumps. R >= 1: only
-            over the tokens at most R rows and columns from the largest `z` (the first of equal ones), which is a constant for
-            the gradient; TAPIR and DINO-Tracker use 5. A frame then has at most 2^24 tokens.
+            over the tokens at most R rows and columns from the largest `z`, which is a constant for the gradient; TAPIR and
+            DINO-Tracker use 5. Of equal ones it is the first, row by row: with one channel, the first token whose sign is the
+            query's. Of those that only rounding tells apart, such as equal tokens of several channels, it may be any. A frame
+            then has at most 2^24 tokens.
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
     Returns:

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..core.native import described, module, threads
 from ..core.numerics import divided_by_norm, last_dimension_contiguous, normalised_gradient
 from ..core.registry import Implementation
-from .distance import empty_places, empty_state
+from .distance import empty_places, empty_state, with_exact_ties
 from .sampling import add_at_corners, corners_of, sampled
 
 
@@ -17,6 +17,7 @@ def forward(features: Tensor, queries: Tensor, temperature: float, window: int |
     state = empty_state(features, queries, window)
     f, _ = divided_by_norm(sampled(features, corners_of(queries, features.shape, places.dtype)))
     sharp = f.div_(temperature).contiguous()
+    features = with_exact_ties(features, window)
     module(features).point_correspondence(
         described(features),
         tuple(features.shape[:4]),
@@ -46,6 +47,7 @@ def backward(
     f, norm = divided_by_norm(sampled(features, corners))
     sharp, df = (f / temperature).contiguous(), torch.empty_like(f, memory_format=torch.contiguous_format)
     places, state, grad_places = (x.contiguous() for x in (places, state, grad_places.to(places.dtype)))
+    features = with_exact_ties(features, window)
     module(features).point_correspondence_backward(
         described(features),
         tuple(features.shape[:4]),

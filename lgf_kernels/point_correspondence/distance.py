@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.numerics import accumulate_dtype, non_finite_to_nan
+from ..core.numerics import EPS, accumulate_dtype, divided_by_norm, non_finite_to_nan
 from .options import PointOptions
 
 
@@ -40,19 +40,53 @@ def window_mask(peak: Tensor, places: Tensor, window: int) -> Tensor:
     return ((places - places[peak][..., None, :]).abs() <= window).all(-1)
 
 
+def with_exact_ties(features: Tensor, window: int | None) -> Tensor:
+    """Return features to search by kernels that multiply products by reciprocal norms.
+
+    Tokens of one channel are all alike but for their sign, so that the best match is the first of its sign. But x times
+    1 / |x|, rounded, is not always 1, where x / |x| is: with one channel and a window the features are divided here.
+    """
+    if window is None or features.shape[-1] > 1:
+        return features
+    unit, norm = divided_by_norm(features.to(accumulate_dtype(features)))
+    return torch.where(norm < EPS, features, unit.to(features.dtype))
+
+
 def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype) -> Tensor:
     """w, (B, N, T), 1 if None; 0 in a query's own frame. Contiguous, so that strides decide no order of a sum."""
     elsewhere = queries[..., :1] != torch.arange(frames, device=queries.device)
     return elsewhere.to(dtype) if weight is None else torch.where(elsewhere, weight.to(dtype), 0).contiguous()
 
 
+def directions(difference: Tensor) -> Tensor:
+    """Return the differences (..., 2) as vectors of length 1; 0 for 0.
+
+    Divided by the larger part first, of which no square overflows or vanishes.
+    """
+    largest = difference.abs().amax(-1, keepdim=True)
+    part = difference / largest.where(largest != 0, 1)
+    length = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+    return part / length.where(length != 0, 1)
+
+
+def distances(difference: Tensor, direction: Tensor) -> Tensor:
+    """Return e (...) of differences (..., 2); its derivative is the direction, a constant."""
+    return (difference * direction).sum(-1)
+
+
+def near(e: Tensor, options: PointOptions) -> Tensor:
+    """Return the part of e before "huber" goes over to a line. A type's largest number stands for what is beyond it."""
+    return e.clamp(max=min(options.delta, torch.finfo(e.dtype).max))
+
+
 def point_losses(places: Tensor, targets: Tensor, w: Tensor, options: PointOptions) -> Tensor:
     """w l, (B, N, T). Where w is 0 nothing is read, be it NaN."""
     used = w != 0
     difference = torch.where(used[..., None], places - targets.to(places.dtype), 0)
-    e = torch.linalg.vector_norm(difference, dim=-1)
+    e = distances(difference, directions(difference.detach()))
     if options.distance == "huber":
-        e = torch.where(e <= options.delta, e.square() / 2, options.delta * (e - options.delta / 2))
+        # e^2 / 2 up to delta, delta (e - delta / 2) beyond, without the square of a large e.
+        e = near(e, options) * (e - near(e, options) / 2)
     return non_finite_to_nan(torch.where(used, w * e, 0))
 
 
@@ -62,8 +96,11 @@ def reduced(places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | N
     values = point_losses(places, targets, w, options)
     if options.reduction == "none":
         return values
-    total = values.sum()
-    return total / w.sum() if options.reduction == "mean" else total
+    if options.reduction == "sum":
+        return values.sum()
+    # Divided first: the sum of far targets may overflow where their mean does not. Nothing over nothing is NaN.
+    total = w.sum()
+    return torch.where(total == 0, torch.nan, (values / total).sum())
 
 
 def places_gradient(
@@ -75,9 +112,7 @@ def places_gradient(
     if options.reduction == "mean":
         scale = scale / w.sum()
     difference = places - targets.to(places.dtype)
-    e = torch.linalg.vector_norm(difference, dim=-1)
+    direction = directions(difference)
     if options.distance == "huber":
-        scale = torch.where(e <= options.delta, scale, scale * options.delta / e)
-    else:
-        scale = torch.where(e == 0, 0, scale / e)
-    return torch.where(w[..., None] != 0, scale[..., None] * difference, 0)
+        scale = scale * near(distances(difference, direction), options)
+    return torch.where(w[..., None] != 0, scale[..., None] * direction, 0)

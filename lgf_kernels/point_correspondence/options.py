@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core.checks import REDUCTIONS, choice, detached, integer, number, same_device, tensor
+from ..core.checks import REDUCTIONS, choice, detached, integer, same_device, scale, tensor
 
 DISTANCES = ("huber", "l1")
 
@@ -37,10 +37,10 @@ def checked_window(function: str, value) -> int | None:
 def checked_options(function: str, **given) -> PointOptions:
     """The options of a point correspondence operator; those not given keep their defaults."""
     tests = {
-        "temperature": lambda v: number(function, "temperature", v, above=0.0),
+        "temperature": lambda v: scale(function, "temperature", v),
         "window": lambda v: checked_window(function, v),
         "distance": lambda v: choice(function, "distance", v, DISTANCES),
-        "delta": lambda v: number(function, "delta", v, above=0.0),
+        "delta": lambda v: scale(function, "delta", v),
         "reduction": lambda v: choice(function, "reduction", v, REDUCTIONS),
     }
     return PointOptions(**{name: tests[name](value) for name, value in given.items()})

@@ -31,7 +31,7 @@ from ..core.gpu import scratch_bytes
 from ..core.numerics import last_dimension_contiguous
 from ..core.registry import Implementation
 from ..core.triton_norms import reciprocal_norms
-from .distance import empty_places, empty_state
+from .distance import empty_places, empty_state, with_exact_ties
 from .triton_gradient import add_products, coefficients, project
 from .triton_points import Points, sample, scatter
 from .triton_search import search
@@ -50,7 +50,8 @@ def forward(features: Tensor, queries: Tensor, temperature: float, window: int |
         with launch.on_device_of(features):
             points, *_ = prepared(features, queries, places, state, None, temperature, window)
             search(
-                features, points.norms, points.queries, points.query_norms, places, state, points.sharpness, points.window
+                points.features, points.norms, points.queries, points.query_norms, places, state, points.sharpness,
+                points.window,
             )  # fmt: skip
     return places, state
 
@@ -90,6 +91,7 @@ def prepared(
 ) -> tuple[Points, Tensor, Tensor]:
     """Sample the points, and return what the kernels take of a call, and the tokens and shares of the points' corners."""
     sampled, query_norms, corners, shares = sample(features, queries, places.dtype)
+    features = with_exact_ties(features, window)
     (norms,) = reciprocal_norms([features], "cosine")
     operand = launch.operand_type(features.dtype, places.dtype)
     sharpness = launch.exact(1 / temperature)

@@ -9,7 +9,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
-from .options import checked_options
+from .options import RelationOptions, checked_options
 
 
 def token_relation_loss(
@@ -108,7 +108,13 @@ def token_relation_loss(
     return operators.token_relation(student, teacher, pair_weight, options, name)
 
 
-def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.device | str | None = None) -> Tensor:
+def moalign_pair_weight(
+    num_frames: int,
+    tau: float = 10.0,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     r"""Frame-pair weights of MoAlign's soft token relation distance::
 
         c[f, f] = 1 / F                              the spatial term
@@ -120,9 +126,11 @@ def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.dev
         num_frames: F, at least 1.
         tau: in frames, > 0; how far apart two frames may be and still count. The paper uses 10. `math.inf` weighs all alike.
         device: of the result; torch's default device if None.
+        dtype: of the result, float32 (default) or float64: of a float64 student, whose loss otherwise has weights that are
+            rounded to float32.
 
     Returns:
-        (F, F) float32, for `token_relation_loss(..., pair_weight=..., margin=0)`.
+        (F, F), for `token_relation_loss(..., pair_weight=..., margin=0)`.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -137,14 +145,18 @@ def moalign_pair_weight(num_frames: int, tau: float = 10.0, *, device: torch.dev
     """
     here = "moalign_pair_weight"
     F = checks.size(here, "num_frames", num_frames)
-    tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
-    frame = torch.arange(F, device=device, dtype=torch.float32)
+    tau = checks.scale(here, "tau", tau, infinite=True)
+    frame = torch.arange(F, device=device, dtype=checks.weight_dtype(here, dtype))
     weight = torch.exp(-(frame[:, None] - frame).abs() / tau) / F**2
     return weight.fill_diagonal_(1 / F)
 
 
 def videorepa_pair_weight(
-    num_frames: int, relations: str = "all", *, device: torch.device | str | None = None
+    num_frames: int,
+    relations: str = "all",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     r"""Frame-pair weights of VideoREPA's Token Relation Distillation.
 
@@ -160,9 +172,11 @@ def videorepa_pair_weight(
         num_frames: F, at least 1; at least 2 for "temporal", which has no pairs otherwise.
         relations: "all" (default), "spatial" or "temporal".
         device: of the result; torch's default device if None.
+        dtype: of the result, float32 (default) or float64: of a float64 student, whose loss otherwise has weights that are
+            rounded to float32.
 
     Returns:
-        (F, F) float32, for `token_relation_loss(..., pair_weight=..., margin=0.1)`.
+        (F, F), for `token_relation_loss(..., pair_weight=..., margin=0.1)`.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -178,16 +192,17 @@ def videorepa_pair_weight(
     here = "videorepa_pair_weight"
     F = checks.size(here, "num_frames", num_frames)
     checks.choice(here, "relations", relations, ("all", "spatial", "temporal"))
+    checks.weight_dtype(here, dtype)
     if relations == "all":
-        return torch.full((F, F), 1 / F**2, device=device, dtype=torch.float32)
+        return torch.full((F, F), 1 / F**2, device=device, dtype=dtype)
     if relations == "spatial":
-        return torch.eye(F, device=device, dtype=torch.float32) / F
+        return torch.eye(F, device=device, dtype=dtype) / F
     if F < 2:
         raise ValueError(
             f'{here}: `num_frames` must be at least 2 for relations="temporal", which compares frames with other frames; '
             f'got {F}. Use relations="spatial" or "all" for single frames.'
         )
-    return torch.full((F, F), 1 / (F * (F - 1)), device=device, dtype=torch.float32).fill_diagonal_(0)
+    return torch.full((F, F), 1 / (F * (F - 1)), device=device, dtype=dtype).fill_diagonal_(0)
 
 
 class Form(NamedTuple):
@@ -232,7 +247,8 @@ class TokenRelationLoss(nn.Module):
         form: one of the above; default "moalign".
         tau: in frames, for "moalign"; the paper uses 10, and `math.inf` weighs all pairs of frames alike.
         margin: >= 0, or None (default) for the form's own; 0 for "l2".
-        reduction, backend: as in `lgf_kernels.token_relation_loss`.
+        distance, negatives: None (default) for the form's own, or as in `lgf_kernels.token_relation_loss`.
+        similarity, reduction, backend: as in `lgf_kernels.token_relation_loss`.
 
     Shapes: student (B, F, H, W, C) or (B, F, N, C); teacher the same but for the channels.
 
@@ -255,36 +271,44 @@ class TokenRelationLoss(nn.Module):
         margin: float | None = None,
         reduction: str = "mean",
         backend: str | None = None,
+        *,
+        distance: str | None = None,
+        negatives: str | None = None,
+        similarity: str = "cosine",
     ):
         super().__init__()
         here = "TokenRelationLoss"
         self.form = checks.choice(here, "form", form, tuple(FORMS))
-        self.tau = checks.number(here, "tau", tau, above=0.0, infinite=True)
-        self.relations, of_form, self.distance, self.negatives = FORMS[form]
-        options = checked_options(
-            here, margin=of_form if margin is None else margin, distance=self.distance, reduction=reduction
+        self.tau = checks.scale(here, "tau", tau, infinite=True)
+        own = FORMS[form]
+        self.relations = own.relations
+        if margin is None:
+            margin = own.margin if distance in (None, own.distance) else 0.0
+        self.margin, self.distance, self.negatives, self.similarity, self.reduction = checked_options(
+            here,
+            margin=margin,
+            distance=own.distance if distance is None else distance,
+            negatives=own.negatives if negatives is None else negatives,
+            similarity=similarity,
+            reduction=reduction,
         )
-        self.margin, self.reduction = options.margin, options.reduction
         self.backend = backend and checked_backend(backend, here)
 
-    def pair_weight(self, num_frames: int, device=None) -> Tensor:
-        """Return the form's frame-pair weights, (F, F) float32."""
+    def pair_weight(self, num_frames: int, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the form's frame-pair weights, (F, F)."""
         if self.relations == "moalign":
-            return moalign_pair_weight(num_frames, self.tau, device=device)
-        return videorepa_pair_weight(num_frames, self.relations, device=device)
+            return moalign_pair_weight(num_frames, self.tau, device=device, dtype=dtype)
+        return videorepa_pair_weight(num_frames, self.relations, device=device, dtype=dtype)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         checks.relation_features("TokenRelationLoss", student)
         return token_relation_loss(
             student,
             teacher,
-            pair_weight=self.pair_weight(student.shape[1], student.device),
-            margin=self.margin,
-            distance=self.distance,
-            negatives=self.negatives,
-            reduction=self.reduction,
-            backend=self.backend,
+            pair_weight=self.pair_weight(student.shape[1], student.device, accumulate_dtype(student)),
+            **{name: getattr(self, name) for name in (*RelationOptions._fields, "backend")},
         )
 
     def extra_repr(self) -> str:
-        return f"form={self.form!r}, tau={self.tau}, margin={self.margin}, reduction={self.reduction!r}, backend={self.backend!r}"
+        shown = ("form", "tau", *RelationOptions._fields, "backend")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)

@@ -2,11 +2,16 @@
 
 from typing import NamedTuple
 
+import torch
+
 from ..core import checks
 
 DISTANCES = ("l1", "l2")
 NEGATIVES = ("keep", "clamp", "clamp-teacher")
 SIMILARITIES = ("cosine", "dot")
+
+#: Of what kernels take as a float32. It forgives every difference that a larger margin would.
+LARGEST_MARGIN = torch.finfo(torch.float32).max
 
 
 class RelationOptions(NamedTuple):
@@ -42,7 +47,7 @@ class RelationOptions(NamedTuple):
 def checked_options(function: str, **given) -> RelationOptions:
     """Check the options of a token relation loss; those not given keep their defaults."""
     tests = {
-        "margin": lambda v: checks.number(function, "margin", v, minimum=0.0),
+        "margin": lambda v: min(checks.number(function, "margin", v, minimum=0.0), LARGEST_MARGIN),
         "distance": lambda v: checks.choice(function, "distance", v, DISTANCES),
         "negatives": lambda v: checks.choice(function, "negatives", v, NEGATIVES),
         "similarity": lambda v: checks.choice(function, "similarity", v, SIMILARITIES),

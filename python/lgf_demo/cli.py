@@ -22,13 +22,18 @@ from pathlib import Path
 
 from lgf_cli.errors import UserError
 
+from .titles import TITLES
+
 REQUIRED = ("diffusers", "peft", "matplotlib", "tqdm", "av", "yaml")
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `lgf demo`."""
     parser = argparse.ArgumentParser(
-        prog="lgf demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="lgf demo",
+        description=__doc__,
+        epilog="losses:\n" + "\n".join(f"  {name:<20}  {title.label}" for name, title in TITLES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--video", type=Path, metavar="FILE", help="a video, of which a minute is used, to learn from instead of generated clips"
@@ -47,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a few steps on a few clips, to see that it runs")
     parser.add_argument(
         "--losses", nargs="+", metavar="NAME",
-        help="compare alignment losses by name, or all; writes which-loss.md, .png and the rows that they are made of",
+        help="compare alignment losses: all, or names of those below; writes which-loss.md, .png and the rows that they are "
+        "made of",
     )  # fmt: skip
     parser.add_argument(
         "--backend", metavar="NAME", help="of lgf_kernels (default: the first that can; see lgf doctor)"
@@ -73,8 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.backend not in (None, *BACKENDS):
         return _refuse(f"--backend must be one of {', '.join(BACKENDS)}; got {arguments.backend!r}")
-    if arguments.seed < 0:
-        return _refuse("--seed must not be negative")
+    if not 0 <= arguments.seed < 2**31:
+        return _refuse(f"--seed must be from 0 to 2^31 - 1, got {arguments.seed}")
     if arguments.output.exists() and not arguments.output.is_dir():
         return _refuse(f"--output {arguments.output} is a file. Name a directory")
 

@@ -14,19 +14,15 @@ from torch import Tensor
 
 from lgf_kernels import PatchCosineLoss, PointCorrespondenceLoss, TokenRelationLoss, lgf_kl_loss
 
+from .titles import POINTS, REDUCTION, TITLES
 from .training import teachers_of
-
-#: Rows and columns of tokens for one that VideoREPA compares: 30 x 45 and 10 x 15.
-REDUCTION = 3
-POINTS = 256  # of a clip
 
 
 class AlignmentLoss(NamedTuple):
     """One of the losses.
 
     Attributes:
-        label: in tables and pictures.
-        source: the paper, with the weight that it gives.
+        label, source: of its title.
         objective: backend -> (projected features, targets of the clips) -> loss; None: there is no alignment term.
         case: shape (B, T, H, W, C) of student and teacher -> the case by which time and memory are measured.
         joined: the student's channels are those of all teachers together, instead of its own.
@@ -92,32 +88,23 @@ def _relations(form: str, reduction: int = 1) -> Callable[[tuple[int, ...]], Cas
     return case
 
 
-#: By the names that `lgf demo --losses` takes, in the order of the table. A loss more is an entry more.
-LOSSES = {
-    "none": AlignmentLoss("none (diffusion alone)", "-"),
-    "lgf-kl": AlignmentLoss("LGF-KL", "SAM2VideoX, 0.5", lgf, LgfKl),
-    "lgf-l2": AlignmentLoss("LGF-l2", 'SAM2VideoX, "w/o KL", 0.5', lambda backend: lgf(backend, "l2"), LgfL2),
-    "videorepa": AlignmentLoss(
-        "token relations, full resolution", "VideoREPA, 0.5", lambda backend: relation(backend, "videorepa"),
-        _relations("videorepa"),
-    ),
-    "videorepa-reduced": AlignmentLoss(
-        f"token relations of {REDUCTION} x {REDUCTION} cells", "VideoREPA as published, 0.5",
-        lambda backend: relation(backend, "videorepa", REDUCTION), _relations("videorepa", REDUCTION),
-    ),
-    "moalign": AlignmentLoss(
-        "soft token relations", "MoAlign, stage 2, 0.5", lambda backend: relation(backend, "moalign"),
-        _relations("moalign"),
-    ),
-    "gram": AlignmentLoss(
-        "Gram matrices of frames", "DINOv3, 2", lambda backend: relation(backend, "gram"), _relations("gram")
-    ),
-    "patch-cosine": AlignmentLoss(
-        "patch cosine, both teachers joined", "REPA, Align4Gen, 0.5", patch_cosine,
-        lambda shape: PatchCosine((*shape[:-1], 2 * shape[-1]), 2 * shape[-1:]), joined=True,
-    ),
-    "points": AlignmentLoss(
-        f"point correspondence, {POINTS} tracks", "Track4Gen, 8 in its own units", points,
-        lambda shape: PointCorrespondence((shape[0], POINTS, *shape[1:])),
-    ),
-}  # fmt: skip
+#: By the names that `lgf demo --losses` takes. A loss more is an entry more, here and in `TITLES`.
+PARTS = {
+    "none": {},
+    "lgf-kl": {"objective": lgf, "case": LgfKl},
+    "lgf-l2": {"objective": lambda backend: lgf(backend, "l2"), "case": LgfL2},
+    "videorepa": {"objective": lambda backend: relation(backend, "videorepa"), "case": _relations("videorepa")},
+    "videorepa-reduced": {
+        "objective": lambda backend: relation(backend, "videorepa", REDUCTION),
+        "case": _relations("videorepa", REDUCTION),
+    },
+    "moalign": {"objective": lambda backend: relation(backend, "moalign"), "case": _relations("moalign")},
+    "gram": {"objective": lambda backend: relation(backend, "gram"), "case": _relations("gram")},
+    "patch-cosine": {
+        "objective": patch_cosine,
+        "case": lambda shape: PatchCosine((*shape[:-1], 2 * shape[-1]), 2 * shape[-1:]),
+        "joined": True,
+    },
+    "points": {"objective": points, "case": lambda shape: PointCorrespondence((shape[0], POINTS, *shape[1:]))},
+}
+LOSSES = {name: AlignmentLoss(*title, **PARTS[name]) for name, title in TITLES.items()}

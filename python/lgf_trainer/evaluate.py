@@ -43,7 +43,9 @@ def vbench(results: Paths, /, output: File = None) -> None:
 
     if not results:
         raise TrainerError("eval vbench: name result files of VBench-I2V, or folders of them")
-    rows = [scores.score_row(_name(path), scores.read_results(path)) for path in results]
+    names = [_name(path) for path in results]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, results, strict=True)]
+    rows = [scores.score_row(name, scores.read_results(path)) for name, path in zip(names, results, strict=True)]
     if output is not None:
         write_atomically(output, json.dumps(rows, indent=1).encode())
     print(scores.report(rows))
@@ -102,6 +104,8 @@ def fvd(
     _must_be_at_least(1, frames=frames, size=min(size), batch=batch)
     if not 0 < fps < math.inf:
         raise TrainerError(f"--fps must be finite and above 0, got {fps}")
+    _must_be_a_seed(seed)
+    _must_be_different(real, *generated)
     folders = [find_videos(folder, at_least=2) for folder in (real, *generated)]  # a covariance takes two
     if sample is not None:
         _must_be_at_least(2, sample=sample)
@@ -286,6 +290,7 @@ def encoder(
     if teachers and features:
         raise TrainerError("--features are those of a cache, and --teachers make them of videos. Give one of them")
     _must_be_at_least(1, windows=windows, grid=min(grid), frames=frames)
+    _must_be_a_seed(seed)
     _must_be_at_least(2, clusters=min(clusters, default=0), patches=patches)
     if teachers:
         videos = [video for path in inputs for video in (find_videos(path) if path.is_dir() else [path])][:windows]
@@ -306,6 +311,20 @@ def _must_be_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise TrainerError(f"--{name} must be at least {least}, got {value}")
+
+
+def _must_be_a_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise TrainerError(f"--seed must fit into 64 bits, from -2^63 to 2^63 - 1, got {seed}")
+
+
+def _must_be_different(*folders: Path) -> None:
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        same = first.setdefault(folder.resolve(), folder)
+        if same is not folder:
+            again = f"{folder} is given twice" if str(same) == str(folder) else f"{same} and {folder} are one folder"
+            raise TrainerError(f"{again}, whose distance from itself is 0. Name each folder once")
 
 
 def _name(path: Path) -> str:

@@ -109,6 +109,8 @@ def _settings(options: Options, generator: Generator, teachers: dict[str, Any], 
             "or more, or fewer --frames"
         )
     tokens, *grid = generator.token_grid(frames, height, width)
+    for name, chosen in teachers.items():
+        Teacher.find(name).check_size(chosen, (height, width))
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"

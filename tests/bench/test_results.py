@@ -44,6 +44,12 @@ def test_the_latest_run_of_a_case_counts_and_no_other():
     assert results.latest([row(), row(dtype="bfloat16", run="r2")])[0]["dtype"] == "float32"
 
 
+def test_rows_of_other_things_that_have_a_shape_are_read_as_they_are(tmp_path):
+    rows = [{"shape": [1, 2, 3, 4, 5]}, {"case": "a", "shape": [1, 3], "run": "r1"}, {"kernel": "b", "shape": "tile"}]
+    results.append(tmp_path / "a", rows)
+    assert results.read(tmp_path / "a") == rows
+
+
 def test_rows_from_before_tensors_had_names_are_readable(tmp_path):
     def old(**values) -> dict:
         kept = {key: value for key, value in row(**values).items() if key not in ("tensors", "options")}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -111,7 +112,8 @@ def test_triton_says_why_not(monkeypatch):
 def hopper(monkeypatch):
     """torch sees a Hopper, and the CUDA module was built; returns it, and the devices on which it was probed."""
     probed = []
-    module = SimpleNamespace(probe=probed.append)
+    needs = {name: print for names in native.NEEDS["cuda"].values() for name in names}
+    module = SimpleNamespace(__name__="lgf_kernels._cuda", probe=probed.append, **needs)
     monkeypatch.setattr(native.importlib, "import_module", lambda name: module)
     native.load.cache_clear(), native.loading_failure.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -290,6 +292,38 @@ def test_a_module_that_fails_to_load_keeps_its_reason(monkeypatch):
         assert "libgomp" in lgf.backends()[0].reason
     finally:
         native.load.cache_clear()
+
+
+def test_a_module_from_before_a_family_is_passed_over_and_says_the_way_out(monkeypatch):
+    older = SimpleNamespace(__name__="lgf_kernels._cpu", local_gram_flow=print, gram_backward=print, build_info=dict)
+    load = native.importlib.import_module
+    swapped = {older.__name__: older}
+    monkeypatch.setattr(native.importlib, "import_module", lambda name, *of: swapped.get(name) or load(name, *of))
+    native.load.cache_clear()
+    try:
+        assert "native" not in registry.names_of_able("point_correspondence")
+        assert registry.names_of_able("local_gram_flow")[0] == "native"
+        f, queries = features(1, 2, 3, 4, 5), torch.zeros(1, 1, 3)
+        with pytest.raises(
+            ValueError, match=r"_cpu is older .* no point_correspondence; build it again: .*LGF_NATIVE=on"
+        ):
+            lgf.point_correspondence(f, queries, backend="native")
+        assert lgf.point_correspondence(f, queries).shape == (1, 1, 2, 2)
+        found = doctor.examine()["native modules"]["_cpu"]
+        assert found["available"] == "in part" and native.lacking("cpu", "patch_cosine") in found["reason"]
+    finally:
+        native.load.cache_clear()
+
+
+def test_the_modules_have_what_the_operators_need():
+    """Names in the table are those that the launchers call, and a module that is built here has them all."""
+    for device, needed in native.NEEDS.items():
+        for operator, names in needed.items():
+            source = Path(native.__file__).parents[1].joinpath(registry.OPERATORS[operator].family)
+            launcher = source.joinpath(f"{device}.py").read_text()
+            assert all(f").{name}(" in launcher or name == "reciprocal_norms" for name in names)
+            if native.load(device)[0] is not None:
+                assert native.lacking(device, operator) is None
 
 
 @pytest.mark.parametrize("value", ["true", "2"])

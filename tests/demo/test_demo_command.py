@@ -153,7 +153,7 @@ def test_quick_demo_on_a_video(measured_here, tmp_path, capsys):
     ("arguments", "reason"),
     [
         (["--video", "gone.mp4"], "no such file"),
-        (["--seed", "-1"], "must not be negative"),
+        (["--seed", "-1"], "must be from 0 to 2^31 - 1, got -1"),
         (["--output", __file__], "is a file. Name a directory"),
     ],
 )

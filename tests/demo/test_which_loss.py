@@ -186,10 +186,17 @@ def test_names_of_losses():
     assert chosen(["all"]) == list(LOSSES) and chosen(["points", "none"]) == ["none", "points"]
 
 
+def test_help_lists_every_loss(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.partition("\nlosses:\n")[2].splitlines()]
+    assert listed == [[name, loss.label] for name, loss in LOSSES.items()]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--losses", "lfg"], "there is no 'lfg'. There are: all, none, lgf-kl"),
+        (["--losses", "lfg"], "there is no 'lfg'. There are: all, " + ", ".join(LOSSES)),
         (["--losses", "all", "--video", "dog.mp4"], "Leave --video or --losses out"),
     ],
 )

@@ -49,6 +49,12 @@ BAD = {
     "mask window": (lambda: lgf.local_window_mask(4, 5, 4), ValueError, ["local_window_mask", "`window`", "4"]),
     "mask height": (lambda: lgf.local_window_mask(0, 5), ValueError, ["`height`", "at least 1", "0"]),
     "temperature 0": (lambda: kl(S, T, temperature=0), ValueError, ["`temperature`", "> 0", "0.0"]),
+    "a temperature that float32 has no reciprocal of": (
+        lambda: kl(S, T, temperature=1e-39), ValueError, ["`temperature`", "at least 1.1754943508222875e-38", "float32", "1e-39"],
+    ),
+    "a module's temperature that is 0 in float32": (
+        lambda: lgf.LocalGramFlowKLLoss(temperature=1e-50), ValueError, ["LocalGramFlowKLLoss", "`temperature`", "1e-50"],
+    ),
     "infinite temperature": (lambda: kl(S, T, temperature=float("inf")), ValueError, ["`temperature`", "finite", "inf"]),
     "NaN temperature": (lambda: cached(S, Z, temperature=float("nan")), ValueError, ["`temperature`", "nan"]),
     "tensor temperature": (lambda: kl(S, T, temperature=torch.tensor(0.1)), TypeError, ["`temperature`", "Tensor"]),

@@ -71,6 +71,8 @@ BAD = {
     "backend": (lambda: loss(S, T, backend="fast"), ValueError, ["`backend`", "'fast'"]),
     "frames": (lambda: lgf.crepa_frame_weight(0), ValueError, ["crepa_frame_weight", "`num_frames`", "at least 1"]),
     "tau": (lambda: lgf.crepa_frame_weight(3, tau=0), ValueError, ["`tau`", "> 0"]),
+    "a tau that is 0 in float32": (lambda: lgf.crepa_frame_weight(3, 1e-50), ValueError, ["`tau`", "at least 1.17", "1e-50"]),
+    "a module's tau that is 0 in float32": (lambda: lgf.PatchCosineLoss("crepa", 1e-50), ValueError, ["`tau`", "1e-50"]),
     "neighbours": (lambda: lgf.crepa_frame_weight(3, neighbours=-1), ValueError, ["`neighbours`", "at least 0", "-1"]),
     "fractional neighbours": (lambda: lgf.crepa_frame_weight(3, neighbours=1.5), TypeError, ["`neighbours`", "int", "1.5"]),
     "form": (lambda: lgf.PatchCosineLoss("align"), ValueError, ["PatchCosineLoss", "`form`", "'repa', 'crepa'", "'align'"]),

@@ -59,6 +59,10 @@ BAD = {
         lambda: points(S, Q, P, torch.ones(2, 2, 3, requires_grad=True)), ValueError, ["`weight`", "requires grad"],
     ),
     "temperature": (lambda: found(S, Q, temperature=0), ValueError, ["`temperature`", "> 0", "0.0"]),
+    "a temperature that float32 has no reciprocal of": (
+        lambda: found(S, Q, temperature=1e-39), ValueError, ["`temperature`", "at least 1.1754943508222875e-38", "1e-39"],
+    ),
+    "a delta that is 0 in float32": (lambda: points(S, Q, P, delta=1e-50), ValueError, ["`delta`", "at least 1.17", "1e-50"]),
     "delta": (lambda: points(S, Q, P, delta=-1), ValueError, ["`delta`", "> 0", "-1.0"]),
     "distance": (lambda: points(S, Q, P, distance="l2"), ValueError, ["`distance`", "'huber', 'l1'", "'l2'"]),
     "window": (lambda: found(S, Q, window=0), ValueError, ["`window`", "at least 1", "None", "got 0"]),

@@ -280,3 +280,51 @@ def test_loss_without_gradient_is_the_same(backend):
     f, arguments = features(1, 3, 5, 6, 8), points(1, 9, 3, 5, 6)
     with_gradient, _ = value_and_gradient(lgf.point_correspondence_loss, f, *arguments, backend=backend)
     assert torch.equal(lgf.point_correspondence_loss(f, *arguments, backend=backend), with_gradient)
+
+
+@every_value(distance=("huber", "l1"), reduction=("mean", "sum", "none"), far=(1e20, 1e36))
+def test_a_far_target_is_as_far_as_it_is(backend, far, reduction, distance):
+    """Its square is beyond the largest number of float32."""
+    f, (queries, targets, weight) = features(1, 3, 5, 6, 8), points(1, 9, 3, 5, 6)
+    rest = (queries, torch.where(weight[..., None] > 0.5, -far, targets), weight)
+    for one in (backend, "reference"):
+        against_reference(one, f, *rest, distance=distance, reduction=reduction, temperature=0.3)
+
+
+def test_a_mean_of_far_targets_is_there_where_their_sum_is_not(backend):
+    f, (queries, targets, weight) = features(1, 3, 5, 6, 8), points(1, 9, 3, 5, 6)
+    for one in (backend, "reference"):
+        against_reference(one, f, queries, torch.full_like(targets, 1e38), weight, temperature=0.3)
+
+
+def test_a_close_target_is_as_close_as_it_is(backend):
+    """Nearer than the root of the smallest number of float32: one token is found where it is, at 0."""
+    f, queries, targets = features(1, 2, 1, 1, 3), torch.zeros(1, 1, 3), torch.full((1, 1, 2, 2), 3e-30)
+    for one in (backend, "reference"):
+        value = lgf.point_correspondence_loss(f, queries, targets, distance="l1", backend=one)
+        torch.testing.assert_close(value.item(), 3e-30 * 2**0.5, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("delta", [1e39, 1e300])
+def test_a_delta_beyond_float32_leaves_the_parabola(backend, delta):
+    f, rest = features(1, 3, 5, 6, 8), points(1, 9, 3, 5, 6)
+    for one in (backend, "reference"):
+        against_reference(one, f, *rest, delta=delta, temperature=0.3)
+
+
+@every_pair(dtype=(torch.float32, torch.bfloat16, torch.float64), window=(1, 2), on_tokens=(True, False))
+def test_of_one_channel_the_first_token_of_a_sign_is_found(backend, on_tokens, window, dtype):
+    """All cosines are 1 or -1, and a window is around the first of equal ones; each backend must see that they are equal."""
+    f, (queries, *rest) = features(1, 4, 17, 23, 1, dtype=dtype), points(1, 40, 4, 17, 23, on_tokens)
+    f[0, :, 2, 3] = 1e-8  # no longer than eps: neither 1 nor -1
+    f[0, 1, :4] = -f[0, 1, :4].abs()  # the first of a frame is not the first of a sign
+    tolerance = rounding(dtype, backend) if dtype == torch.bfloat16 else 1e-5
+    against_reference(backend, f, queries, loss=lgf.point_correspondence, window=window, tolerance=tolerance)
+    against_reference(backend, f, queries, *rest, window=window, tolerance=tolerance)
+    found = lgf.point_correspondence(f, queries, window=window, backend=backend)
+    if on_tokens:
+        t, y, x = queries[0].long().unbind(-1)
+        signs = f[0, ..., 0].flatten(1).sign()[None]
+        first = (signs == f[0, t, y, x].sign()[:, :, None]).int().argmax(-1)
+        away = (found[0] - torch.stack([first // 23, first % 23], -1)).abs()
+        assert away.max() <= window

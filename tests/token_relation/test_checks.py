@@ -58,6 +58,8 @@ BAD = {
         lambda: relation(S, T, pair_weight=C, margin=False), TypeError, ["`margin`", ">= 0", "bool False"],
     ),
     "tau": (lambda: lgf.moalign_pair_weight(3, tau=0), ValueError, ["`tau`", "> 0"]),
+    "a tau that is 0 in float32": (lambda: lgf.moalign_pair_weight(3, 1e-50), ValueError, ["`tau`", "at least 1.17", "1e-50"]),
+    "a module's tau that is 0 in float32": (lambda: lgf.TokenRelationLoss(tau=1e-50), ValueError, ["`tau`", "1e-50"]),
     "relations": (lambda: lgf.videorepa_pair_weight(3, "time"), ValueError, ["`relations`", "'temporal'", "'time'"]),
     "temporal relations of one frame": (
         lambda: lgf.videorepa_pair_weight(1, "temporal"), ValueError, ["`num_frames`", "at least 2", "spatial"],

@@ -37,6 +37,10 @@ def test_shapes_margins_reductions(backend, reduction, margin, shape):
     against_reference(backend, student, teacher, pair_weight=c, margin=margin, reduction=reduction, tolerance=1e-11)
 
 
+def test_a_margin_beyond_float32_forgives_everything(backend):
+    against_reference(backend, features(1, 2, 5, 4), features(1, 2, 5, 4), pair_weight=torch.ones(2, 2), margin=1e39)
+
+
 @every_pair(
     options={
         "distance": ("l1", "l2"),

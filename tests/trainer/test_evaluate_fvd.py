@@ -307,6 +307,15 @@ def test_the_cache_is_of_one_network_and_one_kind_of_clip(folders):
         ("{f}/real {f}/made --network {f}/net.pt --frames 9", "no two videos of"),
         ("{f}/real {f}/made --network {f}/net.pt --batch 0", "--batch must be at least 1, got 0"),
         ("{f}/real {f}/made --network {f}/net.pt --device moon", "--device moon cannot be used here"),
+        (
+            "{f}/real {f}/made --network {f}/net.pt --seed 9223372036854775808",
+            "--seed must fit into 64 bits, from -2^63 to",
+        ),
+        (
+            "{f}/real {f}/made {f}/made --network {f}/net.pt",
+            "made is given twice, whose distance from itself is 0. Name each",
+        ),
+        ("{f}/real {f}/made/../real --network {f}/net.pt", "real and {f}/made/../real are one folder"),
         ("{f}/real {f}/made --network {f}/net.pt --size 0 8", "--size must be at least 1, got 0"),
     ],
 )
@@ -334,4 +343,4 @@ def test_mistakes_end_in_one_line(folders, words, reason):
     given = [word.format(f=folders) for word in words.split()]
     with pytest.raises(SystemExit) as end:
         lgf_cli.main(["eval", "fvd", "--frames", "4", "--size", "16", "16", *given])
-    assert reason in str(end.value) and "\n" not in str(end.value)
+    assert reason.format(f=folders) in str(end.value) and "\n" not in str(end.value)

@@ -153,3 +153,10 @@ def test_nothing_to_read(tmp_path, monkeypatch, words, reason):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrainerError, match=reason):
         main(["vbench", *words])
+
+
+def test_results_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    files = [write(tmp_path / name / "a_eval_results.json", scores()) for name in ("base", "lora")]
+    assert main(["vbench", *map(str, files), str(write(tmp_path / "b_eval_results.json", scores()))]) == 0
+    table = capsys.readouterr().out
+    assert all(str(file) in table for file in files) and "\nb " in table

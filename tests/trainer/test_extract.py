@@ -790,6 +790,14 @@ def test_killed_at_any_moment_it_goes_on_from_there(run, many, models, tmp_path)
         (["--window", "6"], "--window must be odd and at most 15, got 6"),
         (["--teacher-options", "sam2.window=6"], "--teachers sam2: window must be odd and at most 15, got 6"),
         (["--teachers", "raft", "--teacher-options", "raft.size=[128, 0]"], "raft: size must be at least 1, got 0"),
+        (
+            ["--teachers", "raft", "--teacher-options", "raft.size=[128, 190]", "raft.weights=gone.pth"],
+            r"RAFT needs frames of 128 x 128 at least and multiples of 8, got 128 x 190",
+        ),
+        (
+            ["--teachers", "tracks", "--height", "112", "--teacher-options", "tracks.weights=gone.pth"],
+            r"RAFT needs frames of 128 x 128 at least and multiples of 8, got 112 x ",
+        ),
         (["--teachers", "tracks", "--teacher-options", "tracks.points=0"], "tracks: points must be at least 1, got 0"),
         (
             ["--teachers", "tracks", "--teacher-options", "tracks.threshold=0"],

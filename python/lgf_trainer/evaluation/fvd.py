@@ -184,7 +184,7 @@ def features_of(
         TrainerError: features are NaN, or less than two videos are left.
     """
     gaussian, taken, skipped, files, waiting = Gaussian(), [], [], [], []
-    for path in progress(videos, unit="video", desc=videos[0].parent.name):
+    for path in progress(videos, unit="video", desc=str(videos[0].parent)):
         key = content_hash(path) if cache is not None else ""
         if cache is not None and key in cache:
             window = cache.read(key)

@@ -1,6 +1,7 @@
 """Pictures of the motion that Local Gram Flow shows: of a video's own pixels, or of a teacher in a cache."""
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -109,19 +110,22 @@ def draw(motion: Motion, pairs: int) -> bytes:
     count, height, width = first.certainty.shape
     times = torch.linspace(0, count - 1, min(pairs, count)).round().int().tolist()
     columns = 1 + len(motion.fields)
-    size = (3.1 * columns, 3.1 * height / width * len(times) + 0.7)
+    heading = [motion.name, *textwrap.wrap(motion.note, width=30 * columns)]
+    size = (3.1 * columns, 3.1 * height / width * len(times) + 0.7 + 0.2 * len(heading))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure.suptitle("\n".join(heading), fontsize=10)
     for row, t in zip(figure.subplots(len(times), columns, squeeze=False), times, strict=True):
         for axes, (title, field) in zip(row[1:], motion.fields.items(), strict=True):
             colours = flow_colours(field.motion[t], motion.reach)
             colours[~field.readable[t].numpy()] = UNREADABLE
             axes.imshow(colours, extent=_extent(height, width))
-            axes.set_title(title if t == times[0] else "", fontsize=12)
+            axes.set_title(f"motion read from {title}" if t == times[0] else "", fontsize=10)
         if motion.frames is not None:
             row[0].imshow(faded(motion.frames[t]), extent=_extent(height, width))
         row[0].set(xlim=(0, width * TOKEN), ylim=(height * TOKEN, 0), aspect="equal")
         draw_arrows(row[0], first.motion[t], first.readable[t] & (first.motion[t].norm(dim=-1) > MOVING), TOKEN)
-        row[0].set_ylabel(f"pair {t}", fontsize=11)
+        row[0].set_ylabel(f"from frame {t} to {t + 1}", fontsize=10)
+        row[0].set_title("arrows over the first of them" if t == times[0] else "", fontsize=10)
         for axes in row:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

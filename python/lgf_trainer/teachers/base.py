@@ -46,6 +46,14 @@ class Teacher(ByName, ABC, kind="teachers"):
         """Return the endings of the files beside a video that it reads; their content is part of what a window is."""
         return ()
 
+    @classmethod
+    def check_size(cls, options, size: tuple[int, int]) -> None:
+        """Refuse windows of a height and width that it cannot take, before anything is loaded; all are taken by default.
+
+        Raises:
+            TrainerError: with the size that it needs.
+        """
+
     @abstractmethod
     def __init__(self, options, device: torch.device): ...
 

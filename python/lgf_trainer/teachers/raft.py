@@ -60,7 +60,7 @@ class Raft:
         named = getattr(optical_flow, f"Raft_{options.network.title()}_Weights").__members__
         way_out = (
             f"Give a file of the {options.network} network's weights, or one of {', '.join(named)} and a network to "
-            "download them"
+            "download them, or flow of your own: --teacher-options NAME.files=.flow.npy"
         )
         # torch.load raises different types for what is no file of weights.
         with explained(f"weights {options.weights} of RAFT cannot be loaded", Exception, way_out=way_out):
@@ -70,18 +70,22 @@ class Raft:
     @torch.no_grad()
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         """Return flow (N, 2, H, W) from frames (N, 3, H, W) in [-1, 1] to others, one pair at a time."""
-        height, width = first.shape[-2:]
-        if min(height, width) < 128 or height % 8 or width % 8:
-            raise TrainerError(
-                f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}. Give another size "
-                "(--height and --width for tracks, raft.size for raft), or flow of your own: --teacher-options "
-                "NAME.files=.flow.npy"
-            )
+        check_size(*first.shape[-2:])
         flows = []
         for pair in zip(first, second, strict=True):
             one, other = (frame[None].to(self._device, torch.float32) for frame in pair)
             flows.append(self._model(one, other, num_flow_updates=self._updates)[-1].cpu())
         return torch.cat(flows)
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse frames that RAFT cannot take."""
+    if min(height, width) < 128 or height % 8 or width % 8:
+        raise TrainerError(
+            f"RAFT needs frames of 128 x 128 at least and multiples of 8, got {height} x {width}. Give another size "
+            "(--height and --width for tracks, raft.size for raft), or flow of your own: --teacher-options "
+            "NAME.files=.flow.npy"
+        )
 
 
 def _weights(name: str, named: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -121,6 +125,11 @@ class Flow(FlowTeacher):
 
     name = "raft"
     Options = Options
+
+    @classmethod
+    def check_size(cls, options, size):
+        if not options.files:
+            check_size(*options.size)
 
     def __call__(self, video, subject, student):
         first, second = tubelet_pairs(len(video), self.options.pairs)

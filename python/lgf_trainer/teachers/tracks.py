@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.flow import NeighbourFlow, read_flow, sampled
 from ..runtime.recipe import Count, Positive
-from .raft import FlowOptions, FlowTeacher
+from .raft import FlowOptions, FlowTeacher, check_size
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Tracks(FlowTeacher):
 
     name = "tracks"
     Options = Options
+
+    @classmethod
+    def check_size(cls, options, size):
+        if not options.files:
+            check_size(*size)
 
     def __call__(self, video, subject, student):
         if self.raft is None:
