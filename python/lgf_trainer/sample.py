@@ -13,7 +13,7 @@ from .data.export import Frames, decode_video, encode_video, frame_grid, made_wi
 from .data.pictures import read_picture
 from .data.prompts import Request, read_list
 from .generators.base import Generator
-from .generators.lora import find_lora, load_lora
+from .generators.lora import find_lora, load_lora, must_fit
 from .runtime.distributed import choose_device, this_process
 from .runtime.errors import TrainerError
 from .runtime.files import content_hash, must_be_writable, write_atomically
@@ -128,7 +128,7 @@ class Sampler:
 
     Raises:
         TrainerError: no such model, one of a family that is not here, a size that it cannot make, an image that is missing
-            or has other proportions, a LoRA without metadata.
+            or has other proportions, a LoRA without metadata or of another model.
     """
 
     def __init__(self, options: Options, device: torch.device, requests: Sequence[Request]):
@@ -152,6 +152,8 @@ class Sampler:
         self.generator.fps = self.fps  # some models are told it
         self.guidance = self.generator.guidance if options.guidance is None else options.guidance
         self.lora = find_lora(options.lora) if options.lora else None
+        if self.lora:
+            must_fit(self.lora, self.generator.empty_transformer())
         for request in progress(requests, desc="checking images", disable=len(requests) < 20):
             self._check(request)
 
@@ -159,7 +161,7 @@ class Sampler:
         """Read the weights.
 
         Raises:
-            TrainerError: they are not there, or the LoRA was made for another model.
+            TrainerError: they are not there, or the LoRA does not load.
         """
         self.pipeline = self.generator.pipeline(getattr(torch, self.dtype))
         self.pipeline.set_progress_bar_config(disable=True)

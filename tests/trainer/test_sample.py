@@ -529,15 +529,22 @@ def test_a_lora_of_another_model_is_refused(folder, tmp_path):
             generate(folder, True, lora=resaved(folder, tmp_path, weights=changed))
 
 
+def test_a_lora_of_another_model_is_refused_before_any_weight_is_read(folder, tmp_path):
+    weights = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+    others = resaved(folder, tmp_path, weights={n.replace("blocks.2", "blocks.7"): w for n, w in weights.items()})
+    with pytest.raises(TrainerError, match=r"was made for another model: this one has no transformer_blocks\.7"):
+        Sampler(options(folder, lora=others), torch.device("cpu"), [])
+
+
 def test_inputs_and_outputs_of_a_layer_are_told_apart(tmp_path):
     """All layers that CogVideoX's LoRAs usually change are square; a feed-forward layer is not."""
     layers = torch.nn.ModuleDict({"feed": torch.nn.Linear(3, 5)})
     for name, inputs, outputs in (("right", 3, 5), ("wrong", 5, 3)):
         weights = {"A": torch.zeros(2, inputs), "B": torch.zeros(outputs, 2)}
         save_file({f"transformer.feed.lora_{half}.weight": w for half, w in weights.items()}, tmp_path / name)
-    lora._must_fit(tmp_path / "right", layers)
+    lora.must_fit(tmp_path / "right", layers)
     with pytest.raises(TrainerError, match="feed has 3 channels here, 5 there"):
-        lora._must_fit(tmp_path / "wrong", layers)
+        lora.must_fit(tmp_path / "wrong", layers)
 
 
 def test_help_teaches_and_bad_words_are_refused(terminal, capsys):

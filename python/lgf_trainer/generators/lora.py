@@ -107,14 +107,15 @@ def load_lora(pipeline: Any, file: Path, weight: float = 1.0) -> None:
     Raises:
         TrainerError: it was made for another model. diffusers would load the part that fits.
     """
-    _must_fit(file, pipeline.transformer)
+    must_fit(file, pipeline.transformer)
     kinds = RuntimeError, ValueError, TypeError, KeyError
     with explained(f"{file} does not load: its metadata and its weights disagree", *kinds):
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
     pipeline.set_adapters(ADAPTER, weight)
 
 
-def _must_fit(file: Path, transformer: nn.Module) -> None:
+def must_fit(file: Path, transformer: nn.Module) -> None:
+    """Raise TrainerError unless a LoRA has its layers, and their sizes, from such a transformer, which may be on "meta"."""
     with safe_open(file, "pt") as content:
         shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}
     layers = dict(transformer.named_modules())
