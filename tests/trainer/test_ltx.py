@@ -47,6 +47,12 @@ def test_the_shift_is_the_schedulers_for_the_number_of_tokens(generator):
     assert generator.shift_of(72) == 2.0
 
 
+def test_so_many_tokens_that_every_noise_level_would_be_1_are_refused(generator, tmp_path):
+    generator.shift_of(44000)
+    with pytest.raises(TrainerError, match=r"a video of 57728 tokens: .* exp\(21\), and all of them would be 1"):
+        Sampler(sampling(generator.path, tmp_path, frames=161, height=512, width=704), CPU, [])
+
+
 def test_noise_levels_have_a_normal_logit_before_the_shift(generator):
     rng = torch.Generator().manual_seed(0)
     logits = torch.stack([generator.timestep(rng) for _ in range(4000)]).double().logit()

@@ -6,11 +6,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ..runtime.errors import TrainerError
 from .base import Encoders, Generator, Inputs, Tensors, posterior_sample
 from .flow import noise_level, noisy_and_target, shifted
 
 WAY_OUT = "Take LTX-Video of 2B, such as Lightricks/LTX-Video"
 TEXT_TOKENS = 128  # not in any configuration
+MOST_SHIFT = 2.0**24  # of noise levels in float32: a larger one makes 1 of each, and then the scheduler divides 0 by 0
 
 
 class LTX(Generator):
@@ -88,14 +90,20 @@ class LTX(Generator):
         return {"given": given.flatten()}
 
     def shift_of(self, tokens: int) -> float:
-        """Return the shift of the noise levels of a video, as the pipeline shifts them."""
+        """Return the shift of the noise levels of a video, as the pipeline shifts them; refuse one beyond MOST_SHIFT."""
         from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
         config = self.schedule.config
         if self.shift or not config.use_dynamic_shifting:
             return self.shift or config.shift
         ends = (config[f"{end}_{what}"] for what in ("image_seq_len", "shift") for end in ("base", "max"))
-        return math.exp(calculate_shift(tokens, *ends))
+        exponent = calculate_shift(tokens, *ends)
+        if exponent > math.log(MOST_SHIFT):
+            raise TrainerError(
+                f"a video of {tokens} tokens: the model shifts its noise levels by exp({exponent:.0f}), and all of them "
+                "would be 1. Fewer frames, or a smaller width and height, make fewer tokens"
+            )
+        return math.exp(exponent)
 
     def inputs(self, sample: Tensors, dtype: torch.dtype) -> Inputs:
         text, (frames, height, width) = sample["text"], sample["latents"].shape[2:]
@@ -118,6 +126,11 @@ class LTX(Generator):
         return Inputs(hidden, target, conditions, counted=None if counted is None else counted[..., None])
 
     # --- sampling ---------------------------------------------------------------------------------------------
+
+    def sampled_size(self, frames, height, width):
+        frames, height, width = super().sampled_size(frames, height, width)
+        self.shift_of((1 + (frames - 1) // self.temporal) * (height // self.spatial) * (width // self.spatial))
+        return frames, height, width
 
     def prompts(self, pipeline, prompt, negative):
         return super().prompts(pipeline, prompt, negative) | {"frame_rate": self.fps}
