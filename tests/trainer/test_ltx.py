@@ -1,6 +1,7 @@
 """LTX-Video: shift by tokens, normalised latents, tokens that are given, and the rate."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_the_shift_is_the_schedulers_for_the_number_of_tokens(generator):
 def test_so_many_tokens_that_every_noise_level_would_be_1_are_refused(generator, tmp_path):
     generator.shift_of(44000)
     with pytest.raises(TrainerError, match=r"a video of 57728 tokens: .* exp\(21\), and all of them would be 1"):
-        Sampler(sampling(generator.path, tmp_path, frames=161, height=512, width=704), CPU, [])
+        Sampler(replace(sampling(generator.path, tmp_path), frames=161, height=512, width=704), CPU, [])
 
 
 def test_noise_levels_have_a_normal_logit_before_the_shift(generator):
