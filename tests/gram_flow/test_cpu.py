@@ -105,7 +105,7 @@ def softmax_beside_a_sure_student(logits):
     cpu.lgf_kl_forward(
         native.described(student), [native.described(cache)], [1.0], tuple(student.shape[:4]), kl.data_ptr(), g.data_ptr(),
         window=3, temperature=1.0, similarity="dot", boundary="exclude", divergence="kl", backward=False, from_logits=True,
-        num_threads=1,
+        token_weight=None, num_threads=1,
     )  # fmt: skip
     return -g[0, 0, 0, 1:, 3]
 
