@@ -1,5 +1,9 @@
 """Tokens of weight 0 are skipped by Local Gram Flow: what is left is exact, and nothing of what only they see is looked at."""
 
+import mmap
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -8,6 +12,8 @@ from support.numerics import against_reference, backends_of, features, value_and
 from support.pairs import every_pair
 
 import lgf_kernels as lgf
+from lgf_kernels.core.registry import implementation
+from lgf_kernels.gram_flow.options import LgfOptions
 
 every_backend = pytest.mark.parametrize("backend", backends_of("lgf_kl"))
 
@@ -145,6 +151,48 @@ def test_a_frame_of_a_pair_of_weight_zero_is_not_looked_at(backend, first, direc
         tensor[:, frame] = torch.nan
     options = dict(direction=direction, backend=backend, token_weight=weight)
     assert_only_zeros_where_broken(lgf.lgf_kl_loss, student, teacher, broken, (slice(None), frame), **options)
+
+
+@skipping
+def test_what_is_kept_of_skipped_tokens_is_defined(backend):
+    """Memory that is not initialised holds NaN here."""
+    student, teacher = features(1, 3, 9, 11, 20), features(1, 3, 9, 11, 9)
+    loss = implementation("lgf_kl", backend, "cpu")
+    weight, options = torch.zeros(1, 2, 9, 11), LgfOptions()
+    _, residual = loss.forward(student, [teacher], [1.0], weight, options, False, True)
+    if backend == "triton":
+        from lgf_kernels.gram_flow.triton_loss import Residual
+
+        residual = Residual(residual, student, options).slots.unflatten(-1, (7, -1))
+    assert (residual == 0).all()
+
+
+READS = """
+import ctypes, itertools, mmap, torch, lgf_kernels as lgf
+
+def guarded(*shape):
+    memory = mmap.mmap(-1, 4 * torch.Size(shape).numel())
+    tensor = torch.frombuffer(memory, dtype=torch.float32).view(shape).copy_(torch.randn(shape))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(len(memory) // 2), 0) == 0
+    return tensor
+
+student, teachers = guarded(2, 3, 32, 16, 16), [guarded(2, 3, 32, 16, 32) for _ in range(2)]
+cache, weight = guarded(2, 2, 32, 16, 49), torch.ones(2, 2, 32, 16)
+weight[0] = 0
+for direction, (loss, given) in itertools.product(
+    ("forward", "backward"), ((lgf.lgf_kl_loss, teachers), (lgf.lgf_kl_loss_from_logits, cache))
+):
+    leaf = student.detach().requires_grad_()
+    loss(leaf, given, direction=direction, token_weight=weight, backend="native").backward()
+    assert (leaf.grad[0] == 0).all() and leaf.grad[1].norm() > 0
+"""
+
+
+@pytest.mark.skipif("native" not in backends_of("lgf_kl") or os.name != "posix" or mmap.PAGESIZE > 4096, reason="pages")
+def test_native_reads_nothing_of_a_video_of_weight_zero():
+    """Its features and cached logits lie in memory of which every access ends the process."""
+    done = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @skipping
