@@ -9,7 +9,11 @@ import here  # noqa: F401  # isort: skip
 import argparse
 import itertools
 
+import torch
+from torch.nn.functional import max_pool2d
+
 from lgf_kernels.distributed import Frames, Rows, Shards, Tokens
+from lgf_kernels.gram_flow import triton_configs
 
 #: Tokens of 49 frames of 480 x 720 in CogVideoX, of 81 frames of 480 x 832 in Wan2.1, of 129 frames of 720 x 1280 in HunyuanVideo.
 GRIDS = {"CogVideoX": (13, 30, 45), "Wan2.1": (21, 30, 52), "HunyuanVideo": (33, 45, 80)}
@@ -28,20 +32,33 @@ def received(shards: Shards, radius: int, place_bytes: int) -> int:
     return place_bytes * max(need - have for have, need in zip(own, needed, strict=True))
 
 
-def work(shards: Shards, radius: int) -> float:
-    """Return the queries of the canvas of the process with most of them, over an equal share of all queries."""
+def tile_of(channels: int, window: int, element: int) -> tuple[int, int]:
+    """Return the rows and columns of the tiles that Triton's forward skips or computes, from cached logits."""
+    operand = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[element]
+    return triton_configs.forward(window, channels, 0, operand, 90)[0][:2]
+
+
+def boxes(own: torch.Tensor, height: int, width: int) -> int:
+    """Return how many boxes of this size hold a query of a process's own; `own` (pairs, H, W) says which are."""
+    return int(max_pool2d(own[None], (height, width), ceil_mode=True).sum())
+
+
+def work(shards: Shards, radius: int, tile: tuple[int, int]) -> tuple[float, float, float]:
+    """Return the most of one process over an equal share of all: of queries on the canvas, of image rows, of tiles.
+
+    Of rows and tiles those count that hold a query of its own, in the forward.
+    """
     T, H, W = shards.grid
-    queries = []
+    size = (1, 1), (1, W), tile
+    most, whole = [0, 0, 0], [boxes(torch.ones(T - 1, H, W), *box) for box in size]
     for rank in range(shards.ranks):
-        lo, hi = shards.needed(rank, radius, "forward")
-        if isinstance(shards, Frames):
-            queries.append(max(hi - lo - 1, 0) * H * W)
-        elif isinstance(shards, Rows):
-            queries.append((T - 1) * (hi - lo) * W)
-        else:
-            start, stop = shards.frames(rank, "forward")
-            queries.append(max(stop - start - 1, 0) * H * W)
-    return max(queries) * shards.ranks / ((T - 1) * H * W)
+        queries = shards.queries(rank, "forward")
+        if 0 in queries:
+            continue
+        own = shards.on_canvas(torch.ones(1, *queries, 1), rank, radius, "forward")[0, ..., 0]
+        found = own.numel(), boxes(own, 1, W), boxes(own, *tile)
+        most = [max(pair) for pair in zip(most, found, strict=True)]
+    return tuple(part * shards.ranks / all_ for part, all_ in zip(most, whole, strict=True))
 
 
 def rows(
@@ -54,16 +71,19 @@ def rows(
         shards = kind.even(grid, count)
         places = {Frames: H * W, Rows: T * W, Tokens: 1}[kind]
         megabytes = received(shards, window // 2, places * channels * element) / 1e6
-        table.append([name, kind.__name__.lower(), str(count), f"{megabytes:.2f}", f"{work(shards, window // 2):.2f}"])
+        computed = work(shards, window // 2, tile_of(channels, window, element))
+        table.append(
+            [name, kind.__name__.lower(), str(count), f"{megabytes:.2f}", *(f"{part:.2f}" for part in computed)]
+        )
     for (name, grid), count in itertools.product(grids.items(), ranks):
         T, H, W = grid
         part = -(-T // count)
-        table.append([name, "gathered", str(count), f"{(T - part) * H * W * channels * element / 1e6:.1f}", ""])
+        table.append([name, "gathered", str(count), f"{(T - part) * H * W * channels * element / 1e6:.1f}", "", "", ""])
     return table
 
 
 def table(rows: list[list[str]]) -> str:
-    head = ["| model | shards | processes | MB received | queries computed |", "|---|---|---|---|---|"]
+    head = ["| model | shards | processes | MB received | canvas | rows | tiles |", "|---|---|---|---|---|---|---|"]
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 

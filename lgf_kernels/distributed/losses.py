@@ -41,7 +41,8 @@ def sharded_lgf_kl_loss(
         gradient of a weight = sum of its gradients over the group, where all processes have that weight
 
     Sum gradients, do not average them: DistributedDataParallel averages, so let each process call backward on its share
-    times the size of the group, or reduce by hand. Only borders of the student travel, and their gradients back.
+    times the size of the group, or reduce by hand. Only borders of the student travel, and their gradients back. Borders have
+    weight 0, and `lgf_kl_loss` says what of such tokens is skipped; docs/distributed.md counts what is left.
 
     Args:
         student: this process's part, of the shape `(B, *shards.part(rank), C)`, of any type that `lgf_kl_loss` takes.

@@ -47,6 +47,7 @@ def loss_forward(
     teachers = [last_dimension_contiguous(teacher) for teacher in teachers]
     residual = empty_residual(student, options, needs_grad)
     values = student.new_empty((len(options.directions), *pairs_shape(student)), dtype=accumulate_dtype(student))
+    token_weight = token_weight if token_weight is None else token_weight.contiguous()
     for index, direction in enumerate(options.directions):
         module(student).lgf_kl_forward(
             described(student),
@@ -62,6 +63,7 @@ def loss_forward(
             divergence=options.divergence,
             backward=direction == "backward",
             from_logits=from_logits,
+            token_weight=address(token_weight),
             **threads(),
         )
     values = values[0] if len(values) == 1 else values.mean(0)
@@ -74,15 +76,21 @@ def loss_backward(
     if len(options.directions) > 1:
         grad_loss = grad_loss / len(options.directions)
     scales = token_scale(grad_loss, token_weight, options.reduction, pairs_shape(student)).contiguous()
-    return features_gradient(student, dict(zip(options.directions, residual, strict=True)), options, scales)
+    gradients = dict(zip(options.directions, residual, strict=True))
+    return features_gradient(student, gradients, options, scales, skip_zeros=token_weight is not None)
 
 
 def features_gradient(
-    features: Tensor, grad_logits: dict[str, Tensor], options: LgfOptions, scales: Tensor | None = None
+    features: Tensor,
+    grad_logits: dict[str, Tensor],
+    options: LgfOptions,
+    scales: Tensor | None = None,
+    skip_zeros: bool = False,
 ) -> Tensor:
     """Return the gradient of `sum scales[i] * grad_logits[direction][i, d] * z[i, d]` over the directions given.
 
     `grad_logits[direction]` (B, T-1, H, W, K*K) and `scales` (B, T-1, H, W) are contiguous, in the accumulation type.
+    `skip_zeros`: image rows of scale 0 give nothing, even where `grad_logits` or the features are NaN.
     """
     features = last_dimension_contiguous(features)
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
@@ -95,6 +103,7 @@ def features_gradient(
         gradient.data_ptr(),
         window=options.window,
         similarity=options.similarity,
+        skip_zeros=skip_zeros,
         **threads(),
     )
     return gradient

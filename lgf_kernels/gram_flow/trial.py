@@ -51,9 +51,10 @@ def loss(call: Call, student: Tensor, options: LgfOptions) -> Case:
         teachers = [make(teacher, options._replace(direction="forward")).to(torch.float16) for teacher in teachers]
     weights = [1 / len(teachers)] * len(teachers)
     B, T, *rest, _ = student.shape
-    token_weight = (
-        pattern((B, T - 1, *rest), -1, call).abs().to(accumulate_dtype(student)) if call.fact("token_weight") else None
-    )
+    token_weight = None
+    if call.fact("token_weight"):
+        token_weight = pattern((B, T - 1, *rest), -1, call).abs().to(accumulate_dtype(student))
+        token_weight[:, :1, :-1] = 0  # rows and tiles that are skipped
 
     def run(backend: str) -> Sequence[Tensor]:
         forward, backward, _ = implementation(call.operator, backend, call.device_type)

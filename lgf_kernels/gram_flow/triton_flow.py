@@ -12,6 +12,9 @@ both pairs. The contribution of a frame is the product of (tile, halo) coefficie
 halo's features. For a query, g is read from the token's own window, at offset d; for a key, from
 the other token's window, at offset -d.
 
+A frame whose queries all have scale 0, as far as the tile's tokens meet them, is left out of the
+sum, and a tile that is left with none of its two frames writes zeros.
+
 The part of df^ along f^ must be known before any channel is written. With more channels than fit in
 registers the products are therefore computed twice, first for that part and then for the result.
 """
@@ -28,7 +31,7 @@ from ..core.triton_blocks import SHORT, dot, exact, load_channels, outer_strides
 from ..core.triton_norms import reciprocal_norms
 from . import triton_configs as configs
 from .options import LgfOptions
-from .triton_tiles import halo_tokens, store_slots, tile_tokens, window_logits, window_slots
+from .triton_tiles import counts, halo_tokens, store_slots, tile_tokens, window_logits, window_slots
 from .window import pairs_shape
 
 
@@ -115,6 +118,25 @@ def _coefficients(
     return g
 
 
+@triton.jit
+def _side_counts(
+    scale, y, x, y0, x0, other_H, W, QUERY: tl.constexpr, KEY: tl.constexpr, WINDOW: tl.constexpr,
+    HALO_H: tl.constexpr, HALO_W: tl.constexpr,
+):  # fmt: skip
+    """Return whether any query of a pair that the tile's tokens meet, as queries or as keys, has a scale other than 0."""
+    found = other_H < 0
+    if QUERY:
+        found |= counts(scale, y, x, (y < other_H) & (x < W), W)
+    if KEY:
+        ROWS: tl.constexpr = triton.next_power_of_2(HALO_H)
+        COLUMNS: tl.constexpr = triton.next_power_of_2(HALO_W)
+        halo_y, halo_x, in_frame = halo_tokens(
+            y0 - WINDOW // 2, x0 - WINDOW // 2, other_H, W, HALO_H, HALO_W, ROWS, COLUMNS
+        )
+        found |= counts(scale, halo_y, halo_x, in_frame, W)
+    return found
+
+
 @triton.jit(do_not_specialize=launch.FRAME_SIZES)
 def lgf_backward(
     features,
@@ -137,6 +159,7 @@ def lgf_backward(
     FORWARD: tl.constexpr,
     BACKWARD: tl.constexpr,
     SCALED: tl.constexpr,
+    SKIP_ZEROS: tl.constexpr,
     INDEX: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
@@ -156,6 +179,22 @@ def lgf_backward(
     t = tl.program_id(0) // tiles % T
     y0, x0, y, x = tile_tokens(tile, W, TILE_H, TILE_W, INDEX)
     in_frame = (y < H) & (x < W)
+    if SKIP_ZEROS:
+        next_pair = scale + (b * (T - 1) + t).to(tl.int64) * H * W
+        next_H, previous_H = tl.where(t + 1 < T, H, 0), tl.where(t > 0, H, 0)
+        next_counts = _side_counts(
+            next_pair, y, x, y0, x0, next_H, W, FORWARD, BACKWARD, WINDOW, HALO_H, HALO_W
+        )  # fmt: skip
+        previous_counts = _side_counts(
+            next_pair - H * W, y, x, y0, x0, previous_H, W, BACKWARD, FORWARD, WINDOW, HALO_H, HALO_W
+        )  # fmt: skip
+        if not (next_counts | previous_counts):
+            rows = gradient + ((b * T + t).to(tl.int64) * H * W + (y * W + x)) * C
+            for c0 in range(0, C, BLOCK_C):
+                c = c0 + tl.arange(0, BLOCK_C)
+                zeros = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+                tl.store(rows[:, None] + c[None, :], zeros, mask=in_frame[:, None] & (c < C)[None, :])
+            return
     frame_norms = norms + (b * T + t).to(tl.int64) * H * W
     video = features + b.to(tl.int64) * stride[0]
     frame = video + t.to(tl.int64) * stride[1]
@@ -178,7 +217,11 @@ def lgf_backward(
             # "backward".
             forward_logits = grad_logits + pair * (WINDOW * SLOT_ROW)
             backward_logits = forward_logits + direction_stride
-            for row in range(0, HALO_H, ROWS):
+            if SKIP_ZEROS:
+                halo_H = tl.where(next_counts if side == 0 else previous_counts, HALO_H, 0)
+            else:
+                halo_H = HALO_H
+            for row in range(0, halo_H, ROWS):
                 other_y, other_x, other_in_frame = halo_tokens(
                     y0 - WINDOW // 2 + row, x0 - WINDOW // 2, other_H, W, ROWS, HALO_W, ROWS, COLUMNS
                 )
@@ -250,12 +293,14 @@ def features_gradient(
     options: LgfOptions,
     factor: float,
     scale: Tensor | None = None,
+    skip_zeros: bool = False,
 ) -> Tensor:
     """Return the gradient of `factor * sum scale[i] * grad_logits[direction, i, d] * z[direction, i, d]`.
 
     `norms` are the features' reciprocal norms. `grad_logits` (directions, B, T-1, H, W, K * row) is
     contiguous, of any floating type, with a window's rows `row` apart; `scale` is one number, or
-    (B, T-1, H, W) and contiguous. Logits outside the frame are constants: their gradient is
+    (B, T-1, H, W) and contiguous; with `skip_zeros`, tiles of tokens of scale 0 give nothing, even
+    where `grad_logits` or the features are NaN. Logits outside the frame are constants: their gradient is
     ignored, even NaN.
     """
     (features,) = launch.usable([features])
@@ -289,6 +334,7 @@ def features_gradient(
             FORWARD="forward" in options.directions,
             BACKWARD="backward" in options.directions,
             SCALED="no" if scale is None else "loss" if scale.ndim == 0 else "tokens",
+            SKIP_ZEROS=skip_zeros,
             INDEX=launch.index_type(features, gradient, grad_logits[0]),
         )
     return gradient

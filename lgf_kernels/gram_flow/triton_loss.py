@@ -8,7 +8,8 @@
 The added Q - P sums to 0 and makes every term P (e^-u - 1 + u) >= 0: near convergence, where u is
 small, its series avoids the cancellation of the sum.
 
-One program for each tile of queries and direction. The backward reads the student and the gradient
+One program for each tile of queries and direction; one whose tokens all have weight 0 writes zeros
+and ends. The backward reads the student and the gradient
 by the logits, K*K numbers a token, but no teacher. That gradient is kept in bfloat16 for a bfloat16
 student, whose own gradient is no finer, and otherwise in the accumulation type, because float16
 lacks the range.
@@ -29,7 +30,7 @@ from ..core.triton_norms import reciprocal_norms
 from . import triton_configs as configs
 from .options import LgfOptions
 from .triton_flow import features_gradient
-from .triton_tiles import store_slots, tile_tokens, window_logits, window_slots
+from .triton_tiles import counts, store_slots, tile_tokens, window_logits, window_slots
 from .window import pairs_shape
 
 
@@ -76,6 +77,7 @@ def lgf_kl_forward(
     cache_strides,
     weights,
     inverse_tau,
+    token_weight,
     values,
     residual,
     pairs,
@@ -90,6 +92,7 @@ def lgf_kl_forward(
     KL: tl.constexpr,
     FIRST_REVERSED: tl.constexpr,
     KEEP: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     INDEX: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
@@ -105,6 +108,14 @@ def lgf_kl_forward(
     query_t, key_t = t + reverse, t + 1 - reverse
     _, _, y, x = tile_tokens(tile, W, TILE_H, TILE_W, INDEX)
     in_frame = (y < H) & (x < W)
+    if WEIGHTED:
+        if not counts(token_weight + (pair % pairs).to(tl.int64) * H * W, y, x, in_frame, W):
+            token = pair.to(tl.int64) * H * W + (y * W + x)
+            tl.store(values + token, tl.zeros((TILE_H * TILE_W,), ACC), mask=in_frame)
+            if KEEP:
+                zeros = tl.zeros((TILE_H * TILE_W, SLOT_ROW * SLOT_ROW), ACC)
+                store_slots(residual + token * (WINDOW * SLOT_ROW), zeros, in_frame, WINDOW, SLOT_ROW, SLOT_ROW)
+            return
     _, inside, used = window_slots(y, x, H, W, WINDOW, SLOT_ROW)
     member = inside if EXCLUDE else used[None, :]
 
@@ -173,6 +184,7 @@ def forward(
             tuple(launch.outer_strides(cache) for cache in caches),
             tuple(launch.exact(weight) for weight in teacher_weights),
             launch.exact(1 / options.temperature),
+            values if token_weight is None else token_weight.contiguous(),
             values,
             kept.slots if needs_grad else values,
             B * (T - 1),
@@ -188,6 +200,7 @@ def forward(
             KL=options.divergence == "kl",
             FIRST_REVERSED=int(options.direction == "backward"),
             KEEP=needs_grad,
+            WEIGHTED=token_weight is not None,
             INDEX=launch.index_type(*features, *caches),
             # Fused, the sum of squares of l2 could differ between threads that share a token.
             enable_fp_fusion=options.divergence == "kl",
@@ -207,7 +220,9 @@ def backward(
             factor /= torch.Size(shape).numel()
         return features_gradient(student, kept.norms, kept.slots, options, factor, grad_loss)
     scale = token_scale(grad_loss, token_weight, options.reduction, shape).contiguous()
-    return features_gradient(student, kept.norms, kept.slots, options, factor, scale)
+    return features_gradient(
+        student, kept.norms, kept.slots, options, factor, scale, skip_zeros=token_weight is not None
+    )
 
 
 class Residual:

@@ -132,6 +132,13 @@ def window_logits(
 
 
 @triton.jit
+def counts(weights, y, x, in_frame, W):
+    """Return whether any token of a box has a weight (H, W) other than 0. NaN is other than 0."""
+    weight = tl.load(weights + (y * W + x), mask=in_frame, other=0.0)
+    return tl.max((weight != 0).to(tl.int32), 0) != 0
+
+
+@triton.jit
 def store_slots(rows, z, mask, WINDOW: tl.constexpr, SLOT_ROW: tl.constexpr, ROW: tl.constexpr):
     """Store the slots (tile, SLOTS) that hold a key, each row of a window ROW numbers after the one before it."""
     s = tl.arange(0, SLOT_ROW * SLOT_ROW)

@@ -82,6 +82,16 @@ def test_costs_are_those_of_what_is_sent_and_the_page_shows_them():
     assert whole in (CASES.parents[2] / "docs" / "distributed.md").read_text()
 
 
+def test_rows_and_tiles_without_an_own_query_are_not_counted():
+    """Parts of 4 and 3 of 30 rows lie between 3 others: in 10 rows, of which the first 8 are a tile's; 45 columns are 6 tiles."""
+    canvas, rows, tiles = shard_costs.work(distributed.Rows.even((13, 30, 45), 8), 3, (8, 8))
+    assert (canvas, rows, tiles) == (10 * 8 / 30, 4 * 8 / 30, 6 * 8 / (4 * 6))
+    # The last part has all but the first 3 of the 12 x 30 rows of queries, and the fourth but for a token.
+    shards = distributed.Tokens((13, 30, 45), (0, 45, 45 * 3 + 1, 13 * 30 * 45))
+    _, rows, _ = shard_costs.work(shards, 3, (8, 8))
+    assert rows == (12 * 30 - 3) * 3 / (12 * 30)
+
+
 def test_every_pair_of_parts_has_one_owner_and_all_have_as_many():
     for ranks in (1, 2, 3, 4, 5, 8):
         owners = pair_owners(distributed.Frames.even((2 * ranks, 1, 1), ranks))

@@ -105,7 +105,7 @@ def softmax_beside_a_sure_student(logits):
     cpu.lgf_kl_forward(
         native.described(student), [native.described(cache)], [1.0], tuple(student.shape[:4]), kl.data_ptr(), g.data_ptr(),
         window=3, temperature=1.0, similarity="dot", boundary="exclude", divergence="kl", backward=False, from_logits=True,
-        num_threads=1,
+        token_weight=None, num_threads=1,
     )  # fmt: skip
     return -g[0, 0, 0, 1:, 3]
 
@@ -160,14 +160,20 @@ def test_a_norm_whose_square_overflows(isa):
     assert_close(gradient.double() * 1e25, truth[1] * 1e25, 1e-5)
 
 
-def test_threads_change_no_bit(isa):
+@pytest.mark.parametrize("kept", [None, (0, 3), (5, 6), (30, 33), (0, 0)], ids=str)
+def test_threads_change_no_bit(isa, kept):
+    """`kept`: which of the 66 rows of queries have weights. Threads get as much work each, some of them none."""
+    weight = kept and torch.zeros(66, 13)
+    if kept:
+        weight[slice(*kept)] = torch.rand(13)
+        weight = weight.view(2, 3, 11, 13)
     student, teachers = features(2, 4, 11, 13, 40), [features(2, 4, 11, 13, 24), features(2, 4, 11, 13, 9)]
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3, 5, 64):
             torch.set_num_threads(count)
-            results.append(both(student, teachers, direction="both"))
+            results.append(both(student, teachers, direction="both", token_weight=weight, reduction="sum"))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:

@@ -6,11 +6,15 @@ from support.triton_reports import check, check_all, check_resolutions, report
 pytest.importorskip("triton")
 
 ONE, TWO, CACHED = "teachers=1", "teachers=2", "teachers=1,from_logits=True"
+WEIGHTED = "teachers=2,token_weight=True"
 
 
 @pytest.mark.parametrize(
     "channels, teachers",
-    [((256,), (TWO, CACHED)), pytest.param((64, 256, 768), (ONE, TWO, CACHED), marks=pytest.mark.slow)],
+    [
+        ((256,), (TWO, CACHED, WEIGHTED)),
+        pytest.param((64, 256, 768), (ONE, TWO, CACHED, WEIGHTED), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_hopper_in_bfloat16(channels, teachers):
@@ -21,7 +25,7 @@ def test_hopper_in_bfloat16(channels, teachers):
         check(row)
 
 
-@pytest.mark.parametrize("teachers", [(TWO,), pytest.param((TWO, CACHED), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("teachers", [(TWO, WEIGHTED), pytest.param((TWO, CACHED), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(
     "arch, dtype",
     [

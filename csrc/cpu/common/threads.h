@@ -18,9 +18,11 @@ struct RowIndex {
       : b(row / (frames * rows)), t(row / rows % frames), y(row % rows) {}
 };
 
-// Calls function(first row, end row, scratch of the thread) on up to `threads` threads.
-template <class Function>
-void for_each_thread(int64_t rows, int threads, std::size_t scratch_bytes, Function&& function) {
+// Calls function(first row, end row, scratch of the thread) on up to `threads` threads. bound(i, n) is the first row of
+// thread i of n, and bound(n, n) = `rows`.
+template <class Bound, class Function>
+void for_each_thread_from(int64_t rows, int threads, std::size_t scratch_bytes, const Bound& bound,
+                          Function&& function) {
   const int64_t limit = threads < 1 ? 1 : threads;
   const int64_t wanted = rows < limit ? rows : limit;
   const Scratch scratch(static_cast<std::size_t>(wanted) * scratch_bytes);
@@ -28,11 +30,32 @@ void for_each_thread(int64_t rows, int threads, std::size_t scratch_bytes, Funct
 #pragma omp parallel num_threads(static_cast<int>(wanted)) if (wanted > 1)
   {
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-    function(me * rows / team, (me + 1) * rows / team, scratch.data() + static_cast<std::size_t>(me) * scratch_bytes);
+    function(bound(me, team), bound(me + 1, team), scratch.data() + static_cast<std::size_t>(me) * scratch_bytes);
   }
 #else
   function(int64_t(0), rows, scratch.data());
 #endif
+}
+
+// Calls function(first row, end row, scratch of the thread), with as many rows for each thread.
+template <class Function>
+void for_each_thread(int64_t rows, int threads, std::size_t scratch_bytes, Function&& function) {
+  const auto bound = [&](int64_t part, int64_t parts) { return part * rows / parts; };
+  for_each_thread_from(rows, threads, scratch_bytes, bound, function);
+}
+
+// Likewise, with as much work for each thread: cost(row) > 0 is that of a row.
+template <class Cost, class Function>
+void for_each_thread_by_cost(int64_t rows, int threads, std::size_t scratch_bytes, const Cost& cost,
+                             Function&& function) {
+  int64_t total = 0;
+  for (int64_t row = 0; row < rows; ++row) total += cost(row);
+  const auto bound = [&](int64_t part, int64_t parts) {
+    int64_t row = 0;
+    for (int64_t before = 0; row < rows && before < total * part / parts; ++row) before += cost(row);
+    return row;
+  };
+  for_each_thread_from(rows, threads, scratch_bytes, bound, function);
 }
 
 }  // namespace

@@ -18,20 +18,74 @@ namespace lgf {
 namespace LGF_ISA {
 namespace {
 
-// Row (b, pair, y) of the coefficients of one direction, in the order of memory.
+// A row of the coefficients of one direction, in the order of memory.
 template <class T>
 struct CoefficientRow {
   const T* g;      // (W, K*K)
   const T* scale;  // (W) or null for 1
 
-  CoefficientRow(const LogitGradient& gradient, const Grid& grid, int64_t positions, int64_t b, int64_t pair,
-                 int64_t y) {
-    const int64_t token = ((b * (grid.frames - 1) + pair) * grid.rows + y) * grid.cols;
-    g = static_cast<const T*>(gradient.g) + token * positions;
-    scale = gradient.scale ? static_cast<const T*>(gradient.scale) + token : nullptr;
+  T scale_of(int64_t x) const { return scale ? scale[x] : T(1); }
+};
+
+// The coefficients of one direction. Rows are numbered through (B, T-1, H).
+template <class T>
+class Coefficients {
+ public:
+  Coefficients(const LogitGradient& gradient, const Grid& grid, int64_t positions, bool skip_zeros)
+      : g_(static_cast<const T*>(gradient.g)),
+        scale_(static_cast<const T*>(gradient.scale)),
+        row_size_(grid.cols),
+        positions_(positions),
+        counted_(g_ && skip_zeros ? gradient.scale : nullptr, grid) {}
+
+  // Whether a row gives anything.
+  bool has(int64_t row) const { return g_ && counted_[row]; }
+
+  CoefficientRow<T> operator[](int64_t row) const {
+    return {g_ + row * row_size_ * positions_, scale_ ? scale_ + row * row_size_ : nullptr};
   }
 
-  T scale_of(int64_t x) const { return scale ? scale[x] : T(1); }
+ private:
+  const T *g_, *scale_;
+  int64_t row_size_, positions_;
+  CountedRows<T> counted_;
+};
+
+template <class T>
+struct Directions {
+  Coefficients<T> forward, backward;
+
+  Directions(const GramBackwardCall& call, int64_t positions)
+      : forward(call.forward, call.grid, positions, call.skip_zeros),
+        backward(call.backward, call.grid, positions, call.skip_zeros) {}
+};
+
+// What a frame's neighbour gives to its row y: the coefficients of the direction in which the row's tokens are queries, and
+// of that in which they are keys, and the number of the pair's first row in either.
+template <class T>
+struct Side {
+  const Coefficients<T>&as_query, &as_key;
+  int64_t b, frame, pair_row;
+
+  // `step`: 1 for the next frame, -1 for the previous one.
+  Side(const Directions<T>& directions, const Grid& grid, int64_t b, int64_t t, int step)
+      : as_query(step > 0 ? directions.forward : directions.backward),
+        as_key(step > 0 ? directions.backward : directions.forward),
+        b(b),
+        frame(t + step),
+        pair_row((b * (grid.frames - 1) + t - (step < 0)) * grid.rows) {}
+
+  bool exists(const Grid& grid) const { return frame >= 0 && frame < grid.frames; }
+
+  // Calls function(dy, row of the frame) for the rows of the window of row y that give something.
+  template <class Function>
+  void for_each_window_row(const Layout<T>& layout, int64_t y, Function&& function) const {
+    const bool query = as_query.has(pair_row + y);
+    for (int dy = 0; dy < layout.K; ++dy) {
+      const int64_t other = y + dy - layout.radius;
+      if (other >= 0 && other < layout.rows && (query || as_key.has(pair_row + other))) function(dy, other);
+    }
+  }
 };
 
 // The part of the gradient that comes from one neighbouring frame.
@@ -43,24 +97,22 @@ class Neighbour {
         keys_(layout, arena),
         coefficients_(arena.take<T>(layout.positions() * layout.cols)) {}
 
-  // out += contribution of `frame`, reached through `pair`, to row y. `as_query`: coefficients of the
-  // direction in which the row's tokens are queries; `as_key`: in which they are keys.
-  void add_row(const GramBackwardCall& call, const LogitGradient& as_query, const LogitGradient& as_key, int64_t b,
-               int64_t frame, int64_t pair, int64_t y, bool fresh, T* out) {
-    keys_.advance(call.features, call.window.cosine, b, frame, y, fresh);
-    const int64_t positions = layout_.positions();
-    if (as_query.g) set_query_side({as_query, call.grid, positions, b, pair, y});
-    else clear(coefficients_, layout_.cols * positions);
+  // out += contribution of a side to row y. Returns whether there is one.
+  bool add_row(const GramBackwardCall& call, const Side<T>& side, int64_t y, T* out) {
+    if (!side.exists(call.grid)) return false;
+    if (side.as_query.has(side.pair_row + y)) set_query_side(side.as_query[side.pair_row + y]);
+    else clear(coefficients_, layout_.cols * layout_.positions());
     WindowRows<T> rows;
     rows.count = 0;
-    for (int dy = 0; dy < layout_.K; ++dy) {
-      const int64_t key_y = y + dy - layout_.radius;
-      if (key_y < 0 || key_y >= layout_.rows) continue;
-      if (as_key.g) add_key_side({as_key, call.grid, positions, b, pair, key_y}, dy);
-      rows.features[rows.count] = keys_.row(key_y);
+    side.for_each_window_row(layout_, y, [&](int dy, int64_t other) {
+      if (side.as_key.has(side.pair_row + other)) add_key_side(side.as_key[side.pair_row + other], dy);
+      rows.features[rows.count] = keys_.row(other);
       rows.coefficients[rows.count++] = coefficients_ + dy * layout_.K;
-    }
+    });
+    if (rows.count == 0) return false;
+    keys_.advance(call.features, call.window.cosine, side.b, side.frame, y);
     gather_row<T>(layout_, rows, out);
+    return true;
   }
 
  private:
@@ -106,7 +158,7 @@ struct GramBackwardBuffers {
         gradient(arena.take<T>(layout.query_row_size())) {}
 };
 
-// Writes the gradient of row (b, t, y) from a packed row to the contiguous output.
+// Writes the gradient of row (b, t, y) from a packed row, or zeros without one, to the contiguous output.
 template <class T>
 void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, const RowIndex& at, T* gradient) {
   const Tensor& f = call.features;
@@ -115,6 +167,7 @@ void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, c
     using Storage = typename decltype(tag)::type;
     const int64_t first = ((at.b * layout.grid.frames + at.t) * layout.rows + at.y) * layout.cols;
     Storage* target = static_cast<Storage*>(call.grad) + first * f.channels;
+    if (!gradient) return clear(target, layout.cols * f.channels);
     for_each_group<T>(layout.cols, [&](int64_t x, int64_t count) {
       T* group = gradient + x * kPanel<T>;
       if (call.window.cosine)
@@ -129,23 +182,32 @@ void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, c
 template <class T>
 void gram_backward(const GramBackwardCall& call) {
   const int64_t frames = call.grid.frames;
+  const Layout<T> shape(call.grid, call.window.size, call.features.channels);
+  const Directions<T> directions(call, shape.positions());
   const auto run = [&](int64_t begin, int64_t end, char* scratch) {
     Arena arena(scratch);
     GramBackwardBuffers<T> buffers(call, arena);
     const Layout<T>& layout = buffers.layout;
     for (int64_t row = begin; row < end; ++row) {
       const RowIndex at(row, frames, layout.rows);
-      const bool fresh = row == begin || at.y == 0;
+      const Side<T> next(directions, call.grid, at.b, at.t, 1), previous(directions, call.grid, at.b, at.t, -1);
       clear(buffers.gradient, layout.query_row_size());
-      if (at.t + 1 < frames)
-        buffers.next.add_row(call, call.forward, call.backward, at.b, at.t + 1, at.t, at.y, fresh, buffers.gradient);
-      if (at.t > 0)
-        buffers.previous.add_row(call, call.backward, call.forward, at.b, at.t - 1, at.t - 1, at.y, fresh,
-                                 buffers.gradient);
-      write_gradient_row<T>(call, layout, at, buffers.gradient);
+      const bool by_next = buffers.next.add_row(call, next, at.y, buffers.gradient);
+      const bool by_previous = buffers.previous.add_row(call, previous, at.y, buffers.gradient);
+      write_gradient_row<T>(call, layout, at, by_next || by_previous ? buffers.gradient : nullptr);
     }
   };
-  for_each_thread(call.grid.batch * frames * call.grid.rows, call.threads, measure<GramBackwardBuffers<T>>(call), run);
+  const auto cost = [&](int64_t row) {
+    const RowIndex at(row, frames, shape.rows);
+    int64_t rows = 1;
+    for (int step = -1; step <= 1; step += 2) {
+      const Side<T> side(directions, call.grid, at.b, at.t, step);
+      if (side.exists(call.grid)) side.for_each_window_row(shape, at.y, [&](int, int64_t) { ++rows; });
+    }
+    return rows;
+  };
+  for_each_thread_by_cost(call.grid.batch * frames * call.grid.rows, call.threads,
+                          measure<GramBackwardBuffers<T>>(call), cost, run);
 }
 
 }  // namespace

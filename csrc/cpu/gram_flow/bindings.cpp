@@ -47,7 +47,7 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
                     const std::vector<double>& teacher_weights, const Shape& shape, Address kl,
                     std::optional<Address> g, int window, double temperature, const std::string& similarity,
                     const std::string& boundary, const std::string& divergence, bool backward, bool from_logits,
-                    int num_threads) {
+                    std::optional<Address> token_weight, int num_threads) {
   check_teachers(teachers, teacher_weights, temperature, window, from_logits);
   std::vector<Teacher> parsed;
   for (std::size_t m = 0; m < teachers.size(); ++m)
@@ -61,6 +61,7 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
                        temperature,
                        parse_choice("boundary", boundary, "exclude", "zero"),
                        parse_choice("divergence", divergence, "l2", "kl"),
+                       pointer(token_weight),
                        pointer(kl),
                        pointer(g),
                        num_threads};
@@ -70,13 +71,13 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
 
 void gram_backward(const TensorTuple& features, const Shape& shape, const std::optional<GradientTuple>& forward,
                    const std::optional<GradientTuple>& backward, Address grad, int window,
-                   const std::string& similarity, int num_threads) {
+                   const std::string& similarity, bool skip_zeros, int num_threads) {
   const auto parse = [](const std::optional<GradientTuple>& gradient) -> LogitGradient {
     if (!gradient) return {nullptr, nullptr};
     return {pointer(std::get<0>(*gradient)), pointer(std::get<1>(*gradient))};
   };
   const GramBackwardCall call{parse_grid(shape), parse_window(window, similarity, false), parse_tensor(features),
-                              parse(forward), parse(backward), pointer(grad), num_threads};
+                              parse(forward), parse(backward), skip_zeros, pointer(grad), num_threads};
   const py::gil_scoped_release unlocked;
   kernels().gram_backward(call);
 }
@@ -89,13 +90,15 @@ const Family family([](py::module_& m) {
         "Logits (B, T-1, H, W, K*K) into `out`; 0 outside the frame.");
   m.def("lgf_kl_forward", &lgf_kl_forward, "student"_a, "teachers"_a, "teacher_weights"_a, "shape"_a, "kl"_a, "g"_a,
         py::kw_only(), "window"_a, "temperature"_a, "similarity"_a, "boundary"_a, "divergence"_a, "backward"_a,
-        "from_logits"_a, "num_threads"_a,
+        "from_logits"_a, "token_weight"_a, "num_threads"_a,
         "Divergence per token (B, T-1, H, W) into `kl`; its gradient with respect to the student's logits into `g`\n"
-        "(B, T-1, H, W, K*K) unless None. With from_logits the teachers are cached logits of K*K channels.");
+        "(B, T-1, H, W, K*K) unless None. With from_logits the teachers are cached logits of K*K channels. Neither output\n"
+        "is weighted; both are 0 in image rows whose `token_weight` (B, T-1, H, W) is 0, which are not computed.");
   m.def("gram_backward", &gram_backward, "features"_a, "shape"_a, "forward"_a, "backward"_a, "grad"_a, py::kw_only(),
-        "window"_a, "similarity"_a, "num_threads"_a,
+        "window"_a, "similarity"_a, "skip_zeros"_a, "num_threads"_a,
         "Gradient of sum scale * g * logits into `grad` (B, T, H, W, C, the features' dtype), every element written\n"
-        "once. `forward` and `backward` are (g, scale or None) for the logits of that direction, or None.");
+        "once. `forward` and `backward` are (g, scale or None) for the logits of that direction, or None. With skip_zeros\n"
+        "nothing of image rows of scale 0 is read.");
 });
 
 }  // namespace

@@ -41,8 +41,9 @@ struct LgfKlCall {
   double temperature;
   bool exclude_boundary;  // outside positions leave the softmax; otherwise they stay with logit 0
   bool squared_error;     // mean squared difference of the logits instead of KL
-  void* kl;               // (B, T-1, H, W)
-  void* g;                // d kl / d student logits, (B, T-1, H, W, K*K), or null
+  const void* weights;    // of the tokens (B, T-1, H, W), or null: image rows of zeros are not computed
+  void* kl;               // (B, T-1, H, W), without the weights; 0 where not computed
+  void* g;                // d kl / d student logits, (B, T-1, H, W, K*K), likewise; or null
   int threads;
 };
 
@@ -57,6 +58,7 @@ struct GramBackwardCall {
   Window window;  // `backward` is not used: both directions are given
   Tensor features;
   LogitGradient forward, backward;
+  bool skip_zeros;  // image rows of queries of scale 0 give nothing, even where their g or the features are NaN
   void* grad;  // (B, T, H, W, C) contiguous, in the type of the features
   int threads;
 };

@@ -4,6 +4,7 @@
 
 #include "../common/threads.h"
 #include "../common/transpose.h"
+#include "counted_rows.h"
 #include "divergence.h"
 #include "gram.h"
 
@@ -34,8 +35,7 @@ void local_gram_flow(const GramFlowCall& call) {
     const Layout<T>& layout = buffers.layout;
     for (int64_t row = begin; row < end; ++row) {
       const RowIndex at(row, pairs, layout.rows);
-      buffers.gram.row(call.features, call.window, at.b, at.t, at.y, row == begin || at.y == 0, T(1), false,
-                       buffers.planes);
+      buffers.gram.row(call.features, call.window, at.b, at.t, at.y, T(1), false, buffers.planes);
       clear_outside<T>(layout, at.y, buffers.planes);
       T* logits = static_cast<T*>(call.logits) + row * layout.cols * layout.positions();
       transpose<T>(buffers.planes, layout.plane_pitch, layout.positions(), layout.cols, logits, layout.positions());
@@ -49,6 +49,9 @@ void local_gram_flow(const GramFlowCall& call) {
 // Rows whose teacher logits are computed before the student's: the ring of key rows of one feature tensor at a time stays
 // in cache.
 constexpr int64_t kBandRows = 32;
+
+// Work of a row, where clearing the outputs of one that is not counted is 1: for the division among threads.
+constexpr int64_t kCountedCost = 16;
 
 // tokens (+)= weight * cached logits of row (b, pair, y), token-major.
 template <class T>
@@ -73,6 +76,12 @@ void cached_logits_row(const Tensor& f, const Layout<T>& layout, int64_t b, int6
     }
   });
 }
+
+// Successive rows of one pair of frames, from number `row` on.
+struct Band {
+  RowIndex first;
+  int64_t row, count;
+};
 
 template <class T>
 struct LgfKlBuffers {
@@ -105,13 +114,15 @@ std::size_t gram_bytes(const LgfKlCall& call) {
   return most;
 }
 
-// zT = sum_m w_m z_m for the rows of a band, into buffers.teacher_planes.
+// zT = sum_m w_m z_m for the counted rows of a band, into buffers.teacher_planes.
 template <class T>
-void cached_teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, const RowIndex& first, int64_t band) {
+void cached_teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, const CountedRows<T>& counted,
+                           const Band& band) {
   const Layout<T>& layout = buffers.layout;
-  for (int64_t i = 0; i < band; ++i) {
+  for (int64_t i = 0; i < band.count; ++i) {
+    if (!counted[band.row + i]) continue;
     for (int64_t m = 0; m < call.teacher_count; ++m)
-      cached_logits_row<T>(call.teachers[m].tensor, layout, first.b, first.t, first.y + i,
+      cached_logits_row<T>(call.teachers[m].tensor, layout, band.first.b, band.first.t, band.first.y + i,
                            static_cast<T>(call.teachers[m].weight), m > 0, buffers.tokens);
     transpose<T>(buffers.tokens, layout.positions(), layout.cols, layout.positions(),
                  buffers.teacher_planes + i * layout.planes_size(), layout.plane_pitch);
@@ -119,16 +130,17 @@ void cached_teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers
 }
 
 template <class T>
-void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena gram_arena, const RowIndex& first,
-                    int64_t band) {
+void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena gram_arena,
+                    const CountedRows<T>& counted, const Band& band) {
   for (int64_t m = 0; m < call.teacher_count; ++m) {
     const Tensor& f = call.teachers[m].tensor;
     const Layout<T> layout(call.grid, call.window.size, f.channels);
     Arena arena = gram_arena;
     FrameGram<T> gram(layout, arena);
-    for (int64_t i = 0; i < band; ++i)
-      gram.row(f, call.window, first.b, first.t, first.y + i, i == 0, static_cast<T>(call.teachers[m].weight), m > 0,
-               buffers.teacher_planes + i * layout.planes_size());
+    for (int64_t i = 0; i < band.count; ++i)
+      if (counted[band.row + i])
+        gram.row(f, call.window, band.first.b, band.first.t, band.first.y + i,
+                 static_cast<T>(call.teachers[m].weight), m > 0, buffers.teacher_planes + i * layout.planes_size());
   }
 }
 
@@ -151,23 +163,36 @@ void divergence_row(const LgfKlCall& call, const Layout<T>& layout, int64_t y, i
                  static_cast<T*>(call.g) + token * layout.positions(), layout.positions());
 }
 
+// Writes the outputs of a row that is not counted.
+template <class T>
+void clear_row(const LgfKlCall& call, const Layout<T>& layout, int64_t token) {
+  clear(static_cast<T*>(call.kl) + token, layout.cols);
+  if (call.g) clear(static_cast<T*>(call.g) + token * layout.positions(), layout.cols * layout.positions());
+}
+
 template <class T>
 void lgf_kl_forward(const LgfKlCall& call) {
   const int64_t pairs = call.grid.frames - 1;
+  const CountedRows<T> counted(call.weights, call.grid);
   const auto run = [&](int64_t begin, int64_t end, char* scratch) {
     Arena arena(scratch);
     const LgfKlBuffers<T> buffers(call, arena);
     const Layout<T>& layout = buffers.layout;
     for (int64_t row = begin; row < end;) {
       const RowIndex first(row, pairs, layout.rows);
-      int64_t band = layout.rows - first.y < kBandRows ? layout.rows - first.y : kBandRows;
-      band = end - row < band ? end - row : band;
-      if (call.teachers_are_logits) cached_teacher_logits<T>(call, buffers, first, band);
-      else teacher_logits<T>(call, buffers, arena, first, band);
+      int64_t count = layout.rows - first.y < kBandRows ? layout.rows - first.y : kBandRows;
+      count = end - row < count ? end - row : count;
+      const Band band{first, row, count};
+      if (call.teachers_are_logits) cached_teacher_logits<T>(call, buffers, counted, band);
+      else teacher_logits<T>(call, buffers, arena, counted, band);
       Arena gram_arena = arena;
       FrameGram<T> gram(layout, gram_arena);
-      for (int64_t i = 0; i < band; ++i, ++row) {
-        gram.row(call.student, call.window, first.b, first.t, first.y + i, i == 0, T(1), false, buffers.student_planes);
+      for (int64_t i = 0; i < count; ++i, ++row) {
+        if (!counted[row]) {
+          clear_row<T>(call, layout, row * layout.cols);
+          continue;
+        }
+        gram.row(call.student, call.window, first.b, first.t, first.y + i, T(1), false, buffers.student_planes);
         T* teacher_planes = buffers.teacher_planes + i * layout.planes_size();
         clear_outside<T>(layout, first.y + i, teacher_planes);
         clear_outside<T>(layout, first.y + i, buffers.student_planes);
@@ -175,8 +200,9 @@ void lgf_kl_forward(const LgfKlCall& call) {
       }
     }
   };
-  for_each_thread(call.grid.batch * pairs * call.grid.rows, call.threads,
-                  measure<LgfKlBuffers<T>>(call) + gram_bytes<T>(call), run);
+  const auto cost = [&](int64_t row) { return counted[row] ? kCountedCost : 1; };
+  for_each_thread_by_cost(call.grid.batch * pairs * call.grid.rows, call.threads,
+                          measure<LgfKlBuffers<T>>(call) + gram_bytes<T>(call), cost, run);
 }
 
 }  // namespace

@@ -98,12 +98,12 @@ class FrameGram {
   FrameGram(const Layout<T>& layout, Arena& arena)
       : layout_(layout), keys_(layout, arena), query_(arena.take<T>(layout.query_row_size())) {}
 
-  // planes (+)= weight * logits of the queries in row y of pair (b, pair). `fresh`: the first row of a run of consecutive
-  // rows. Positions outside the frame are undefined until `clear_outside`.
-  void row(const Tensor& f, const Window& window, int64_t b, int64_t pair, int64_t y, bool fresh, T weight,
-           bool accumulate, T* planes) {
+  // planes (+)= weight * logits of the queries in row y of pair (b, pair). Within a pair y ascends from call to call.
+  // Positions outside the frame are undefined until `clear_outside`.
+  void row(const Tensor& f, const Window& window, int64_t b, int64_t pair, int64_t y, T weight, bool accumulate,
+           T* planes) {
     const int64_t query_frame = pair + window.backward, key_frame = pair + !window.backward;
-    keys_.advance(f, window.cosine, b, key_frame, y, fresh);
+    keys_.advance(f, window.cosine, b, key_frame, y);
     pack_row<T>(f, layout_, window.cosine, b, query_frame, y, 0, weight, query_);
     for (int dy = 0; dy < layout_.K; ++dy) {
       T* row_planes = planes + dy * layout_.K * layout_.plane_pitch;

@@ -36,12 +36,14 @@ class KeyRing {
   KeyRing(const Layout<T>& layout, Arena& arena)
       : layout_(layout), rows_(arena.take<T>(layout.K * layout.key_row_size())) {}
 
-  // Packs what is missing of rows y-r .. y+r. `fresh`: nothing of this frame is packed yet.
-  void advance(const Tensor& f, bool cosine, int64_t b, int64_t t, int64_t y, bool fresh) {
-    const int64_t last = y + layout_.radius;
-    for (int64_t row = fresh ? y - layout_.radius : last; row <= last; ++row)
+  // Packs what is missing of rows y-r .. y+r of frame (b, t). Within a frame y ascends from call to call.
+  void advance(const Tensor& f, bool cosine, int64_t b, int64_t t, int64_t y) {
+    const int64_t first = y - layout_.radius, end = y + layout_.radius + 1;
+    const bool same_frame = b == b_ && t == t_;
+    for (int64_t row = same_frame && end_ > first ? end_ : first; row < end; ++row)
       if (row >= 0 && row < layout_.rows)
         pack_row<T>(f, layout_, cosine, b, t, row, layout_.radius, T(1), slot(row));
+    b_ = b, t_ = t, end_ = end;
   }
 
   const T* row(int64_t y) const { return rows_ + (y % layout_.K) * layout_.key_row_size(); }
@@ -51,6 +53,7 @@ class KeyRing {
 
   const Layout<T>& layout_;
   T* rows_;
+  int64_t b_ = -1, t_ = -1, end_ = 0;  // what is packed: the K rows before row end_ of frame (b_, t_)
 };
 
 }  // namespace
