@@ -45,6 +45,14 @@ LGF_DEVICE void sync_block() { __syncthreads(); }
 LGF_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 LGF_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
+// 2^v. In float by one instruction, to two units in the last place; what would be denormal becomes 0.
+LGF_DEVICE float power_of_two(float v) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
+}
+LGF_DEVICE double power_of_two(double v) { return exp2(v); }
+
 template <class T>
 LGF_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);

@@ -83,8 +83,8 @@ LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height
   }
 }
 
-// Writes the outputs of a tile from its slots. K is the window, a constant where it can be one.
-template <int kThreads, class T>
+// Writes the outputs of a tile from its slots. K is the window, and so is `kWindow`, or 0 if the compiler does not know it.
+template <int kThreads, int kWindow, class T>
 LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, const T* zT,
                        T* zS) {
   const DType accumulate = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
@@ -92,7 +92,7 @@ LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int
   // Whole warps run every round, because lanes exchange numbers inside and outside the frame.
   for (int query = thread_index() / kLanesPerToken; query < height * width; query += kThreads / kLanesPerToken) {
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
-    const T value = divergence(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
+    const T value = divergence<kWindow>(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
     if (in_frame(p.grid, y, x) && thread_index() % kLanesPerToken == 0)
       static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = value;
   }

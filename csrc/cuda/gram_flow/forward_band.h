@@ -84,7 +84,7 @@ struct BandForward {
       at = next;
     }
     sync_block();
-    finish<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
+    finish<kThreads, band::kWindow>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
   }
 
  private:

@@ -71,6 +71,8 @@ inline void sync_block() { model::barrier(); }
 
 inline float rounded_product(float a, float b) { return a * b; }
 inline double rounded_product(double a, double b) { return a * b; }
+inline float power_of_two(float v) { return std::exp2(v); }
+inline double power_of_two(double v) { return std::exp2(v); }
 
 template <class T>
 T shuffle_xor(T value, int mask) {
