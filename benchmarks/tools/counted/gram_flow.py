@@ -64,6 +64,8 @@ def halo_tokens(shape: Shape, rows: int, cols: int) -> int:
 # ---- CUDA C++: the banded tile (csrc/cuda/gram_flow/band.h) ----------------------------------------------------------------
 
 COLS, HALO_COLS, BAND, CHUNK, HELD = 16, 24, 128, 32, 256
+#: Products for the norms, like keys of a band: of the tile's tokens with themselves, and of those of some rows of the band.
+SQUARES = {4: 16 + 4 * 16, 8: 16 + 2 * 16, 16: 16 + 2 * 16}
 
 
 def band_forward(shape: Shape, rows: int = 8) -> Work:
@@ -81,7 +83,7 @@ def band_forward(shape: Shape, rows: int = 8) -> Work:
         f"CUDA forward {rows}x{COLS}",
         blocks,
         {4: 3, 8: 2, 16: 1}[rows],
-        mma=blocks * tokens * BAND * chunks * CHUNK * sources,
+        mma=blocks * tokens * (BAND + SQUARES[rows]) * chunks * CHUNK * sources,
         l2=sources * per_source + read,
         shared=blocks * sources * chunks * (staged + operands),
         memory=sources * shape.tokens * shape.C * HALF + read + written,

@@ -126,6 +126,22 @@ LGF_DEVICE void multiply<Float16>(float (&d)[4], const unsigned (&a)[4], unsigne
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d (16x8, float32) += a (16x8) b (8x8): the first half of such a product.
+template <class Half>
+LGF_DEVICE void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned b);
+template <>
+LGF_DEVICE void multiply<BFloat16>(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(b));
+}
+template <>
+LGF_DEVICE void multiply<Float16>(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(b));
+}
+
 // ---- Hopper's warpgroups ----------------------------------------------------------------------
 
 // Compiled only for sm_90a, and chosen only where `has_warpgroups`.
