@@ -40,6 +40,7 @@ MORE = {
     "norms are not started anew for a source": ("forward_band.h", "        squares = {};\n", ""),
     "no barrier before the norms are used": ("forward_band.h", "sync_block();  // the norms are there", ""),
     "a row of the band has no norms": ("forward_band.h", "j == 1 ? row < 7", "j == 1 ? row < 3"),
+    "rows of the gradient one number off": ("forward.h", "z + query * pitch + dy * K)", "z + query * pitch + dy * K + 1)"),
     "a mask one position off": ("divergence.h", "(columns * kFirstOfEachRow & rows) >> lane_", "columns * kFirstOfEachRow & rows"),
     "positions outside are not counted": ("divergence.h", "(outside ? outside * of_zeros.t : T(0))", "T(0)"),
     "the first frame's norms are not kept": (

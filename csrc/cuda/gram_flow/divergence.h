@@ -227,7 +227,7 @@ LGF_DEVICE T divergence(const Grid& grid, int K, const Divergence& d, int y, int
   const T poison = value - value;  // NaN where the value is infinite or NaN, else 0
   if (poison != T(0))
     positions.for_each([&](const Position& at) {
-      if (at.inside) student[at.slot] = poison;
+      if (at.exists) student[at.slot] = at.inside ? poison : T(0);
     });
   return value + poison;
 }
