@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,12 @@ class Instruction(NamedTuple):
     lines: tuple
 
 
+def nvdisasm() -> Path | None:
+    """Return the disassembler with source lines, which comes with CUDA and with Triton beside `cuobjdump`."""
+    beside = cuobjdump()
+    return beside.with_name("nvdisasm") if beside and beside.with_name("nvdisasm").exists() else None
+
+
 def disassembled(kernel: str, arch: str) -> str:
     """Return the kernel's machine code, with source lines."""
     name = next(kernels[kernel] for _, kernels in TUNED.values() if kernel in kernels)
@@ -43,7 +50,7 @@ def disassembled(kernel: str, arch: str) -> str:
         source, cubin = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
         source.write_text(f"{includes}namespace lgf {{ namespace cuda {{\n{instance}\n}} }}\n")
         run(nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-lineinfo", "-cubin", f"-I{CSRC}", source, "-o", cubin)
-        return run(cuobjdump().with_name("nvdisasm"), "-c", "-gi", cubin).stdout
+        return run(nvdisasm(), "-c", "-gi", cubin).stdout
 
 
 def instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
@@ -65,7 +72,7 @@ def instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
 
 def loops(found: list[Instruction], labels: dict[str, int]) -> list[tuple[int, int]]:
     """Return the first and the last instruction of each loop."""
-    last: dict[int, int] = {}
+    last = {}
     for i, instruction in enumerate(found):
         if (jump := re.search(r"BRA .*?`\((\.L_x_\d+)\)", instruction.text)) and labels[jump[1]] < i:
             last[labels[jump[1]]] = i
@@ -74,23 +81,23 @@ def loops(found: list[Instruction], labels: dict[str, int]) -> list[tuple[int, i
 
 def called(lines: tuple, depth: int) -> str:
     """Return the names of the functions that `run` calls to get to a line, as many as `depth`."""
-    names = [name for file, line in lines if (name := function_of(file, line)) not in ("entry", "")]
-    return " > ".join(list(dict.fromkeys(names[names.index("run") + 1 :] if "run" in names else names))[:depth]) or "run"
+    names = list(dict.fromkeys(filter(None, (function_of(file, line) for file, line in lines))))
+    inner = names[names.index("run") + 1 :] if "run" in names else names  # not what calls `run`
+    return " > ".join(inner[:depth]) or "run"
 
 
-def function_of(file: Path, line: int, known: dict = {}) -> str:  # noqa: B006
+@cache
+def function_of(file: Path, line: int) -> str:
     """Return the device function around a line of the sources."""
-    if file not in known:
-        known[file] = file.read_text().splitlines() if CSRC in file.parents else []
-    names = (match[1] for text in reversed(known[file][:line]) if (match := FUNCTION.match(text)))
-    return next(names, "")
+    before = reversed(file.read_text().splitlines()[:line]) if CSRC in file.parents else ()
+    return next((match[1] for text in before if (match := FUNCTION.match(text))), "")
 
 
 def rows(kernel: str, arch: str, depth: int) -> Iterator[tuple[str, str, int, Counter]]:
     """Yield functions, the loops around, instructions, and those by kind."""
     found, labels = instructions(disassembled(kernel, arch))
     repeated = loops(found, labels)
-    parts: dict[tuple[str, str], Counter] = {}
+    parts = {}
     for i, instruction in enumerate(found):
         around = " ".join(f"{found[first].address:x}" for first, last in repeated if first <= i <= last)
         kind = re.sub(r"^@!?U?P\w+\s+", "", instruction.text).split(".")[0].split()[0]
@@ -106,7 +113,7 @@ def main() -> int:
     parser.add_argument("--arch", default="90a", help="compute capability without the dot (default: 90a)")
     parser.add_argument("--depth", type=int, default=2, help="calls that are told apart, one in another (default: 2)")
     given = parser.parse_args()
-    if nvcc() is None or cuobjdump() is None:
+    if nvcc() is None or nvdisasm() is None:
         parser.error("needs nvcc and nvdisasm, which come with CUDA; Triton has the latter as well")
     for functions, around, count, kinds in rows(given.kernel, given.arch, given.depth):
         most = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common(4))

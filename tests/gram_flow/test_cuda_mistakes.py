@@ -36,7 +36,8 @@ MORE = {
         "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
     "no barrier before a chunk is overwritten, backward": (
         "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
-    "norms of the tile's rows exchanged": ("forward_band.h", "diagonal(squares.own[row], row)", "diagonal(squares.own[1 - row], 1 - row)"),
+    "norms of the tile's rows exchanged": (
+        "forward_band.h", "diagonal(squares.own[row], row)", "diagonal(squares.own[1 - row], 1 - row)"),
     "norms are not started anew for a source": ("forward_band.h", "        squares = {};\n", ""),
     "no barrier before the norms are used": ("forward_band.h", "sync_block();  // the norms are there", ""),
     "a row of the band has no norms": ("forward_band.h", "j == 1 ? row < 7", "j == 1 ? row < 3"),

@@ -83,13 +83,14 @@ LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height
   }
 }
 
-// Writes a row of a window, K numbers of float32, and one more, in pieces of 16 bytes at multiples of 16.
+// Writes a row of a window, K numbers of float32, in pieces of 16 bytes at multiples of 16. The number after them is none, and
+// whoever takes it for one shall notice.
 template <int K>
 LGF_DEVICE void store_row(void* out, DType type, int64_t row, const float* numbers) {
   static_assert(K == 7, "rows of eight numbers");
   float z[8];
   LGF_UNROLL
-  for (int i = 0; i < 8; ++i) z[i] = i < K ? numbers[i] : 0.0f;
+  for (int i = 0; i < 8; ++i) z[i] = i < K ? numbers[i] : NAN;
   unsigned words[2][4];
   if (type == DType::bfloat16) {
     LGF_UNROLL

@@ -7,8 +7,9 @@ import torch
 
 from .launch import HALVES
 
-# "Matrix fragments for mma.m16n8k16 with floating point type", of which mma.m16n8k8 has the first half of A and B: element i of lane's fragment, as (row, column), with
-# groupID = lane >> 2 and threadID_in_group = lane % 4. Elements 2 r and 2 r + 1 share register r, the first one low.
+# "Matrix fragments for mma.m16n8k16 with floating point type": element i of lane's fragment, as (row, column), with
+# groupID = lane >> 2 and threadID_in_group = lane % 4. Elements 2 r and 2 r + 1 share register r, the first one low. Those of
+# mma.m16n8k8 are the first half of A's and of B's.
 A_FRAGMENT = [
     lambda g, t: (g, 2 * t), lambda g, t: (g, 2 * t + 1), lambda g, t: (g + 8, 2 * t), lambda g, t: (g + 8, 2 * t + 1),
     lambda g, t: (g, 2 * t + 8), lambda g, t: (g, 2 * t + 9), lambda g, t: (g + 8, 2 * t + 8), lambda g, t: (g + 8, 2 * t + 9),

@@ -59,7 +59,9 @@ SHAPES = {
     ("m16n8k16", "bf16"): product(16, 8, 16, OF_HALVES, lambda r: from_bfloat16(halves(r)), np.float32, towards_zero),
     ("m16n8k16", "f16"): product(16, 8, 16, OF_HALVES, lambda r: halves(r).view(np.float16), np.float32, towards_zero),
     ("m16n8k8", "bf16"): product(16, 8, 8, OF_FEW_HALVES, lambda r: from_bfloat16(halves(r)), np.float32, towards_zero),
-    ("m16n8k8", "f16"): product(16, 8, 8, OF_FEW_HALVES, lambda r: halves(r).view(np.float16), np.float32, towards_zero),
+    ("m16n8k8", "f16"): product(
+        16, 8, 8, OF_FEW_HALVES, lambda r: halves(r).view(np.float16), np.float32, towards_zero
+    ),
     ("m16n8k8", "tf32"): product(16, 8, 8, OF_TF32, tf32, np.float32, towards_zero),
     ("m8n8k4", "f64"): product(8, 8, 4, OF_FLOAT64, lambda r: r, np.float64, lambda total: total),
     ("m16n8k16", "f64"): product(16, 8, 16, OF_MORE_FLOAT64, lambda r: r, np.float64, lambda total: total),
