@@ -10,7 +10,7 @@ import lgf_kernels as lgf
 #: One of each kind, forward and backward: a barrier, a wait, a layout, an index or a mask, arithmetic.
 MISTAKES = {
     "no barrier before a chunk is overwritten, forward": (
-        "forward_band.h", "sync_block();  // the chunk has been read by all, and the norms are there", ""),
+        "forward_band.h", "sync_block();  // the chunk has been read by all, and the squares are there", ""),
     "no barrier before windows are overwritten": (
         "backward_band.h", "sync_block();  // the windows have been read: what is next may lie over them", ""),
     "a chunk is not waited for, forward": ("forward_band.h", "copy_wait<1>()", "copy_wait<2>()"),
@@ -20,7 +20,7 @@ MISTAKES = {
         "copy_wait<1>();\n    sync_block();  // the windows"),
     "pieces and halves of a row exchanged": (
         "forward_band.h", "place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2)", "place(lane / 8 % 2 * 8 + lane % 8, k + lane / 16)"),
-    "norms of the wrong halves": ("forward_band.h", "[i / 2], b[i])", "[i % 2], b[i])"),
+    "norms of the wrong halves": ("forward_band.h", "others[summed(j)][h], h)", "others[summed(j)][h], 1 - h)"),
     "the tile's rows are copied from where the halo's are": ("band.h", "kStep / kCols * kHaloCols : kStep", "kStep : kStep"),
     "the last frame's norms are not kept": ("forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? 0 : -1"),
     "not transposed": ("backward_band.h", "load_matrices_transposed(b", "load_matrices(b"),
@@ -36,8 +36,14 @@ MORE = {
         "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
     "no barrier before a chunk is overwritten, backward": (
         "backward_band.h", "sync_block();  // this step's chunk is there, and that of the step before has been read by all", ""),
-    "norms of the tile's rows exchanged": ("forward_band.h", "[i % 2], a[i])", "[i / 2], a[i])"),
-    "norms are not started anew for a source": ("forward_band.h", "    sum = 0;\n", ""),
+    "norms of the tile's rows exchanged": (
+        "forward_band.h", "diagonal(squares.own[row], row)", "diagonal(squares.own[1 - row], 1 - row)"),
+    "norms are not started anew for a source": ("forward_band.h", "        squares = {};\n", ""),
+    "no barrier before the norms are used": ("forward_band.h", "sync_block();  // the norms are there", ""),
+    "a row of the band has no norms": ("forward_band.h", "j == 1 ? row < 7", "j == 1 ? row < 3"),
+    "rows of the gradient one number off": ("forward.h", "z + query * pitch + dy * K)", "z + query * pitch + dy * K + 1)"),
+    "a mask one position off": ("divergence.h", "(columns * kFirstOfEachRow & rows) >> lane_", "columns * kFirstOfEachRow & rows"),
+    "positions outside are not counted": ("divergence.h", "(outside ? outside * of_zeros.t : T(0))", "T(0)"),
     "the first frame's norms are not kept": (
         "forward_band.h", "p.backward ? 0 : p.grid.frames - 1", "p.backward ? -1 : p.grid.frames - 1"),
     "rows of the pair exchanged in an operand": ("backward_band.h", "h = i % 4 / 2, row = i % 2", "h = i % 2, row = i % 4 / 2"),
@@ -49,8 +55,9 @@ MORE = {
 
 def notice_mistakes():
     student, *teachers = (features(1, 2, 3, 5, C, dtype=torch.bfloat16) for C in (264, 16, 24))
-    for direction in ("forward", "backward", "both"):
-        against_reference(lgf.lgf_kl_loss, student, teachers, direction=direction, token_weight=torch.rand(1, 1, 3, 5))
+    for direction, boundary in (("forward", "exclude"), ("backward", "zero"), ("both", "exclude")):
+        options = {"direction": direction, "boundary": boundary, "token_weight": torch.rand(1, 1, 3, 5)}
+        against_reference(lgf.lgf_kl_loss, student, teachers, **options)
 
 
 def test_kernels_without_a_mistake_pass(model):

@@ -12,9 +12,11 @@ WINDOW, RADIUS = 7, 3
 #: Numbers of a token in the gradient by the logits, rows padded to 8.
 SLOTS = WINDOW * 8
 #: Instructions of a warp of the kernels for sm_90a in bfloat16, counted in SASS by part of a kernel. CUDA C++ is from nvcc 13.0,
-#: Triton's are from 3.8, on 256 channels.
+#: Triton's are from 3.8, on 256 channels. The forward's are rows of `cuda_instructions.py "BandForward 8"`: a chunk is copied from
+#: (outside of the loops) and multiplied; of a source, the places of the halo, squares and norms, and slots are written; the
+#: rest is of the tile: its halo, the divergence (kl), and 3.5 rounds of rows stored.
 ISSUED = {
-    "band forward": {"copy": 19, "chunk": 100 + 245, "source": 1130, "tile": 5800},  # copy: of 16 bytes for each thread
+    "band forward": {"copy": 19, "chunk": 143 + 154, "source": 820, "tile": 1800},  # copy: of 16 bytes for each thread
     "band backward": {"chunk": 670, "tile": 1100},
     "triton norms": {"chunk": 60, "tile": 100},
     "triton forward": {"chunk": 80, "source": 0, "tile": 3480},
@@ -64,6 +66,8 @@ def halo_tokens(shape: Shape, rows: int, cols: int) -> int:
 # ---- CUDA C++: the banded tile (csrc/cuda/gram_flow/band.h) ----------------------------------------------------------------
 
 COLS, HALO_COLS, BAND, CHUNK, HELD = 16, 24, 128, 32, 256
+#: Products for the norms, like keys of a band: of the tile's tokens with themselves, and of those of some rows of the band.
+SQUARES = {4: 16 + 4 * 16, 8: 16 + 2 * 16, 16: 16 + 2 * 16}
 
 
 def band_forward(shape: Shape, rows: int = 8) -> Work:
@@ -81,7 +85,7 @@ def band_forward(shape: Shape, rows: int = 8) -> Work:
         f"CUDA forward {rows}x{COLS}",
         blocks,
         {4: 3, 8: 2, 16: 1}[rows],
-        mma=blocks * tokens * BAND * chunks * CHUNK * sources,
+        mma=blocks * tokens * (BAND + SQUARES[rows]) * chunks * CHUNK * sources,
         l2=sources * per_source + read,
         shared=blocks * sources * chunks * (staged + operands),
         memory=sources * shape.tokens * shape.C * HALF + read + written,

@@ -45,6 +45,14 @@ LGF_DEVICE void sync_block() { __syncthreads(); }
 LGF_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 LGF_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
+// 2^v. In float by one instruction, to two units in the last place; what would be denormal becomes 0.
+LGF_DEVICE float power_of_two(float v) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
+}
+LGF_DEVICE double power_of_two(double v) { return exp2(v); }
+
 template <class T>
 LGF_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
@@ -116,6 +124,22 @@ LGF_DEVICE void multiply<Float16>(float (&d)[4], const unsigned (&a)[4], unsigne
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d (16x8, float32) += a (16x8) b (8x8): the first half of such a product.
+template <class Half>
+LGF_DEVICE void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned b);
+template <>
+LGF_DEVICE void multiply<BFloat16>(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(b));
+}
+template <>
+LGF_DEVICE void multiply<Float16>(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(b));
 }
 
 // ---- Hopper's warpgroups ----------------------------------------------------------------------

@@ -83,8 +83,43 @@ LGF_DEVICE void store_slots(const ForwardParams& p, const Tile& tile, int height
   }
 }
 
-// Writes the outputs of a tile from its slots. K is the window, a constant where it can be one.
-template <int kThreads, class T>
+// Writes a row of a window, K numbers of float32, in pieces of 16 bytes at multiples of 16. The number after them is none, and
+// whoever takes it for one shall notice.
+template <int K>
+LGF_DEVICE void store_row(void* out, DType type, int64_t row, const float* numbers) {
+  static_assert(K == 7, "rows of eight numbers");
+  float z[8];
+  LGF_UNROLL
+  for (int i = 0; i < 8; ++i) z[i] = i < K ? numbers[i] : NAN;
+  unsigned words[2][4];
+  if (type == DType::bfloat16) {
+    LGF_UNROLL
+    for (int i = 0; i < 4; ++i)
+      words[0][i] = narrow<BFloat16>(z[2 * i]).bits | unsigned(narrow<BFloat16>(z[2 * i + 1]).bits) << 16;
+    store_piece(static_cast<char*>(out) + row * 16, words[0]);
+  } else {
+    std::memcpy(words, z, sizeof words);
+    store_piece(static_cast<char*>(out) + row * 32, words[0]);
+    store_piece(static_cast<char*>(out) + row * 32 + 16, words[1]);
+  }
+}
+
+// Writes rows of K + 1 numbers as `store_slots` does, but a row a thread: a sixth of the instructions. `out` is aligned to
+// 16 bytes, in bfloat16 or float32.
+template <int kThreads, int K>
+LGF_DEVICE void store_rows(const ForwardParams& p, const Tile& tile, int height, int width, int pitch, const float* z,
+                           void* out, DType type) {
+  for (int i = thread_index(); i < height * width * K; i += kThreads) {
+    const int query = i / K, dy = i % K;
+    const int y = tile.y0 + query / width, x = tile.x0 + query % width;
+    if (!in_frame(p.grid, y, x)) continue;
+    const int64_t token = token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x);
+    store_row<K>(out, type, token * K + dy, z + query * pitch + dy * K);
+  }
+}
+
+// Writes the outputs of a tile from its slots. K is the window, and so is `kWindow`, or 0 if the compiler does not know it.
+template <int kThreads, int kWindow, class T>
 LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, const T* zT,
                        T* zS) {
   const DType accumulate = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
@@ -92,12 +127,16 @@ LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int
   // Whole warps run every round, because lanes exchange numbers inside and outside the frame.
   for (int query = thread_index() / kLanesPerToken; query < height * width; query += kThreads / kLanesPerToken) {
     const int y = tile.y0 + query / width, x = tile.x0 + query % width;
-    const T value = divergence(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
+    const T value = divergence<kWindow>(p.grid, K, p.divergence, y, x, zT + query * pitch, zS + query * pitch);
     if (in_frame(p.grid, y, x) && thread_index() % kLanesPerToken == 0)
       static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = value;
   }
   sync_block();
-  if (p.gradient) store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.gradient, p.gradient_type, K + 1);
+  if (!p.gradient) return;
+  if constexpr (kWindow == 0)
+    store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.gradient, p.gradient_type, K + 1);
+  else
+    store_rows<kThreads, kWindow>(p, tile, height, width, pitch, zS, p.gradient, p.gradient_type);
 }
 
 }  // namespace cuda

@@ -66,7 +66,7 @@ struct AnyForward {
       scale_slots(p, tile, m, !student && m > 0, zS, student ? zS : zT);
     }
     sync_block();
-    finish<kThreads>(p, tile, At::kRows, At::kCols, K, positions, zT, zS);
+    finish<kThreads, 0>(p, tile, At::kRows, At::kCols, K, positions, zT, zS);
   }
 
  private:

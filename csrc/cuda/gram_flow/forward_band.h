@@ -6,8 +6,10 @@
 // its windows move from the band, spread over a warp's registers, into slots in shared memory: the teachers' are added up,
 // the student's lie where the features were. The divergence is computed from slots.
 //
-// The norms are summed from the operands of the products, which every lane holds. A separate pass would read all features
-// from memory once more, a third of this kernel's time; this way each norm is summed 3.6 times.
+// The norms are the diagonals of products of tokens with themselves, whose operands every lane holds. A separate pass would
+// read all features from memory once more, a third of this kernel's time. A warp's products with the first and the last row of
+// its band have a half that no window wants, and take these rows' tokens there; the other rows' cost products of their own.
+// Only a token's own number is read of a diagonal, so that infinities stay in their token.
 #pragma once
 
 #include "band.h"
@@ -40,13 +42,14 @@ struct BandForward {
     }
   };
 
-  // Sums of the squares of this lane's channels: of its tokens in the warp's two rows, and of two tokens in each row of
-  // the band that the warp sums for all. Rows 0 and 1 of the bands of all warps, and the last ones, make up the halo.
+  // Products of tokens with themselves, whose squares are on diagonals: of the tile's tokens in the warp's two rows, and of
+  // both halves of some rows of the band. Those of the band's first and last row are in z. Rows 0, 1, 6 and 7 of the bands of
+  // all warps make up the halo, but for the rows in the middle of low tiles.
   struct Squares {
-    float own[2], others[6][2];
+    float own[2][4], others[kTileRows < 8 ? 4 : 2][2][4];
   };
-  static constexpr LGF_HOST_DEVICE bool is_summed(int j) { return j < 2 || j >= (kTileRows < 8 ? 4 : 6); }
-  static constexpr LGF_HOST_DEVICE int summed(int j) { return j < 2 ? j : j - 2; }
+  static constexpr LGF_HOST_DEVICE bool is_summed(int j) { return j == 1 || j == 6 || (kTileRows < 8 && (j == 4 || j == 5)); }
+  static constexpr LGF_HOST_DEVICE int summed(int j) { return j == 1 ? 0 : j == 6 ? 1 : j - 2; }
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
     const Tile tile(p.grid, p.grid.frames - 1, Extent::kRows, band::kCols);
@@ -73,18 +76,21 @@ struct BandForward {
       }
       sync_block();  // the chunk is there
       multiply_chunk(shared + step % kStages * kStageBytes, z, squares);
-      if (next.m != at.m) finish_norms(p, squares, offsets, norms);
-      sync_block();  // the chunk has been read by all, and the norms are there
+      if (next.m != at.m) write_squares(z, squares, norms);
+      sync_block();  // the chunk has been read by all, and the squares are there
       if (next.m != at.m) {
+        finish_norms(p, offsets, norms);
+        sync_block();  // the norms are there
         const bool student = next.m == p.count;
         const float weight = static_cast<float>(p.sources[at.m].weight);
         move_to_slots(z, norms, weight, !student && at.m > 0, student ? zS : zT);
+        squares = {};
         if (student && p.kept_norms) keep_norms(p, tile, norms);
       }
       at = next;
     }
     sync_block();
-    finish<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
+    finish<kThreads, band::kWindow>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
   }
 
  private:
@@ -102,15 +108,8 @@ struct BandForward {
     copy_commit();
   }
 
-  // Two fused additions to the sum: one instruction each, after one that widens.
-  static LGF_DEVICE void add_squares(float& sum, unsigned pair) {
-    const float low = widen(Half{static_cast<std::uint16_t>(pair & 0xffff)});
-    const float high = widen(Half{static_cast<std::uint16_t>(pair >> 16)});
-    sum += low * low;
-    sum += high * high;
-  }
-
-  // z += the products of the warp's tokens and its band, over one chunk.
+  // z += the products of the warp's tokens and its band, over one chunk. No window of the second row of tokens reaches the
+  // first row of the band, and none of the first the last: there the band's own tokens take the place of these.
   static LGF_DEVICE void multiply_chunk(const char* stage, band::Band& z, Squares& squares) {
     const int lane = band::lane();
     const char* own = stage + (Extent::kHalo + band::warp_y() * band::kCols + band::warp_x()) * band::kRowBytes;
@@ -120,50 +119,71 @@ struct BandForward {
       unsigned a[4];  // 16 tokens x 16 channels: rows of the tile, then pieces
       load_matrices(a, own + band::place(lane / 8 % 2 * band::kCols + lane % 8, k + lane / 16));
       LGF_UNROLL
-      for (int i = 0; i < 4; ++i) add_squares(squares.own[i % 2], a[i]);
+      for (int piece = 0; piece < 4; piece += 2) {
+        multiply<Half>(squares.own[0], a[piece], a[piece + 1], a[piece]);
+        multiply<Half>(squares.own[1], a[piece], a[piece + 1], a[piece + 1]);
+      }
       const char* row = others + band::place(lane / 16 * 8 + lane % 8, k + lane / 8 % 2);
       LGF_UNROLL
       for (int j = 0; j < 8; ++j) {
         unsigned b[4];  // 16 tokens x 16 channels: pieces, then halves of the row
         load_matrices(b, row + j * band::kHaloCols * band::kRowBytes);
-        multiply<Half>(z[j][0], a, b[0], b[1]);
-        multiply<Half>(z[j][1], a, b[2], b[3]);
-        if (!is_summed(j)) continue;
+        const unsigned both[4] = {b[0], b[2], b[1], b[3]};  // halves of the row, then pieces, as `a` has them
         LGF_UNROLL
-        for (int i = 0; i < 4; ++i) add_squares(squares.others[summed(j)][i / 2], b[i]);
+        for (int h = 0; h < 2; ++h) {
+          const unsigned low = b[h * 2], high = b[h * 2 + 1];
+          const unsigned rows[4] = {j == 7 ? low : a[0], j == 0 ? low : a[1], j == 7 ? high : a[2], j == 0 ? high : a[3]};
+          multiply<Half>(z[j][h], rows, low, high);
+          if (is_summed(j)) multiply<Half>(squares.others[summed(j)][h], both, low, high);
+        }
       }
     }
   }
 
   // ---- norms --------------------------------------------------------------------------------------
 
-  static LGF_DEVICE float finished(const Params& p, float& sum) {
-    sum += shuffle_xor(sum, 1);
-    sum += shuffle_xor(sum, 2);
-    const float r = p.cosine ? reciprocal<float>(sum) : 1.0f;
-    sum = 0;
-    return r;
+  // Returns the number on the diagonal of one half of a product, rows 0 to 7 or 8 to 15. That of token lane / 4 is in the lane
+  // whose lane % 4 is half of it.
+  static LGF_DEVICE float diagonal(const float (&product)[4], int half) {
+    return band::lane() / 4 % 2 ? product[half * 2 + 1] : product[half * 2];
+  }
+  static LGF_DEVICE bool holds_diagonal() { return band::lane() % 4 == band::lane() / 8; }
+
+  static LGF_DEVICE float others_squared(const band::Band& z, const Squares& squares, int j, int h) {
+    return j == 0   ? diagonal(z[j][h], 1)
+           : j == 7 ? diagonal(z[j][h], 0)
+                    : diagonal(squares.others[summed(j)][h], h);
   }
 
-  static LGF_DEVICE void finish_norms(const Params& p, Squares& squares, const int* offsets, float* norms) {
-    const bool writes = band::lane() % 4 == 0;
+  // Writes the squares to where the norms will be, for all tokens of the halo and the tile.
+  static LGF_DEVICE void write_squares(const band::Band& z, const Squares& squares, float* norms) {
+    const bool writes = holds_diagonal();
     LGF_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      const float r = finished(p, squares.own[row]);
-      if (writes) norms[Extent::kHalo + band::own_token(row)] = r;
-    }
+    for (int row = 0; row < 2; ++row)
+      if (writes) norms[Extent::kHalo + band::own_token(row)] = diagonal(squares.own[row], row);
     LGF_UNROLL
     for (int j = 0; j < 8; ++j) {
       LGF_UNROLL
       for (int h = 0; h < 2; ++h) {
-        if (!is_summed(j)) continue;
-        const float r = finished(p, squares.others[summed(j)][h]);
-        // Where several warps have summed a token, one of them writes.
-        const bool below = band::warp_y() + j >= Extent::kRows && (j >= 6 || band::warp_y() == 0);
-        const bool first = (j < 2 || below) && (h == 0 || band::warp_x() > 0);
-        const int key = (band::warp_y() + j) * band::kHaloCols + band::warp_x() + h * 8 + band::lane() / 4;
-        if (writes && first) norms[key] = offsets[key] < 0 ? 0.0f : r;
+        if (j > 0 && j < 7 && !is_summed(j)) continue;
+        const float sum = others_squared(z, squares, j, h);
+        // Where several warps have summed a token, one of them writes: rows 0 of the bands of all warps are the even ones, and
+        // rows 7 the odd ones from 7 on.
+        const int row = band::warp_y() + j;
+        const bool first = j == 1 ? row < 7 : j == 6 ? row >= Extent::kRows : j == 0 || j == 7 || band::warp_y() == 0;
+        const int key = row * band::kHaloCols + band::warp_x() + h * 8 + band::lane() / 4;
+        if (writes && first && (h == 0 || band::warp_x() > 0)) norms[key] = sum;
       }
+    }
+  }
+
+  // Replaces squares by reciprocal norms.
+  static LGF_DEVICE void finish_norms(const Params& p, const int* offsets, float* norms) {
+    LGF_NO_UNROLL
+    for (int token = thread_index(); token < kNorms; token += kThreads) {
+      const bool outside = token < Extent::kHalo && offsets[token] < 0;
+      const float r = p.cosine ? reciprocal<float>(norms[token]) : 1.0f;
+      norms[token] = outside ? 0.0f : r;
     }
   }
 

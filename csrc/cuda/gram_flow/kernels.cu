@@ -36,8 +36,14 @@ ForwardParams forward_params(const ForwardCall& call) {
   return p;
 }
 
+// Returns whether the tuned kernels read and write a gradient by the logits.
+bool suits_band(const void* gradient, DType type) {
+  return !gradient || (aligned(gradient) && (type == DType::bfloat16 || type == DType::float32));
+}
+
 bool suits_band(const ForwardCall& call) {
-  bool suits = call.window == band::kWindow && counts_in_pieces(call.student, call.grid);
+  bool suits = call.window == band::kWindow && counts_in_pieces(call.student, call.grid) &&
+               suits_band(call.gradient, call.gradient_type);
   for (int m = 0; m < call.teacher_count && !call.teachers_are_logits; ++m)
     suits = suits && counts_in_pieces(call.teachers[m], call.grid) && call.teachers[m].dtype == call.student.dtype;
   return suits;
@@ -114,10 +120,6 @@ void any_forward(const ForwardCall& call) {
                  Kernel::shared_bytes(call.window), call.stream.handle, p);
 }
 
-bool suits_band(const LogitGradientCall& g) {
-  return !g.g || (aligned(g.g) && (g.type == DType::bfloat16 || g.type == DType::float32));
-}
-
 BackwardParams backward_params(const BackwardCall& call) {
   const auto direction = [](const LogitGradientCall& g) -> LogitGradient {
     return {g.g, g.type};
@@ -160,8 +162,8 @@ void forward(const ForwardCall& call) {
 
 void backward(const BackwardCall& call) {
   use_device(call.stream.device);
-  if (call.window == band::kWindow && counts_in_pieces(call.features, call.grid) && suits_band(call.forward) &&
-      suits_band(call.backward))
+  if (call.window == band::kWindow && counts_in_pieces(call.features, call.grid) &&
+      suits_band(call.forward.g, call.forward.type) && suits_band(call.backward.g, call.backward.type))
     return call.features.dtype == DType::bfloat16 ? band_backward<BFloat16>(call) : band_backward<Float16>(call);
   return call.features.dtype == DType::float64 ? any_backward<double>(call) : any_backward<float>(call);
 }

@@ -47,7 +47,7 @@ void copy(void* shared, const void* global, bool wanted);
 void commit();
 void wait(int pending);
 void load(unsigned (&r)[4], const void* row, bool transposed);
-void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat);
+void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat, int depth = 16);
 unsigned shared_address(const void* p);
 void fence_proxy();
 void fence_group();
@@ -71,6 +71,8 @@ inline void sync_block() { model::barrier(); }
 
 inline float rounded_product(float a, float b) { return a * b; }
 inline double rounded_product(double a, double b) { return a * b; }
+inline float power_of_two(float v) { return std::exp2(v); }
+inline double power_of_two(double v) { return std::exp2(v); }
 
 template <class T>
 T shuffle_xor(T value, int mask) {
@@ -123,6 +125,11 @@ inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { model:
 template <class Half>
 void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   model::product(d, a, b0, b1, std::is_same<Half, BFloat16>::value);
+}
+
+template <class Half>
+void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+  model::product(d, {a0, a1, 0, 0}, b, 0, std::is_same<Half, BFloat16>::value, 8);
 }
 
 inline unsigned shared_address(const void* p) { return model::shared_address(p); }

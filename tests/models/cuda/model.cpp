@@ -67,6 +67,7 @@ struct Fibre : Place {
   int mask;
   const void* row;
   bool flag;  // transposed, or bfloat16
+  int depth;  // of a product
   unsigned a[4], b[2];
   float d[4];
   bool sums_fenced;
@@ -226,7 +227,7 @@ void add_products(float (&d)[kRows][kColumns], const float (&a)[kRows][16], cons
 }
 
 void multiply_all(Fibre** lanes) {
-  products += 16 * 8 * 16;
+  products += 16 * 8 * lanes[0]->depth;  // past it, both operands are 0
   float a[16][16], b[16][8], d[16][8];
   const auto sum_of = [&](int lane, int e) -> float& { return d[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2]; };
   for (int i = 0; i < kWarp; ++i) {
@@ -468,13 +469,14 @@ void load(unsigned (&r)[4], const void* row, bool transposed) {
   std::memcpy(r, self().a, sizeof r);
 }
 
-void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat) {
+void product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool bfloat, int depth) {
   Fibre& fibre = self();
   std::memcpy(fibre.a, a, sizeof a);
   std::memcpy(fibre.d, d, sizeof d);
   fibre.b[0] = b0;
   fibre.b[1] = b1;
   fibre.flag = bfloat;
+  fibre.depth = depth;
   pause(Wait::product);
   std::memcpy(d, fibre.d, sizeof d);
 }
@@ -555,16 +557,18 @@ __attribute__((visibility("default"))) void lgf_model_load(const char* rows, int
   });
 }
 
-// One warp multiplies: the registers of the lanes one after the other.
-__attribute__((visibility("default"))) void lgf_model_multiply(const unsigned* a, const unsigned* b, float* d, int bfloat) {
+// One warp multiplies, over a depth of 16 or of 8: four registers of a and two of b, of which 8 takes the first half, of the
+// lanes one after the other.
+__attribute__((visibility("default"))) void lgf_model_multiply(const unsigned* a, const unsigned* b, float* d, int bfloat,
+                                                               int depth) {
   using namespace lgf::cuda::model;
   run_blocks(1, 32, 0, [&](char*) {
     const int lane = thread();
-    unsigned mine[4];
+    unsigned mine[4] = {};
     float sums[4];
-    std::memcpy(mine, a + lane * 4, sizeof mine);
+    std::memcpy(mine, a + lane * 4, sizeof mine * depth / 16);
     std::memcpy(sums, d + lane * 4, sizeof sums);
-    product(sums, mine, b[lane * 2], b[lane * 2 + 1], bfloat);
+    product(sums, mine, b[lane * 2], depth == 16 ? b[lane * 2 + 1] : 0, bfloat, depth);
     std::memcpy(d + lane * 4, sums, sizeof sums);
   });
 }

@@ -8,7 +8,8 @@ import torch
 from .launch import HALVES
 
 # "Matrix fragments for mma.m16n8k16 with floating point type": element i of lane's fragment, as (row, column), with
-# groupID = lane >> 2 and threadID_in_group = lane % 4. Elements 2 r and 2 r + 1 share register r, the first one low.
+# groupID = lane >> 2 and threadID_in_group = lane % 4. Elements 2 r and 2 r + 1 share register r, the first one low. Those of
+# mma.m16n8k8 are the first half of A's and of B's.
 A_FRAGMENT = [
     lambda g, t: (g, 2 * t), lambda g, t: (g, 2 * t + 1), lambda g, t: (g + 8, 2 * t), lambda g, t: (g + 8, 2 * t + 1),
     lambda g, t: (g, 2 * t + 8), lambda g, t: (g, 2 * t + 9), lambda g, t: (g + 8, 2 * t + 8), lambda g, t: (g + 8, 2 * t + 9),
@@ -36,13 +37,15 @@ def address(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+@pytest.mark.parametrize("depth", [16, 8])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_multiply_has_the_fragments_of_the_ptx_isa(built, dtype):
+def test_multiply_has_the_fragments_of_the_ptx_isa(built, dtype, depth):
     a, b, c = torch.randn(16, 16).to(dtype), torch.randn(16, 8).to(dtype), torch.randn(16, 8)
     d = spread(c, C_FRAGMENT).contiguous()
     lanes_a, lanes_b = spread(a, A_FRAGMENT).contiguous(), spread(b, B_FRAGMENT).contiguous()
-    built[1].lgf_model_multiply(address(lanes_a), address(lanes_b), address(d), int(dtype == torch.bfloat16))
-    torch.testing.assert_close(d, spread(a.float() @ b.float() + c, C_FRAGMENT))
+    built[1].lgf_model_multiply(address(lanes_a), address(lanes_b), address(d), int(dtype == torch.bfloat16), depth)
+    truth = a[:, :depth].float() @ b[:depth].float() + c
+    torch.testing.assert_close(d, spread(truth, C_FRAGMENT))
 
 
 @pytest.mark.parametrize("transposed", [False, True])

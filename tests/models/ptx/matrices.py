@@ -46,6 +46,7 @@ def tf32(registers: np.ndarray) -> np.ndarray:
 SUMS = ([g, g, g + 8, g + 8], [2 * t, 2 * t + 1] * 2)
 HALVES = [2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9]
 OF_HALVES = (([g, g, g + 8, g + 8] * 2, HALVES[:2] * 2 + HALVES[2:] * 2), (HALVES, [g] * 4), SUMS)
+OF_FEW_HALVES = (([g, g, g + 8, g + 8], HALVES[:2] * 2), (HALVES[:2], [g] * 2), SUMS)
 OF_TF32 = (([g, g + 8] * 2, [t, t, t + 4, t + 4]), ([t, t + 4], [g, g]), SUMS)
 #: On Hopper.
 OF_MORE_FLOAT64 = (
@@ -57,6 +58,10 @@ OF_FLOAT64 = (([g], [t]), ([t], [g]), ([g, g], [2 * t, 2 * t + 1]))
 SHAPES = {
     ("m16n8k16", "bf16"): product(16, 8, 16, OF_HALVES, lambda r: from_bfloat16(halves(r)), np.float32, towards_zero),
     ("m16n8k16", "f16"): product(16, 8, 16, OF_HALVES, lambda r: halves(r).view(np.float16), np.float32, towards_zero),
+    ("m16n8k8", "bf16"): product(16, 8, 8, OF_FEW_HALVES, lambda r: from_bfloat16(halves(r)), np.float32, towards_zero),
+    ("m16n8k8", "f16"): product(
+        16, 8, 8, OF_FEW_HALVES, lambda r: halves(r).view(np.float16), np.float32, towards_zero
+    ),
     ("m16n8k8", "tf32"): product(16, 8, 8, OF_TF32, tf32, np.float32, towards_zero),
     ("m8n8k4", "f64"): product(8, 8, 4, OF_FLOAT64, lambda r: r, np.float64, lambda total: total),
     ("m16n8k16", "f64"): product(16, 8, 16, OF_MORE_FLOAT64, lambda r: r, np.float64, lambda total: total),

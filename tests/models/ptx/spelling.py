@@ -40,7 +40,7 @@ MODIFIERS = {
            r"|f32\.(bf16|f16)|f64\.f32|rn\.f32\.f64|rn\.(f16|bf16|f16x2|bf16x2)\.f32|rna\.tf32\.f32",
     "sqrt": r"(rn|approx)\.(ftz\.)?f32|rn\.f64", "rcp": r"approx\.ftz\.f64|rn\.((ftz\.)?f32|f64)", "ex2": r"approx\.(ftz\.)?f32",
     "shfl": r"sync\.(bfly|idx)\.b32", "redux": r"sync\.(add\.[su]32|(min|max)\.[su]32)",
-    "mma": r"sync\.aligned\.(m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32|m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32"
+    "mma": r"sync\.aligned\.(m16n8k(8|16)\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32|m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32"
            r"|(m8n8k4|m16n8k16)\.row\.col\.f64\.f64\.f64\.f64)",
     "ldmatrix": rf"sync\.aligned\.m8n8\.x[124]\.(trans\.)?{SHARED}\.b16",
     "stmatrix": rf"sync\.aligned\.m8n8\.x[124]\.(trans\.)?{SHARED}\.b16",
