@@ -64,6 +64,18 @@ def test_frames_taller_than_a_band_of_rows(isa, cached):
     assert_close(gradient, truth[1], 1e-5)
 
 
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_rows_of_weight_zero(isa, direction):
+    student, teacher, weight = features(1, 3, 24, 11, 20), features(1, 3, 24, 11, 9), torch.rand(1, 2, 24, 11)
+    weight[:, :, :16] = 0
+    options = dict(direction=direction, token_weight=weight)
+    truth = value_and_gradient(lgf.lgf_kl_loss, student.double(), teacher.double(), backend="reference", **options)
+    student[:, :, :13] = torch.nan  # that is not looked at
+    value, gradient = both(student, teacher, **options)
+    assert_close(value, truth[0], 1e-5)
+    assert_close(gradient, truth[1], 1e-5)
+
+
 def test_cached_logits_with_room_between_tokens(isa):
     student, cache = features(1, 3, 5, 19, 6), torch.randn(1, 2, 5, 19, 64)[..., :49]
     loss = lgf.lgf_kl_loss_from_logits(student, cache, backend="native")
