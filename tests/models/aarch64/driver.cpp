@@ -3,6 +3,7 @@
 // A request has the memory of all tensors of a call, the name of the function, and its values; the answer has that memory
 // after the call, or the message of an exception. Numbers are little-endian.
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -120,6 +121,8 @@ void answer(const pybind11::module_& functions) {
 }  // namespace
 
 int main() {
+  const rlimit none{0, 0};
+  setrlimit(RLIMIT_CORE, &none);  // the emulator would leave a file of its own for a crash that a test provokes
   pybind11::module_ functions;
   for (const auto define : lgf::bindings::Family::all()) define(functions);
   while (true) answer(functions);
