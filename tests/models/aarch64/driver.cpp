@@ -1,7 +1,7 @@
-// A program with the kernels of all families, which a Python process calls through pipes: emulator.py has the other end.
+// A program with the kernels of all families, which Python calls through pipes: emulator.py has the other end.
 //
-// A request has the memory of all tensors of a call, the name of the function, and its values; the answer has that memory
-// after the call, or the message of an exception. Numbers are little-endian.
+// A request has the memory of all tensors of a call, the name of the function, and its values; the answer has that
+// memory after the call, or the message of an exception. Numbers are little-endian.
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -17,7 +17,7 @@ namespace {
 
 using pybind11::Value;
 
-// The memory of one tensor. It ends where a page begins that nobody may touch, so that no kernel reads beyond it unnoticed.
+// The memory of one tensor. It ends where a page begins that nobody may touch: no kernel reads beyond it unnoticed.
 class Memory {
  public:
   explicit Memory(std::size_t bytes) : bytes_(bytes) {

@@ -1,7 +1,7 @@
 """The functions of the CPU module on an emulated AArch64 processor, for the library's own launchers.
 
-The launchers pass addresses. Those are of memory of this process, and the kernels run in another, so that the memory of all
-tensors of a call is sent there and back. Which tensors these are is noted when a launcher asks them for their address.
+The launchers pass addresses. Those are of memory of this process, and the kernels run in another, so that the memory of
+all tensors of a call is sent there and back. Which tensors these are is noted when a launcher asks for an address.
 """
 
 import ctypes

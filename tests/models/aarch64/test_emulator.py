@@ -1,4 +1,4 @@
-"""The AArch64 emulator for tests of the CPU kernels: what it runs, how it fails, and that every family's tests use it."""
+"""The AArch64 emulator for tests of the CPU kernels: what it runs, how it fails, and that all families use it."""
 
 import ast
 import platform

@@ -1,5 +1,5 @@
-// Stand-in for the part of pybind11 that the bindings of csrc/cpu use, without Python: functions are called by their names
-// with values that emulator.py sends. It shadows the real one, so that the bindings compile for the driver unchanged.
+// Stand-in for the part of pybind11 that the bindings of csrc/cpu use, without Python: functions are called by their
+// names with values that emulator.py sends. It shadows the real one: the bindings compile for the driver unchanged.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,8 @@ struct Convert<bool> {
 template <>
 struct Convert<double> {
   static double from(const Value& value) {
-    return value.kind == Value::Kind::integer ? static_cast<double>(value.integer) : expect(value, Value::Kind::real).real;
+    if (value.kind == Value::Kind::integer) return static_cast<double>(value.integer);
+    return expect(value, Value::Kind::real).real;
   }
 };
 template <>
@@ -85,8 +86,9 @@ struct Convert<std::tuple<T...>> {
     return {Convert<T>::from(items[I])...};
   }
   static std::tuple<T...> from(const Value& value) {
-    if (expect(value, Value::Kind::list).list.size() != sizeof...(T)) throw std::logic_error("a tuple of another length");
-    return each(value.list, std::index_sequence_for<T...>{});
+    const std::vector<Value>& items = expect(value, Value::Kind::list).list;
+    if (items.size() != sizeof...(T)) throw std::logic_error("a tuple of another length");
+    return each(items, std::index_sequence_for<T...>{});
   }
 };
 
@@ -116,7 +118,7 @@ class module_ {
   void def(const char* name, void (*function)(Parameters...), const Extras&... extras) {
     std::vector<std::string> names;
     (note(names, extras), ...);
-    if (names.size() != sizeof...(Parameters)) throw std::logic_error(std::string(name) + ": a parameter without a name");
+    if (names.size() != sizeof...(Parameters)) throw std::logic_error(name + std::string(": a parameter has no name"));
     functions_[name] = [=](std::vector<Value> values, const Keywords& keywords) {
       for (std::size_t i = values.size(); i < names.size(); ++i) values.push_back(keywords.at(names[i]));
       if (values.size() != names.size()) throw std::logic_error("more values than parameters");
