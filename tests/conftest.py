@@ -18,6 +18,7 @@ if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+from models.aarch64.fixtures import emulated, isa  # noqa: E402, F401
 from models.cuda.fixtures import built, model, objects, tensor_cores, way  # noqa: E402, F401
 from models.ptx.fixtures import nvcc_model  # noqa: E402, F401
 from support.families import of_every_family  # noqa: E402

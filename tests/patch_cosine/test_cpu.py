@@ -15,14 +15,6 @@ ISAS = cpu.isas() if cpu else []
 loss = lgf.patch_cosine_loss
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    best = cpu.build_info()["isa"]
-    cpu.set_isa(request.param)
-    yield request.param
-    cpu.set_isa(best)
-
-
 def against_reference(student, teachers, **options):
     gradient = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 6e-3, torch.float16: 7.5e-4}[student.dtype]
     options |= dict(backend="native", value=min(gradient, 1e-5), gradient=gradient, absolute=2e-7)

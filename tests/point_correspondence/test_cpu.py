@@ -11,16 +11,7 @@ from lgf_kernels.core import native
 
 cpu, reason = native.load("cpu")
 pytestmark = pytest.mark.skipif(cpu is None, reason=f"no native module: {reason}")
-ISAS = cpu.isas() if cpu else []
 loss = lgf.point_correspondence_loss
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    best = cpu.build_info()["isa"]
-    cpu.set_isa(request.param)
-    yield request.param
-    cpu.set_isa(best)
 
 
 def against_reference(f, queries, targets, weight, **options):

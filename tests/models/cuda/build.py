@@ -1,7 +1,6 @@
 """Build of the CUDA module's sources and bindings for the model of a GPU: a Python module that runs them on the CPU."""
 
 import ctypes
-import fcntl
 import importlib.util
 import os
 import shlex
@@ -11,6 +10,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+
+from support.builds import once, run
 
 ROOT = Path(__file__).parents[3]
 MODEL = Path(__file__).parent
@@ -30,13 +31,6 @@ SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer") if SANITIZED else ()
 
 
-def run(*command) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    words = [str(word) for word in command]
-    process = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert process.returncode == 0, process.stdout + process.stderr
-
-
 @cache
 def pattern() -> list[str]:
     """Return the option, if the compiler has it."""
@@ -47,11 +41,8 @@ def pattern() -> list[str]:
 def compiled(source: Path, output: Path, csrc: Path, *options) -> Path:
     """Compile a source, unless another process has done so or is doing so."""
     includes = [f"-I{csrc}", f"-I{MODEL}"]
-    with open(f"{output}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not output.exists():
-            run(*COMPILER, *FLAGS, *pattern(), *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
-    return output
+    command = (*COMPILER, *FLAGS, *pattern(), *SANITIZE, *includes, *options, "-x", "c++", "-c", source, "-o", output)
+    return once(output, lambda: run(*command))
 
 
 def objects(place: Path) -> dict[str, Path]:

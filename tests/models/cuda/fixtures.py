@@ -1,6 +1,7 @@
 """The model of a GPU, built once for all tests that run the CUDA kernels on it."""
 
 import pytest
+from support.builds import shared_folder
 
 from . import build
 from .launch import launched_on
@@ -8,16 +9,11 @@ from .launch import launched_on
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory, request):
-    """The compiled sources. Where tests run in several processes, these share a folder above those of their own."""
+    """The compiled sources."""
     pytest.importorskip("pybind11", reason="the bindings need pybind11's headers")
     if not build.COMPILER:
         pytest.skip("there is no C++ compiler to build the model with")
-    if hasattr(request.config, "workerinput"):
-        place = tmp_path_factory.getbasetemp().parent / "objects"
-        place.mkdir(exist_ok=True)
-    else:
-        place = tmp_path_factory.mktemp("objects")
-    return build.objects(place)
+    return build.objects(shared_folder("objects", tmp_path_factory, request.config))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,3 @@
+// The conversions are in pybind11.h.
+#pragma once
+#include "pybind11.h"
