@@ -22,13 +22,13 @@ SUMS = 2**20
 
 
 def is_faster(z: Tensor, m: Tensor, c: Tensor, options: RelationOptions, needs_grad: bool) -> bool:
-    """Return whether this computes the call, and faster than tiles of pairs.
+    """Return whether this computes the call, of tokens (B, n, C) or (B, F, N, C), and faster than tiles of pairs.
 
     Only on a CPU: many GPUs are slow in float64. A float64 student would lose digits that tiles keep.
     """
     if not options.squared or options.negatives != "keep" or z.device.type != "cpu" or z.dtype == torch.float64:
         return False
-    n, C, D = *z.shape[1:], m.shape[-1]
+    n, C, D = z.shape[1:-1].numel(), z.shape[-1], m.shape[-1]
     pairs = (c != 0).sum().item() * (n // len(c)) ** 2
     by_tiles = pairs * (C + D) + needs_grad * 2 * pairs * C
     by_channels = 2 * n * (C * C + C * D + D * D) + needs_grad * 2 * n * C * (C + D)

@@ -1,0 +1,58 @@
+// Python function of the CPU kernels of token relations.
+#include <pybind11/stl.h>
+
+#include "../common/bindings.h"
+#include "calls.h"
+#include "schedule.h"
+
+namespace py = pybind11;
+
+namespace lgf {
+
+#define LGF_DECLARE(isa) namespace isa { extern const RelationKernels relation_kernels; }
+LGF_EACH_ISA(LGF_DECLARE)
+
+namespace {
+
+using namespace bindings;
+
+// The kernels of the instruction set in use.
+const RelationKernels& kernels() {
+#define LGF_TABLE(isa) &isa::relation_kernels,
+  static const RelationKernels* const tables[] = {LGF_EACH_ISA(LGF_TABLE)};
+  return *tables[selected_isa()];
+}
+
+RelationSchedule schedule_of(const RelationCall& call) {
+  const std::int64_t block = kernels().block(call.student.dtype), frames = call.grid.frames, tokens = call.grid.cols;
+  return call.student.dtype == DType::float64
+             ? schedule(static_cast<const double*>(call.weights), frames, tokens, block)
+             : schedule(static_cast<const float*>(call.weights), frames, tokens, block);
+}
+
+void forward(const TensorTuple& student, const TensorTuple& teacher, const Shape& shape, Address weights, Address losses,
+             std::optional<Address> gradient, double margin, bool squared, bool cosine, bool clamps_student,
+             bool clamps_teacher, int num_threads) {
+  if (!(margin >= 0)) throw std::invalid_argument("margin: expected at least 0");
+  if (squared && margin > 0) throw std::invalid_argument("margin: expected 0 with squared");
+  if (clamps_student && !clamps_teacher) throw std::invalid_argument("clamps_teacher: expected true with clamps_student");
+  RelationCall call{parse_grid(shape), parse_tensor(student), parse_tensor(teacher), pointer(weights), pointer(losses),
+                    pointer(gradient), margin, squared, cosine, clamps_student, clamps_teacher, {}, num_threads};
+  if (call.grid.rows != 1) throw std::invalid_argument("shape: expected (videos, frames, 1, tokens of a frame)");
+  const py::gil_scoped_release unlocked;
+  const RelationSchedule schedule = schedule_of(call);
+  call.rounds = schedule.rounds();
+  kernels().forward(call);
+}
+
+const Family family([](py::module_& m) {
+  using namespace py::literals;
+
+  m.def("token_relation", &forward, "student"_a, "teacher"_a, "shape"_a, "weights"_a, "losses"_a, "gradient"_a,
+        py::kw_only(), "margin"_a, "squared"_a, "cosine"_a, "clamps_student"_a, "clamps_teacher"_a, "num_threads"_a,
+        "Losses (B) of a student (B, F, 1, N, C) against a teacher (B, F, 1, N, C') and, unless None, the gradient of\n"
+        "each video's own loss, (B, F, N, C). `weights` (F, F) are symmetric: twice the pair weights over N * N.");
+});
+
+}  // namespace
+}  // namespace lgf
