@@ -23,11 +23,12 @@ const RelationKernels& kernels() {
   return *tables[selected_isa()];
 }
 
-RelationSchedule schedule_of(const RelationCall& call) {
-  const std::int64_t block = kernels().block(call.student.dtype), frames = call.grid.frames, tokens = call.grid.cols;
-  return call.student.dtype == DType::float64
-             ? schedule(static_cast<const double*>(call.weights), frames, tokens, block)
-             : schedule(static_cast<const float*>(call.weights), frames, tokens, block);
+template <class T>
+void run(RelationCall& call) {
+  const RelationSchedule<T> schedule(static_cast<const T*>(call.weights), call.grid.frames, call.grid.cols,
+                                     kernels().block(call.student.dtype));
+  call.rounds = schedule.rounds();
+  kernels().forward(call);
 }
 
 void forward(const TensorTuple& student, const TensorTuple& teacher, const Shape& shape, Address weights, Address losses,
@@ -40,9 +41,7 @@ void forward(const TensorTuple& student, const TensorTuple& teacher, const Shape
                     pointer(gradient), margin, squared, cosine, clamps_student, clamps_teacher, {}, num_threads};
   if (call.grid.rows != 1) throw std::invalid_argument("shape: expected (videos, frames, 1, tokens of a frame)");
   const py::gil_scoped_release unlocked;
-  const RelationSchedule schedule = schedule_of(call);
-  call.rounds = schedule.rounds();
-  kernels().forward(call);
+  call.student.dtype == DType::float64 ? run<double>(call) : run<float>(call);
 }
 
 const Family family([](py::module_& m) {

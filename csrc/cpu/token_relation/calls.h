@@ -12,8 +12,10 @@ struct RelationTile {
   std::int64_t row, column;
 };
 
-// The tiles of a video in rounds: round r ends before tile ends[r], and no block is in two tiles of one round.
+// Blocks and tiles of a video: block k has the tokens starts[k] .. starts[k + 1] - 1; round r of the tiles ends before tile
+// ends[r], and no block is in two tiles of one round.
 struct RelationRounds {
+  const std::int64_t* starts;
   const RelationTile* tiles;
   const std::int64_t* ends;
   std::int64_t count;
@@ -36,7 +38,7 @@ struct RelationCall {
 
 // Entry points of the kernels of one instruction set.
 struct RelationKernels {
-  std::int64_t (*block)(DType student);  // tokens of a block
+  std::int64_t (*block)(DType student);  // most tokens of a block
   void (*forward)(const RelationCall&);
 };
 

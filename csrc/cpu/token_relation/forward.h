@@ -90,8 +90,8 @@ class RelationTask {
 
  private:
   Part block(int64_t b, int64_t number) const {
-    const int64_t first = number * kBlock<T>, left = call_.grid.frames * call_.grid.cols - first;
-    return {b, first, left < kBlock<T> ? left : kBlock<T>, 0, 0};
+    const int64_t* start = call_.rounds.starts + number;
+    return {b, start[0], start[1] - start[0], 0, 0};
   }
 
   // tile (+)= sign * similarities of the rows and columns
