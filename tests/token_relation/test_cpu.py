@@ -230,13 +230,55 @@ def test_bad_calls_raise():
     ]:
         with pytest.raises(ValueError, match=message):
             call(**wrong)
+    with pytest.raises(ValueError, match="frames"):
+        cpu.token_relation_rounds(weight.data_ptr(), 2, 0)
 
 
-def test_every_tile_once_and_no_block_twice_in_a_round(isa):
-    """Sums of a gradient that two threads made at once would be missed by chance alone: every pair counts, with any weights."""
-    F = 8
-    for density, seed in itertools.product((0.1, 0.5), range(3)):
-        torch.manual_seed(seed)
-        c = torch.rand(F, F) * (torch.rand(F, F) < density)
-        with threads(4):
-            against_reference(features(1, F, 200, 3), features(1, F, 200, 3), c)
+def some_weights(frames, density):
+    c = torch.rand(frames, frames) * (torch.rand(frames, frames) < density)
+    return c + c.mT
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("frames, tokens", [(1, 1), (1, 500), (3, 700), (24, 150), (40, 3), (300, 1), (9, 448)])
+def test_every_pair_with_a_weight_once_and_no_block_twice_in_a_round(isa, frames, tokens, density):
+    """Two threads that add to the gradient of one block at the same time would lose sums, but by chance alone."""
+    c = some_weights(frames, density)
+    starts, rounds = cpu.token_relation_rounds(c.data_ptr(), frames, tokens)
+    assert starts[0] == 0 and starts[-1] == frames * tokens
+    assert all(0 < end - start <= 224 for start, end in itertools.pairwise(starts))
+    covered = torch.zeros(frames * tokens, frames * tokens, dtype=torch.int8)
+    for tiles in rounds:
+        blocks = [block for tile in tiles for block in set(tile)]
+        assert len(blocks) == len(set(blocks)) > 0
+        for row, column in tiles:
+            of_row, of_column = (slice(starts[block], starts[block + 1]) for block in (row, column))
+            covered[of_row, of_column] += 1
+            if row != column:
+                covered[of_column, of_row] += 1
+    weighted = (c != 0).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    assert covered.max() <= 1 and covered[weighted].all()
+
+
+def test_rounds_are_few(isa):
+    """As many as blocks where all pairs have a weight, each with half the blocks; all at once where no two share a block."""
+    every, own, none = torch.ones(24, 24), torch.eye(24), torch.zeros(24, 24)
+    starts, rounds = cpu.token_relation_rounds(every.data_ptr(), 24, 150)
+    blocks = len(starts) - 1
+    assert len(rounds) == blocks and {len(tiles) for tiles in rounds} <= {blocks // 2, blocks // 2 + 1}
+    starts, rounds = cpu.token_relation_rounds(own.data_ptr(), 24, 150)
+    assert starts == list(range(0, 3601, 150)) and list(map(sorted, rounds)) == [[(f, f) for f in range(24)]]
+    assert cpu.token_relation_rounds(none.data_ptr(), 24, 150)[1] == []
+
+
+def test_no_weights_at_all(isa):
+    value, gradient = value_and_gradient(
+        loss, features(1, 2, 9, 5), features(1, 2, 9, 5), pair_weight=torch.zeros(2, 2)
+    )
+    assert value == 0 and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_sparse_weights_on_several_threads(isa, density):
+    with threads(4):
+        against_reference(features(1, 8, 200, 3), features(1, 8, 200, 3), some_weights(8, density))

@@ -23,6 +23,23 @@ const RelationKernels& kernels() {
   return *tables[selected_isa()];
 }
 
+// The blocks of a video, by their first tokens and the end, and its rounds of tiles.
+py::tuple rounds_of(Address weights, std::int64_t frames, std::int64_t frame_tokens) {
+  if (frames < 1 || frame_tokens < 1) throw std::invalid_argument("frames, frame_tokens: expected at least 1");
+  const RelationSchedule<float> schedule(static_cast<const float*>(pointer(weights)), frames, frame_tokens,
+                                         kernels().block(DType::float32));
+  const RelationRounds all = schedule.rounds();
+  py::list starts, rounds;
+  do starts.append(all.starts[starts.size()]);
+  while (py::cast<std::int64_t>(starts[starts.size() - 1]) < frames * frame_tokens);
+  for (std::int64_t r = 0, tile = 0; r < all.count; ++r) {
+    py::list round;
+    for (; tile < all.ends[r]; ++tile) round.append(py::make_tuple(all.tiles[tile].row, all.tiles[tile].column));
+    rounds.append(round);
+  }
+  return py::make_tuple(starts, rounds);
+}
+
 template <class T>
 void run(RelationCall& call) {
   const RelationSchedule<T> schedule(static_cast<const T*>(call.weights), call.grid.frames, call.grid.cols,
@@ -51,6 +68,9 @@ const Family family([](py::module_& m) {
         py::kw_only(), "margin"_a, "squared"_a, "cosine"_a, "clamps_student"_a, "clamps_teacher"_a, "num_threads"_a,
         "Losses (B) of a student (B, F, 1, N, C) against a teacher (B, F, 1, N, C') and, unless None, the gradient of\n"
         "each video's own loss, (B, F, N, C). `weights` (F, F) are symmetric: twice the pair weights over N * N.");
+  m.def("token_relation_rounds", &rounds_of, "weights"_a, "frames"_a, "frame_tokens"_a,
+        "How float32 features of a video with weights (F, F) are computed: the first tokens of its blocks and their end,\n"
+        "and in rounds the pairs of blocks (row, column >= row) that are computed at the same time.");
 });
 
 }  // namespace
