@@ -68,6 +68,7 @@ def test_every_instruction_set(isa, options, dtype, teacher, shape):
     B, F, N, C, D = shape
     upstream = F * N * torch.rand(B, dtype=torch.float64)  # large enough for float16
     student, weight = features(B, F, N, C, dtype=dtype), torch.rand(F, F)
+    student[:, :, 1 : N - 1 : 50] = 0  # whose similarities are 0, and count as kept
     options |= dict(reduction="none", upstream=upstream)
     against_reference(student, features(B, F, N, D, dtype=teacher), weight, **options)
 
@@ -107,9 +108,9 @@ def test_margins_at_the_edge(isa):
         assert value == 0 and (gradient == 0).all()
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e18])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-7, 1e12, 1e18])
 def test_features_far_from_one(isa, scale):
-    """Whose products are far apart: norms below the floor, and squares near the end of float32."""
+    """Whose products are far apart: norms far below and just below the floor, and squares near the end of float32."""
     student, teacher = scale * features(1, 2, 150, 20), features(1, 2, 150, 20)
     against_reference(student, teacher, torch.ones(2, 2))
 
@@ -129,15 +130,34 @@ def test_not_a_number_out_of_its_video_alone(isa, similarity, where, bad, negati
     assert gradient[1].isnan().all()
 
 
+@pytest.mark.parametrize("where", ["student", "teacher"])
+@pytest.mark.parametrize("options", [dict(negatives="clamp"), dict(negatives="clamp-teacher")], ids=str)
+def test_a_similarity_of_minus_infinity_is_not_clamped(isa, options, where):
+    tensors = {"student": torch.ones(1, 2, 1, 2), "teacher": torch.ones(1, 2, 1, 2)}
+    tensors[where][0, 0, 0, 1], tensors[where][0, 1, 0, 1] = torch.inf, -1.0
+    c = lgf.videorepa_pair_weight(2, "temporal")
+    assert loss(**tensors, pair_weight=c, similarity="dot", backend="native", **options).isnan()
+
+
+@pytest.mark.parametrize("where", ["student", "teacher"])
+def test_a_norm_whose_square_overflows_is_not_a_number(isa, where):
+    tensors = {"student": features(1, 2, 6, 8), "teacher": features(1, 2, 6, 8)}
+    tensors[where][0, 1, 2] *= 1e25
+    value, gradient = value_and_gradient(loss, **tensors, pair_weight=torch.ones(2, 2), backend="native")
+    assert value.isnan() and gradient.isnan().all()
+
+
 @pytest.mark.parametrize("distance", ["l1", "l2"])
-def test_a_frame_without_weight_is_no_part_of_a_tile(isa, distance):
-    student, teacher = features(1, 5, 30, 8), features(1, 5, 30, 8)
-    c = torch.ones(5, 5)
-    c[2] = c[:, 2] = 0
+@pytest.mark.parametrize("tokens", [3, 30], ids=["within a block", "with a block of its own"])
+def test_a_frame_without_weight_is_no_part_of_a_tile(isa, tokens, distance):
+    F = 20
+    student, teacher = features(1, F, tokens, 8), features(1, F, tokens, 8)
+    c = torch.ones(F, F)
+    c[7] = c[:, 7] = 0
     options = dict(pair_weight=c, distance=distance, backend="native")
     expected = loss(student, teacher, **options)
     for features_of in (student, teacher):
-        features_of[0, 2] = torch.nan
+        features_of[0, 7] = torch.nan
     assert torch.equal(loss(student, teacher, **options), expected)
 
 

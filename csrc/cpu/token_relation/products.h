@@ -79,8 +79,19 @@ LGF_INLINE void write_tile(const Vec<T> (&sums)[Count][kTileVectors], bool accum
   }
 }
 
+// Fetches the tile that sums will be added to, while they are made.
+template <class T, int Count>
+LGF_INLINE void fetch_tile(const T* c, int64_t c_stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < Count; ++i) {
+    __builtin_prefetch(c + i * c_stride, 1);
+    __builtin_prefetch(c + i * c_stride + kColumns<T> - 1, 1);
+  }
+}
+
 template <class T, int Row, int Step, int Count>
 void product_tile(const Factor<T, Row, Step>& a, const T* b, bool accumulate, T* c, int64_t c_stride, int64_t columns) {
+  if (accumulate) fetch_tile<T, Count>(c, c_stride);
   Vec<T> sums[Count][kTileVectors] = {};
   multiply<T, Row, Step, Count>(a, b, sums);
   write_tile<T, Count>(sums, accumulate, c, c_stride, columns);

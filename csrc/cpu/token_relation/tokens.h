@@ -9,13 +9,14 @@ namespace lgf {
 namespace LGF_ISA {
 namespace {
 
-// Most tokens of a block: whole tiles of rows and of columns. Two blocks of factors and the coefficients of their pairs fit in
-// the second cache.
+// Most tokens of a block, whole tiles of rows and of columns, and channels that are packed at a time, whole panels: what a
+// tile needs at a time fits in a second cache of 1 MiB, or where registers are few, as on older CPUs, of 512 KiB.
 template <class T>
 constexpr int kBlock = kTileRows == 14 ? 224 : 192;
-// Channels that are packed at a time, whole panels.
 template <class T>
-constexpr int kChannels = 256;
+constexpr int kChannels = kTileRows == 14 ? 256 : 128;
+// Tokens that are fetched ahead of the one that is packed: parts of them are too short for the CPU to foresee the next.
+constexpr int64_t kAhead = 4;
 
 // The tokens of one video in one tensor. Token i is token i % N of frame i / N.
 template <class Storage>
@@ -69,6 +70,12 @@ struct Part {
 template <class T>
 constexpr int kTokenPanel = kBlock<T> * kColumns<T>;
 
+template <class Storage>
+LGF_INLINE void fetch(const Storage* source, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(source);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(Storage)); i += 64) __builtin_prefetch(bytes + i);
+}
+
 // target[panel][token][kColumns] = factor * token. Channels past the last are 0.
 template <class T>
 void pack_tokens(const Tensor& f, const Grid& grid, const Part& part, const T* factors, T sign, T* target) {
@@ -77,6 +84,7 @@ void pack_tokens(const Tensor& f, const Grid& grid, const Part& part, const T* f
       const auto* token = video.token(part.first + i) + part.channel;
       const Vec<T> factor = broadcast(factors[part.first + i] * sign);
       T* panel = target + i * kColumns<T>;
+      if (i + kAhead < part.count) fetch(video.token(part.first + i + kAhead) + part.channel, part.channels);
       for (int64_t c = 0; c < part.channels; c += kColumns<T>, panel += kTokenPanel<T>)
         for (int v = 0; v < kTileVectors; ++v)
           store<T>(panel + v * kLanes<T>, load_some<T>(token + c + v * kLanes<T>, part.channels - c - v * kLanes<T>) * factor);
