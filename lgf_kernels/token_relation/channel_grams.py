@@ -15,24 +15,28 @@ from torch import Tensor
 
 from .options import RelationOptions
 
-#: How much longer a product takes in float64 on a CPU, with conversions and weighted sums: 2 and more, as measured.
-FLOAT64 = 3
+#: How much longer a product takes in float64 on a CPU, with conversions and weighted sums, than the products of tiles: torch's,
+#: or the CPU module's for AVX2; and than those for AVX-512. Measured where both ways take the same time.
+FLOAT64, FLOAT64_AVX512 = 3, 5
 #: Most elements of the sums of a few channels with all others, over all frames of the batch.
 SUMS = 2**20
 
 
-def is_faster(z: Tensor, m: Tensor, c: Tensor, options: RelationOptions, needs_grad: bool) -> bool:
-    """Return whether this computes the call, and faster than tiles of pairs.
+def is_faster(
+    z: Tensor, m: Tensor, c: Tensor, options: RelationOptions, needs_grad: bool, isa: str | None = None
+) -> bool:
+    """Return whether this computes the call, of tokens (B, n, C) or (B, F, N, C), and faster than tiles of pairs, of the CPU
+    module's `isa` or, if None, torch's.
 
     Only on a CPU: many GPUs are slow in float64. A float64 student would lose digits that tiles keep.
     """
     if not options.squared or options.negatives != "keep" or z.device.type != "cpu" or z.dtype == torch.float64:
         return False
-    n, C, D = *z.shape[1:], m.shape[-1]
+    n, C, D = z.shape[1:-1].numel(), z.shape[-1], m.shape[-1]
     pairs = (c != 0).sum().item() * (n // len(c)) ** 2
     by_tiles = pairs * (C + D) + needs_grad * 2 * pairs * C
     by_channels = 2 * n * (C * C + C * D + D * D) + needs_grad * 2 * n * C * (C + D)
-    return FLOAT64 * by_channels < by_tiles
+    return (FLOAT64_AVX512 if isa == "avx512" else FLOAT64) * by_channels < by_tiles
 
 
 def losses(z: Tensor, m: Tensor, c: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from . import reference
 from .options import RelationOptions
 from .trial import VARIANTS, trial
 
+CPU = Backend("native", "cpu", native.unsupported_reason, device_types=("cpu",))
 CUDA = Backend(
     "native",
     "cuda",
@@ -26,6 +27,7 @@ CUDA = Backend(
 register(
     "token_relation",
     __package__,
+    CPU,
     CUDA,
     triton_backend("triton_kernels"),
     PORTABLE,

@@ -160,8 +160,8 @@ def test_a_module_that_the_driver_cannot_load_is_a_reason(monkeypatch, hopper):
 
 def test_an_operator_without_a_kernel_says_so():
     assert (
-        registry.unsupported_reason("native", Call("token_relation", "cpu"))
-        == "token_relation has no native kernel for cpu tensors"
+        registry.unsupported_reason("native", Call("patch_cosine", "cuda"))
+        == "patch_cosine has no native kernel for cuda tensors"
     )
 
 

@@ -72,12 +72,14 @@ def test_a_frame_without_weight_adds_nothing(by_channels, where):
 
 
 def test_what_is_computed_so():
-    def chosen(tokens=400, channels=16, c=WEIGHTS["moalign"], dtype=torch.float32, **options):
+    def chosen(tokens=400, channels=16, c=WEIGHTS["moalign"], dtype=torch.float32, isa=None, **options):
         z = torch.empty(1, 4 * tokens, channels, dtype=dtype)
-        return channel_grams.is_faster(z, z, c, RelationOptions(**{"distance": "l2", **options}), True)
+        return channel_grams.is_faster(z, z, c, RelationOptions(**{"distance": "l2", **options}), True, isa)
 
     assert chosen() and chosen(similarity="dot")
     assert not chosen(tokens=8)
     assert not chosen(distance="l1") and not chosen(negatives="clamp") and not chosen(negatives="clamp-teacher")
     assert not chosen(dtype=torch.float64)
     assert chosen(tokens=60) and not chosen(tokens=60, c=WEIGHTS["spatial"])  # a quarter of the pairs
+    # Tiles gain more from wide vectors than float64 does.
+    assert chosen(tokens=40) and chosen(tokens=40, isa="avx2") and not chosen(tokens=40, isa="avx512")

@@ -16,7 +16,8 @@ relation = lgf.token_relation_loss
 BAD = {
     "sparse teacher": (lambda: relation(S, T.to_sparse(), pair_weight=C), TypeError, ["`teacher`", "dense", "to_dense()"]),
     "backend that cannot": (
-        lambda: relation(S, T, pair_weight=C, backend="native"), ValueError, ["'native'", "cannot", "'portable'", "doctor"],
+        lambda: relation(S.to("meta"), T.to("meta"), pair_weight=C.to("meta"), backend="native"),
+        ValueError, ["'native'", "cannot", "meta", "'portable'", "doctor"],
     ),
     "relation's rank": (lambda: relation(S[0, 0], T, pair_weight=C), ValueError, ["`student`", "(B, F, N, C)", "unflatten"]),
     "relation's type": (lambda: relation(S.int(), T, pair_weight=C), TypeError, ["`student`", "int32"]),

@@ -13,6 +13,20 @@ LGF_INLINE const Storage* token_address(const Tensor& f, int64_t b, int64_t t, i
   return static_cast<const Storage*>(f.data) + b * f.stride[0] + t * f.stride[1] + y * f.stride[2] + x * f.stride[3];
 }
 
+// Loads a vector from `source`, of which `count`, any number, exist; the rest are 0.
+template <class T, class Storage>
+LGF_INLINE Vec<T> load_some(const Storage* source, int64_t count) {
+  if (count >= kLanes<T>) return Convert<T, Storage>::from(source);
+  return count > 0 ? load_partial<T>(source, count) : Vec<T>{};
+}
+
+// Stores the elements that exist.
+template <class T, class Storage>
+LGF_INLINE void store_some(Storage* target, Vec<T> value, int64_t count) {
+  if (count >= kLanes<T>) Convert<T, Storage>::to(target, value);
+  else if (count > 0) store_partial<T>(target, value, count);
+}
+
 // Loads kPanel channels from `source`, of which `count` exist; the rest are 0.
 template <class T, class Storage>
 LGF_INLINE void load_panel(const Storage* source, int64_t count, Vec<T>* v) {
@@ -20,21 +34,13 @@ LGF_INLINE void load_panel(const Storage* source, int64_t count, Vec<T>* v) {
     for (int i = 0; i < kPanelVectors; ++i) v[i] = Convert<T, Storage>::from(source + i * kLanes<T>);
     return;
   }
-  for (int i = 0; i < kPanelVectors; ++i) {
-    const int64_t left = count - i * kLanes<T>;
-    if (left >= kLanes<T>) v[i] = Convert<T, Storage>::from(source + i * kLanes<T>);
-    else v[i] = left > 0 ? load_partial<T>(source + i * kLanes<T>, left) : Vec<T>{};
-  }
+  for (int i = 0; i < kPanelVectors; ++i) v[i] = load_some<T>(source + i * kLanes<T>, count - i * kLanes<T>);
 }
 
 // Stores the channels that exist.
 template <class T, class Storage>
 LGF_INLINE void store_panel(Storage* target, int64_t count, const Vec<T>* v) {
-  for (int i = 0; i < kPanelVectors; ++i) {
-    const int64_t left = count - i * kLanes<T>;
-    if (left >= kLanes<T>) Convert<T, Storage>::to(target + i * kLanes<T>, v[i]);
-    else if (left > 0) store_partial<T>(target + i * kLanes<T>, v[i], left);
-  }
+  for (int i = 0; i < kPanelVectors; ++i) store_some<T>(target + i * kLanes<T>, v[i], count - i * kLanes<T>);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Threads over the rows of images.
+// Threads over the rows of images, and over rounds of tasks.
 #pragma once
 
 #ifdef _OPENMP
@@ -56,6 +56,38 @@ void for_each_thread_by_cost(int64_t rows, int threads, std::size_t scratch_byte
     return row;
   };
   for_each_thread_from(rows, threads, scratch_bytes, bound, function);
+}
+
+// Calls function(task, copy, scratch of a thread) on up to `threads` threads for all tasks, `copies` times each, round after
+// round: round r ends before task ends[r], and all of it is done before the next begins.
+template <class Function>
+void for_each_round(const int64_t* ends, int64_t rounds, int64_t copies, int threads, std::size_t scratch_bytes,
+                    Function&& function) {
+  int64_t most = 1;
+  for (int64_t r = 0; r < rounds; ++r) {
+    const int64_t tasks = copies * (ends[r] - (r ? ends[r - 1] : 0));
+    most = tasks > most ? tasks : most;
+  }
+  const int64_t limit = threads < 1 ? 1 : threads;
+  const int64_t wanted = most < limit ? most : limit;
+  const Scratch scratch(static_cast<std::size_t>(wanted) * scratch_bytes);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(wanted)) if (wanted > 1)
+#endif
+  {
+#ifdef _OPENMP
+    char* own = scratch.data() + static_cast<std::size_t>(omp_get_thread_num()) * scratch_bytes;
+#else
+    char* own = scratch.data();
+#endif
+    for (int64_t r = 0; r < rounds; ++r) {
+      const int64_t first = copies * (r ? ends[r - 1] : 0), end = copies * ends[r];
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic, 1)
+#endif
+      for (int64_t task = first; task < end; ++task) function(task / copies, task % copies, own);
+    }
+  }
 }
 
 }  // namespace
