@@ -79,9 +79,15 @@ def _of_case(name: str, dtype: str, rows: list[dict]) -> str:
     return (
         f"### {name}, {dtype}\n\n"
         f"{described(row)}; floor {milliseconds(row['floor_ms']['both'])}. Threads: {row['threads']}, "
+        f"{_native_kernels(row)}"
         f"{CLOCKS[row['clock']]}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`.\n\n"
         f"{of_case(rows, PAGE)}\n"
     )
+
+
+def _native_kernels(row: dict) -> str:
+    """Say which instruction set the native kernels had, where the row knows."""
+    return f"native kernels for {row['isa']}, " if row.get("isa") else ""
 
 
 def swept(device: Path) -> Iterator[tuple[Path, Sweep, dict[str, list[dict]]]]:

@@ -15,6 +15,7 @@ import torch
 from lgf_cli.errors import UserError
 
 from lgf_kernels import __version__
+from lgf_kernels.core import native
 from lgf_kernels.core.files import write_whole
 from lgf_kernels.core.verify import driver, triton_version
 from lgf_kernels.doctor import cpu_name
@@ -33,11 +34,23 @@ def device_name(device: str) -> str:
     return cpu_name() if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device)
 
 
+def instruction_set(device: str) -> str | None:
+    """Return the instruction set whose native kernels run on a CPU; None on a GPU and without these kernels."""
+    module, _ = native.load("cpu")
+    return module.build_info()["isa"] if module and torch.device(device).type == "cpu" else None
+
+
 def device_folder(device: str) -> Path:
-    """Return where the results of this machine's device belong in a checkout: benchmarks/results/<device>."""
+    """Return where the results of this machine's device belong in a checkout: benchmarks/results/<device>.
+
+    Those of a lesser instruction set than the CPU has (LGF_CPU_ISA) are a device's of their own.
+    """
     name = device_name(device)
     if torch.device(device).type == "cpu":
         name = f"cpu {name} {os.cpu_count()} cores"
+        isa = instruction_set(device)
+        if isa and isa != native.load("cpu")[0].isas()[0]:
+            name = f"{name} {isa}"
     words = "".join(letter if letter.isalnum() else " " for letter in name.lower()).split()
     return RESULTS / "-".join(words)
 
@@ -50,6 +63,7 @@ def provenance(device: str) -> dict:
         "device": device_name(device),
         "driver": version and version[0],
         "threads": torch.get_num_threads(),
+        "isa": instruction_set(device),
         "lgf_kernels": __version__,
         "torch": torch.__version__,
         "triton": triton_version() or None,

@@ -28,6 +28,8 @@ class Runner:
         self.about = results.provenance(arguments.device) | {"clock": timing.clock_in_use(arguments.device)}
         self.failed = False
         print(ceilings.as_text(ceiling), flush=True)
+        if isa := self.about["isa"]:
+            print(f"native kernels for {isa} (LGF_CPU_ISA names others)", flush=True)
 
     def measured(self, cases: dict[str, Case], file: str, facts: dict[str, dict] | None = None) -> Iterator[tuple]:
         """Yield name, case and rows of each case, kept in a file of the folder of results with the facts of its name."""
@@ -65,11 +67,15 @@ class Runner:
         if not self.arguments.resume:
             return False
         reasons, by_run = self.plan.reasons(case), defaultdict(set)
-        wanted = {key: self.about[key] for key in ("commit", "lgf_kernels", "torch", "device", "threads", "clock")}
+        wanted = {
+            key: self.about[key] for key in ("commit", "lgf_kernels", "torch", "device", "threads", "isa", "clock")
+        }
         wanted |= {"case": name, "dtype": case.dtype}
         for row in results.read(self.arguments.out / file):
             same = without_numbers(row.get("why")) == without_numbers(reasons.get(row["provider"]))
-            if wanted.items() <= {key: row[key] for key in wanted}.items() and (row.get("status") != "absent" or same):
+            if wanted.items() <= {key: row.get(key) for key in wanted}.items() and (
+                row.get("status") != "absent" or same
+            ):
                 by_run[row["run"]].add(row["provider"])
         return any(reasons.keys() <= measured for measured in by_run.values())
 

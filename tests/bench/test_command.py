@@ -149,7 +149,15 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(monkeypatch, capsys, t
     assert measured == 2 * ["small-lgf", "small-cached"]
 
 
-CHANGES = [{"commit": "old"}, {"torch": "1"}, {"lgf_kernels": "0"}, {"device": "x"}, {"threads": 99}, {"clock": "cpu"}]
+CHANGES = [
+    {"commit": "old"},
+    {"torch": "1"},
+    {"lgf_kernels": "0"},
+    {"device": "x"},
+    {"threads": 99},
+    {"isa": "x"},
+    {"clock": "cpu"},
+]
 
 
 @pytest.mark.parametrize(

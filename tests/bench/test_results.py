@@ -16,6 +16,8 @@ from lgf_cli import main
 from lgf_cli.errors import UserError
 from support.bench_cases import row
 
+from lgf_kernels.core import native
+
 
 def times(median: float) -> dict:
     return {"median_ms": median, "low_ms": median - 1, "high_ms": median + 1}
@@ -113,6 +115,20 @@ def test_times_are_written_alike():
 def test_the_folder_of_a_device_has_a_plain_name():
     name = results.device_folder("cpu").name
     assert name.startswith("cpu-") and name.endswith("-cores") and name == name.lower() and " " not in name
+
+
+def test_a_lesser_instruction_set_has_a_folder_and_rows_of_its_own(monkeypatch):
+    module, _ = native.load("cpu")
+    if module is None:
+        pytest.skip("no native module")
+    best, *lesser = module.isas()
+    for isa in (best, *lesser):
+        module.set_isa(isa)
+        assert results.provenance("cpu")["isa"] == isa
+        assert results.device_folder("cpu").name.endswith("-cores" if isa == best else f"-{isa}")
+    module.set_isa(best)
+    monkeypatch.setattr(native, "load", lambda device: (None, "not built"))
+    assert results.provenance("cpu")["isa"] is None and results.device_folder("cpu").name.endswith("-cores")
 
 
 def test_compare_two_files(tmp_path, capsys):
