@@ -103,10 +103,4 @@ def _module(device_type: str) -> dict[str, str]:
     devices = range(torch.cuda.device_count()) if device_type == "cuda" and torch.cuda.is_available() else ()
     if reasons := [reason for index in devices if (reason := native.loading_failure(index))]:
         return {"available": "no", "reason": "; ".join(dict.fromkeys(reasons))}
-    lacking = [reason for operator in native.NEEDS[device_type] if (reason := native.lacking(device_type, operator))]
-    older = {"reason": "; ".join(dict.fromkeys(lacking))} if lacking else {}
-    return {
-        "available": "in part" if older else "yes",
-        **older,
-        **{key: str(value) for key, value in module.build_info().items()},
-    }
+    return {"available": "yes", **{key: str(value) for key, value in module.build_info().items()}}

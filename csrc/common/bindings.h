@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dtype.h"
+#include "interface.h"
 
 namespace lgf {
 namespace bindings {

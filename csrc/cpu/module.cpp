@@ -29,6 +29,7 @@ void set_isa(const std::string& isa) {
 py::dict build_info() {
   py::dict info;
   info["version"] = LGF_BUILD_VERSION;
+  info["interface"] = lgf::kInterface;
   info["compiler"] = LGF_BUILD_COMPILER;
   info["cxx_standard"] = static_cast<long>(__cplusplus);
   info["flags"] = LGF_BUILD_FLAGS;

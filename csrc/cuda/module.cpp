@@ -27,6 +27,7 @@ void reciprocal_norms(const TensorTuple& features, const Shape& shape, Address n
 py::dict build_info() {
   py::dict info;
   info["version"] = LGF_BUILD_VERSION;
+  info["interface"] = lgf::kInterface;
   info["compiler"] = LGF_BUILD_COMPILER;
   info["flags"] = LGF_BUILD_FLAGS;
   info["architectures"] = LGF_BUILD_ARCHITECTURES;

@@ -183,8 +183,8 @@ def scale(function: str, name: str, value, infinite: bool = False) -> float:
     if value < SMALLEST_SCALE:
         raise ValueError(
             f"{function}: `{name}` must be at least {SMALLEST_SCALE!r}, the smallest normal number of float32, in which losses "
-            f"are computed: there a smaller one may count as 0, and its reciprocal overflows; got {value!r}. Nothing changes "
-            "any more with numbers so small: give 1e-30."
+            f"are computed: there a smaller one may count as 0, and its reciprocal overflows; got {value!r}. "
+            f"Give a larger `{name}`, or scale what it is measured against."
         )
     return value
 

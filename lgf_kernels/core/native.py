@@ -23,20 +23,8 @@ MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
 #: without it.
 BUILD_NEEDS = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
-#: Functions that the operators call, by device type and operator: a module from before a family was added lacks them.
-NEEDS = {
-    "cpu": {
-        "local_gram_flow": ("local_gram_flow", "gram_backward"),
-        "lgf_kl": ("lgf_kl_forward", "gram_backward"),
-        "patch_cosine": ("patch_cosine", "patch_cosine_backward"),
-        "point_correspondence": ("point_correspondence", "point_correspondence_backward"),
-    },
-    "cuda": {
-        "local_gram_flow": ("local_gram_flow", "gram_backward", "reciprocal_norms"),
-        "lgf_kl": ("lgf_kl_forward", "gram_backward", "reciprocal_norms"),
-        "token_relation": ("relation_cut", "relation_distances", "relation_products", "relation_project"),
-    },
-}
+#: Of the functions that the launchers call and their arguments: `kInterface` of csrc/common/interface.h, raised with it.
+INTERFACE = 2
 #: Of the CUDA module's kernels: float32 passes the general units, where Triton's kernels make three tf32 products.
 CUDA_LIMITS = "tensor cores for bfloat16 and float16 alone"
 
@@ -46,7 +34,7 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
     """Return the module for a device type and None, or None and the reason why there is no module."""
     full_name = f"lgf_kernels.{MODULES[device_type]}"
     try:
-        return importlib.import_module(full_name), None
+        module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
         if error.name != full_name:
             return None, f"{full_name} failed to load: {error}"
@@ -57,28 +45,21 @@ def load(device_type: str) -> tuple[ModuleType | None, str | None]:
         )
     except Exception as error:
         return None, f"{full_name} failed to load: {error}"
-
-
-def lacking(device_type: str, operator: str) -> str | None:
-    """Return why a module that is here cannot run an operator, or None."""
-    module, _ = load(device_type)
-    missing = [name for name in NEEDS[device_type].get(operator, ()) if not hasattr(module, name)]
-    if not missing:
-        return None
-    return (
-        f"{module.__name__} is older than this package and has no {missing[0]}; build it again: install the package anew "
-        f"(pip install --force-reinstall --no-deps, or pip install -e . in a checkout) with {BUILD_NEEDS[device_type][1]}=on"
+    if module.build_info().get("interface") == INTERFACE:
+        return module, None
+    return None, (
+        f"{full_name} was built from other sources than this package's; build it again: install the package anew (pip install "
+        f"--force-reinstall --no-deps, or pip install -e . in a checkout) with {BUILD_NEEDS[device_type][1]}=on"
     )
 
 
 def unsupported_reason(call: Call) -> str | None:
-    """Return why the module of the call's device is missing or old, or the device cannot run it, or None.
+    """Return why the module of the call's device is missing, or the device cannot run it, or None.
 
     Raises:
         BackendUnavailableError: LGF_CPU_ISA names kernels that are not here: others would run in silence.
     """
     _, reason = load(call.device_type)
-    reason = reason or lacking(call.device_type, call.operator)
     if reason and call.device_type == "cpu" and "LGF_CPU_ISA" in os.environ:
         raise BackendUnavailableError(
             f"the variable LGF_CPU_ISA asks for the {os.environ['LGF_CPU_ISA']!r} kernels of lgf_kernels._cpu, which cannot "

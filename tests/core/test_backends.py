@@ -1,5 +1,6 @@
 """Choice of a backend: order, overrides, and the reasons of a backend that cannot run a call."""
 
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -112,8 +113,8 @@ def test_triton_says_why_not(monkeypatch):
 def hopper(monkeypatch):
     """torch sees a Hopper, and the CUDA module was built; returns it, and the devices on which it was probed."""
     probed = []
-    needs = {name: print for names in native.NEEDS["cuda"].values() for name in names}
-    module = SimpleNamespace(__name__="lgf_kernels._cuda", probe=probed.append, **needs)
+    about = {"interface": native.INTERFACE}
+    module = SimpleNamespace(__name__="lgf_kernels._cuda", probe=probed.append, build_info=lambda: about)
     monkeypatch.setattr(native.importlib, "import_module", lambda name: module)
     native.load.cache_clear(), native.loading_failure.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -294,36 +295,31 @@ def test_a_module_that_fails_to_load_keeps_its_reason(monkeypatch):
         native.load.cache_clear()
 
 
-def test_a_module_from_before_a_family_is_passed_over_and_says_the_way_out(monkeypatch):
-    older = SimpleNamespace(__name__="lgf_kernels._cpu", local_gram_flow=print, gram_backward=print, build_info=dict)
+@pytest.mark.parametrize("about", [{}, {"interface": native.INTERFACE - 1}], ids=str)
+def test_a_module_from_other_sources_is_passed_over_and_says_the_way_out(monkeypatch, about):
+    older = SimpleNamespace(
+        __name__="lgf_kernels._cpu", local_gram_flow=print, gram_backward=print, build_info=lambda: about
+    )
     load = native.importlib.import_module
     swapped = {older.__name__: older}
     monkeypatch.setattr(native.importlib, "import_module", lambda name, *of: swapped.get(name) or load(name, *of))
     native.load.cache_clear()
     try:
-        assert "native" not in registry.names_of_able("point_correspondence")
-        assert registry.names_of_able("local_gram_flow")[0] == "native"
-        f, queries = features(1, 2, 3, 4, 5), torch.zeros(1, 1, 3)
-        with pytest.raises(
-            ValueError, match=r"_cpu is older .* no point_correspondence; build it again: .*LGF_NATIVE=on"
-        ):
-            lgf.point_correspondence(f, queries, backend="native")
-        assert lgf.point_correspondence(f, queries).shape == (1, 1, 2, 2)
+        f = features(1, 2, 3, 4, 5)
+        assert "native" not in registry.names_of_able("local_gram_flow")
+        reason = r"_cpu was built from other sources .* build it again: .*LGF_NATIVE=on"
+        with pytest.raises(ValueError, match=reason):
+            lgf.local_gram_flow(f, backend="native")
+        assert lgf.local_gram_flow(f).shape == (1, 1, 3, 4, 49)
         found = doctor.examine()["native modules"]["_cpu"]
-        assert found["available"] == "in part" and native.lacking("cpu", "patch_cosine") in found["reason"]
+        assert found["available"] == "no" and re.search(reason, found["reason"])
     finally:
         native.load.cache_clear()
 
 
-def test_the_modules_have_what_the_operators_need():
-    """Names in the table are those that the launchers call, and a module that is built here has them all."""
-    for device, needed in native.NEEDS.items():
-        for operator, names in needed.items():
-            source = Path(native.__file__).parents[1].joinpath(registry.OPERATORS[operator].family)
-            launcher = source.joinpath(f"{device}.py").read_text()
-            assert all(f").{name}(" in launcher or name == "reciprocal_norms" for name in names)
-            if native.load(device)[0] is not None:
-                assert native.lacking(device, operator) is None
+def test_the_modules_built_here_are_of_these_sources():
+    source = Path(native.__file__).parents[2] / "csrc" / "common" / "interface.h"
+    assert f"kInterface = {native.INTERFACE};" in source.read_text()
 
 
 @pytest.mark.parametrize("value", ["true", "2"])

@@ -1,6 +1,7 @@
 """What a log file gets of long work: a few lines of their own."""
 
 import re
+import sys
 
 import pytest
 
@@ -22,6 +23,13 @@ def test_quick_work_is_two_lines(capsys):
     first, last = lines(capsys)
     assert first.startswith("training: 0/1200 [00:00<")
     assert re.fullmatch(r"training: 1200/1200 \[00:00<00:00, .*step/s, loss=1199\]", last)
+
+
+def test_other_lines_stay_apart(capsys):
+    for _ in progress(range(1), "extracting"):
+        print("something else", file=sys.stderr)
+    first, other, last = lines(capsys)
+    assert first.startswith("extracting: 0/1") and other == "something else" and last.startswith("extracting: 1/1")
 
 
 def test_long_work_is_a_line_now_and_then(capsys, monkeypatch):

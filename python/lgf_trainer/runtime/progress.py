@@ -3,7 +3,6 @@
 import re
 import sys
 from collections.abc import Callable
-from itertools import chain, repeat
 from typing import TextIO
 
 from tqdm import tqdm
@@ -13,17 +12,22 @@ LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]
 
 
 class _LogLines(tqdm):
-    """Lines of their own, instead of a bar that is drawn again in place."""
+    """Whole lines, instead of a bar that is drawn again in place: whatever else goes to the log has lines of its own."""
 
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:
-        begin = chain([""], repeat("\n"))  # `close` ends the last line
-
         def show(text: str) -> None:
-            file.write(next(begin) + text)
+            file.write(f"{text}\n")
             file.flush()
 
         return show
+
+    def close(self) -> None:
+        """Show the last state, without the line feed that tqdm ends its bar with."""
+        if not self.disable:
+            self.display()
+            self.disable = True
+            self._decr_instances(self)
 
 
 def progress(*arguments, **options) -> tqdm:
