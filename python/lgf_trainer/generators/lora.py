@@ -127,7 +127,9 @@ def must_fit(file: Path, transformer: nn.Module) -> None:
                 f"{file} is no LoRA of a transformer in diffusers' format: it holds {name} of shape {shape}"
             )
         if layer not in layers:
-            raise TrainerError(f"{file} was made for another model: this one has no {layer}. Give one that was trained for it")
+            raise TrainerError(
+                f"{file} was made for another model: this one has no {layer}. Give one that was trained for it"
+            )
         outputs, inputs = layers[layer].weight.shape[:2]
         its, own = (shape[1], inputs) if half == "A.weight" else (shape[0], outputs)
         if its != own:
