@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from trainer.run_outputs import LOSSES, losses, metrics, same, weights
 from trainer.training_data import SETTINGS, make_cache, random_window, tiny
 
+from lgf_kernels.core import native
+
 
 def command(place, output, recipe="sam2videox", **changes):
     return ["train", recipe, *tiny(place, run__output=output, **changes)]
@@ -360,13 +362,18 @@ def test_another_resolution_for_learned_positions(tiny_place, tmp_path):
     refused(command(tiny_place, tmp_path / "run", data__cache=tmp_path / "cache"), message)
 
 
+def test_a_backend_that_cannot_run_is_refused(tiny_place, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "load", lambda device: (None, "it was not built"))
+    options = {"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}
+    refused(command(tiny_place, tmp_path, **options), "native.* it was not built")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"alignment__block": 3}, "alignment.block is 3, and the model has blocks 0 to 2"),
         ({"run__per_process": 3}, "training.batch = 2 is no multiple of run.per_process = 3"),
         ({"run__shard": "True"}, "run.shard shards over processes, and this is one"),
-        ({"alignment__loss": "relation", "alignment__features": "videomae", "alignment__backend": "native"}, "native"),
         ({"model__targets": "to_z"}, r"model.targets fit no layer of this model \(Target modules"),
         ({"model__targets": r"blocks\.\d+\.to_z"}, r"model.targets fit no layer of this model \(Target modules"),
         ({"model__targets": "blocks(.*"}, r"model\.targets is no regular expression \(missing \), unterminated"),
