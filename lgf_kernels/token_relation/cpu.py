@@ -19,8 +19,9 @@ def forward(
     """
     # The distances are symmetric, so only the symmetric part of the weights matters.
     weight = ((pair_weight + pair_weight.mT) / student.shape[2] ** 2).to(accumulate_dtype(student)).contiguous()
-    isa = module(student).build_info()["isa"]
-    if channel_grams.is_faster(student, teacher, weight, options, needs_grad, isa):
+    if options.squared and channel_grams.is_faster(
+        student, teacher, weight, options, needs_grad, module(student).build_info()["isa"]
+    ):
         return portable.forward(student, teacher, pair_weight, options, needs_grad)
     student, teacher = map(last_dimension_contiguous, (student, teacher))
     losses = student.new_empty(len(student), dtype=weight.dtype)
