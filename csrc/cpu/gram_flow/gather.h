@@ -6,6 +6,7 @@
 // window; a feature vector is loaded once for all tokens whose windows hold it.
 #pragma once
 
+#include "../common/ahead.h"
 #include "layout.h"
 
 namespace lgf {
@@ -65,17 +66,20 @@ GatherTile<T> gather_tile_for(int offsets, std::integer_sequence<int, I...>) {
 
 // `out` is a packed row without halo; every panel of it is added to.
 template <class T>
-void gather_row(const Layout<T>& layout, const WindowRows<T>& rows, T* out) {
+void gather_row(const Layout<T>& layout, const WindowRows<T>& rows, T* out, RowAhead& one, RowAhead& two) {
   for_each_offset_group(layout.K, [&](int first, int offsets) {
     constexpr std::make_integer_sequence<int, kMaxOffsets> sizes;
     const GatherTile<T> tile = gather_tile_for<T, kTileTokens>(offsets, sizes);
     const GatherTile<T> single = gather_tile_for<T, 1>(offsets, sizes);
     const int64_t whole = layout.cols / kTileTokens * kTileTokens;
-    for (int64_t p = 0; p < layout.panels; ++p)
-      for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1)
+    for (int64_t p = 0; p < layout.panels; ++p) {
+      for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1) {
         (x < whole ? tile : single)(rows, (p * layout.key_tokens() + x + first) * kPanel<T>,
                                     x * layout.positions() + first, layout.positions(),
                                     out + (p * layout.cols + x) * kPanel<T>);
+        one.step(), two.step();
+      }
+    }
   });
 }
 
