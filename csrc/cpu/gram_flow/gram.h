@@ -28,19 +28,19 @@ LGF_INLINE void sum_lanes(const Vec<T>* v, T* sums) {
 }
 
 // Of Tokens queries from number `first` on; `key` points at the key of the first query's first offset. Adds to
-// planes[dx][0 .. Tokens) when `accumulate`, else overwrites.
-template <class T, int Tokens, int Offsets>
+// planes[dx][0 .. Tokens) when `accumulate`, else overwrites. `kPacked`: so are the queries, at distances known here.
+template <class T, int Tokens, int Offsets, bool kPacked>
 void gram_tile(const QueryRow<T>& queries, int64_t first, const T* key, int64_t key_stride, int64_t panels,
                bool accumulate, T* planes, int64_t pitch) {
   Vec<T> acc[Offsets * Tokens] = {};
-  const T* query = queries.data + first * queries.token_stride;
-  const T* factors = queries.factors + first;
+  const int64_t stride = kPacked ? kPanel<T> : queries.token_stride;
+  const T* query = queries.data + first * stride;
   for (int64_t p = 0; p < panels; ++p, query += queries.panel_stride, key += key_stride) {
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) {
       Vec<T> q[Tokens];
 #pragma GCC unroll 8
-      for (int i = 0; i < Tokens; ++i) q[i] = load<T>(query + i * queries.token_stride + v * kLanes<T>);
+      for (int i = 0; i < Tokens; ++i) q[i] = load<T>(query + i * stride + v * kLanes<T>);
 #pragma GCC unroll 16
       for (int j = 0; j < Tokens + Offsets - 1; ++j) {
         const Vec<T> k = load<T>(key + j * kPanel<T> + v * kLanes<T>);
@@ -52,6 +52,8 @@ void gram_tile(const QueryRow<T>& queries, int64_t first, const T* key, int64_t 
   }
   T sums[round_up(Offsets * Tokens, kLanes<T>)];
   sum_lanes<T, Offsets * Tokens>(acc, sums);
+  T factors[Tokens];
+  for (int i = 0; i < Tokens; ++i) factors[i] = kPacked ? T(1) : queries.factors[first + i];
   for (int d = 0; d < Offsets; ++d)
     for (int i = 0; i < Tokens; ++i) {
       T& z = planes[d * pitch + i];
@@ -63,9 +65,9 @@ void gram_tile(const QueryRow<T>& queries, int64_t first, const T* key, int64_t 
 template <class T>
 using GramTile = void (*)(const QueryRow<T>&, int64_t, const T*, int64_t, int64_t, bool, T*, int64_t);
 
-template <class T, int Tokens, int... I>
+template <class T, int Tokens, bool kPacked, int... I>
 GramTile<T> gram_tile_for(int offsets, std::integer_sequence<int, I...>) {
-  static constexpr GramTile<T> tiles[] = {gram_tile<T, Tokens, I + 1>...};
+  static constexpr GramTile<T> tiles[] = {gram_tile<T, Tokens, I + 1, kPacked>...};
   return tiles[offsets - 1];
 }
 
@@ -86,8 +88,10 @@ void gram_row(const Layout<T>& layout, const QueryRow<T>& queries, const T* key_
   const int64_t key_stride = layout.key_tokens() * kPanel<T>;
   for_each_offset_group(layout.K, [&](int first, int offsets) {
     constexpr std::make_integer_sequence<int, kMaxOffsets> sizes;
-    const GramTile<T> tile = gram_tile_for<T, kTileTokens>(offsets, sizes);
-    const GramTile<T> single = gram_tile_for<T, 1>(offsets, sizes);
+    const GramTile<T> tile = queries.factors ? gram_tile_for<T, kTileTokens, false>(offsets, sizes)
+                                             : gram_tile_for<T, kTileTokens, true>(offsets, sizes);
+    const GramTile<T> single =
+        queries.factors ? gram_tile_for<T, 1, false>(offsets, sizes) : gram_tile_for<T, 1, true>(offsets, sizes);
     const int64_t whole = layout.cols / kTileTokens * kTileTokens;
     for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1) {
       (x < whole ? tile : single)(queries, x, key_row + (x + first) * kPanel<T>, key_stride, layout.panels, accumulate,

@@ -8,10 +8,10 @@ namespace lgf {
 namespace LGF_ISA {
 namespace {
 
-// Packs row (b, t, y) of `f`, times the `norms` of its tokens unless null, with `halo` zero tokens on both sides.
+// Packs row (b, t, y) of `f`, times `scale` and, unless null, the `norms` of its tokens, with `halo` zero tokens on both sides.
 template <class T>
 void pack_row(const Tensor& f, const Layout<T>& layout, const T* norms, int64_t b, int64_t t, int64_t y, int64_t halo,
-              T* target) {
+              T scale, T* target) {
   const int64_t cols = layout.cols;
   const int64_t panel_stride = (cols + 2 * halo) * kPanel<T>;
   for (int64_t p = 0; p < layout.panels; ++p) {
@@ -21,13 +21,13 @@ void pack_row(const Tensor& f, const Layout<T>& layout, const T* norms, int64_t 
   with_storage_type(f.dtype, [&](auto tag) {
     using Storage = typename decltype(tag)::type;
     for (int64_t x = 0; x < cols; ++x)
-      pack_token<T>(token_address<Storage>(f, b, t, y, x), f.channels, norms ? norms[x] : T(1),
+      pack_token<T>(token_address<Storage>(f, b, t, y, x), f.channels, norms ? norms[x] * scale : scale,
                     target + (halo + x) * kPanel<T>, panel_stride);
   });
 }
 
-// A row of queries as the products read it. Channel c of token x is data[x * token_stride + c / kPanel * panel_stride + c % kPanel],
-// and its products are to be multiplied by factors[x].
+// A row of queries as the products read it. Channel c of token x is data[x * token_stride + c / kPanel * panel_stride + c % kPanel].
+// In place, its products are to be multiplied by factors[x]; packed, `factors` is null.
 template <class T>
 struct QueryRow {
   const T* data;
@@ -47,10 +47,12 @@ class Queries {
   // Row (b, t, y) of `f`, times `weight` and, unless null, the `norms` of its tokens.
   QueryRow<T> row(const Tensor& f, const T* norms, int64_t b, int64_t t, int64_t y, T weight) {
     const bool in_place = whole_panels(f) && (!norms || moderate(norms));
-    for (int64_t x = 0; x < layout_.cols; ++x) factors_[x] = in_place && norms ? weight * norms[x] : weight;
-    if (in_place) return {token_address<T>(f, b, t, y, 0), f.stride[3], kPanel<T>, factors_};
-    pack_row<T>(f, layout_, norms, b, t, y, 0, packed_);
-    return {packed_, kPanel<T>, layout_.cols * kPanel<T>, factors_};
+    if (!in_place) {
+      pack_row<T>(f, layout_, norms, b, t, y, 0, weight, packed_);
+      return {packed_, kPanel<T>, layout_.cols * kPanel<T>, nullptr};
+    }
+    for (int64_t x = 0; x < layout_.cols; ++x) factors_[x] = norms ? weight * norms[x] : weight;
+    return {token_address<T>(f, b, t, y, 0), f.stride[3], kPanel<T>, factors_};
   }
 
  private:
@@ -85,7 +87,7 @@ class KeyRing {
     const bool same_frame = b == b_ && t == t_;
     for (int64_t row = same_frame && end_ > first ? end_ : first; row < end; ++row)
       if (row >= 0 && row < layout_.rows)
-        pack_row<T>(f, layout_, norms.row(f, source, b, t, row), b, t, row, layout_.radius, slot(row));
+        pack_row<T>(f, layout_, norms.row(f, source, b, t, row), b, t, row, layout_.radius, T(1), slot(row));
     b_ = b, t_ = t, end_ = end;
   }
 
