@@ -20,19 +20,18 @@ class RowAhead {
     bytes_ = f.channels * size;
     tokens_ = exists ? grid.cols : 0;
     steps_ = steps;
-    step_ = 0;
+    due_ = 0;
   }
 
   LGF_INLINE void step() {
-    const std::int64_t end = (step_ + 1) * tokens_ / steps_;
-    for (std::int64_t x = step_ * tokens_ / steps_; x < end; ++x)
-      for (std::int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(token_ + x * stride_ + i, 0, 2);
-    ++step_;
+    for (due_ += tokens_; due_ >= steps_; due_ -= steps_, token_ += stride_)
+      for (std::int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(token_ + i, 0, 2);
   }
 
  private:
   const char* token_ = nullptr;
-  std::int64_t stride_ = 0, bytes_ = 0, tokens_ = 0, steps_ = 1, step_ = 0;
+  std::int64_t stride_ = 0, bytes_ = 0, tokens_ = 0, steps_ = 1;
+  std::int64_t due_ = 0;  // tokens to be asked for, times steps
 };
 
 }  // namespace
