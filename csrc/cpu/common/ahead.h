@@ -11,7 +11,7 @@ namespace {
 
 class RowAhead {
  public:
-  // Row (b, t, y) of `f`, to be asked for in `steps` steps; none outside the frames.
+  // Row (b, t, y) of `f`, to be asked for in at most `steps` steps; none outside the frames.
   void begin(const Tensor& f, const Grid& grid, std::int64_t b, std::int64_t t, std::int64_t y, std::int64_t steps) {
     const bool exists = t >= 0 && t < grid.frames && y >= 0 && y < grid.rows;
     const std::int64_t size = size_of(f.dtype);

@@ -112,7 +112,7 @@ class Neighbour {
     });
     if (rows.count == 0) return false;
     keys_.advance(call.features, norms, 0, side.b, side.frame, y);
-    const int64_t steps = layout_.panels * ((layout_.cols + kTileTokens - 1) / kTileTokens) * ((layout_.K + kMaxOffsets - 1) / kMaxOffsets);
+    const int64_t steps = gather_steps(layout_);
     ahead_[0].begin(call.features, call.grid, side.b, side.frame, y + layout_.radius + 1, steps);
     ahead_[1].begin(call.features, call.grid, side.b, side.own, y + 1, steps);
     gather_row<T>(layout_, rows, out, ahead_[0], ahead_[1]);

@@ -71,22 +71,12 @@ GramTile<T> gram_tile_for(int offsets, std::integer_sequence<int, I...>) {
   return tiles[offsets - 1];
 }
 
-// Splits K offsets into the fewest groups of at most kMaxOffsets, as equal as possible.
-template <class Function>
-LGF_INLINE void for_each_offset_group(int K, Function&& function) {
-  const int groups = (K + kMaxOffsets - 1) / kMaxOffsets;
-  for (int g = 0; g < groups; ++g) {
-    const int first = g * K / groups;
-    function(first, (g + 1) * K / groups - first);
-  }
-}
-
 // Computes the K planes of one dy.
 template <class T>
 void gram_row(const Layout<T>& layout, const QueryRow<T>& queries, const T* key_row, bool accumulate, T* planes,
               RowAhead (&ahead)[2]) {
   const int64_t key_stride = layout.key_tokens() * kPanel<T>;
-  for_each_offset_group(layout.K, [&](int first, int offsets) {
+  for_each_offset_group(layout.K, kMaxOffsets, [&](int first, int offsets) {
     constexpr std::make_integer_sequence<int, kMaxOffsets> sizes;
     const GramTile<T> tile = queries.factors ? gram_tile_for<T, kTileTokens, false>(offsets, sizes)
                                              : gram_tile_for<T, kTileTokens, true>(offsets, sizes);
@@ -116,7 +106,7 @@ class FrameGram {
     keys_.advance(f, norms, source, b, key_frame, y);
     const T* own = norms.row(f, source, b, query_frame, y);
     const QueryRow<T> queries = queries_.row(f, own, b, query_frame, y, weight);
-    const int64_t steps = layout_.K * ((layout_.cols + kTileTokens - 1) / kTileTokens);
+    const int64_t steps = layout_.K * offset_groups(layout_.K, kMaxOffsets) * layout_.tiles();
     ahead_[0].begin(f, layout_.grid, b, key_frame, y + layout_.radius + 1, steps);
     ahead_[1].begin(f, layout_.grid, b, query_frame, y + 1, steps);
     for (int dy = 0; dy < layout_.K; ++dy) {
