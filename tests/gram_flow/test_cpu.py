@@ -49,7 +49,9 @@ ROWS = {
 }
 
 
-@every_pair(dtype=(torch.float32, torch.float64), row=tuple(ROWS), direction=("forward", "backward", "both"), batch=(1, 2))
+@every_pair(
+    dtype=(torch.float32, torch.float64), row=tuple(ROWS), direction=("forward", "backward", "both"), batch=(1, 2)
+)
 def test_rows_in_place(isa, dtype, row, direction, batch):
     channels, change = ROWS[row]
     student, *teachers = (change(features(batch, 4, 5, 9, channels)).to(dtype) for _ in range(3))
@@ -68,7 +70,9 @@ def test_a_token_that_is_not_finite_among_rows_in_place(isa, bad):
     student, teacher = features(1, 3, 8, 9, 64), features(1, 3, 8, 9, 64)
     student[0, 1, 4, 4, 7] = bad
     kl, gradient = both(student, teacher, window=3, reduction="none")
-    truth = value_and_gradient(lgf.lgf_kl_loss, student.double(), double(teacher), backend="reference", window=3, reduction="none")
+    truth = value_and_gradient(
+        lgf.lgf_kl_loss, student.double(), double(teacher), backend="reference", window=3, reduction="none"
+    )
     assert kl.isnan().equal(truth[0].isnan()) and kl.isnan().sum() == 10
     assert gradient.isnan().equal(truth[1].isnan())
     assert_close(kl.nan_to_num(), truth[0].nan_to_num(), 1e-5)
