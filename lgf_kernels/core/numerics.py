@@ -47,6 +47,33 @@ def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> 
     return torch.addcmul(upstream, radial, unit, value=-1).div_(norm.clamp_min(EPS))
 
 
+def relative_weight(weight: Tensor | None, dtype: torch.dtype, reduction: str) -> Tensor | None:
+    """Return weights in the accumulation type; for "mean", where only their ratios count, with the largest near 1.
+
+    Their sum then neither overflows nor vanishes. They are divided by a power of 2, which changes no bit of the loss.
+    Integers and bools are far from either.
+    """
+    if weight is None:
+        return None
+    if weight.dtype != torch.float64:
+        weight = weight.to(dtype)
+    if reduction == "mean" and weight.is_floating_point() and weight.numel():
+        weight = weight / power_of_2_below(weight.amax())
+    return weight.to(dtype)
+
+
+def power_of_2_below(number: Tensor) -> Tensor:
+    """Return the largest power of 2 <= a number >= 0 of float32 or float64; at least the smallest normal one, inf for inf, NaN.
+
+    It is the number without its mantissa: exact on every device.
+    """
+    integer, exponent = {
+        torch.float32: (torch.int32, 0x7F80_0000),
+        torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
+    }[number.dtype]
+    return (number.view(integer) & exponent).view(number.dtype).clamp_min(torch.finfo(number.dtype).tiny)
+
+
 def reduce_videos(losses: Tensor, reduction: str) -> Tensor:
     """Reduce the losses (B,) of single videos."""
     return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core import checks
-from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 from .options import checked_options, checked_window
@@ -266,7 +265,6 @@ def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, fro
     if token_weight is not None:
         shape = pairs_shape(student)
         checks.weight_tensor(here, "token_weight", token_weight, student, shape, "(B, T-1, H, W)")
-        token_weight = token_weight.to(accumulate_dtype(student))
     facts = {"teachers": len(teachers), "from_logits": from_logits, "token_weight": token_weight is not None}
     call = call_of("lgf_kl", student, **options.facts(), **facts)
     name = resolve(call, backend, here)

@@ -87,7 +87,7 @@ def patch_cosine_loss(
         frame_weight = frame_weight.to(accumulate_dtype(student))
     if token_weight is not None:
         checks.weight_tensor(here, "token_weight", token_weight, student, lead, "(...), that of the student's tokens,")
-        token_weight = as_grid(token_weight.to(accumulate_dtype(student)).unsqueeze(-1), frames).squeeze(-1)
+        token_weight = as_grid(token_weight.unsqueeze(-1), frames).squeeze(-1)
     student, *teachers = (as_grid(tensor, frames) for tensor in (student, *teachers))
     name = resolve(call_of("patch_cosine", student, teachers=len(teachers), frames=frames), backend, here)
     loss = operators.patch_cosine(student, teachers, shares, frame_weight, token_weight, reduction, name)
