@@ -3,6 +3,8 @@
 They are defined once, so that no two backends disagree.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,19 +49,25 @@ def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> 
     return torch.addcmul(upstream, radial, unit, value=-1).div_(norm.clamp_min(EPS))
 
 
-def relative_weight(weight: Tensor | None, dtype: torch.dtype, reduction: str) -> Tensor | None:
+def relative_weight(
+    weight: Tensor | None, dtype: torch.dtype, reduction: str, largest: Callable[[Tensor], Tensor] | None = None
+) -> Tensor | None:
     """Return weights in the accumulation type; for "mean", where only their ratios count, with the largest near 1.
 
     Their sum then neither overflows nor vanishes. They are divided by a power of 2, which changes no bit of the loss.
-    Integers and bools are far from either.
+    Integers and bools are far from either. `largest` finds the largest of all weights, of which these may be a part.
     """
     if weight is None:
         return None
-    if weight.dtype != torch.float64:
-        weight = weight.to(dtype)
-    if reduction == "mean" and weight.is_floating_point() and weight.numel():
-        weight = weight / power_of_2_below(weight.amax())
+    if reduction == "mean" and weight.is_floating_point():
+        weight = weight if weight.dtype == torch.float64 else weight.to(dtype)
+        weight = weight / power_of_2_below((largest or largest_of)(weight))
     return weight.to(dtype)
+
+
+def largest_of(weight: Tensor) -> Tensor:
+    """Return the largest weight, 0 of none."""
+    return weight.amax() if weight.numel() else weight.new_zeros(())
 
 
 def power_of_2_below(number: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ def lgf_kl_loss(
         direction: "forward" (default): queries in frame t, keys in frame t+1. "backward": the other way round, entry t
             having its queries in frame t+1. "both": the mean of the two.
         token_weight: a, (B, T-1, H, W) of any real type, bool masks included, >= 0, without gradient. Indexed by the
-            query's position in pair t, in either direction. All zeros give 0/0 = NaN with "mean", as torch's own
+            query's position in pair t, in either direction. With "mean" only their ratios count: they may be of any size that
+            their own type holds. All zeros give 0/0 = NaN with "mean", as torch's own
             weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
             values raise on the CPU and are not checked on other devices, where reading them would make the host wait.
             Tokens of weight 0 are skipped, forward and backward: image rows of them by "native" on the CPU, tiles of them by

@@ -52,11 +52,11 @@ def with_exact_ties(features: Tensor, window: int | None) -> Tensor:
     return torch.where(norm < EPS, features, unit.to(features.dtype))
 
 
-def used_weight(queries: Tensor, weight: Tensor | None, places: Tensor, reduction: str) -> Tensor:
+def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype, reduction: str) -> Tensor:
     """w, (B, N, T), 1 if None; 0 in a query's own frame. Contiguous, so that strides decide no order of a sum."""
-    elsewhere = queries[..., :1] != torch.arange(places.shape[2], device=queries.device)
+    elsewhere = queries[..., :1] != torch.arange(frames, device=queries.device)
     weight = elsewhere if weight is None else torch.where(elsewhere, weight, 0)
-    return relative_weight(weight, places.dtype, reduction).contiguous()
+    return relative_weight(weight, dtype, reduction).contiguous()
 
 
 def directions(difference: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def point_losses(places: Tensor, targets: Tensor, w: Tensor, options: PointOptio
 
 def reduced(places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions) -> Tensor:
     """The loss of the places (B, N, T, 2): `sum w l / sum w` for "mean"."""
-    w = used_weight(queries, weight, places, options.reduction)
+    w = used_weight(queries, weight, places.shape[2], places.dtype, options.reduction)
     values = point_losses(places, targets, w, options)
     if options.reduction == "none":
         return values
@@ -108,7 +108,7 @@ def places_gradient(
     grad_loss: Tensor, places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions
 ) -> Tensor:
     """g, (B, N, T, 2): the derivative of `reduced` with respect to the places, times the upstream gradient."""
-    w = used_weight(queries, weight, places, options.reduction)
+    w = used_weight(queries, weight, places.shape[2], places.dtype, options.reduction)
     scale = grad_loss * w
     if options.reduction == "mean":
         scale = scale / w.sum()
