@@ -53,8 +53,9 @@ def patch_cosine_loss(
             pair of frames of weight 0 is no part of the loss. Negative values raise on the CPU and are not checked on other
             devices, where reading them would make the host wait.
         token_weight: a, (...), one for each token of the student, of any real type, bool masks included, >= 0, without
-            gradient. With "mean" only their ratios count, whatever their size. All zeros give 0/0 = NaN with "mean", as torch's own weighted means do: use "sum" and divide by
-            `token_weight.sum().clamp(min=1)` where that can happen. Negative values as in `frame_weight`.
+            gradient. With "mean" only their ratios count, whatever their size. All zeros give 0/0 = NaN with "mean", as torch's
+            own weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
+            values as in `frame_weight`.
         reduction: "mean" (default), "sum" (`sum_n a_n l_n`) or "none" (`a_n l_n`).
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
