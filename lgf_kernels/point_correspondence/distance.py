@@ -81,14 +81,14 @@ def near(e: Tensor, options: PointOptions) -> Tensor:
 
 
 def point_losses(places: Tensor, targets: Tensor, w: Tensor, options: PointOptions) -> Tensor:
-    """w l, (B, N, T). Where w is 0 nothing is read, be it NaN."""
+    """w l, (B, N, T); inf for what is beyond the type. Where w is 0 nothing is read, be it NaN; a weight of inf gives NaN."""
     used = w != 0
     difference = torch.where(used[..., None], places - targets.to(places.dtype), 0)
     e = distances(difference, directions(difference.detach()))
     if options.distance == "huber":
         # e^2 / 2 up to delta, delta (e - delta / 2) beyond, without the square of a large e.
         e = near(e, options) * (e - near(e, options) / 2)
-    return non_finite_to_nan(torch.where(used, w * e, 0))
+    return torch.where(used, non_finite_to_nan(w) * e, 0)
 
 
 def reduced(places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions) -> Tensor:
