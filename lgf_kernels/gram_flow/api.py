@@ -96,7 +96,7 @@ def local_window_mask(height: int, width: int, window: int = 7, *, device: torch
     here = "local_window_mask"
     checks.size(here, "height", height)
     checks.size(here, "width", width)
-    return window_mask(height, width, checked_window(here, window), device)
+    return window_mask(height, width, checked_window(here, window), checks.device(here, device))
 
 
 def lgf_kl_loss(

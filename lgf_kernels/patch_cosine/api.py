@@ -84,7 +84,11 @@ def patch_cosine_loss(
     lead = tuple(student.shape[:-1])
     if frames:
         shape = (student.shape[1], teachers[0].shape[1])
-        checks.weight_tensor(here, "frame_weight", frame_weight, student, shape, "(F, K)")
+        checks.weight_tensor(
+            here, "frame_weight", frame_weight, student, shape, "(F, K)",
+            "Its rows are the student's frames, its columns the teachers': make it with crepa_frame_weight(student.shape[1]) "
+            "where both have as many.",
+        )  # fmt: skip
         frame_weight = frame_weight.to(accumulate_dtype(student))
     if token_weight is not None:
         checks.weight_tensor(here, "token_weight", token_weight, student, lead, "(...), that of the student's tokens,")
@@ -177,7 +181,7 @@ def crepa_frame_weight(
     here = "crepa_frame_weight"
     F = checks.size(here, "num_frames", num_frames)
     tau, neighbours = _checked_crepa(here, tau, neighbours)
-    frame = torch.arange(F, device=device, dtype=checks.weight_dtype(here, dtype))
+    frame = torch.arange(F, device=checks.device(here, device), dtype=checks.weight_dtype(here, dtype))
     apart = (frame[:, None] - frame).abs()
     return torch.exp(-apart / tau).masked_fill_(apart > neighbours, 0)
 

@@ -27,7 +27,7 @@ BAD = {
     ),
     "queries' batch": (lambda: found(S, Q[:1]), ValueError, ["`queries`", "(2, any, 3)", "(1, 2, 3)"]),
     "queries' kind": (lambda: found(S, [[0, 1, 2]]), TypeError, ["`queries`", "torch.Tensor", "list"]),
-    "complex queries": (lambda: found(S, Q + 0j), TypeError, ["`queries`", "real", "complex64"]),
+    "complex queries": (lambda: found(S, Q + 0j), TypeError, ["`queries`", "real", "complex64", "queries.real"]),
     "queries that require grad": (
         lambda: points(S, Q.clone().requires_grad_(), P), ValueError, ["`queries`", "requires grad", "etach"],
     ),
