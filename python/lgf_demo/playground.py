@@ -39,6 +39,7 @@ import tyro
 from lgf_trainer.data.export import encode_video
 from lgf_trainer.data.video import Video
 from lgf_trainer.runtime.files import write_atomically
+from lgf_trainer.runtime.progress import bars_only_on_terminals
 from lgf_trainer.testing import (
     HEIGHT,
     WIDTH,
@@ -193,5 +194,6 @@ def _write(
         family: Of the video model.
         image_to_video: The model makes videos from a first frame, not from text alone.
     """
-    make_playground(folder, video, family, image_to_video)
+    with bars_only_on_terminals():
+        make_playground(folder, video, family, image_to_video)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

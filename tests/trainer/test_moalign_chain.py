@@ -109,10 +109,11 @@ def test_from_flow_of_ones_own_to_track4gen(tmp_path, monkeypatch):
     assert (written.shape, written.dtype) == (known.shape, known.dtype) and not written.any()
 
 
-def test_a_playground_of_a_given_clip_has_no_flow_of_another(tmp_path):
+def test_a_playground_of_a_given_clip_has_no_flow_of_another(tmp_path, capsys):
     for words in ([], ["--video", str(clip_called("generated", tmp_path))]):
         assert lgf_cli.run("playground", "lgf_demo.playground", [str(tmp_path / "tiny"), *words], "") == 0
         assert (tmp_path / "tiny" / "clip.flow.npy").exists() == (not words)
+    assert "Writing" not in capsys.readouterr().err  # no terminal, no bars
 
 
 def test_from_a_clip_to_track4gen(place):

@@ -48,7 +48,7 @@ def progress(*arguments, **options) -> tqdm:
 
 @contextmanager
 def bars_only_on_terminals() -> Iterator[None]:
-    """Let Hugging Face's libraries draw no bars of loading and downloading where standard error is no terminal.
+    """Let Hugging Face's libraries draw no bars of reading and writing models where standard error is no terminal.
 
     HF_HUB_DISABLE_PROGRESS_BARS=0 has them drawn everywhere, as it has in these libraries.
     """
