@@ -261,7 +261,11 @@ def weight_tensor(
 
 def nonnegative(function: str, name: str, value: Tensor) -> None:
     """Check that weights on the CPU are >= 0. On other devices reading them would make the host wait."""
-    if value.device.type == "cpu" and bool((value < 0).any()):
+    if value.device.type != "cpu" or not value.dtype.is_signed:
+        return
+    if value.is_floating_point() and value.itemsize == 1:
+        value = value.float()  # torch compares no float8
+    if bool((value < 0).any()):
         raise ValueError(
             f"{function}: `{name}` must be >= 0 everywhere, got a minimum of {value.min().item():g}. Clamp it: "
             f"{name}.clamp(min=0)."

@@ -103,6 +103,11 @@ def test_negative_weights_are_refused_by_every_backend_with_the_value_that_was_g
         loss(S, weight, backend=backend)
 
 
+def test_negative_weights_of_float8_are_refused():
+    with pytest.raises(ValueError, match="minimum of -1"):
+        lgf.lgf_kl_loss(S, T, token_weight=torch.full((2, 2, 4, 5), -1.0).to(torch.float8_e4m3fn))
+
+
 @losses
 def test_the_reference_reads_no_values_where_there_are_none(loss, shape):
     weight = -torch.ones(shape)
@@ -110,6 +115,18 @@ def test_the_reference_reads_no_values_where_there_are_none(loss, shape):
     compiled = torch.compile(lambda s, a: loss(s, a, backend="reference"), fullgraph=True, backend="aot_eager")
     assert compiled(S, weight).shape == ()
     assert torch.vmap(lambda a: loss(S, a, backend="reference"))(weight[None]).shape == (1,)
+
+
+@losses
+@backends
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.uint16, torch.uint64, torch.int8, torch.int64, torch.float8_e4m3fn, torch.bfloat16],
+    ids=str,
+)
+def test_weights_of_every_real_type(loss, shape, backend, dtype):
+    weight = torch.randint(0, 2, shape)
+    assert torch.equal(loss(S, weight.to(dtype), backend=backend), loss(S, weight.float(), backend=backend))
 
 
 def test_the_reference_refuses_negative_weights_of_frames_and_queries_outside():
