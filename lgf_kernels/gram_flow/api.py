@@ -281,7 +281,7 @@ class _Loss(nn.Module):
         checked_options(here, **options)
         self.options = options
         self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def fixed(self) -> dict[str, object]:
         """Return all arguments of the function that are fixed."""

@@ -183,14 +183,15 @@ def crepa_frame_weight(
     tau, neighbours = _checked_crepa(here, tau, neighbours)
     frame = torch.arange(F, device=checks.device(here, device), dtype=checks.weight_dtype(here, dtype))
     apart = (frame[:, None] - frame).abs()
-    return torch.exp(-apart / tau).masked_fill_(apart > neighbours, 0)
+    return torch.exp(-apart / tau).masked_fill_(apart > min(neighbours, F), 0)
 
 
 def _checked_crepa(function: str, tau, neighbours) -> tuple[float, int]:
     tau = checks.scale(function, "tau", tau, infinite=True)
-    if checks.integer(function, "neighbours", neighbours) < 0:
+    count = checks.integer(function, "neighbours", neighbours)
+    if count < 0:
         raise ValueError(f"{function}: `neighbours` must be at least 0, the frame alone; got {neighbours!r}.")
-    return tau, checks.integer(function, "neighbours", neighbours)
+    return tau, count
 
 
 class PatchCosineLoss(nn.Module):
@@ -239,7 +240,7 @@ class PatchCosineLoss(nn.Module):
         self.tau, self.neighbours = _checked_crepa(here, tau, neighbours)
         self.teacher_weights = _checked_weights(here, teacher_weights, None)
         self.reduction = checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None

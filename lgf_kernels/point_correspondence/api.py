@@ -187,7 +187,7 @@ class PointCorrespondenceLoss(nn.Module):
         here = "PointCorrespondenceLoss"
         self.options = dict(temperature=temperature, distance=distance, delta=delta, window=window, reduction=reduction)
         checked_options(here, **self.options)
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def forward(self, features: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         return point_correspondence_loss(features, queries, targets, weight, backend=self.backend, **self.options)

@@ -296,7 +296,7 @@ class TokenRelationLoss(nn.Module):
             similarity=similarity,
             reduction=reduction,
         )
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def pair_weight(self, num_frames: int, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the form's frame-pair weights, (F, F)."""
