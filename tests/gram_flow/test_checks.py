@@ -146,7 +146,9 @@ BAD = {
         lambda: lgf.LocalGramFlowKLLoss(teacher_weights=()), ValueError, ["`teacher_weights`", "at least one", "got 0"],
     ),
     "module's backend": (lambda: lgf.LocalGramFlowKLLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
-    "a module's backend without a name": (lambda: lgf.LocalGramFlowKLLoss(backend=""), ValueError, ["LocalGramFlowKLLoss", "`backend`", "got ''"]),
+    "a module's backend without a name": (
+        lambda: lgf.LocalGramFlowKLLoss(backend=""), ValueError, ["LocalGramFlowKLLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

@@ -88,7 +88,9 @@ BAD = {
     "module's tau": (lambda: lgf.PatchCosineLoss(tau=-1), ValueError, ["PatchCosineLoss", "`tau`"]),
     "module's backend": (lambda: lgf.PatchCosineLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
     "module's student": (lambda: lgf.PatchCosineLoss("crepa")(S[0, 0], T), ValueError, ["PatchCosineLoss", "`student`"]),
-    "a module's backend without a name": (lambda: lgf.PatchCosineLoss(backend=""), ValueError, ["PatchCosineLoss", "`backend`", "got ''"]),
+    "a module's backend without a name": (
+        lambda: lgf.PatchCosineLoss(backend=""), ValueError, ["PatchCosineLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

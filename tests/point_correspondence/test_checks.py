@@ -80,7 +80,9 @@ BAD = {
     "reduction": (lambda: points(S, Q, P, reduction="max"), ValueError, ["`reduction`", "'max'"]),
     "module": (lambda: lgf.PointCorrespondenceLoss(delta=0), ValueError, ["PointCorrespondenceLoss", "`delta`"]),
     "module's backend": (lambda: lgf.PointCorrespondenceLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
-    "a module's backend without a name": (lambda: lgf.PointCorrespondenceLoss(backend=""), ValueError, ["PointCorrespondenceLoss", "`backend`", "got ''"]),
+    "a module's backend without a name": (
+        lambda: lgf.PointCorrespondenceLoss(backend=""), ValueError, ["PointCorrespondenceLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

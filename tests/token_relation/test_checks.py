@@ -82,7 +82,9 @@ BAD = {
     "form": (lambda: lgf.TokenRelationLoss("trd"), ValueError, ["`form`", "'moalign'", "'trd'"]),
     "form's margin": (lambda: lgf.TokenRelationLoss(margin=-1), ValueError, ["`margin`", ">= 0"]),
     "form's backend": (lambda: lgf.TokenRelationLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
-    "a module's backend without a name": (lambda: lgf.TokenRelationLoss(backend=""), ValueError, ["TokenRelationLoss", "`backend`", "got ''"]),
+    "a module's backend without a name": (
+        lambda: lgf.TokenRelationLoss(backend=""), ValueError, ["TokenRelationLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 
