@@ -12,6 +12,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled
+from lgf_trainer.generators.base import Generator
 from lgf_trainer.runtime.errors import TrainerError
 from lgf_trainer.runtime.hub import pretrained
 from lgf_trainer.testing import make_tiny_detector, make_tiny_pipeline
@@ -76,3 +77,9 @@ def test_what_a_user_turned_off_stays_off(models, capsys):
         assert are_progress_bars_disabled() and not transformers.utils.logging.is_progress_bar_enabled()
     finally:
         transformers.utils.logging.enable_progress_bar()
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_says_the_way_out(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TrainerError, match=r"no-one/nothing cannot be read .*hub and a network$"):
+        Generator.read("no-one/nothing")
