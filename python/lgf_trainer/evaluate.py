@@ -177,6 +177,8 @@ def motion(
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")
     _must_be_at_least(1, pairs=pairs, grid=min(grid), windows=windows)
     _must_be_at_least(2, frames=frames)
+    if max(grid) < 2:
+        raise TrainerError("--grid 1 1 is one token, which has nowhere to move to. Give more rows or columns")
     drawn = set()
     for path in inputs:
         if (path / "settings.json").exists():

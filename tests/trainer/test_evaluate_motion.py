@@ -286,6 +286,10 @@ def test_controls_are_drawn_and_judged(tmp_path, capsys):
         (["text.mp4"], "is not a video"),
         (["one.mp4"], "has 1 frames at 8 per second, and 2 are needed"),
         (["clip.mp4", "--pairs", "0"], "--pairs must be at least 1, got 0"),
+        (
+            ["clip.mp4", "--grid", "1", "1"],
+            "--grid 1 1 is one token, which has nowhere to move to. Give more rows or columns",
+        ),
         (["clip.mp4", "--frames", "1"], "--frames must be at least 2, got 1"),
         (["clip.mp4", "clip.mp4"], "clip.png"),
         (["clip.mp4", "--control", "speed"], "has 5 frames at 8 per second, and 8 are needed"),
