@@ -36,5 +36,12 @@ inline void with_storage_type(DType dtype, Function&& function) {
   }
 }
 
+// Returns the bytes of an element.
+inline int size_of(DType dtype) {
+  int bytes = 0;
+  with_storage_type(dtype, [&](auto tag) { bytes = sizeof(typename decltype(tag)::type); });
+  return bytes;
+}
+
 }  // namespace
 }  // namespace lgf

@@ -182,6 +182,12 @@ def memory_is_readable(arguments: Iterable) -> bool:
     return not is_in_torch_dispatch_mode() and all(map(has_plain_memory, tensors_of(arguments)))
 
 
+def check_where_readable(check: Callable, *arguments) -> None:
+    """Make a check of tensors' values in code that may be traced or mapped, unless there are no values yet."""
+    if not torch.compiler.is_compiling() and memory_is_readable(arguments):
+        check(*arguments)
+
+
 def has_plain_memory(tensor: Tensor) -> bool:
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg():
         return False

@@ -42,9 +42,17 @@ def tensor(function: str, name: str, value) -> Tensor:
 
 def floating(function: str, name: str, value: Tensor) -> None:
     if value.dtype not in FLOATS:
-        raise TypeError(
-            f"{function}: `{name}` must be {FLOAT_NAMES}, got {value.dtype}. Convert it first, for example {name}.float()."
-        )
+        way_out = f"Convert it first, for example {name}.float()."
+        if value.dtype.is_complex:
+            way_out = (
+                f"Give real and imaginary parts as channels, torch.view_as_real({name}).flatten(-2), or {name}.abs()."
+            )
+        raise TypeError(f"{function}: `{name}` must be {FLOAT_NAMES}, got {value.dtype}. {way_out}")
+
+
+def real(function: str, name: str, value: Tensor) -> None:
+    if value.dtype.is_complex:
+        raise TypeError(f"{function}: `{name}` must be real, got {value.dtype}. Give {name}.real, or {name}.abs().")
 
 
 def detached(function: str, name: str, value: Tensor) -> None:
@@ -223,24 +231,41 @@ def weight_dtype(function: str, value) -> torch.dtype:
     return value
 
 
-def weight_tensor(function: str, name: str, value, student: Tensor, shape: tuple, layout: str) -> Tensor:
+def device(function: str, value) -> torch.device | None:
+    """Check the device of what a function makes; None, torch's default device, stays None."""
+    if value is None or isinstance(value, torch.device):
+        return value
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{function}: `device` must be a torch.device or the name of one, such as 'cpu', 'cuda' or 'cuda:0', or None for "
+            f"torch's default device; got {value!r}. Give that of the student: student.device."
+        ) from None
+
+
+def weight_tensor(
+    function: str, name: str, value, student: Tensor, shape: tuple, layout: str, way_out: str | None = None
+) -> Tensor:
     """Check a constant tensor of weights: any real type, the given shape, on the student's device."""
     tensor(function, name, value)
-    if value.dtype.is_complex:
-        raise TypeError(f"{function}: `{name}` must be real, got {value.dtype}.")
+    real(function, name, value)
     same_device(function, name, value, "student", student)
     detached(function, name, value)
     if tuple(value.shape) != shape:
-        raise ValueError(
-            f"{function}: `{name}` must have shape {layout} = {shape}, got {_shape(value)}. Use {name}.expand(...) or "
-            f"{name}.reshape(...) to bring it to that shape."
-        )
+        way_out = way_out or f"Use {name}.expand(...) or {name}.reshape(...) to bring it to that shape."
+        raise ValueError(f"{function}: `{name}` must have shape {layout} = {shape}, got {_shape(value)}. {way_out}")
     return value
 
 
 def nonnegative(function: str, name: str, value: Tensor) -> None:
     """Check that weights on the CPU are >= 0. On other devices reading them would make the host wait."""
-    if value.device.type == "cpu" and bool((value < 0).any()):
+    if value.device.type != "cpu" or not value.dtype.is_signed:
+        return
+    if value.is_floating_point() and value.itemsize == 1:
+        value = value.float()  # torch compares no float8
+    if bool((value < 0).any()):
         raise ValueError(
             f"{function}: `{name}` must be >= 0 everywhere, got a minimum of {value.min().item():g}. Clamp it: "
             f"{name}.clamp(min=0)."

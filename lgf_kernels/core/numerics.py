@@ -3,6 +3,8 @@
 They are defined once, so that no two backends disagree.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,39 @@ def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> 
         return upstream
     radial = torch.where(norm >= EPS, (upstream * unit).sum(-1, keepdim=True), 0)
     return torch.addcmul(upstream, radial, unit, value=-1).div_(norm.clamp_min(EPS))
+
+
+def relative_weight(
+    weight: Tensor | None, dtype: torch.dtype, reduction: str, largest: Callable[[Tensor], Tensor] | None = None
+) -> Tensor | None:
+    """Return weights in the accumulation type; for "mean", where only their ratios count, with the largest near 1.
+
+    Their sum then neither overflows nor vanishes. They are divided by a power of 2, which changes no bit of the loss.
+    Integers and bools are far from either. `largest` finds the largest of all weights, of which these may be a part.
+    """
+    if weight is None:
+        return None
+    if reduction == "mean" and weight.is_floating_point():
+        weight = weight if weight.dtype == torch.float64 else weight.to(dtype)
+        weight = weight / power_of_2_below((largest or largest_of)(weight))
+    return weight.to(dtype)
+
+
+def largest_of(weight: Tensor) -> Tensor:
+    """Return the largest weight, 0 of none."""
+    return weight.amax() if weight.numel() else weight.new_zeros(())
+
+
+def power_of_2_below(number: Tensor) -> Tensor:
+    """Return the largest power of 2 <= a number >= 0 of float32 or float64; at least the smallest normal one, inf for inf, NaN.
+
+    It is the number without its mantissa: exact on every device.
+    """
+    integer, exponent = {
+        torch.float32: (torch.int32, 0x7F80_0000),
+        torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
+    }[number.dtype]
+    return (number.view(integer) & exponent).view(number.dtype).clamp_min(torch.finfo(number.dtype).tiny)
 
 
 def reduce_videos(losses: Tensor, reduction: str) -> Tensor:

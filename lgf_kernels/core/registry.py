@@ -158,9 +158,7 @@ class use_backend:
 
     def __init__(self, name: str | None):
         global _forced
-        if name is not None:
-            checked_backend(name, "use_backend")
-        self._previous, _forced = _forced, name
+        self._previous, _forced = _forced, checked_backend(name, "use_backend")
 
     def __enter__(self) -> "use_backend":
         return self
@@ -319,9 +317,9 @@ def _takes(row: Backend, call: Call) -> bool:
     return not row.device_types or call.device_type in row.device_types
 
 
-def checked_backend(name: str, function: str, source: str = "`backend`") -> str:
-    """Return the name if it is one of BACKENDS, else raise."""
-    if name not in BACKENDS:
+def checked_backend(name: str | None, function: str, source: str = "`backend`") -> str | None:
+    """Return the name if it is one of BACKENDS, or None, else raise."""
+    if name is not None and name not in BACKENDS:
         raise ValueError(
             f"{function}: {source} must be one of {', '.join(map(repr, BACKENDS))}, or nothing, to let the "
             f"library choose; got {name!r}."

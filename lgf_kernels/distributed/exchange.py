@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..core.numerics import accumulate_dtype
+from ..core.numerics import accumulate_dtype, largest_of
 
 Range = tuple[int, int]
 
@@ -159,6 +159,13 @@ class AllReduce(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         return summed(grad, ctx.group), None
+
+
+def largest_of_all(weight: Tensor, group) -> Tensor:
+    """Return the largest of the weights of all processes."""
+    largest = largest_of(weight.detach()).clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    return largest
 
 
 def summed(tensor: Tensor, group) -> Tensor:

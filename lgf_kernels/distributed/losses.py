@@ -7,15 +7,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core import checks
-from ..core.numerics import accumulate_dtype
+from ..core.autograd import check_where_readable
+from ..core.numerics import accumulate_dtype, relative_weight
 from ..gram_flow.api import lgf_kl_loss_from_logits
 from ..gram_flow.options import checked_window
 from ..patch_cosine.api import patch_cosine_loss
 from ..point_correspondence.api import point_correspondence_loss
+from ..point_correspondence.distance import used_weight
 from ..point_correspondence.options import queries_inside
 from ..point_correspondence.sampling import add_at_corners, corners_of, sampled
 from ..token_relation.api import token_relation_loss
-from .exchange import AllReduce, gather, halo_exchange, ranks_of, summed
+from .exchange import AllReduce, gather, halo_exchange, largest_of_all, ranks_of, summed
 from .shards import Frames, Shards
 
 REDUCTIONS = ("mean", "sum")
@@ -87,12 +89,13 @@ def sharded_lgf_kl_loss(
         _must_have_shape(here, "token_weight", token_weight, queries, "(B, *shards.queries(rank, direction))")
 
     dtype = accumulate_dtype(student)
+    token_weight = _shared_weight(here, token_weight, dtype, reduction, group)
     own = [shards.own(other) for other in range(shards.ranks)]
     needed = [shards.needed(other, radius, direction) for other in range(shards.ranks)]
     part = halo_exchange(student, shards.dim, own, needed, group)
     share = part[..., :0].sum(dtype=dtype)  # 0, whose backward makes the exchange that other processes wait for
     if all(queries):
-        weight = part.new_ones(queries, dtype=dtype) if token_weight is None else token_weight.to(dtype)
+        weight = part.new_ones(queries, dtype=dtype) if token_weight is None else token_weight
         where = (rank, radius, direction)
         share = share + lgf_kl_loss_from_logits(
             shards.canvas(part, *where),
@@ -108,7 +111,7 @@ def sharded_lgf_kl_loss(
     if token_weight is None:
         T, H, W = shards.grid
         return share / (len(student) * (T - 1) * H * W)
-    return share / summed(token_weight.sum(dtype=dtype), group)
+    return share / summed(token_weight.sum(), group)
 
 
 def sharded_token_relation_loss(
@@ -207,11 +210,12 @@ def sharded_point_correspondence_loss(
     _must_have_shape(here, "queries", queries, (*shape[:2], 3), "(B, N, 3)")
     _must_have_shape(here, "targets", targets, (*shape, 2), "(B, N, T, 2)")
     dtype = accumulate_dtype(features)
-    weight = features.new_ones(shape, dtype=dtype) if weight is None else weight.to(dtype)
-    _must_have_shape(here, "weight", weight, shape, "(B, N, T)")
+    if weight is not None:
+        _must_have_shape(here, "weight", weight, shape, "(B, N, T)")
+        check_where_readable(checks.nonnegative, here, "weight", weight)
     queries_inside(here, queries, features.new_empty((1, *shards.grid, 1), device="meta"))
     frame = queries[..., 0]
-    weight = weight.masked_fill(frame[..., None] == torch.arange(T, device=frame.device), 0)
+    weight = used_weight(queries, weight, T, dtype, reduction)
 
     lo, hi = shards.own(rank)
     here_is = (frame >= lo) & (frame < hi)
@@ -246,7 +250,7 @@ def sharded_patch_cosine_loss(
 ) -> Tensor:
     """Return this process's share of `patch_cosine_loss` of tokens that are spread over the processes of a group in any way.
 
-    Tokens are compared each for itself, so nothing travels but the sum of the weights. What to sum is said at
+    Tokens are compared each for itself, so nothing travels but the sum of the weights and the largest. What to sum is said at
     `sharded_lgf_kl_loss`.
 
     Args:
@@ -264,6 +268,7 @@ def sharded_patch_cosine_loss(
     ranks_of(here, group)
     checks.choice(here, "reduction", reduction, REDUCTIONS)
     dtype = accumulate_dtype(checks.tensor(here, "student", student))
+    token_weight = _shared_weight(here, token_weight, dtype, reduction, group)
     if student.numel():
         share = patch_cosine_loss(student, teachers, token_weight=token_weight, reduction="sum", **options)
     else:
@@ -271,7 +276,16 @@ def sharded_patch_cosine_loss(
     if reduction == "sum":
         return share
     ones = student.new_ones(student.shape[:-1], dtype=dtype)
-    return share / summed((ones if token_weight is None else token_weight).sum(dtype=dtype), group)
+    return share / summed((ones if token_weight is None else token_weight).sum(), group)
+
+
+def _shared_weight(function: str, token_weight, dtype: torch.dtype, reduction: str, group) -> Tensor | None:
+    """Return the weights of this process's tokens as the losses use them, relative to the largest of all processes."""
+    if token_weight is None:
+        return None
+    checks.tensor(function, "token_weight", token_weight)
+    check_where_readable(checks.nonnegative, function, "token_weight", token_weight)
+    return relative_weight(token_weight, dtype, reduction, lambda weight: largest_of_all(weight, group))
 
 
 class _SampledHere(torch.autograd.Function):

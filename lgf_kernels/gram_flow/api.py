@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core import checks
-from ..core.numerics import accumulate_dtype
 from ..core.registry import call_of, checked_backend, resolve
 from . import operators
 from .options import checked_options, checked_window
@@ -97,7 +96,7 @@ def local_window_mask(height: int, width: int, window: int = 7, *, device: torch
     here = "local_window_mask"
     checks.size(here, "height", height)
     checks.size(here, "width", width)
-    return window_mask(height, width, checked_window(here, window), device)
+    return window_mask(height, width, checked_window(here, window), checks.device(here, device))
 
 
 def lgf_kl_loss(
@@ -145,7 +144,8 @@ def lgf_kl_loss(
         direction: "forward" (default): queries in frame t, keys in frame t+1. "backward": the other way round, entry t
             having its queries in frame t+1. "both": the mean of the two.
         token_weight: a, (B, T-1, H, W) of any real type, bool masks included, >= 0, without gradient. Indexed by the
-            query's position in pair t, in either direction. All zeros give 0/0 = NaN with "mean", as torch's own
+            query's position in pair t, in either direction. With "mean" only their ratios count: they may be of any size that
+            their own type holds. All zeros give 0/0 = NaN with "mean", as torch's own
             weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
             values raise on the CPU and are not checked on other devices, where reading them would make the host wait.
             Tokens of weight 0 are skipped, forward and backward: image rows of them by "native" on the CPU, tiles of them by
@@ -266,7 +266,6 @@ def _lgf_kl(here, student, teachers, teacher_weights, token_weight, options, fro
     if token_weight is not None:
         shape = pairs_shape(student)
         checks.weight_tensor(here, "token_weight", token_weight, student, shape, "(B, T-1, H, W)")
-        token_weight = token_weight.to(accumulate_dtype(student))
     facts = {"teachers": len(teachers), "from_logits": from_logits, "token_weight": token_weight is not None}
     call = call_of("lgf_kl", student, **options.facts(), **facts)
     name = resolve(call, backend, here)
@@ -282,7 +281,7 @@ class _Loss(nn.Module):
         checked_options(here, **options)
         self.options = options
         self.teacher_weights = checks.teacher_weights(here, teacher_weights, count=None)
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def fixed(self) -> dict[str, object]:
         """Return all arguments of the function that are fixed."""

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ..core import checks, native
-from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.autograd import Differentiable, Pass, check_where_readable, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
-from ..core.numerics import accumulate_dtype
+from ..core.numerics import accumulate_dtype, relative_weight
 from ..core.registry import PORTABLE, REFERENCE, Backend, Call, Proof, implementation, register
 from . import reference
 from .options import LgfOptions
@@ -100,10 +100,18 @@ def lgf_kl(
     backend: str,
 ) -> Tensor:
     if backend == "reference":
+        check_where_readable(_check_weight, token_weight, from_logits)
+        token_weight = relative_weight(token_weight, accumulate_dtype(student), options.reduction)
         with without_autocast(student):
             return reference.lgf_kl(student, teachers, teacher_weights, token_weight, options, from_logits)
     arguments = (student, teachers, teacher_weights, token_weight, from_logits, needs_gradient(student), backend)
     return _loss(*arguments, *options)[0]
+
+
+def _check_weight(token_weight: Tensor | None, from_logits: bool) -> None:
+    if token_weight is not None:
+        function = "lgf_kl_loss_from_logits" if from_logits else "lgf_kl_loss"
+        checks.nonnegative(function, "token_weight", token_weight)
 
 
 def _loss_forward(
@@ -122,9 +130,8 @@ def _loss_forward(
     direction: str,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    if token_weight is not None:
-        function = "lgf_kl_loss_from_logits" if from_logits else "lgf_kl_loss"
-        checks.nonnegative(function, "token_weight", token_weight)
+    _check_weight(token_weight, from_logits)
+    token_weight = relative_weight(token_weight, accumulate_dtype(student), reduction)
     options = LgfOptions(window, temperature, similarity, boundary, divergence, direction, reduction)
     with without_autocast(student):
         return implementation("lgf_kl", backend, student.device.type).forward(
@@ -153,6 +160,7 @@ def _loss_backward(
     direction: str,
     reduction: str,
 ) -> Tensor:
+    token_weight = relative_weight(token_weight, accumulate_dtype(student), reduction)
     options = LgfOptions(window, temperature, similarity, boundary, divergence, direction, reduction)
     with without_autocast(student):
         return implementation("lgf_kl", backend, student.device.type).backward(

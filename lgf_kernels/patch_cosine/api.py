@@ -53,8 +53,9 @@ def patch_cosine_loss(
             pair of frames of weight 0 is no part of the loss. Negative values raise on the CPU and are not checked on other
             devices, where reading them would make the host wait.
         token_weight: a, (...), one for each token of the student, of any real type, bool masks included, >= 0, without
-            gradient. All zeros give 0/0 = NaN with "mean", as torch's own weighted means do: use "sum" and divide by
-            `token_weight.sum().clamp(min=1)` where that can happen. Negative values as in `frame_weight`.
+            gradient. With "mean" only their ratios count, whatever their size. All zeros give 0/0 = NaN with "mean", as torch's
+            own weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
+            values as in `frame_weight`.
         reduction: "mean" (default), "sum" (`sum_n a_n l_n`) or "none" (`a_n l_n`).
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 
@@ -83,11 +84,15 @@ def patch_cosine_loss(
     lead = tuple(student.shape[:-1])
     if frames:
         shape = (student.shape[1], teachers[0].shape[1])
-        checks.weight_tensor(here, "frame_weight", frame_weight, student, shape, "(F, K)")
+        checks.weight_tensor(
+            here, "frame_weight", frame_weight, student, shape, "(F, K)",
+            "Its rows are the student's frames, its columns the teachers': make it with crepa_frame_weight(student.shape[1]) "
+            "where both have as many.",
+        )  # fmt: skip
         frame_weight = frame_weight.to(accumulate_dtype(student))
     if token_weight is not None:
         checks.weight_tensor(here, "token_weight", token_weight, student, lead, "(...), that of the student's tokens,")
-        token_weight = as_grid(token_weight.to(accumulate_dtype(student)).unsqueeze(-1), frames).squeeze(-1)
+        token_weight = as_grid(token_weight.unsqueeze(-1), frames).squeeze(-1)
     student, *teachers = (as_grid(tensor, frames) for tensor in (student, *teachers))
     name = resolve(call_of("patch_cosine", student, teachers=len(teachers), frames=frames), backend, here)
     loss = operators.patch_cosine(student, teachers, shares, frame_weight, token_weight, reduction, name)
@@ -176,16 +181,17 @@ def crepa_frame_weight(
     here = "crepa_frame_weight"
     F = checks.size(here, "num_frames", num_frames)
     tau, neighbours = _checked_crepa(here, tau, neighbours)
-    frame = torch.arange(F, device=device, dtype=checks.weight_dtype(here, dtype))
+    frame = torch.arange(F, device=checks.device(here, device), dtype=checks.weight_dtype(here, dtype))
     apart = (frame[:, None] - frame).abs()
-    return torch.exp(-apart / tau).masked_fill_(apart > neighbours, 0)
+    return torch.exp(-apart / tau).masked_fill_(apart > min(neighbours, F), 0)
 
 
 def _checked_crepa(function: str, tau, neighbours) -> tuple[float, int]:
     tau = checks.scale(function, "tau", tau, infinite=True)
-    if checks.integer(function, "neighbours", neighbours) < 0:
+    count = checks.integer(function, "neighbours", neighbours)
+    if count < 0:
         raise ValueError(f"{function}: `neighbours` must be at least 0, the frame alone; got {neighbours!r}.")
-    return tau, checks.integer(function, "neighbours", neighbours)
+    return tau, count
 
 
 class PatchCosineLoss(nn.Module):
@@ -234,7 +240,7 @@ class PatchCosineLoss(nn.Module):
         self.tau, self.neighbours = _checked_crepa(here, tau, neighbours)
         self.teacher_weights = _checked_weights(here, teacher_weights, None)
         self.reduction = checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def forward(
         self, student: Tensor, teachers: Tensor | Sequence[Tensor], token_weight: Tensor | None = None

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..core import checks, native
-from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.autograd import Differentiable, Pass, check_where_readable, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
-from ..core.numerics import accumulate_dtype
+from ..core.numerics import accumulate_dtype, relative_weight
 from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
 from . import reference
 from .folding import divided_by_sum, reduced
@@ -38,10 +38,18 @@ def patch_cosine(
 ) -> Tensor:
     """Return the loss of student (B, F, H, W, C), teachers (B, K, H, W, C_m) and weights (F, K) and (B, F, H, W)."""
     if backend == "reference":
+        check_where_readable(_check_weights, frame_weight, token_weight)
+        token_weight = relative_weight(token_weight, accumulate_dtype(student), reduction)
         with without_autocast(student):
             return reference.patch_cosine(student, teachers, shares, frame_weight, token_weight, reduction)
     needs_grad = needs_gradient(student)
     return _loss(student, teachers, shares, frame_weight, token_weight, reduction, needs_grad, backend)[0]
+
+
+def _check_weights(frame_weight: Tensor | None, token_weight: Tensor | None) -> None:
+    for name, weight in (("frame_weight", frame_weight), ("token_weight", token_weight)):
+        if weight is not None:
+            checks.nonnegative("patch_cosine_loss", name, weight)
 
 
 def _forward(
@@ -54,9 +62,8 @@ def _forward(
     needs_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    for name, weight in (("frame_weight", frame_weight), ("token_weight", token_weight)):
-        if weight is not None:
-            checks.nonnegative("patch_cosine_loss", name, weight)
+    _check_weights(frame_weight, token_weight)
+    token_weight = relative_weight(token_weight, accumulate_dtype(student), reduction)
     with without_autocast(student):
         total = None
         if frame_weight is not None:

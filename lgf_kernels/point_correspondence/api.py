@@ -98,9 +98,9 @@ def point_correspondence_loss(
             may lie outside the frame, and be NaN where the weight is 0.
         weight: w, (B, N, T) of any real type, bool masks included, >= 0, without gradient; usually whether the track is
             visible. None (default): 1. In the query's own frame it counts as 0: matching a frame with itself teaches
-            nothing. Where all of it is 0, or there are no queries, "mean" is 0/0 = NaN, as torch's own means are: use "sum"
-            and divide by `weight.sum().clamp(min=1)` where that can happen. Negative values raise on the CPU and are not
-            looked for on other devices.
+            nothing. With "mean" only their ratios count, whatever their size. Where all of it is 0, or there are no queries,
+            "mean" is 0/0 = NaN, as torch's own means are: use "sum" and divide by `weight.sum().clamp(min=1)` where that can
+            happen. Negative values raise on the CPU and are not looked for on other devices.
         distance: "huber" (default) or "l1", the Euclidean distance itself.
         delta: where "huber" goes over from a parabola to a line, in tokens, > 0. 1 (default) of 45 columns is about what
             TAPIR's 4 of 256 pixels are.
@@ -187,7 +187,7 @@ class PointCorrespondenceLoss(nn.Module):
         here = "PointCorrespondenceLoss"
         self.options = dict(temperature=temperature, distance=distance, delta=delta, window=window, reduction=reduction)
         checked_options(here, **self.options)
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def forward(self, features: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         return point_correspondence_loss(features, queries, targets, weight, backend=self.backend, **self.options)

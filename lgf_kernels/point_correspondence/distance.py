@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.numerics import EPS, accumulate_dtype, divided_by_norm, non_finite_to_nan
+from ..core.numerics import EPS, accumulate_dtype, divided_by_norm, non_finite_to_nan, relative_weight
 from .options import PointOptions
 
 
@@ -52,10 +52,11 @@ def with_exact_ties(features: Tensor, window: int | None) -> Tensor:
     return torch.where(norm < EPS, features, unit.to(features.dtype))
 
 
-def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype) -> Tensor:
+def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype, reduction: str) -> Tensor:
     """w, (B, N, T), 1 if None; 0 in a query's own frame. Contiguous, so that strides decide no order of a sum."""
     elsewhere = queries[..., :1] != torch.arange(frames, device=queries.device)
-    return elsewhere.to(dtype) if weight is None else torch.where(elsewhere, weight.to(dtype), 0).contiguous()
+    weight = elsewhere if weight is None else torch.where(elsewhere, weight, 0)
+    return relative_weight(weight, dtype, reduction).contiguous()
 
 
 def directions(difference: Tensor) -> Tensor:
@@ -80,19 +81,19 @@ def near(e: Tensor, options: PointOptions) -> Tensor:
 
 
 def point_losses(places: Tensor, targets: Tensor, w: Tensor, options: PointOptions) -> Tensor:
-    """w l, (B, N, T). Where w is 0 nothing is read, be it NaN."""
+    """w l, (B, N, T); inf for what is beyond the type. Where w is 0 nothing is read, be it NaN; a weight of inf gives NaN."""
     used = w != 0
     difference = torch.where(used[..., None], places - targets.to(places.dtype), 0)
     e = distances(difference, directions(difference.detach()))
     if options.distance == "huber":
         # e^2 / 2 up to delta, delta (e - delta / 2) beyond, without the square of a large e.
         e = near(e, options) * (e - near(e, options) / 2)
-    return non_finite_to_nan(torch.where(used, w * e, 0))
+    return torch.where(used, non_finite_to_nan(w) * e, 0)
 
 
 def reduced(places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions) -> Tensor:
     """The loss of the places (B, N, T, 2): `sum w l / sum w` for "mean"."""
-    w = used_weight(queries, weight, places.shape[2], places.dtype)
+    w = used_weight(queries, weight, places.shape[2], places.dtype, options.reduction)
     values = point_losses(places, targets, w, options)
     if options.reduction == "none":
         return values
@@ -107,7 +108,7 @@ def places_gradient(
     grad_loss: Tensor, places: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions
 ) -> Tensor:
     """g, (B, N, T, 2): the derivative of `reduced` with respect to the places, times the upstream gradient."""
-    w = used_weight(queries, weight, places.shape[2], places.dtype)
+    w = used_weight(queries, weight, places.shape[2], places.dtype, options.reduction)
     scale = grad_loss * w
     if options.reduction == "mean":
         scale = scale / w.sum()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks, native
-from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.autograd import Differentiable, Pass, check_where_readable, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
 from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
@@ -38,15 +38,20 @@ def _empty(features: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def point_correspondence(features: Tensor, queries: Tensor, options: PointOptions, backend: str) -> Tensor:
     if backend == "reference":
+        check_where_readable(_check_queries, queries, features)
         with without_autocast(features):
             return reference.point_correspondence(features, queries, options)
     return _places(features, queries, needs_gradient(features), backend, options.temperature, options.window)[0]
 
 
+def _check_queries(queries: Tensor, features: Tensor) -> None:
+    queries_inside("point_correspondence", queries, features)
+
+
 def _places_forward(
     features: Tensor, queries: Tensor, needs_grad: bool, backend: str, temperature: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    queries_inside("point_correspondence", queries, features)
+    _check_queries(queries, features)
     with without_autocast(features):
         places, state = _backend(features, backend).forward(features, queries, temperature, window)
     return places, state if needs_grad else state.new_empty(0)
@@ -99,9 +104,16 @@ def point_correspondence_loss(
     features: Tensor, queries: Tensor, targets: Tensor, weight: Tensor | None, options: PointOptions, backend: str
 ) -> Tensor:
     if backend == "reference":
+        check_where_readable(_check_points, queries, weight, features)
         with without_autocast(features):
             return reference.point_correspondence_loss(features, queries, targets, weight, options)
     return _loss(features, queries, targets, weight, needs_gradient(features), backend, *options)[0]
+
+
+def _check_points(queries: Tensor, weight: Tensor | None, features: Tensor) -> None:
+    queries_inside("point_correspondence_loss", queries, features)
+    if weight is not None:
+        checks.nonnegative("point_correspondence_loss", "weight", weight)
 
 
 def _loss_forward(
@@ -117,9 +129,7 @@ def _loss_forward(
     delta: float,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    queries_inside("point_correspondence_loss", queries, features)
-    if weight is not None:
-        checks.nonnegative("point_correspondence_loss", "weight", weight)
+    _check_points(queries, weight, features)
     options = PointOptions(temperature, window, distance, delta, reduction)
     with without_autocast(features):
         places, state = _backend(features, backend).forward(features, queries, temperature, window)

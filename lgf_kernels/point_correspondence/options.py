@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core.checks import REDUCTIONS, choice, detached, integer, same_device, scale, tensor
+from ..core.checks import REDUCTIONS, choice, detached, integer, real, same_device, scale, tensor
 
 DISTANCES = ("huber", "l1")
 
@@ -49,8 +49,7 @@ def checked_options(function: str, **given) -> PointOptions:
 def constant(function: str, name: str, value, features: Tensor, shape: tuple, layout: str, way_out: str) -> Tensor:
     """A real tensor without gradient next to the features; a `None` in the shape stands for any size."""
     tensor(function, name, value)
-    if value.dtype.is_complex:
-        raise TypeError(f"{function}: `{name}` must be real, got {value.dtype}.")
+    real(function, name, value)
     same_device(function, name, value, "features", features)
     detached(function, name, value)
     matches = value.ndim == len(shape) and all(

@@ -100,7 +100,10 @@ def token_relation_loss(
         "Only the number of channels may differ from the student's: resample the teacher to the student's grid first.",
     )  # fmt: skip
     frames = student.shape[1]
-    checks.weight_tensor(here, "pair_weight", pair_weight, student, (frames, frames), "(F, F)")
+    checks.weight_tensor(
+        here, "pair_weight", pair_weight, student, (frames, frames), "(F, F)",
+        "Make it for the student's frames: moalign_pair_weight(student.shape[1]) or videorepa_pair_weight(student.shape[1]).",
+    )  # fmt: skip
     if student.ndim == 5:
         student, teacher = student.flatten(2, 3), teacher.flatten(2, 3)
     pair_weight = pair_weight.to(accumulate_dtype(student))
@@ -146,7 +149,7 @@ def moalign_pair_weight(
     here = "moalign_pair_weight"
     F = checks.size(here, "num_frames", num_frames)
     tau = checks.scale(here, "tau", tau, infinite=True)
-    frame = torch.arange(F, device=device, dtype=checks.weight_dtype(here, dtype))
+    frame = torch.arange(F, device=checks.device(here, device), dtype=checks.weight_dtype(here, dtype))
     weight = torch.exp(-(frame[:, None] - frame).abs() / tau) / F**2
     return weight.fill_diagonal_(1 / F)
 
@@ -193,6 +196,7 @@ def videorepa_pair_weight(
     F = checks.size(here, "num_frames", num_frames)
     checks.choice(here, "relations", relations, ("all", "spatial", "temporal"))
     checks.weight_dtype(here, dtype)
+    device = checks.device(here, device)
     if relations == "all":
         return torch.full((F, F), 1 / F**2, device=device, dtype=dtype)
     if relations == "spatial":
@@ -292,7 +296,7 @@ class TokenRelationLoss(nn.Module):
             similarity=similarity,
             reduction=reduction,
         )
-        self.backend = backend and checked_backend(backend, here)
+        self.backend = checked_backend(backend, here)
 
     def pair_weight(self, num_frames: int, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the form's frame-pair weights, (F, F)."""

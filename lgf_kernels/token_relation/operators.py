@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks, native
-from ..core.autograd import Differentiable, Pass, needs_gradient, without_autocast
+from ..core.autograd import Differentiable, Pass, check_where_readable, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
 from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
@@ -40,9 +40,14 @@ def token_relation(
     student: Tensor, teacher: Tensor, pair_weight: Tensor, options: RelationOptions, backend: str
 ) -> Tensor:
     if backend == "reference":
+        check_where_readable(_check_weight, pair_weight)
         with without_autocast(student):
             return reference.token_relation(student, teacher, pair_weight, options)
     return _relation(student, teacher, pair_weight, *options, needs_gradient(student), backend)[0]
+
+
+def _check_weight(pair_weight: Tensor) -> None:
+    checks.nonnegative("token_relation_loss", "pair_weight", pair_weight)
 
 
 def _forward(
@@ -57,7 +62,7 @@ def _forward(
     needs_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    checks.nonnegative("token_relation_loss", "pair_weight", pair_weight)
+    _check_weight(pair_weight)
     options = RelationOptions(margin, distance, negatives, similarity, reduction)
     with without_autocast(student):
         return implementation("token_relation", backend, student.device.type).forward(

@@ -14,6 +14,8 @@
     tiny/recipe.yaml     the paper's recipe, cut down to that model
     tiny/videomae, tiny/raft.safetensors (where torchvision is), tiny/moalign-stage1.yaml, tiny/moalign.yaml
                          the same for MoAlign's two stages
+    tiny/clip.flow.npy, tiny/track4gen.yaml
+                         the optical flow of the generated clip, and the recipe with the tracks that it gives
 
 The weights are random: what comes out means nothing, but every step is the real one.
 """
@@ -25,16 +27,19 @@ if __name__ == "__main__":  # before the imports, so that the one of them that i
 
     sys.exit(lgf_cli.run("python -m lgf_demo.playground", "lgf_demo.playground", sys.argv[1:], '"lgf-kernels[train]"'))
 
+import io
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import tyro
 from lgf_trainer.data.export import encode_video
 from lgf_trainer.data.video import Video
 from lgf_trainer.runtime.files import write_atomically
+from lgf_trainer.runtime.progress import bars_only_on_terminals
 from lgf_trainer.testing import (
     HEIGHT,
     WIDTH,
@@ -50,6 +55,7 @@ from lgf_trainer.testing import (
 from torch.nn.functional import interpolate
 
 FPS, STRIDE = 8, 20
+SPEED = 2  # pixels a frame
 CAPTION = "It moves."
 
 SAM2VIDEOX = """\
@@ -80,6 +86,12 @@ optimisers: {{full: {{rate: 1e-3}}}}
 training: {{steps: 30, batch: 2, precision: no}}
 run: {{output: {moalign_run}, save_every: 10}}
 """
+TRACK4GEN = """\
+base: recipe.yaml
+data: {{cache: {track_cache}}}
+alignment: {{loss: points}}
+run: {{output: {track_run}}}
+"""
 
 #: Family -> the recipes that are cut down, and what writes its model.
 FAMILIES = {
@@ -93,15 +105,22 @@ FAMILIES = {
 def make_playground(
     folder: Path, video: Path | None = None, family: str = "cogvideox", image_to_video: bool = True
 ) -> None:
-    """Write the models, the clip or a copy of `video`, and the recipe into a folder.
+    """Write the models, the clip or a copy of `video`, and the recipes into a folder. Flow is known of the clip alone.
 
     Raises:
         TrainerError: `video` cannot be read.
     """
     if video is not None:
         Video(video, FPS)  # says what is wrong with it before anything is written
-    content = video.read_bytes() if video else encode_video(moving_square(frames=STRIDE + 9).numpy(), FPS, {})
-    write_atomically(folder / "clip.mp4", content)
+    if video is None:
+        frames = STRIDE + 9
+        write_atomically(folder / "clip.mp4", encode_video(moving_square(frames).numpy(), FPS, {}))
+        with io.BytesIO() as flow:
+            np.save(flow, flow_of_square(frames).numpy())
+            write_atomically(folder / "clip.flow.npy", flow.getvalue())
+    else:
+        write_atomically(folder / "clip.mp4", video.read_bytes())
+        (folder / "clip.flow.npy").unlink(missing_ok=True)  # of another clip
     clip = Video(folder / "clip.mp4", FPS)
     height, width = clip.size
     middle = [width // 4, height // 4, width - width // 4, height - height // 4]
@@ -115,9 +134,10 @@ def make_playground(
     with suppress(ImportError):
         make_tiny_raft(folder / "raft.safetensors")
     write_atomically(folder / "videos.jsonl", (json.dumps(line) + "\n").encode())
-    names = ("model", "cache", "run", "motion-cache", "motion-run", "moalign-run")
+    names = ("model", "cache", "run", "motion-cache", "motion-run", "moalign-run", "track-cache", "track-run")
     paths = {name.replace("-", "_"): json.dumps(str(folder / name)) for name in names}  # which YAML understands too
-    for name, recipe in (("recipe", SAM2VIDEOX), ("moalign-stage1", STAGE1), ("moalign", MOALIGN)):
+    recipes = {"recipe": SAM2VIDEOX, "moalign-stage1": STAGE1, "moalign": MOALIGN, "track4gen": TRACK4GEN}
+    for name, recipe in recipes.items():
         text = recipe.format(base=base, moalign=moalign, **paths)
         write_atomically(folder / f"{name}.yaml", text.encode())
 
@@ -133,9 +153,24 @@ def moving_square(frames: int) -> torch.Tensor:
     ground, square = pattern(HEIGHT, WIDTH), pattern(32, 32)
     clip = ground.repeat(frames, 1, 1, 1)
     for t in range(frames):
-        left = 4 + 2 * t
-        clip[t, 16:48, left : left + 32] = square[:, : WIDTH - left]
+        rows, columns = square_at(t)
+        clip[t, rows, columns] = square[:, : WIDTH - columns.start]
     return clip
+
+
+def square_at(t: int) -> tuple[slice, slice]:
+    """The rows and columns of the square in a frame."""
+    left = 4 + SPEED * t
+    return slice(16, 48), slice(left, left + 32)
+
+
+def flow_of_square(frames: int) -> torch.Tensor:
+    """Flow of `moving_square` to the next frame and back, (2, frames - 1, 2, 64, 96) of float16: u to the right, then v."""
+    flow = torch.zeros(2, frames - 1, 2, HEIGHT, WIDTH, dtype=torch.float16)
+    for t in range(frames - 1):
+        flow[0, t, 0][square_at(t)] = SPEED
+        flow[1, t, 0][square_at(t + 1)] = -SPEED
+    return flow
 
 
 def main(arguments: list[str]) -> int:
@@ -159,5 +194,6 @@ def _write(
         family: Of the video model.
         image_to_video: The model makes videos from a first frame, not from text alone.
     """
-    make_playground(folder, video, family, image_to_video)
+    with bars_only_on_terminals():
+        make_playground(folder, video, family, image_to_video)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

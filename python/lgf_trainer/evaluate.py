@@ -165,7 +165,9 @@ def motion(
         frames: Frames of a video to look at, at 8 per second.
         windows: Windows of a cache to draw, over their frames if the videos are still where lgf extract read them.
         control: Of videos, also change them in a known way, draw that as NAME-CONTROL.png, and say whether the motion shows
-            it. shuffle: 2 x 2 x 2 blocks change places. speed: twice as fast. inpaint: three frames in ten are black.
+            it. shuffle: 2 x 2 x 2 blocks change places. speed: twice as fast, where the mean displacement of
+            --reading expected falls a fifth to a third short of the way over two frames, as a spread distribution has its
+            mean nearer to 0 the longer the way; that of --reading strongest does not. inpaint: three frames in ten are black.
     """
     from .data.sources import find_videos
     from .evaluation import pictures as motion_pictures
@@ -175,6 +177,8 @@ def motion(
         raise TrainerError("eval motion: name videos, or caches that lgf extract made")
     _must_be_at_least(1, pairs=pairs, grid=min(grid), windows=windows)
     _must_be_at_least(2, frames=frames)
+    if max(grid) < 2:
+        raise TrainerError("--grid 1 1 is one token, which has nowhere to move to. Give more rows or columns")
     drawn = set()
     for path in inputs:
         if (path / "settings.json").exists():

@@ -187,3 +187,10 @@ def test_missing_packages_name_the_extra(monkeypatch, capsys):
 
 def test_tables_are_aligned():
     assert format_table([["name", "x"], ["a", "1.00"]]) == "name     x\n----------\na     1.00"
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "1e3", "many"])
+def test_steps_that_are_no_number_of_steps_are_named(steps, capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", f"--steps={steps}"])
+    assert f"--steps: must be a whole number of at least 1, got {steps!r}" in capsys.readouterr().err

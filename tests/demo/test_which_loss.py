@@ -183,6 +183,7 @@ def test_the_command_writes_table_and_picture_and_goes_on(measured_here, tmp_pat
 
 
 def test_names_of_losses():
+    assert chosen(["all", "all"]) == chosen(["none", "all"]) == list(LOSSES) and chosen(["none", "none"]) == ["none"]
     assert chosen(["all"]) == list(LOSSES) and chosen(["points", "none"]) == ["none", "points"]
 
 

@@ -18,9 +18,11 @@ from lgf_kernels import distributed
 WORLD = 4
 GRID = T, H, W = 5, 7, 6
 KINDS = {kind.__name__: kind for kind in (distributed.Frames, distributed.Rows, distributed.Tokens)}
+#: Of weights, the sum of which float64 cannot hold.
+LARGE = 1e308
 OPTIONS = {
     "plain": {},
-    "weights": {"weighted": True, "temperature": 0.3},
+    "weights": {"weighted": True, "temperature": 0.3, "size": LARGE},
     "other": {
         "window": 3,
         "boundary": "zero",
@@ -71,13 +73,13 @@ def difference(share, part, loss, gradient, rank, group, shards=None) -> float:
     return errors.max().item()
 
 
-def flow(shards, rank, group, direction, teachers=1, weighted=False, dtype=torch.float64, **options):
+def flow(shards, rank, group, direction, teachers=1, weighted=False, dtype=torch.float64, size=1.0, **options):
     of_window = {name: options[name] for name in ("window", "similarity", "boundary") if name in options}
     torch.manual_seed(0)
     student = torch.randn(2, *GRID, 5, dtype=dtype)
     features = [torch.randn(2, *GRID, 4, dtype=dtype) for _ in range(teachers)]
     logits = [lgf.local_gram_flow(each, direction=direction, **of_window) for each in features]
-    weight = torch.rand(2, T - 1, H, W, dtype=dtype).mul(2).sub(0.5).clamp(min=0) if weighted else None
+    weight = torch.rand(2, T - 1, H, W, dtype=dtype).mul(2).sub(0.5).clamp(min=0) * size if weighted else None
     options |= {"teacher_weights": [0.3, 0.7][:teachers], "direction": direction}
     whole = student.clone().requires_grad_()
     loss = lgf.lgf_kl_loss_from_logits(whole, logits, token_weight=weight, **options)
@@ -115,7 +117,7 @@ def points(shards, rank, group, count: int, weighted: bool, reduction: str, **op
     places = torch.rand(2, count, 3, dtype=torch.float64) * torch.tensor([T, H - 1, W - 1])
     places[..., 0].floor_()
     targets = torch.rand(2, count, T, 2, dtype=torch.float64) * 6
-    weight = torch.rand(2, count, T).gt(0.3) if weighted else None
+    weight = torch.rand(2, count, T).gt(0.3).double() * LARGE if weighted else None
     options |= {"reduction": reduction, "temperature": 0.3}
     whole = features.clone().requires_grad_()
     loss = lgf.point_correspondence_loss(whole, places, targets, weight, **options)
@@ -129,7 +131,7 @@ def cosine(shards, rank, group, weighted: bool, frames: bool):
     torch.manual_seed(0)
     student = torch.randn(2, *GRID, 5, dtype=torch.float64)
     teachers = [torch.randn(2, *GRID, channels, dtype=torch.float64) for channels in (3, 2)]
-    weight = torch.rand(2, *GRID, dtype=torch.float64) if weighted else None
+    weight = torch.rand(2, *GRID, dtype=torch.float64) * LARGE if weighted else None
     options = {"teacher_weights": [0.3, 0.7]}
     of_frames = lgf.crepa_frame_weight(T).double() if frames else None
     whole = student.clone().requires_grad_()

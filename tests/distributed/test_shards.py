@@ -44,7 +44,7 @@ def test_the_sum_of_shares_and_every_gradient_are_those_of_one_process(errors, r
     found = {name: error for name, error in errors.items() if name.startswith(f"{ranks} {kind} ")}
     assert len(found) == 3 * {"relation": 2, "points": 3, "cosine": 4}.get(kind, 2 * len(OPTIONS))
     # The losses that are summed are some hundreds.
-    assert max(found.values()) < 1e-12 * 500, found
+    assert all(error < 1e-12 * 500 for error in found.values()), found  # NaN is an error, too
 
 
 def test_two_runs_are_equal_to_the_bit(errors):

@@ -17,7 +17,11 @@ BAD = {
     "rank of features": (lambda: flow(S[0, 0]), ValueError, ["`features`", "(B, T, H, W, C)", "3 dimensions"]),
     "not a tensor": (lambda: kl(S.numpy(), T), TypeError, ["`student`", "torch.Tensor", "ndarray"]),
     "integers": (lambda: kl(S.int(), T), TypeError, ["`student`", "float32", "torch.int32", ".float()"]),
-    "complex": (lambda: flow(S.to(torch.complex64)), TypeError, ["`features`", "complex64"]),
+    "complex": (
+        lambda: flow(S.to(torch.complex64)), TypeError,
+        ["`features`", "complex64", "torch.view_as_real(features).flatten(-2)", "features.abs()"],
+    ),
+    "complex teacher": (lambda: kl(S, [T, T + 0j]), TypeError, ["torch.view_as_real(teachers[1]).flatten(-2)"]),
     "sparse": (lambda: kl(S.to_sparse(), T), TypeError, ["`student`", "dense", "torch.sparse_coo", "student.to_dense()"]),
     "sparse teacher of a flow": (lambda: kl(S, T.to_sparse()), TypeError, ["`teachers`", "dense", "to_dense()"]),
     "sparse token weights": (
@@ -115,7 +119,15 @@ BAD = {
         lambda: kl(S, T, token_weight=torch.arange(-1, 79).view(2, 2, 4, 5)), ValueError, ["`token_weight`", "minimum of -1"],
     ),
     "complex token weights": (
-        lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5) + 0j), TypeError, ["`token_weight`", "real", "complex64"],
+        lambda: kl(S, T, token_weight=torch.ones(2, 2, 4, 5) + 0j), TypeError,
+        ["`token_weight`", "real", "complex64", "token_weight.abs()"],
+    ),
+    "mask device": (
+        lambda: lgf.local_window_mask(4, 5, device="gpu"), ValueError,
+        ["local_window_mask", "`device`", "'cuda'", "'gpu'", "student.device"],
+    ),
+    "mask device of the wrong kind": (
+        lambda: lgf.local_window_mask(4, 5, device=0.5), TypeError, ["local_window_mask", "`device`", "0.5"],
     ),
     "mask width": (lambda: lgf.local_window_mask(4, 0), ValueError, ["`width`", "at least 1", "0"]),
     "devices": (lambda: kl(S, T.to("meta")), ValueError, ["`teachers`", "cpu", "meta", ".to("]),
@@ -134,6 +146,9 @@ BAD = {
         lambda: lgf.LocalGramFlowKLLoss(teacher_weights=()), ValueError, ["`teacher_weights`", "at least one", "got 0"],
     ),
     "module's backend": (lambda: lgf.LocalGramFlowKLLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
+    "a module's backend without a name": (
+        lambda: lgf.LocalGramFlowKLLoss(backend=""), ValueError, ["LocalGramFlowKLLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

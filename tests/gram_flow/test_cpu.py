@@ -36,6 +36,49 @@ def test_every_instruction_set(isa, window, shape, dtype):
     assert_close(gradient, truth[1], limit, absolute=1e-7)
 
 
+# Rows of queries that are read where they lie (float32 and float64, whole panels of channels), and what keeps one from it.
+ROWS = {
+    "in place": (64, lambda f: f),
+    "two panels and a half": (160, lambda f: f),
+    "pages apart": (1024, lambda f: f),
+    "room between tokens": (64, lambda f: torch.cat([f, f], -1)[..., :64]),
+    "columns before rows": (64, lambda f: f.transpose(2, 3).contiguous().transpose(2, 3)),
+    "products that overflow": (64, lambda f: torch.where(torch.arange(9)[:, None] % 4 == 0, f[:, :1].sign() * 3e38, f)),
+    "norms below the floor": (64, lambda f: f * torch.where(torch.arange(9) % 4 == 0, 1e-12, 1.0)[:, None]),
+    "tokens of zeros": (64, lambda f: f * (torch.arange(9) != 3)[:, None]),
+}
+
+
+@every_pair(
+    dtype=(torch.float32, torch.float64), row=tuple(ROWS), direction=("forward", "backward", "both"), batch=(1, 2)
+)
+def test_rows_in_place(isa, dtype, row, direction, batch):
+    channels, change = ROWS[row]
+    student, *teachers = (change(features(batch, 4, 5, 9, channels)).to(dtype) for _ in range(3))
+    options = dict(window=3, direction=direction)
+    value, gradient = both(student, teachers, **options)
+    truth = value_and_gradient(lgf.lgf_kl_loss, student.double(), double(teachers), backend="reference", **options)
+    limit = 1e-5 if dtype == torch.float32 else 1e-12
+    assert_close(value, truth[0], limit)
+    assert_close(gradient, truth[1], limit)
+    # In the units of each token, whose sizes differ; a gradient of 1e-39 has few digits.
+    assert_close(gradient * student, truth[1] * student.double(), 1e-3 if row == "products that overflow" else limit)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_token_that_is_not_finite_among_rows_in_place(isa, bad):
+    student, teacher = features(1, 3, 8, 9, 64), features(1, 3, 8, 9, 64)
+    student[0, 1, 4, 4, 7] = bad
+    kl, gradient = both(student, teacher, window=3, reduction="none")
+    truth = value_and_gradient(
+        lgf.lgf_kl_loss, student.double(), double(teacher), backend="reference", window=3, reduction="none"
+    )
+    assert kl.isnan().equal(truth[0].isnan()) and kl.isnan().sum() == 10
+    assert gradient.isnan().equal(truth[1].isnan())
+    assert_close(kl.nan_to_num(), truth[0].nan_to_num(), 1e-5)
+    assert_close(gradient.nan_to_num(), truth[1].nan_to_num(), 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_converts_as_torch_does(isa, dtype):
     """Every bit pattern in, and out again: gradients are rounded to nearest even, subnormals, inf and NaN included."""

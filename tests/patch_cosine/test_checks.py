@@ -49,7 +49,12 @@ BAD = {
         lambda: loss(S, T, teacher_weights=torch.ones(2)), TypeError, ["`teacher_weights`", "tolist()"],
     ),
     "frame weights' shape": (
-        lambda: loss(S, T, frame_weight=C[:2]), ValueError, ["`frame_weight`", "(F, K) = (3, 3)", "(2, 3)", "expand"],
+        lambda: loss(S, T, frame_weight=C[:2]), ValueError,
+        ["`frame_weight`", "(F, K) = (3, 3)", "(2, 3)", "crepa_frame_weight(student.shape[1])"],
+    ),
+    "frame weights of fewer teachers' frames": (
+        lambda: loss(S, [t[:, :2] for t in T], frame_weight=C), ValueError,
+        ["(F, K) = (3, 2), got (3, 3)", "its columns the teachers'"],
     ),
     "frame weights' kind": (lambda: loss(S, T, frame_weight=[[1]]), TypeError, ["`frame_weight`", "Tensor", "list"]),
     "negative frame weights": (
@@ -63,6 +68,9 @@ BAD = {
     ),
     "negative token weights": (
         lambda: loss(S, T, token_weight=-torch.ones(2, 3, 4)), ValueError, ["`token_weight`", ">= 0", "-1"],
+    ),
+    "device of CREPA's weights": (
+        lambda: lgf.crepa_frame_weight(3, device="gpu"), ValueError, ["crepa_frame_weight", "`device`", "'gpu'"],
     ),
     "token weights' device": (
         lambda: loss(S, T, token_weight=torch.ones(2, 3, 4, device="meta")), ValueError, ["`token_weight`", "meta"],
@@ -80,6 +88,9 @@ BAD = {
     "module's tau": (lambda: lgf.PatchCosineLoss(tau=-1), ValueError, ["PatchCosineLoss", "`tau`"]),
     "module's backend": (lambda: lgf.PatchCosineLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
     "module's student": (lambda: lgf.PatchCosineLoss("crepa")(S[0, 0], T), ValueError, ["PatchCosineLoss", "`student`"]),
+    "a module's backend without a name": (
+        lambda: lgf.PatchCosineLoss(backend=""), ValueError, ["PatchCosineLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

@@ -99,6 +99,7 @@ def test_frame_weights():
             assert weight[f, k].item() == pytest.approx(expected)
     assert torch.equal(lgf.crepa_frame_weight(3, neighbours=0), torch.eye(3))
     assert torch.equal(lgf.crepa_frame_weight(3, tau=math.inf, neighbours=5), torch.ones(3, 3))
+    assert torch.equal(lgf.crepa_frame_weight(3, tau=math.inf, neighbours=10**30), torch.ones(3, 3))
 
 
 def test_the_module_is_the_function_with_its_weights():

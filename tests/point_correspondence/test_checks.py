@@ -27,7 +27,7 @@ BAD = {
     ),
     "queries' batch": (lambda: found(S, Q[:1]), ValueError, ["`queries`", "(2, any, 3)", "(1, 2, 3)"]),
     "queries' kind": (lambda: found(S, [[0, 1, 2]]), TypeError, ["`queries`", "torch.Tensor", "list"]),
-    "complex queries": (lambda: found(S, Q + 0j), TypeError, ["`queries`", "real", "complex64"]),
+    "complex queries": (lambda: found(S, Q + 0j), TypeError, ["`queries`", "real", "complex64", "queries.real"]),
     "queries that require grad": (
         lambda: points(S, Q.clone().requires_grad_(), P), ValueError, ["`queries`", "requires grad", "etach"],
     ),
@@ -80,6 +80,9 @@ BAD = {
     "reduction": (lambda: points(S, Q, P, reduction="max"), ValueError, ["`reduction`", "'max'"]),
     "module": (lambda: lgf.PointCorrespondenceLoss(delta=0), ValueError, ["PointCorrespondenceLoss", "`delta`"]),
     "module's backend": (lambda: lgf.PointCorrespondenceLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
+    "a module's backend without a name": (
+        lambda: lgf.PointCorrespondenceLoss(backend=""), ValueError, ["PointCorrespondenceLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

@@ -297,6 +297,39 @@ def test_a_mean_of_far_targets_is_there_where_their_sum_is_not(backend):
         against_reference(one, f, queries, torch.full_like(targets, 1e38), weight, temperature=0.3)
 
 
+@every_value(distance=("huber", "l1"), reduction=("mean", "sum", "none"), case=("far", "far and heavy"))
+def test_a_loss_beyond_float32_is_infinite_and_its_gradient_true(backend, case, reduction, distance):
+    """Weights and targets are finite: what is too large is no NaN."""
+    if case == "far and heavy" and reduction == "mean":
+        pytest.skip("a mean knows no heavy weights")
+    f, (queries, targets, weight) = features(2, 3, 4, 5, 6), points(2, 6, 3, 4, 5)
+    far, heavy = (3e38, 1) if case == "far" else (1e30, 1e30)
+    targets = torch.where(weight[..., None] > 0.5, -far, targets)
+    options = {"temperature": 0.3, "distance": distance, "reduction": reduction}
+    value, gradient = value_and_gradient(
+        lgf.point_correspondence_loss, f, queries, targets, weight * heavy, backend=backend, **options
+    )
+    beyond = weight > 0.5
+    beyond &= queries[..., :1] != torch.arange(3)
+    assert (value[beyond].isposinf() if reduction == "none" else value.isposinf()).all()
+    assert value[~beyond].isfinite().all() if reduction == "none" else True
+    _, truth = value_and_gradient(
+        lgf.point_correspondence_loss, f.double(), queries, targets, weight * heavy, backend="reference", **options
+    )
+    assert relative_error(gradient, truth) < 1e-5
+
+
+@every_pair(bad=(torch.nan, torch.inf), at=("targets", "weight"), reduction=("mean", "sum", "none"))
+def test_targets_and_weights_that_are_no_numbers_give_nan(backend, reduction, at, bad):
+    f, (queries, targets, weight) = features(2, 3, 4, 5, 6), points(2, 6, 3, 4, 5)
+    given = {"targets": targets, "weight": weight}
+    given[at] = torch.full_like(given[at], bad)
+    value = lgf.point_correspondence_loss(f, queries, **given, reduction=reduction, backend=backend)
+    own = queries[..., :1] == torch.arange(3)
+    skipped = own if at == "weight" else own | (weight == 0)
+    assert value[~skipped].isnan().all() if reduction == "none" else value.isnan()
+
+
 def test_a_close_target_is_as_close_as_it_is(backend):
     """Nearer than the root of the smallest number of float32: one token is found where it is, at 0."""
     f, queries, targets = features(1, 2, 1, 1, 3), torch.zeros(1, 1, 3), torch.full((1, 1, 2, 2), 3e-30)

@@ -34,6 +34,20 @@ BAD = {
     "pair weights' shape": (
         lambda: relation(S, T, pair_weight=torch.ones(3)), ValueError, ["`pair_weight`", "(F, F)", "(3, 3)", "(3)"],
     ),
+    "pair weights for other frames": (
+        lambda: relation(S, T, pair_weight=lgf.moalign_pair_weight(4)), ValueError,
+        ["`pair_weight`", "(F, F) = (3, 3), got (4, 4)", "moalign_pair_weight(student.shape[1])", "videorepa_pair_weight("],
+    ),
+    "complex pair weights": (lambda: relation(S, T, pair_weight=C + 0j), TypeError, ["`pair_weight`", "real", "pair_weight.real"]),
+    "device of MoAlign's weights": (
+        lambda: lgf.moalign_pair_weight(3, device="gpu"), ValueError, ["moalign_pair_weight", "`device`", "'cuda'", "'gpu'"],
+    ),
+    "device of VideoREPA's weights": (
+        lambda: lgf.videorepa_pair_weight(3, device="gpu"), ValueError, ["videorepa_pair_weight", "`device`", "'gpu'"],
+    ),
+    "device of the wrong kind": (
+        lambda: lgf.videorepa_pair_weight(3, device=0.5), TypeError, ["videorepa_pair_weight", "`device`", "0.5"],
+    ),
     "pair weights' kind": (lambda: relation(S, T, pair_weight=[[1]]), TypeError, ["`pair_weight`", "Tensor", "list"]),
     "negative pair weight": (lambda: relation(S, T, pair_weight=-C), ValueError, ["`pair_weight`", ">= 0", "clamp"]),
     "negative margin": (lambda: relation(S, T, pair_weight=C, margin=-0.1), ValueError, ["`margin`", ">= 0", "-0.1"]),
@@ -68,6 +82,9 @@ BAD = {
     "form": (lambda: lgf.TokenRelationLoss("trd"), ValueError, ["`form`", "'moalign'", "'trd'"]),
     "form's margin": (lambda: lgf.TokenRelationLoss(margin=-1), ValueError, ["`margin`", ">= 0"]),
     "form's backend": (lambda: lgf.TokenRelationLoss(backend="fast"), ValueError, ["`backend`", "'fast'"]),
+    "a module's backend without a name": (
+        lambda: lgf.TokenRelationLoss(backend=""), ValueError, ["TokenRelationLoss", "`backend`", "got ''"],
+    ),
 }  # fmt: skip
 
 

@@ -31,10 +31,11 @@ ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 
-def commands_of(page: str) -> list[list[str]]:
-    """Words of the `lgf` commands that follow the playground in a page."""
+def commands_of(page: str, number: int = 0) -> list[list[str]]:
+    """Words of the `lgf` commands that follow the playground in a page, the first time or a later one."""
     text = (ROOT / page).read_text()
-    playground_line, *block = re.search(r"```\n(python -m lgf_demo\.playground.*?)```", text, re.DOTALL)[1].splitlines()
+    blocks = re.findall(r"```\n(python -m lgf_demo\.playground.*?)```", text, re.DOTALL)
+    playground_line, *block = blocks[number].splitlines()
     assert shlex.split(playground_line, comments=True)[-1] == "tiny"
     commands = [shlex.split(line) for line in block]
     assert {words[0] for words in commands} == {"lgf"}

@@ -64,6 +64,13 @@ def test_only_what_is_in_sight_is_drawn():
     assert coloured(visible) == 0
 
 
+@pytest.mark.parametrize("in_sight", [True, False])
+def test_one_track_is_drawn_where_it_is_in_sight(in_sight):
+    places, visible = straight(points=1)
+    visible[0, 0] = in_sight
+    Image.open(io.BytesIO(draw(WindowTracks("one", places, visible | in_sight, None, (80, 112)), 3, 256)))
+
+
 def test_where_a_track_is_first_in_sight():
     places = torch.arange(12.0).view(2, 3, 2)
     visible = torch.tensor([[True, True, False], [False, False, True]])

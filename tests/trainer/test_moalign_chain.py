@@ -1,8 +1,10 @@
 """From a clip to MoAlign's two runs, and to Track4Gen's, with the commands of the trainer's page and tiny random models."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +34,7 @@ def history(run):
     return torch.tensor([row.get("alignment", row.get("l1")) for row in rows])
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "trainer.md"
 PAIRS = [("01_dog.mp4", "cogvideox"), ("generated", "wan"), ("generated", "cogvideox")]
 
 
@@ -76,6 +79,41 @@ def test_from_a_clip_to_moalign(commands):
 def place(tmp_path):
     make_tiny_pipeline(tmp_path / "model", image_to_video=False)
     return tmp_path
+
+
+def test_from_flow_of_ones_own_to_track4gen(tmp_path, monkeypatch):
+    """As the page says it, with the generated clip's flow, and with a file that its program writes."""
+    monkeypatch.chdir(tmp_path)
+    assert lgf_cli.run("playground", "lgf_demo.playground", ["tiny"], "") == 0
+    extract, evaluate, train = commands_of("docs/trainer.md", 1)
+    lgf(*extract)
+    cache = WindowCache("tiny/track-cache")
+    window = cache.read(cache.keys()[0]).tensors
+    tracks, visible = window["tracks"].float(), window["tracks_visible"].bool()
+    step = tracks.diff(dim=1)[visible[:, 1:] & visible[:, :-1]]
+    moving = step[:, 1] > 1.5
+    assert 0.1 < moving.float().mean() < 0.5  # the square's share of the picture is a sixth
+    assert (step[moving] - torch.tensor([0.0, 2.0])).abs().max() < 0.1 and (step[:, 0].abs() < 0.1).all()
+    lgf(*evaluate)
+    assert list(Path("tiny/tracks").glob("*.png"))
+    lgf(*train)
+    losses = history("tiny/track-run")
+    assert losses[-5:].mean() < losses[:5].mean()
+
+    known = np.load("tiny/clip.flow.npy")
+    program = re.search(
+        r"```python\n(import numpy as np\nfrom lgf_trainer\.data\.video.*?)```", PAGE.read_text(), re.DOTALL
+    )[1]
+    exec(program, {"flow": lambda first, second: np.zeros((2, *first.shape[1:]))})
+    written = np.load("tiny/clip.flow.npy")
+    assert (written.shape, written.dtype) == (known.shape, known.dtype) and not written.any()
+
+
+def test_a_playground_of_a_given_clip_has_no_flow_of_another(tmp_path, capsys):
+    for words in ([], ["--video", str(clip_called("generated", tmp_path))]):
+        assert lgf_cli.run("playground", "lgf_demo.playground", [str(tmp_path / "tiny"), *words], "") == 0
+        assert (tmp_path / "tiny" / "clip.flow.npy").exists() == (not words)
+    assert "Writing" not in capsys.readouterr().err  # no terminal, no bars
 
 
 def test_from_a_clip_to_track4gen(place):

@@ -63,23 +63,23 @@ LGF_INLINE Vec<T> products(const Storage* token, int64_t channels, T scale, cons
   return sums[0];
 }
 
-// Replaces, in a packed row, the gradient df^ of `count` <= kLanes<T> normalised tokens f^ = f * r, r = 1 / max(norm,
-// floor), by that of the tokens, df = (df^ - f^ <f^, df^>) * r, without the projection where the floor holds.
+// Writes the gradient df of `count` <= kLanes<T> tokens, one after the other, from that of the normalised tokens f^ = f * r in a
+// packed row, df^. With r = 1 / max(norm, floor) it is df = (df^ - f^ <f^, df^>) * r, without the projection where the floor
+// holds.
 template <class T, class Storage>
-void normalisation_backward(const Storage* token, int64_t token_stride, int64_t count, int64_t channels, T* gradient,
-                            int64_t panel_stride) {
-  const Vec<T> r = reciprocal_norms<T>(token, token_stride, count, channels);
+void normalisation_backward(const Storage* token, int64_t token_stride, int64_t count, int64_t channels, Vec<T> r,
+                            const T* gradient, int64_t panel_stride, Storage* target) {
   Vec<T> sums[kLanes<T>] = {};
   for (int64_t i = 0; i < count; ++i)
     sums[i] = products<T>(token + i * token_stride, channels, r[i], gradient + i * kPanel<T>, panel_stride);
   const Vec<T> radial = r >= static_cast<T>(1 / kNormFloor) ? Vec<T>{} : row_sums<T>(sums);
-  for (int64_t i = 0; i < count; ++i, token += token_stride, gradient += kPanel<T>) {
-    T* df = gradient;
+  for (int64_t i = 0; i < count; ++i, token += token_stride, gradient += kPanel<T>, target += channels) {
+    const T* df = gradient;
     for (int64_t c = 0; c < channels; c += kPanel<T>, df += panel_stride) {
       Vec<T> f[kPanelVectors];
       load_panel<T>(token + c, channels - c, f);
-      for (int v = 0; v < kPanelVectors; ++v)
-        store<T>(df + v * kLanes<T>, (load(df + v * kLanes<T>) - f[v] * r[i] * radial[i]) * r[i]);
+      for (int v = 0; v < kPanelVectors; ++v) f[v] = (load(df + v * kLanes<T>) - f[v] * r[i] * radial[i]) * r[i];
+      store_panel<T>(target + c, channels - c, f);
     }
   }
 }

@@ -65,13 +65,14 @@ struct Directions {
 template <class T>
 struct Side {
   const Coefficients<T>&as_query, &as_key;
-  int64_t b, frame, pair_row;
+  int64_t b, own, frame, pair_row;
 
   // `step`: 1 for the next frame, -1 for the previous one.
   Side(const Directions<T>& directions, const Grid& grid, int64_t b, int64_t t, int step)
       : as_query(step > 0 ? directions.forward : directions.backward),
         as_key(step > 0 ? directions.backward : directions.forward),
         b(b),
+        own(t),
         frame(t + step),
         pair_row((b * (grid.frames - 1) + t - (step < 0)) * grid.rows) {}
 
@@ -98,7 +99,7 @@ class Neighbour {
         coefficients_(arena.take<T>(layout.positions() * layout.cols)) {}
 
   // out += contribution of a side to row y. Returns whether there is one.
-  bool add_row(const GramBackwardCall& call, const Side<T>& side, int64_t y, T* out) {
+  bool add_row(const GramBackwardCall& call, Norms<T>& norms, const Side<T>& side, int64_t y, T* out) {
     if (!side.exists(call.grid)) return false;
     if (side.as_query.has(side.pair_row + y)) set_query_side(side.as_query[side.pair_row + y]);
     else clear(coefficients_, layout_.cols * layout_.positions());
@@ -110,8 +111,11 @@ class Neighbour {
       rows.coefficients[rows.count++] = coefficients_ + dy * layout_.K;
     });
     if (rows.count == 0) return false;
-    keys_.advance(call.features, call.window.cosine, side.b, side.frame, y);
-    gather_row<T>(layout_, rows, out);
+    keys_.advance(call.features, norms, 0, side.b, side.frame, y);
+    const int64_t steps = gather_steps(layout_);
+    ahead_[0].begin(call.features, call.grid, side.b, side.frame, y + layout_.radius + 1, steps);
+    ahead_[1].begin(call.features, call.grid, side.b, side.own, y + 1, steps);
+    gather_row<T>(layout_, rows, out, ahead_[0], ahead_[1]);
     return true;
   }
 
@@ -142,17 +146,20 @@ class Neighbour {
 
   const Layout<T>& layout_;
   KeyRing<T> keys_;
+  RowAhead ahead_[2];
   T* coefficients_;  // [token][K*K]
 };
 
 template <class T>
 struct GramBackwardBuffers {
   Layout<T> layout;
+  Norms<T> norms;
   Neighbour<T> next, previous;
   T* gradient;  // packed row: gradient of the (normalised) features
 
   GramBackwardBuffers(const GramBackwardCall& call, Arena& arena)
       : layout(call.grid, call.window.size, call.features.channels),
+        norms(layout, call.window, 1, 3, arena),
         next(layout, arena),
         previous(layout, arena),
         gradient(arena.take<T>(layout.query_row_size())) {}
@@ -160,7 +167,7 @@ struct GramBackwardBuffers {
 
 // Writes the gradient of row (b, t, y) from a packed row, or zeros without one, to the contiguous output.
 template <class T>
-void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, const RowIndex& at, T* gradient) {
+void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, const RowIndex& at, const T* norms, const T* gradient) {
   const Tensor& f = call.features;
   const int64_t panel_stride = layout.cols * kPanel<T>;
   with_storage_type(f.dtype, [&](auto tag) {
@@ -169,11 +176,11 @@ void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, c
     Storage* target = static_cast<Storage*>(call.grad) + first * f.channels;
     if (!gradient) return clear(target, layout.cols * f.channels);
     for_each_group<T>(layout.cols, [&](int64_t x, int64_t count) {
-      T* group = gradient + x * kPanel<T>;
-      if (call.window.cosine)
-        normalisation_backward<T>(token_address<Storage>(f, at.b, at.t, at.y, x), f.stride[3], count, f.channels, group,
-                                  panel_stride);
-      for (int64_t i = 0; i < count; ++i)
+      const T* group = gradient + x * kPanel<T>;
+      if (norms)
+        normalisation_backward<T>(token_address<Storage>(f, at.b, at.t, at.y, x), f.stride[3], count, f.channels,
+                                  load_some<T>(norms + x, count), group, panel_stride, target + x * f.channels);
+      for (int64_t i = 0; i < count && !norms; ++i)
         unpack_token<T>(group + i * kPanel<T>, panel_stride, f.channels, target + (x + i) * f.channels);
     });
   });
@@ -187,14 +194,17 @@ void gram_backward(const GramBackwardCall& call) {
   const auto run = [&](int64_t begin, int64_t end, char* scratch) {
     Arena arena(scratch);
     GramBackwardBuffers<T> buffers(call, arena);
+    buffers.norms.forget();
     const Layout<T>& layout = buffers.layout;
     for (int64_t row = begin; row < end; ++row) {
       const RowIndex at(row, frames, layout.rows);
       const Side<T> next(directions, call.grid, at.b, at.t, 1), previous(directions, call.grid, at.b, at.t, -1);
       clear(buffers.gradient, layout.query_row_size());
-      const bool by_next = buffers.next.add_row(call, next, at.y, buffers.gradient);
-      const bool by_previous = buffers.previous.add_row(call, previous, at.y, buffers.gradient);
-      write_gradient_row<T>(call, layout, at, by_next || by_previous ? buffers.gradient : nullptr);
+      const bool by_next = buffers.next.add_row(call, buffers.norms, next, at.y, buffers.gradient);
+      const bool by_previous = buffers.previous.add_row(call, buffers.norms, previous, at.y, buffers.gradient);
+      const bool any = by_next || by_previous;
+      write_gradient_row<T>(call, layout, at, any ? buffers.norms.row(call.features, 0, at.b, at.t, at.y) : nullptr,
+                            any ? buffers.gradient : nullptr);
     }
   };
   const auto cost = [&](int64_t row) {

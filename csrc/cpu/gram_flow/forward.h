@@ -17,11 +17,13 @@ namespace {
 template <class T>
 struct GramFlowBuffers {
   Layout<T> layout;
+  Norms<T> norms;
   FrameGram<T> gram;
   T* planes;
 
   GramFlowBuffers(const GramFlowCall& call, Arena& arena)
       : layout(call.grid, call.window.size, call.features.channels),
+        norms(layout, call.window, 1, 2, arena),
         gram(layout, arena),
         planes(arena.take<T>(layout.planes_size())) {}
 };
@@ -32,10 +34,11 @@ void local_gram_flow(const GramFlowCall& call) {
   const auto run = [&](int64_t begin, int64_t end, char* scratch) {
     Arena arena(scratch);
     GramFlowBuffers<T> buffers(call, arena);
+    buffers.norms.forget();
     const Layout<T>& layout = buffers.layout;
     for (int64_t row = begin; row < end; ++row) {
       const RowIndex at(row, pairs, layout.rows);
-      buffers.gram.row(call.features, call.window, at.b, at.t, at.y, T(1), false, buffers.planes);
+      buffers.gram.row(call.features, buffers.norms, 0, call.window, at.b, at.t, at.y, T(1), false, buffers.planes);
       clear_outside<T>(layout, at.y, buffers.planes);
       T* logits = static_cast<T*>(call.logits) + row * layout.cols * layout.positions();
       transpose<T>(buffers.planes, layout.plane_pitch, layout.positions(), layout.cols, logits, layout.positions());
@@ -86,12 +89,14 @@ struct Band {
 template <class T>
 struct LgfKlBuffers {
   Layout<T> layout;
+  Norms<T> norms;     // of the teachers' features, then the student's
   T* teacher_planes;  // a band of rows
   T* student_planes;  // one row
   T* tokens;          // one row of cached logits, token-major
 
   LgfKlBuffers(const LgfKlCall& call, Arena& arena)
       : layout(call.grid, call.window.size, call.student.channels),
+        norms(layout, call.window, call.teachers_are_logits ? 1 : call.teacher_count + 1, 2, arena),
         teacher_planes(arena.take<T>(kBandRows * layout.planes_size())),
         student_planes(arena.take<T>(layout.planes_size())),
         tokens(arena.take<T>(call.teachers_are_logits ? layout.cols * layout.positions() : 0)) {}
@@ -130,7 +135,7 @@ void cached_teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers
 }
 
 template <class T>
-void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena gram_arena,
+void teacher_logits(const LgfKlCall& call, LgfKlBuffers<T>& buffers, Arena gram_arena,
                     const CountedRows<T>& counted, const Band& band) {
   for (int64_t m = 0; m < call.teacher_count; ++m) {
     const Tensor& f = call.teachers[m].tensor;
@@ -139,7 +144,7 @@ void teacher_logits(const LgfKlCall& call, const LgfKlBuffers<T>& buffers, Arena
     FrameGram<T> gram(layout, arena);
     for (int64_t i = 0; i < band.count; ++i)
       if (counted[band.row + i])
-        gram.row(f, call.window, band.first.b, band.first.t, band.first.y + i,
+        gram.row(f, buffers.norms, m, call.window, band.first.b, band.first.t, band.first.y + i,
                  static_cast<T>(call.teachers[m].weight), m > 0, buffers.teacher_planes + i * layout.planes_size());
   }
 }
@@ -176,8 +181,10 @@ void lgf_kl_forward(const LgfKlCall& call) {
   const CountedRows<T> counted(call.weights, call.grid);
   const auto run = [&](int64_t begin, int64_t end, char* scratch) {
     Arena arena(scratch);
-    const LgfKlBuffers<T> buffers(call, arena);
+    LgfKlBuffers<T> buffers(call, arena);
+    buffers.norms.forget();
     const Layout<T>& layout = buffers.layout;
+    const int64_t student = call.teachers_are_logits ? 0 : call.teacher_count;
     for (int64_t row = begin; row < end;) {
       const RowIndex first(row, pairs, layout.rows);
       int64_t count = layout.rows - first.y < kBandRows ? layout.rows - first.y : kBandRows;
@@ -192,7 +199,7 @@ void lgf_kl_forward(const LgfKlCall& call) {
           clear_row<T>(call, layout, row * layout.cols);
           continue;
         }
-        gram.row(call.student, call.window, first.b, first.t, first.y + i, T(1), false, buffers.student_planes);
+        gram.row(call.student, buffers.norms, student, call.window, first.b, first.t, first.y + i, T(1), false, buffers.student_planes);
         T* teacher_planes = buffers.teacher_planes + i * layout.planes_size();
         clear_outside<T>(layout, first.y + i, teacher_planes);
         clear_outside<T>(layout, first.y + i, buffers.student_planes);

@@ -7,6 +7,7 @@
 // accumulators are summed together at the end.
 #pragma once
 
+#include "../common/ahead.h"
 #include "pack.h"
 
 namespace lgf {
@@ -26,18 +27,20 @@ LGF_INLINE void sum_lanes(const Vec<T>* v, T* sums) {
   }
 }
 
-// `query` points at the first of Tokens queries, `key` at the key of the first query's first offset.
-// Adds to planes[dx][0 .. Tokens) when `accumulate`, else overwrites.
-template <class T, int Tokens, int Offsets>
-void gram_tile(const T* query, int64_t query_stride, const T* key, int64_t key_stride, int64_t panels, bool accumulate,
-               T* planes, int64_t pitch) {
+// Of Tokens queries from number `first` on; `key` points at the key of the first query's first offset. Adds to
+// planes[dx][0 .. Tokens) when `accumulate`, else overwrites. `kPacked`: so are the queries, at distances known here.
+template <class T, int Tokens, int Offsets, bool kPacked>
+void gram_tile(const QueryRow<T>& queries, int64_t first, const T* key, int64_t key_stride, int64_t panels,
+               bool accumulate, T* planes, int64_t pitch) {
   Vec<T> acc[Offsets * Tokens] = {};
-  for (int64_t p = 0; p < panels; ++p, query += query_stride, key += key_stride) {
+  const int64_t stride = kPacked ? kPanel<T> : queries.token_stride;
+  const T* query = queries.data + first * stride;
+  for (int64_t p = 0; p < panels; ++p, query += queries.panel_stride, key += key_stride) {
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) {
       Vec<T> q[Tokens];
 #pragma GCC unroll 8
-      for (int i = 0; i < Tokens; ++i) q[i] = load<T>(query + i * kPanel<T> + v * kLanes<T>);
+      for (int i = 0; i < Tokens; ++i) q[i] = load<T>(query + i * stride + v * kLanes<T>);
 #pragma GCC unroll 16
       for (int j = 0; j < Tokens + Offsets - 1; ++j) {
         const Vec<T> k = load<T>(key + j * kPanel<T> + v * kLanes<T>);
@@ -49,74 +52,76 @@ void gram_tile(const T* query, int64_t query_stride, const T* key, int64_t key_s
   }
   T sums[round_up(Offsets * Tokens, kLanes<T>)];
   sum_lanes<T, Offsets * Tokens>(acc, sums);
+  T factors[Tokens];
+  for (int i = 0; i < Tokens; ++i) factors[i] = kPacked ? T(1) : queries.factors[first + i];
   for (int d = 0; d < Offsets; ++d)
     for (int i = 0; i < Tokens; ++i) {
       T& z = planes[d * pitch + i];
-      z = accumulate ? z + sums[d * Tokens + i] : sums[d * Tokens + i];
+      const T logit = sums[d * Tokens + i] * factors[i];
+      z = accumulate ? z + logit : logit;
     }
 }
 
 template <class T>
-using GramTile = void (*)(const T*, int64_t, const T*, int64_t, int64_t, bool, T*, int64_t);
+using GramTile = void (*)(const QueryRow<T>&, int64_t, const T*, int64_t, int64_t, bool, T*, int64_t);
 
-template <class T, int Tokens, int... I>
+template <class T, int Tokens, bool kPacked, int... I>
 GramTile<T> gram_tile_for(int offsets, std::integer_sequence<int, I...>) {
-  static constexpr GramTile<T> tiles[] = {gram_tile<T, Tokens, I + 1>...};
+  static constexpr GramTile<T> tiles[] = {gram_tile<T, Tokens, I + 1, kPacked>...};
   return tiles[offsets - 1];
-}
-
-// Splits K offsets into the fewest groups of at most kMaxOffsets, as equal as possible.
-template <class Function>
-LGF_INLINE void for_each_offset_group(int K, Function&& function) {
-  const int groups = (K + kMaxOffsets - 1) / kMaxOffsets;
-  for (int g = 0; g < groups; ++g) {
-    const int first = g * K / groups;
-    function(first, (g + 1) * K / groups - first);
-  }
 }
 
 // Computes the K planes of one dy.
 template <class T>
-void gram_row(const Layout<T>& layout, const T* query_row, const T* key_row, bool accumulate, T* planes) {
-  const int64_t query_stride = layout.cols * kPanel<T>, key_stride = layout.key_tokens() * kPanel<T>;
-  for_each_offset_group(layout.K, [&](int first, int offsets) {
+void gram_row(const Layout<T>& layout, const QueryRow<T>& queries, const T* key_row, bool accumulate, T* planes,
+              RowAhead (&ahead)[2]) {
+  const int64_t key_stride = layout.key_tokens() * kPanel<T>;
+  for_each_offset_group(layout.K, kMaxOffsets, [&](int first, int offsets) {
     constexpr std::make_integer_sequence<int, kMaxOffsets> sizes;
-    const GramTile<T> tile = gram_tile_for<T, kTileTokens>(offsets, sizes);
-    const GramTile<T> single = gram_tile_for<T, 1>(offsets, sizes);
+    const GramTile<T> tile = queries.factors ? gram_tile_for<T, kTileTokens, false>(offsets, sizes)
+                                             : gram_tile_for<T, kTileTokens, true>(offsets, sizes);
+    const GramTile<T> single =
+        queries.factors ? gram_tile_for<T, 1, false>(offsets, sizes) : gram_tile_for<T, 1, true>(offsets, sizes);
     const int64_t whole = layout.cols / kTileTokens * kTileTokens;
-    for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1)
-      (x < whole ? tile : single)(query_row + x * kPanel<T>, query_stride, key_row + (x + first) * kPanel<T>,
-                                  key_stride, layout.panels, accumulate, planes + first * layout.plane_pitch + x,
-                                  layout.plane_pitch);
+    for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1) {
+      (x < whole ? tile : single)(queries, x, key_row + (x + first) * kPanel<T>, key_stride, layout.panels, accumulate,
+                                  planes + first * layout.plane_pitch + x, layout.plane_pitch);
+      ahead[0].step(), ahead[1].step();
+    }
   });
 }
 
-// Logits of one pair of frames, row after row.
+// Logits of one pair of frames of a source, row after row.
 template <class T>
 class FrameGram {
  public:
   FrameGram(const Layout<T>& layout, Arena& arena)
-      : layout_(layout), keys_(layout, arena), query_(arena.take<T>(layout.query_row_size())) {}
+      : layout_(layout), keys_(layout, arena), queries_(layout, arena) {}
 
   // planes (+)= weight * logits of the queries in row y of pair (b, pair). Within a pair y ascends from call to call.
   // Positions outside the frame are undefined until `clear_outside`.
-  void row(const Tensor& f, const Window& window, int64_t b, int64_t pair, int64_t y, T weight, bool accumulate,
-           T* planes) {
+  void row(const Tensor& f, Norms<T>& norms, int64_t source, const Window& window, int64_t b, int64_t pair, int64_t y,
+           T weight, bool accumulate, T* planes) {
     const int64_t query_frame = pair + window.backward, key_frame = pair + !window.backward;
-    keys_.advance(f, window.cosine, b, key_frame, y);
-    pack_row<T>(f, layout_, window.cosine, b, query_frame, y, 0, weight, query_);
+    keys_.advance(f, norms, source, b, key_frame, y);
+    const T* own = norms.row(f, source, b, query_frame, y);
+    const QueryRow<T> queries = queries_.row(f, own, b, query_frame, y, weight);
+    const int64_t steps = layout_.K * offset_groups(layout_.K, kMaxOffsets) * layout_.tiles();
+    ahead_[0].begin(f, layout_.grid, b, key_frame, y + layout_.radius + 1, steps);
+    ahead_[1].begin(f, layout_.grid, b, query_frame, y + 1, steps);
     for (int dy = 0; dy < layout_.K; ++dy) {
       T* row_planes = planes + dy * layout_.K * layout_.plane_pitch;
       const int64_t key_y = y + dy - layout_.radius;
       if (key_y >= 0 && key_y < layout_.rows)
-        gram_row<T>(layout_, query_, keys_.row(key_y), accumulate, row_planes);
+        gram_row<T>(layout_, queries, keys_.row(key_y), accumulate, row_planes, ahead_);
     }
   }
 
  private:
   const Layout<T>& layout_;
   KeyRing<T> keys_;
-  T* query_;
+  Queries<T> queries_;
+  RowAhead ahead_[2];
 };
 
 // Sets the positions outside the frame to exactly 0: a NaN query times the zero halo is not 0.

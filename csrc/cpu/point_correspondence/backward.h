@@ -129,10 +129,10 @@ void write_block(const PointsBackwardCall& call, PointsBackwardBuffers<T>& buffe
     const int64_t first = (b * layout.grid.frames + t) * layout.tokens + block.first;
     Storage* target = static_cast<Storage*>(call.grad_features) + first * f.channels;
     for_each_run<T>(layout, block, [&](int64_t i, int64_t y, int64_t x, int64_t count) {
-      T* group = buffers.de + i * kPanel<T>;
-      normalisation_backward<T>(token_address<Storage>(f, b, t, y, x), f.stride[3], count, f.channels, group, panel_stride);
-      for (int64_t k = 0; k < count; ++k)
-        unpack_token<T>(group + k * kPanel<T>, panel_stride, f.channels, target + (i + k) * f.channels);
+      const Storage* tokens = token_address<Storage>(f, b, t, y, x);
+      const Vec<T> r = reciprocal_norms<T>(tokens, f.stride[3], count, f.channels);
+      normalisation_backward<T>(tokens, f.stride[3], count, f.channels, r, buffers.de + i * kPanel<T>, panel_stride,
+                                target + i * f.channels);
     });
   });
 }

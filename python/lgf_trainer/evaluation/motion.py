@@ -73,7 +73,10 @@ def patch_descriptors(video: Tensor, components: int = 64, floor: float = 0.1) -
     side, step = 3 * TOKEN // 2, TOKEN // 2
     patches = unfold(pad(half, [(side - step) // 2] * 4, mode="replicate"), side, stride=step).transpose(1, 2)
     centred = patches - patches.mean((0, 1))
-    variance, axes = torch.linalg.eigh(centred.flatten(0, 1).T.cov(correction=0))
+    # In float64: in float32 LAPACK may give up on patches that are few or all alike.
+    variance, axes = (
+        each.to(video.dtype) for each in torch.linalg.eigh(centred.flatten(0, 1).T.cov(correction=0).double())
+    )
     deviation = variance.clamp(min=1e-12).sqrt()
     whitened = centred @ (axes / (deviation + floor * deviation[-1]))[:, -components:]
     grid = (video.shape[2] // TOKEN, video.shape[3] // TOKEN)

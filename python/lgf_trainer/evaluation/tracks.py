@@ -59,14 +59,14 @@ def draw(tracks: WindowTracks, columns: int, points: int) -> bytes:
         if tracks.frames is not None:
             axes.imshow(faded(tracks.frames[t]))
         tail = slice(max(0, t - TAIL), t + 1)
-        shown = visible[:, t]
+        shown = visible[:, t].numpy()  # as a tensor, one of one track would be an index into arrays
         axes.add_collection(
             LineCollection(_lines(places[:, tail], visible[:, tail])[shown], colors=colours[shown], lw=1)
         )
         x, y = places[shown, t].flip(-1).T.numpy()
         axes.scatter(x, y, s=9, c=colours[shown], edgecolors="black", linewidths=0.3)
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
-        axes.set_title(f"frame {t}: {shown.float().mean():.0%} in sight", fontsize=11)
+        axes.set_title(f"frame {t}: {shown.mean():.0%} in sight", fontsize=11)
     figure.supxlabel(
         f"points: tracks that are in sight, coloured by where they begin; lines: their last {TAIL} frames", fontsize=10
     )

@@ -17,6 +17,7 @@ from ..runtime import recipe
 from ..runtime.errors import TrainerError, explained
 from ..runtime.files import file_hash, write_tensors
 from ..runtime.hub import frozen, pretrained
+from ..runtime.progress import bars_only_on_terminals
 from ..runtime.registry import ByName
 from ..step import Batch
 from ..tap import video_tokens
@@ -99,7 +100,11 @@ class Generator(ByName, ABC, kind="generators"):
                 )
         elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
             raise TrainerError(f"{path}: no such folder. Give a pipeline's folder, or a name on the hub (owner/name)")
-        with explained(f"{path} cannot be read", OSError, KeyError, ValueError):
+        way_out = "Give a pipeline's folder, or a name on the Hugging Face hub and a network"
+        with (
+            explained(f"{path} cannot be read", OSError, KeyError, ValueError, way_out=way_out),
+            bars_only_on_terminals(),
+        ):
             index = diffusers("DiffusionPipeline").load_config(path, revision=revision)
             families = [family for _, family in sorted(Generator.all().items())]
             found = next((family for family in families if index["_class_name"] in family.pipelines), None)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .errors import TrainerError, explained
+from .progress import bars_only_on_terminals
 
 Model = TypeVar("Model")
 
@@ -26,7 +27,8 @@ def pretrained(kind: type[Model], name: str, types: Sequence[str] = (), **option
 
     place = "/".join([name, options["subfolder"]] if "subfolder" in options else [name])
     way_out = "Give a folder, or a name on the Hugging Face hub and a network"
-    with explained(f"{kind.__name__} cannot be loaded from {place}", OSError, ValueError, way_out=way_out):
+    what = f"{kind.__name__} cannot be loaded from {place}"
+    with explained(what, OSError, ValueError, way_out=way_out), bars_only_on_terminals():
         if not types or (found := AutoConfig.from_pretrained(name).model_type) in types:
             return _with_words(kind.from_pretrained(name, **options))
     raise TrainerError(f"{name} holds a model of type {found}, and one of type {' or '.join(types)} is needed")
