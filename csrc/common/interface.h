@@ -6,6 +6,6 @@
 
 namespace lgf {
 
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 }  // namespace lgf

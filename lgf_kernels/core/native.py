@@ -24,7 +24,7 @@ MODULES = {"cpu": "_cpu", "cuda": "_cuda"}
 BUILD_NEEDS = {"cpu": ("a C++17 compiler", "LGF_NATIVE"), "cuda": ("nvcc, the CUDA compiler", "LGF_CUDA")}
 
 #: Of the functions that the launchers call and their arguments: `kInterface` of csrc/common/interface.h, raised with it.
-INTERFACE = 2
+INTERFACE = 3
 #: Of the CUDA module's kernels: float32 passes the general units, where Triton's kernels make three tf32 products.
 CUDA_LIMITS = "tensor cores for bfloat16 and float16 alone"
 

@@ -148,8 +148,8 @@ def lgf_kl_loss(
             their own type holds. All zeros give 0/0 = NaN with "mean", as torch's own
             weighted means do: use "sum" and divide by `token_weight.sum().clamp(min=1)` where that can happen. Negative
             values raise on the CPU and are not checked on other devices, where reading them would make the host wait.
-            Tokens of weight 0 are skipped, forward and backward: image rows of them by "native" on the CPU, tiles of them by
-            "triton". NaN that only such tokens look at may be passed over.
+            Tokens of weight 0 are skipped, forward and backward: image rows of them by "native" on the CPU, tiles of them
+            on GPUs ("triton", "native"). NaN that only such tokens look at may be passed over.
         reduction: "mean" (default), "sum" (`sum_i a_i KL_i`) or "none" (`a_i KL_i`).
         backend: None (default) for the first that can, or a name from `lgf_kernels.backends()`.
 

@@ -60,6 +60,7 @@ def loss_forward(
     values = student.new_empty((len(options.directions), *pairs_shape(student)), dtype=accumulate_dtype(student))
     norms = kept.norms if needs_grad else empty_norms(student, options)
     workspace = None if from_logits else empty_norms(student, options, len(teachers))
+    token_weight = token_weight if token_weight is None else token_weight.contiguous()
     with torch.cuda.device_of(student):
         for index, direction in enumerate(options.directions):
             module(student).lgf_kl_forward(
@@ -76,6 +77,7 @@ def loss_forward(
                 divergence=options.divergence,
                 backward=direction == "backward",
                 from_logits=from_logits,
+                token_weight=address(token_weight),
                 g_dtype=dtype_name(kept.slots if needs_grad else values),
                 norms=address(norms),
                 workspace=address(workspace),
@@ -99,7 +101,9 @@ def loss_backward(
     if factor < 1:
         grad_loss = grad_loss * factor
     scales = token_scale(grad_loss, token_weight, options.reduction, shape).contiguous()
-    return features_gradient(student, gradients, options, kept.norms, scales=scales)
+    return features_gradient(
+        student, gradients, options, kept.norms, scales=scales, skip_zeros=token_weight is not None
+    )
 
 
 def features_gradient(
@@ -108,6 +112,7 @@ def features_gradient(
     options: LgfOptions,
     norms: Tensor | None,
     scales: Tensor | None = None,
+    skip_zeros: bool = False,
     scale: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
@@ -116,7 +121,8 @@ def features_gradient(
     The sum is over the directions given. `grad_logits[direction]` (B, T-1, H, W, K, row), with
     `window_row(K)` numbers a row, is contiguous, in the accumulation type or that of a residual. So
     are `scales` (B, T-1, H, W) and the single number `scale`. `norms` are the features' reciprocal
-    norms, or None where `empty_norms` returns None.
+    norms, or None where `empty_norms` returns None. `skip_zeros`: tiles of tokens of scale 0 give nothing, even where
+    `grad_logits` or the features are NaN.
     """
     features = last_dimension_contiguous(features)
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
@@ -131,6 +137,7 @@ def features_gradient(
             window=options.window,
             similarity=options.similarity,
             scales=address(scales),
+            skip_zeros=skip_zeros,
             scale=address(scale),
             factor=factor,
             norms=address(norms),

@@ -29,9 +29,19 @@ MISTAKES = {
     "the other token's scale": (
         "backward_band.h", "kOfKeys ? other : band::opposite(own)", "kOfKeys ? band::opposite(own) : other"),
     "what is wanted of no window is added": ("backward_band.h", "wanted ? g_scaled : 0.0f", "wanted ? g_scaled : g_scaled"),
+    "norms of skipped tokens are not kept": ("forward_band.h", "take_norms(p, tile, of_keys, norms);", ";"),
+    "a tile's gradient is skipped by its own weights alone": ("backward.h", "side.as_key.g ? p.window / 2 : 0", "0"),
     "one place of the halo too far right": ("band.h", "tile.x0 - kHaloLeft + column", "tile.x0 - kRadius + column"),
 }  # fmt: skip
 MORE = {
+    "a skipped tile's last frame has no norms": ("forward_band.h", "of_keys <= keeps_keys(p, tile)", "of_keys <= 0"),
+    "norms of skipped tokens are not waited for": (
+        "forward_band.h", "sync_block();  // the norms of skipped tokens are there", ""),
+    "weights of a row too few": ("counted.h", "y0 + rows < grid.rows ? y0 + rows", "y0 + rows < grid.rows ? y0 + rows - 1"),
+    "weights of the columns before the tile": ("counted.h", "x = x0 + lane;", "x = x0 + lane - 1;"),
+    "a skipped tile keeps what was there": ("forward.h", "tile.b, tile.t), y, x)] = T(0);", "tile.b, tile.t), y, x)] = T(NAN);"),
+    "a skipped gradient keeps what was there": (
+        "backward.h", "if (in_frame(p.grid, y, x)) store_zeros", "if (false) store_zeros"),
     "no barrier before the places of the next source": (
         "forward_band.h", "sync_block();  // all have copied the first chunk of a source of one chunk", ""),
     "no barrier before a chunk is overwritten, backward": (
@@ -58,6 +68,17 @@ def notice_mistakes():
     for direction, boundary in (("forward", "exclude"), ("backward", "zero"), ("both", "exclude")):
         options = {"direction": direction, "boundary": boundary, "token_weight": torch.rand(1, 1, 3, 5)}
         against_reference(lgf.lgf_kl_loss, student, teachers, **options)
+    notice_mistakes_where_tiles_are_skipped()
+
+
+def notice_mistakes_where_tiles_are_skipped():
+    """Of 3 x 2 tiles, one row of one column counts; its windows reach into the tiles below and to the right."""
+    student, teacher = (features(1, 2, 20, 20, 8, dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.zeros(1, 1, 20, 20)
+    weight[:, :, 7, 15] = 1
+    for direction in ("forward", "backward"):
+        options = {"direction": direction, "token_weight": weight, "reduction": "none"}
+        against_reference(lgf.lgf_kl_loss, student, [teacher], **options)
 
 
 def test_kernels_without_a_mistake_pass(model):

@@ -159,6 +159,77 @@ def test_nan_and_infinity_never_pass_for_numbers(model, bad, channels):
     assert gradient[0, :, :, 17:].isfinite().all()
 
 
+#: Tokens of 24 x 33 that keep a weight: what tiles of 8 x 16 and of 8 x 8, their halos, and single warps see.
+KEPT = {
+    "rows of a shard": lambda y, x: (y >= 3) & (y < 9),
+    "the last row": lambda y, x: y == 23,
+    "the first column": lambda y, x: x == 0,
+    "one token": lambda y, x: (y == 15) & (x == 15),
+    "a corner's neighbour": lambda y, x: (y == 16) & (x == 16),
+    "none": lambda y, x: (y < 0) & (x < 0),
+}
+
+
+@every_pair(
+    kept=tuple(KEPT),
+    kind=(
+        (7, torch.bfloat16, 16),
+        (7, torch.float16, 264),
+        (7, torch.float32, 5),
+        (3, torch.bfloat16, 8),
+        (15, torch.float64, 3),
+    ),
+    direction=("forward", "backward", "both"),
+    cached=(False, True),
+    similarity=("cosine", "dot"),
+)
+def test_tiles_of_weight_zero(model, kept, kind, direction, cached, similarity):
+    """All weights in the first pair of frames, and some in the second."""
+    window, dtype, channels = kind
+    student, teacher = (features(1, 3, 24, 33, channels, dtype=dtype) for _ in range(2))
+    weight = torch.rand(1, 2, 24, 33, dtype=torch.float64) + 0.1
+    weight[:, 1] *= KEPT[kept](torch.arange(24)[:, None], torch.arange(33))
+    weight = weight.flip(1) if direction == "backward" else weight
+    options = dict(window=window, direction=direction, similarity=similarity, temperature=0.4, token_weight=weight)
+    options["upstream"] = torch.tensor(1000.0, dtype=torch.float64)  # float16 has few digits for less
+    loss = lgf.lgf_kl_loss
+    if cached:
+        loss = lgf.lgf_kl_loss_from_logits
+        options["logits_direction"] = "forward"
+        teacher = lgf.local_gram_flow(teacher.double(), window=window, similarity=similarity, backend="reference")
+    against_reference(loss, student, [teacher], **options)
+
+
+@pytest.mark.parametrize("window", [7, 5], ids=["tensor cores", "plain"])
+def test_nothing_is_left_where_nothing_counts(model, window):
+    """Features that only tokens of weight 0 see may be NaN; their values and their gradient are 0."""
+    student, teacher = (features(1, 2, 40, 20, 16, dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.zeros(1, 1, 40, 20)
+    weight[:, :, :5] = 1
+    student[:, :, 30:] = teacher[:, :, 30:] = torch.nan
+    options = dict(window=window, token_weight=weight, reduction="none", direction="both")
+    values, gradient = value_and_gradient(lgf.lgf_kl_loss, student, teacher, backend="native", **options)
+    clean = [f.nan_to_num() for f in (student, teacher)]
+    truth = value_and_gradient(lgf.lgf_kl_loss, clean[0].double(), clean[1].double(), backend="reference", **options)
+    assert_close(values, truth[0], 2e-6)
+    assert_close(gradient, truth[1], GRADIENT[torch.bfloat16])
+
+
+def test_skipped_tiles_cost_next_to_nothing(model):
+    student, teacher = (features(1, 2, 64, 32, 64, dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.zeros(1, 1, 64, 32)
+    weight[:, :, :8] = 1
+
+    def done(**options):
+        return work(model, lambda: value_and_gradient(lgf.lgf_kl_loss, student, teacher, backend="native", **options))[
+            1
+        ]
+
+    *_, loads, products = done(token_weight=weight)
+    *_, all_loads, all_products = done()
+    assert 0 < loads < 0.25 * all_loads and 0 < products < 0.25 * all_products
+
+
 def test_equal_student_and_teacher(model):
     f = features(1, 2, 9, 17, 16, dtype=torch.bfloat16)
     value, gradient = value_and_gradient(lgf.lgf_kl_loss, f, f.clone(), backend="native")

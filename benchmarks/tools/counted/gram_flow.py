@@ -108,7 +108,7 @@ def band_backward(shape: Shape, rows: int = 8, passes: int | None = None) -> Wor
         f"CUDA backward {rows}x{COLS}, products {'once' if passes == 1 else 'twice'}",
         blocks,
         (8 if passes == 1 or shape.C > HELD else 16) // rows,
-        mma=blocks * tokens * BAND * 2 * chunks * CHUNK * passes,
+        mma=2 * pairs * tiles(shape, rows, COLS) * tokens * BAND * chunks * CHUNK * passes,
         l2=passes * per_pass + pairs * (reached + shape.H * shape.W) * windows,
         shared=blocks * (passes * chunks * (staged + operands) + 2 * (halo + tokens) * windows),
         memory=2 * shape.tokens * shape.C * HALF + shape.queries * windows,

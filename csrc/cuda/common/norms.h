@@ -30,6 +30,39 @@ LGF_DEVICE T reciprocal(T sum_of_squares) {
   return r > T(0) ? r : T(NAN);
 }
 
+// Return this lane's part of the sum of squares of the token at `at`, of kLanes neighbouring lanes that divide it. In pieces:
+// half precision, every token at a multiple of 16 bytes.
+template <class T, int kLanes>
+LGF_DEVICE T part_of_squares(const Tensor& f, int64_t at) {
+  T sum = 0;
+  for (int c = thread_index() % kLanes; c < f.channels; c += kLanes) {
+    const T v = load<T>(f.data, f.dtype, at + c);
+    sum += v * v;
+  }
+  return sum;
+}
+
+template <class T, int kLanes>
+LGF_DEVICE T part_of_squares_in_pieces(const Tensor& f, int64_t at) {
+  T sum = 0;
+  for (int c = thread_index() % kLanes * 8; c < f.channels; c += kLanes * 8) {
+    const Piece piece = *reinterpret_cast<const Piece*>(static_cast<const std::uint16_t*>(f.data) + at + c);
+    LGF_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const bool bfloat = f.dtype == DType::bfloat16;
+      const T v = bfloat ? widen(BFloat16{piece.bits[i]}) : widen(Float16{piece.bits[i]});
+      sum += v * v;
+    }
+  }
+  return sum;
+}
+
+template <int kLanes, class T>
+LGF_DEVICE T sum_of_neighbours(T part) {
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) part += shuffle_xor(part, mask);
+  return part;
+}
+
 template <class T>
 struct Norms {
   static constexpr int kThreads = 256, kBlocksPerSm = 4, kTokens = kThreads / 32;
@@ -52,34 +85,9 @@ struct Norms {
     if (b >= grid.batch) return;  // a whole warp
     const int64_t at = offset(p.features, b, frame % grid.frames, static_cast<int>(row % grid.rows),
                               static_cast<int>(token % grid.cols));
-    const int lane = thread_index() % 32;
-    T sum = p.wide ? wide_sum(p.features, at, lane) : sum_of_squares(p.features, at, lane);
-    for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    if (lane == 0) p.norms[token] = reciprocal(sum);
-  }
-
- private:
-  static LGF_DEVICE T sum_of_squares(const Tensor& f, int64_t at, int lane) {
-    T sum = 0;
-    for (int c = lane; c < f.channels; c += 32) {
-      const T v = load<T>(f.data, f.dtype, at + c);
-      sum += v * v;
-    }
-    return sum;
-  }
-
-  static LGF_DEVICE T wide_sum(const Tensor& f, int64_t at, int lane) {
-    T sum = 0;
-    for (int c = lane * 8; c < f.channels; c += 32 * 8) {
-      const Piece piece = *reinterpret_cast<const Piece*>(static_cast<const std::uint16_t*>(f.data) + at + c);
-      LGF_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        const bool bfloat = f.dtype == DType::bfloat16;
-        const T v = bfloat ? widen(BFloat16{piece.bits[i]}) : widen(Float16{piece.bits[i]});
-        sum += v * v;
-      }
-    }
-    return sum;
+    const T part = p.wide ? part_of_squares_in_pieces<T, 32>(p.features, at) : part_of_squares<T, 32>(p.features, at);
+    const T sum = sum_of_neighbours<32>(part);
+    if (thread_index() % 32 == 0) p.norms[token] = reciprocal(sum);
   }
 };
 

@@ -31,6 +31,7 @@ struct BackwardParams {
   const void* norms;  // reciprocal ones (B, T, H, W), or null for similarity "dot"
   LogitGradient forward, backward;
   const void* scales;  // of tokens, (B, T-1, H, W) in the accumulation type, or null
+  const void* counted;  // the scales, by which tiles and sides are skipped; or null
   const void* scale;   // of all, one number of that type, or null
   double factor;
   void* gradient;  // (B, T, H, W, C) contiguous, in the type of the features
@@ -51,6 +52,33 @@ struct Side {
         as_query(side == 0 ? p.forward : p.backward),
         as_key(side == 0 ? p.backward : p.forward) {}
 };
+
+// Returns the sides towards which a tile of tokens has a gradient, in bits 0 and 1: those with a query of a scale other than 0
+// among the tile's tokens, or among those whose keys they are.
+template <class T>
+LGF_DEVICE int counted_sides(const BackwardParams& p, const Tile& tile, int height, int width) {
+  int sides = 0;
+  LGF_UNROLL
+  for (int which = 0; which < 2; ++which) {
+    const Side side(p, tile, which);
+    const int reach = side.as_key.g ? p.window / 2 : 0;
+    const bool counts = side.exists && (!p.counted || any_counts<T>(p.counted, p.grid, side.pair, tile.y0 - reach, tile.x0 - reach,
+                                                                    height + 2 * reach, width + 2 * reach));
+    sides |= counts << which;
+  }
+  return sides;
+}
+
+// Writes the gradient of a tile without such a side, zeros, by a function that stores kStep of them at a place.
+template <int kThreads, int kStep, class Function>
+LGF_DEVICE void write_zeros(const BackwardParams& p, const Tile& tile, int height, int width, Function&& store_zeros) {
+  const int channels = p.features.channels, steps = channels / kStep;
+  for (int i = thread_index(); i < height * width * steps; i += kThreads) {
+    const int token = i / steps, y = tile.y0 + token / width, x = tile.x0 + token % width;
+    const int64_t own = token_number(p.grid, int64_t(tile.b) * p.grid.frames + tile.t, y, x);
+    if (in_frame(p.grid, y, x)) store_zeros(own * channels + i % steps * kStep);
+  }
+}
 
 template <class T>
 LGF_DEVICE T token_scale(const BackwardParams& p, int64_t token) {

@@ -27,7 +27,13 @@ struct AnyBackward {
     const Tile tile(p.grid, p.grid.frames, At::kRows, At::kCols);
     T* coefficients = reinterpret_cast<T*>(shared);  // [side][token][K*K]
     T* halo = coefficients + 2 * At::kTokens * p.window * p.window;
-    for (int side = 0; side < 2; ++side) gather(p, tile, side, coefficients);
+    const int counted = counted_sides<T>(p, tile, At::kRows, At::kCols);
+    if (!counted)
+      return write_zeros<kThreads, 1>(p, tile, At::kRows, At::kCols, [&](int64_t at) {
+        store(p.gradient, p.features.dtype, at, T(0));
+      });
+    for (int side = 0; side < 2; ++side)
+      if (counted >> side & 1) gather(p, tile, side, coefficients);
 
     const int token = thread_index() / kSharers, sharer = thread_index() % kSharers;
     const int y = tile.y0 + token / At::kCols, x = tile.x0 + token % At::kCols;
@@ -39,7 +45,7 @@ struct AnyBackward {
     for (int pass = p.norms ? 0 : 1; pass < 2; ++pass) {
       for (int c0 = 0; c0 < p.features.channels; c0 += At::kChunk) {
         T sum[kShare] = {};
-        multiply_chunk(p, tile, c0, coefficients, halo, busy ? token : 0, sharer, sum);
+        multiply_chunk(p, tile, counted, c0, coefficients, halo, busy ? token : 0, sharer, sum);
         if (!writes) continue;
         for (int i = 0; i < kShare && c0 + sharer * kShare + i < p.features.channels; ++i) {
           const int c = c0 + sharer * kShare + i;
@@ -65,7 +71,7 @@ struct AnyBackward {
     return load<T>(gradient.g, gradient.type, at) * token_scale<T>(p, token);
   }
 
-  // Gathers the coefficients towards one side, with the other token's reciprocal norm.
+  // Gathers the coefficients towards a side that counts, with the other token's reciprocal norm.
   static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, T* coefficients) {
     const int K = p.window, positions = K * K;
     const Side side(p, tile, which);
@@ -74,7 +80,7 @@ struct AnyBackward {
       const int y = tile.y0 + token / At::kCols, x = tile.x0 + token % At::kCols;
       const int other_y = y + slot / K - K / 2, other_x = x + slot % K - K / 2;
       T g = 0;
-      if (side.exists && in_frame(p.grid, y, x) && in_frame(p.grid, other_y, other_x)) {
+      if (in_frame(p.grid, y, x) && in_frame(p.grid, other_y, other_x)) {
         const int64_t own = token_number(p.grid, side.pair, y, x);
         const int64_t other = token_number(p.grid, side.pair, other_y, other_x);
         if (side.as_query.g) g += coefficient(p, side.as_query, own, slot);
@@ -85,13 +91,13 @@ struct AnyBackward {
     }
   }
 
-  // sum += the products of this token's coefficients with both halos, for this thread's channels of the chunk.
-  static LGF_DEVICE void multiply_chunk(const Params& p, const Tile& tile, int c0, const T* coefficients, T* halo,
-                                        int token, int sharer, T (&sum)[kShare]) {
+  // sum += the products of this token's coefficients with the halos of the sides that count, for this thread's channels of the chunk.
+  static LGF_DEVICE void multiply_chunk(const Params& p, const Tile& tile, int counted, int c0, const T* coefficients,
+                                        T* halo, int token, int sharer, T (&sum)[kShare]) {
     const int K = p.window;
     for (int which = 0; which < 2; ++which) {
+      if (!(counted >> which & 1)) continue;  // for the whole block
       const Side side(p, tile, which);
-      if (!side.exists) continue;  // for the whole block
       sync_block();
       At::load_box(p.features, p.grid, tile.b, side.t, tile.y0 - K / 2, tile.x0 - K / 2, At::kRows + K - 1,
                    At::halo_cols(K), c0, halo);

@@ -65,15 +65,20 @@ struct BandBackward {
     const Halo halo{scales, scales + Extent::kHalo, reinterpret_cast<int*>(scales + 2 * Extent::kHalo)};
     const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
 
+    const int counted = counted_sides<float>(p, tile, Extent::kRows, band::kCols);
+    if (!counted)
+      return write_zeros<kThreads, 8>(p, tile, Extent::kRows, band::kCols, [&](int64_t at) {
+        store_piece(static_cast<Half*>(p.gradient) + at, {0, 0, 0, 0});
+      });
     band::locate_halo<Extent>(p.features, p.grid, tile, halo.offsets);
     sync_block();
     int started = 1;  // copies of the chunks held next, that fits beside the windows
-    copy_step(p, tile, {0, chunks < kHeldChunks ? chunks : kHeldChunks}, 0, halo.offsets, shared);
+    copy_step(p, tile, counted, {0, chunks < kHeldChunks ? chunks : kHeldChunks}, 0, halo.offsets, shared);
     Coefficients coefficients[2];
     LGF_NO_UNROLL  // half as much code
     for (int side = 0; side < 2; ++side) {
       coefficients[0] = coefficients[1];
-      gather(p, tile, side, shared, halo, coefficients[1]);
+      gather(p, tile, counted, side, shared, halo, coefficients[1]);
     }
     float factors[2][2];  // from the units of side 0 to those of side 1, and from those to none
     LGF_UNROLL
@@ -88,7 +93,7 @@ struct BandBackward {
       LGF_NO_UNROLL
       for (int first = 0; first < chunks; first += kHeldChunks) {
         const Held held{first, chunks - first < kHeldChunks ? chunks - first : kHeldChunks};
-        for (; started < kStages - 1; ++started) copy_step(p, tile, held, started, halo.offsets, shared);
+        for (; started < kStages - 1; ++started) copy_step(p, tile, counted, held, started, halo.offsets, shared);
         Sums sums[kHeldChunks] = {};
         LGF_UNROLL
         for (int n = 0; n < kHeldChunks; ++n) {
@@ -98,13 +103,13 @@ struct BandBackward {
             const int step = n * 2 + side;
             copy_wait<kStages - 2>();
             sync_block();  // this step's chunk is there, and that of the step before has been read by all
-            copy_step(p, tile, held, step + kStages - 1, halo.offsets, shared);
-            multiply_chunk(coefficients[side].a, shared + step % kStages * kStageBytes, sums[n]);
+            copy_step(p, tile, counted, held, step + kStages - 1, halo.offsets, shared);
+            if (counted >> side & 1) multiply_chunk(coefficients[side].a, shared + step % kStages * kStageBytes, sums[n]);
             if (kScaled) rescale(sums[n], factors[side]);
           }
         }
         sync_block();  // the last chunk has been read by all
-        copy_step(p, tile, held, held.count * 2 + kStages - 1, halo.offsets, shared);
+        copy_step(p, tile, counted, held, held.count * 2 + kStages - 1, halo.offsets, shared);
         copy_wait<0>();
         sync_block();  // the tile's own features are there
         if (p.norms && (pass == 0 || !twice)) owners.project(held, sums, shared);
@@ -120,19 +125,22 @@ struct BandBackward {
   }
 
  private:
-  // Begins to copy the features of a step. The steps after the last copy the tile's own features, two chunks each.
-  static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, const Held& held, int step, const int* offsets,
-                                   char* shared) {
+  // Begins to copy the features of a step; towards a side that does not count there are none. The steps after the last copy the
+  // tile's own features, two chunks each.
+  static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, int counted, const Held& held, int step,
+                                   const int* offsets, char* shared) {
     char* stage = shared + step % kStages * kStageBytes;
     const int n = step / 2, own = (step - held.count * 2) * 2;
-    if (n < held.count)
-      band::copy_chunk<Half, Extent, false>(p.features, p.grid, tile.b, tile.t + 1 - step % 2 * 2,
-                                            (held.first + n) * band::kChunk, offsets, stage);
-    else if (p.norms)
+    if (n < held.count) {
+      if (counted >> step % 2 & 1)
+        band::copy_chunk<Half, Extent, false>(p.features, p.grid, tile.b, tile.t + 1 - step % 2 * 2,
+                                              (held.first + n) * band::kChunk, offsets, stage);
+    } else if (p.norms) {
       LGF_NO_UNROLL
       for (int i = own; i < own + 2 && i < held.count; ++i)
         band::copy_chunk<Half, Extent, true>(p.features, p.grid, tile.b, tile.t, (held.first + i) * band::kChunk,
                                              offsets, own_chunk(held, i, shared));
+    }
     copy_commit();  // an empty group at the end, so that the number of groups shows how far the copies are
   }
 
@@ -162,12 +170,12 @@ struct BandBackward {
 
   // ---- coefficients ---------------------------------------------------------------------------
 
-  static LGF_DEVICE void gather(const Params& p, const Tile& tile, int which, char* shared, const Halo& halo,
-                                Coefficients& out) {
+  static LGF_DEVICE void gather(const Params& p, const Tile& tile, int counted, int which, char* shared,
+                                const Halo& halo, Coefficients& out) {
     const Side side(p, tile, which);
     band::Band g;
     band::clear(g);
-    if (side.exists) {
+    if (counted >> which & 1) {
       describe_halo(p, tile, side, halo);
       if (side.as_query.g) add_windows<false>(p, side, side.as_query, tile, shared, halo, g);
       if (side.as_key.g) add_windows<true>(p, side, side.as_key, tile, shared, halo, g);

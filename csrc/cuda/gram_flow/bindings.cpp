@@ -45,8 +45,8 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
                     const std::vector<double>& teacher_weights, const Shape& shape, Address kl,
                     std::optional<Address> g, int window, double temperature, const std::string& similarity,
                     const std::string& boundary, const std::string& divergence, bool backward, bool from_logits,
-                    const std::string& g_dtype, std::optional<Address> norms, std::optional<Address> workspace,
-                    int device, Address stream) {
+                    std::optional<Address> token_weight, const std::string& g_dtype, std::optional<Address> norms,
+                    std::optional<Address> workspace, int device, Address stream) {
   check_window(window, cuda::kMaxWindow);
   check_teachers(teachers, teacher_weights, temperature, window, from_logits);
   if (teachers.size() > cuda::kMaxTeachers)
@@ -67,6 +67,7 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
   call.exclude_boundary = parse_choice("boundary", boundary, "exclude", "zero");
   call.squared_error = parse_choice("divergence", divergence, "l2", "kl");
   call.temperature = temperature;
+  call.token_weight = pointer(token_weight);
   call.norms = parse_norms(norms, similarity);
   call.workspace = pointer(workspace);
   if (call.norms && !from_logits && !workspace) throw std::invalid_argument("workspace: needed for similarity 'cosine'");
@@ -79,16 +80,18 @@ void lgf_kl_forward(const TensorTuple& student, const std::vector<TensorTuple>& 
 
 void gram_backward(const TensorTuple& features, const Shape& shape, const std::optional<GradientTuple>& forward,
                    const std::optional<GradientTuple>& backward, Address grad, int window,
-                   const std::string& similarity, std::optional<Address> scales, std::optional<Address> scale,
-                   double factor, std::optional<Address> norms, int device, Address stream) {
+                   const std::string& similarity, std::optional<Address> scales, bool skip_zeros,
+                   std::optional<Address> scale, double factor, std::optional<Address> norms, int device,
+                   Address stream) {
   check_window(window, cuda::kMaxWindow);
+  if (skip_zeros && !scales) throw std::invalid_argument("scales: needed with skip_zeros");
   const auto parse = [](const std::optional<GradientTuple>& gradient) -> cuda::LogitGradientCall {
     if (!gradient) return {};
     const auto& [g, dtype] = *gradient;
     return {pointer(g), parse_dtype(dtype)};
   };
   cuda::backward({parse_grid(shape), window, parse_tensor(features), parse(forward), parse(backward),
-                  parse_norms(norms, similarity), pointer(scales), pointer(scale), factor, pointer(grad),
+                  parse_norms(norms, similarity), pointer(scales), skip_zeros, pointer(scale), factor, pointer(grad),
                   {device, stream}});
 }
 
@@ -100,15 +103,17 @@ const Family family([](py::module_& m) {
         "Logits (B, T-1, H, W, K*K) into `out`, 0 outside the frame, and the norms of the features into `norms`.");
   m.def("lgf_kl_forward", &lgf_kl_forward, "student"_a, "teachers"_a, "teacher_weights"_a, "shape"_a, "kl"_a, "g"_a,
         py::kw_only(), "window"_a, "temperature"_a, "similarity"_a, "boundary"_a, "divergence"_a, "backward"_a,
-        "from_logits"_a, "g_dtype"_a, "norms"_a, "workspace"_a, "device"_a, "stream"_a,
+        "from_logits"_a, "token_weight"_a, "g_dtype"_a, "norms"_a, "workspace"_a, "device"_a, "stream"_a,
         "Divergence per token (B, T-1, H, W) into `kl`; its gradient with respect to the student's logits into `g`, of\n"
         "type `g_dtype`, unless None; the student's norms into `norms`. With from_logits the teachers are cached logits of\n"
-        "K*K channels; otherwise `workspace` has room for the norms of each.");
+        "K*K channels; otherwise `workspace` has room for the norms of each. Tiles without any `token_weight` (B, T-1, H, W),\n"
+        "unless None, are zeros in `kl` and `g`, even where the features are NaN.");
   m.def("gram_backward", &gram_backward, "features"_a, "shape"_a, "forward"_a, "backward"_a, "grad"_a, py::kw_only(),
-        "window"_a, "similarity"_a, "scales"_a, "scale"_a, "factor"_a, "norms"_a, "device"_a, "stream"_a,
+        "window"_a, "similarity"_a, "scales"_a, "skip_zeros"_a, "scale"_a, "factor"_a, "norms"_a, "device"_a, "stream"_a,
         "Gradient of factor * scale * sum scales * g * logits into `grad` (B, T, H, W, C, the features' dtype), every\n"
         "element written once. `forward` and `backward` are (g, dtype of g) for the logits of that direction, or None;\n"
-        "`scales` (B, T-1, H, W) and `scale`, one number, are 1 if None.");
+        "`scales` (B, T-1, H, W) and `scale`, one number, are 1 if None. With skip_zeros tokens of scale 0 give nothing, in whole\n"
+        "tiles even where their g or the features are NaN.");
 });
 
 }  // namespace

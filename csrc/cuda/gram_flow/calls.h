@@ -23,6 +23,7 @@ struct ForwardCall {
   bool teachers_are_logits;
   bool exclude_boundary, squared_error;
   double temperature;
+  const void* token_weight;  // (B, T-1, H, W) in the accumulation type: where it is 0, tiles of zeros are written; or null
   void* norms;
   void* workspace;
   void* logits;  // the only output, unless null
@@ -44,6 +45,7 @@ struct BackwardCall {
   LogitGradientCall forward, backward;
   const void* norms;   // reciprocal ones, or null for similarity "dot"
   const void* scales;  // of tokens (B, T-1, H, W), or null
+  bool skip_zeros;     // tokens of scale 0 give nothing, in whole tiles even where their g or the features are NaN
   const void* scale;   // one number, or null
   double factor;
   void* gradient;

@@ -3,6 +3,7 @@
 
 #include "../common/norms.h"
 #include "calls.h"
+#include "counted.h"
 #include "divergence.h"
 
 namespace lgf {
@@ -27,6 +28,7 @@ struct ForwardParams {
   int count;
   Source sources[kMaxSources];
   Divergence divergence;
+  const void* token_weight;  // (B, T-1, H, W), by which tiles are skipped; or null
   void* logits;         // (B, T-1, H, W, K*K): the student's, the only output unless null
   void* values;         // (B, T-1, H, W)
   void* gradient;       // by the student's logits, (B, T-1, H, W, K, K+1), the last of a row undefined; or null
@@ -118,6 +120,17 @@ LGF_DEVICE void store_rows(const ForwardParams& p, const Tile& tile, int height,
   }
 }
 
+// Writes the gradient of a tile, if it is wanted, from slots. K and `kWindow` as for `finish`.
+template <int kThreads, int kWindow, class T>
+LGF_DEVICE void store_gradient(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch,
+                               const T* z) {
+  if (!p.gradient) return;
+  if constexpr (kWindow == 0)
+    store_slots<kThreads>(p, tile, height, width, K, pitch, z, p.gradient, p.gradient_type, K + 1);
+  else
+    store_rows<kThreads, kWindow>(p, tile, height, width, pitch, z, p.gradient, p.gradient_type);
+}
+
 // Writes the outputs of a tile from its slots. K is the window, and so is `kWindow`, or 0 if the compiler does not know it.
 template <int kThreads, int kWindow, class T>
 LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int width, int K, int pitch, const T* zT,
@@ -132,11 +145,27 @@ LGF_DEVICE void finish(const ForwardParams& p, const Tile& tile, int height, int
       static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = value;
   }
   sync_block();
-  if (!p.gradient) return;
-  if constexpr (kWindow == 0)
-    store_slots<kThreads>(p, tile, height, width, K, pitch, zS, p.gradient, p.gradient_type, K + 1);
-  else
-    store_rows<kThreads, kWindow>(p, tile, height, width, pitch, zS, p.gradient, p.gradient_type);
+  store_gradient<kThreads, kWindow>(p, tile, height, width, K, pitch, zS);
+}
+
+// Returns whether all tokens of a tile have weight 0.
+template <class T>
+LGF_DEVICE bool is_skipped(const ForwardParams& p, const Tile& tile, int height, int width) {
+  return p.token_weight && !any_counts<T>(p.token_weight, p.grid, pair_number(p.grid, tile.b, tile.t), tile.y0, tile.x0,
+                                          height, width);
+}
+
+// Writes the outputs of a skipped tile, zeros, by way of K*K numbers of shared memory.
+template <int kThreads, int kWindow, class T>
+LGF_DEVICE void finish_skipped(const ForwardParams& p, const Tile& tile, int height, int width, int K, T* zeros) {
+  for (int i = thread_index(); i < K * K; i += kThreads) zeros[i] = T(0);
+  for (int query = thread_index(); query < height * width; query += kThreads) {
+    const int y = tile.y0 + query / width, x = tile.x0 + query % width;
+    if (in_frame(p.grid, y, x))
+      static_cast<T*>(p.values)[token_number(p.grid, pair_number(p.grid, tile.b, tile.t), y, x)] = T(0);
+  }
+  sync_block();
+  store_gradient<kThreads, kWindow>(p, tile, height, width, K, 0, zeros);
 }
 
 }  // namespace cuda

@@ -51,6 +51,8 @@ struct AnyForward {
     T* zT = halo + At::halo(K) * At::kPitch;
     T* zS = zT + At::kTokens * positions;
 
+    if (is_skipped<T>(p, tile, At::kRows, At::kCols))
+      return finish_skipped<kThreads, 0>(p, tile, At::kRows, At::kCols, K, zS);
     if (p.cached) fuse_cached<kThreads>(p, tile, At::kRows, At::kCols, K, positions, zT);
     for (int m = p.cached ? p.count - 1 : 0; m < p.count; ++m) {
       const Tensor& f = p.sources[m].tensor;

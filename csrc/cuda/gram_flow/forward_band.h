@@ -58,6 +58,7 @@ struct BandForward {
     float* norms = zT + Extent::kTokens * kPitch;  // of the halo, where 0 is a token outside the frame, and of the tile
     int* offsets = reinterpret_cast<int*>(norms + kNorms);
 
+    if (is_skipped<float>(p, tile, Extent::kRows, band::kCols)) return skip(p, tile, norms, zS);
     if (p.cached) fuse_cached<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT);
     band::Band z;
     band::clear(z);
@@ -94,6 +95,17 @@ struct BandForward {
   }
 
  private:
+  // Writes zeros, and the norms that others read of the tile's tokens as well.
+  static LGF_DEVICE void skip(const Params& p, const Tile& tile, float* norms, float* zeros) {
+    if (p.kept_norms) {
+      LGF_NO_UNROLL
+      for (int of_keys = 0; of_keys <= keeps_keys(p, tile); ++of_keys) take_norms(p, tile, of_keys, norms);
+      sync_block();  // the norms of skipped tokens are there
+      keep_norms(p, tile, norms);
+    }
+    finish_skipped<kThreads, band::kWindow>(p, tile, Extent::kRows, band::kCols, band::kWindow, zeros);
+  }
+
   static LGF_DEVICE void begin(const Params& p, const Tile& tile, int m, int* offsets) {
     sync_block();  // all have copied the first chunk of a source of one chunk
     band::locate_halo<Extent>(p.sources[m].tensor, p.grid, tile, offsets);
@@ -187,10 +199,32 @@ struct BandForward {
     }
   }
 
-  // Stores those of the queries, and of the keys as well if their frame holds no queries at all.
+  // Writes the student's norms of the tile's tokens, without any product of the band, to where `keep_norms` reads them: of the
+  // queries, or of the keys at the same places.
+  static LGF_DEVICE void take_norms(const Params& p, const Tile& tile, bool of_keys, float* norms) {
+    constexpr int kLanes = 8;  // of a token: a line of 128 bytes at a time
+    const Tensor& f = p.sources[p.count - 1].tensor;
+    const int t = of_keys ? key_frame(p, tile) : query_frame(p, tile);
+    LGF_NO_UNROLL
+    for (int first = 0; first < Extent::kTokens; first += kThreads / kLanes) {
+      const int token = first + thread_index() / kLanes;
+      const int y = tile.y0 + token / band::kCols, x = tile.x0 + token % band::kCols;
+      const bool inside = in_frame(p.grid, y, x);
+      const float part = inside ? part_of_squares_in_pieces<float, kLanes>(f, offset(f, tile.b, t, y, x)) : 0.0f;
+      const float sum = sum_of_neighbours<kLanes>(part);
+      if (thread_index() % kLanes == 0) norms[of_keys ? band::opposite(token) : Extent::kHalo + token] = reciprocal(sum);
+    }
+  }
+
+  // Returns whether no tile has the keys of this one as queries.
+  static LGF_DEVICE bool keeps_keys(const Params& p, const Tile& tile) {
+    return key_frame(p, tile) == (p.backward ? 0 : p.grid.frames - 1);
+  }
+
+  // Stores those of the queries, and of the keys as well if no other tile does.
   static LGF_DEVICE void keep_norms(const Params& p, const Tile& tile, const float* norms) {
     float* kept = static_cast<float*>(p.kept_norms);
-    const bool keys_too = key_frame(p, tile) == (p.backward ? 0 : p.grid.frames - 1);
+    const bool keys_too = keeps_keys(p, tile);
     for (int token = thread_index(); token < Extent::kTokens; token += kThreads) {
       const int y = tile.y0 + token / band::kCols, x = tile.x0 + token % band::kCols;
       const int64_t video = int64_t(tile.b) * p.grid.frames;

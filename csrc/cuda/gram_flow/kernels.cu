@@ -27,6 +27,7 @@ ForwardParams forward_params(const ForwardCall& call) {
     const bool student = m == call.teacher_count;
     p.sources[m] = {student ? call.student : call.teachers[m], nullptr, student ? 1.0 : call.weights[m]};
   }
+  p.token_weight = call.token_weight;
   p.divergence = {call.exclude_boundary, call.squared_error, 1 / call.temperature};
   p.logits = call.logits;
   p.values = call.values;
@@ -131,6 +132,7 @@ BackwardParams backward_params(const BackwardCall& call) {
           direction(call.forward),
           direction(call.backward),
           call.scales,
+          call.skip_zeros ? call.scales : nullptr,
           call.scale,
           call.factor,
           call.gradient};
