@@ -1,4 +1,5 @@
-// Packing: one image row of features becomes a packed row of floats (layout.h), normalised on the way.
+// Image rows of features as the products read them: packed rows of floats (layout.h), normalised on the way, and rows of queries
+// also where they lie.
 #pragma once
 
 #include "../common/pack.h"
@@ -35,7 +36,8 @@ struct QueryRow {
   const T* factors;
 };
 
-// Rows of queries: read where they lie if they have the form for it, because a row is read by its windows' K rows only; else packed.
+// Rows of queries, read where they lie if they have the form for it. Keys are always packed: their tiles need distances that are
+// known to the compiler, and zeros beside the frame.
 template <class T>
 class Queries {
  public:
@@ -44,7 +46,7 @@ class Queries {
         packed_(arena.take<T>(layout.query_row_size())),
         factors_(arena.take<T>(layout.cols)) {}
 
-  // Row (b, t, y) of `f`, times `weight` and, unless null, the `norms` of its tokens.
+  // Returns row (b, t, y) of `f`, times `weight` and, unless null, the `norms` of its tokens.
   QueryRow<T> row(const Tensor& f, const T* norms, int64_t b, int64_t t, int64_t y, T weight) {
     const bool in_place = whole_panels(f) && (!norms || moderate(norms));
     if (!in_place) {
@@ -56,14 +58,14 @@ class Queries {
   }
 
  private:
-  // Whether no conversion and no channels of 0 are needed. At a distance of pages all tokens of a tile would share a few lines
+  // Returns whether no conversion and no channels of 0 are needed. At a distance of pages all tokens of a tile would share a few lines
   // of the first cache.
   static bool whole_panels(const Tensor& f) {
     constexpr DType kOwn = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
     return f.dtype == kOwn && f.channels % kPanel<T> == 0 && f.stride[3] * static_cast<int64_t>(sizeof(T)) % 4096 != 0;
   }
 
-  // Whether no product of a token that is not yet normalised overflows. False for NaN.
+  // Returns whether no product of a token that is not yet normalised overflows. False for NaN.
   bool moderate(const T* norms) const {
     bool all = true;
     for (int64_t x = 0; x < layout_.cols; ++x) all &= norms[x] > T(1e-15);
