@@ -49,8 +49,13 @@ def normalised_gradient(upstream: Tensor, unit: Tensor, norm: Tensor | None) -> 
     return torch.addcmul(upstream, radial, unit, value=-1).div_(norm.clamp_min(EPS))
 
 
+def largest_of(weight: Tensor) -> Tensor:
+    """Return the largest weight, 0 of none."""
+    return weight.amax() if weight.numel() else weight.new_zeros(())
+
+
 def relative_weight(
-    weight: Tensor | None, dtype: torch.dtype, reduction: str, largest: Callable[[Tensor], Tensor] | None = None
+    weight: Tensor | None, dtype: torch.dtype, reduction: str, largest: Callable[[Tensor], Tensor] = largest_of
 ) -> Tensor | None:
     """Return weights in the accumulation type; for "mean", where only their ratios count, with the largest near 1.
 
@@ -61,13 +66,8 @@ def relative_weight(
         return None
     if reduction == "mean" and weight.is_floating_point():
         weight = weight if weight.dtype == torch.float64 else weight.to(dtype)
-        weight = weight / power_of_2_below((largest or largest_of)(weight))
+        weight = weight / power_of_2_below(largest(weight))
     return weight.to(dtype)
-
-
-def largest_of(weight: Tensor) -> Tensor:
-    """Return the largest weight, 0 of none."""
-    return weight.amax() if weight.numel() else weight.new_zeros(())
 
 
 def power_of_2_below(number: Tensor) -> Tensor:
