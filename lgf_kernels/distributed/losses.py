@@ -212,6 +212,7 @@ def sharded_point_correspondence_loss(
     dtype = accumulate_dtype(features)
     if weight is not None:
         _must_have_shape(here, "weight", weight, shape, "(B, N, T)")
+        checks.real(here, "weight", weight)
         check_where_readable(checks.nonnegative, here, "weight", weight)
     queries_inside(here, queries, features.new_empty((1, *shards.grid, 1), device="meta"))
     frame = queries[..., 0]
@@ -283,7 +284,7 @@ def _shared_weight(function: str, token_weight, dtype: torch.dtype, reduction: s
     """Return the weights of this process's tokens as the losses use them, relative to the largest of all processes."""
     if token_weight is None:
         return None
-    checks.tensor(function, "token_weight", token_weight)
+    checks.real(function, "token_weight", checks.tensor(function, "token_weight", token_weight))
     check_where_readable(checks.nonnegative, function, "token_weight", token_weight)
     return relative_weight(token_weight, dtype, reduction, lambda weight: largest_of_all(weight, group))
 

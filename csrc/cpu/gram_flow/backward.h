@@ -115,7 +115,7 @@ class Neighbour {
     const int64_t steps = gather_steps(layout_);
     ahead_[0].begin(call.features, call.grid, side.b, side.frame, y + layout_.radius + 1, steps);
     ahead_[1].begin(call.features, call.grid, side.b, side.own, y + 1, steps);
-    gather_row<T>(layout_, rows, out, ahead_[0], ahead_[1]);
+    gather_row<T>(layout_, rows, out, ahead_);
     return true;
   }
 
@@ -165,9 +165,11 @@ struct GramBackwardBuffers {
         gradient(arena.take<T>(layout.query_row_size())) {}
 };
 
-// Writes the gradient of row (b, t, y) from a packed row, or zeros without one, to the contiguous output.
+// Writes the gradient of row (b, t, y) from a packed row, or zeros without one, to the contiguous output. `norms`: of the row, or
+// null where features are not normalised.
 template <class T>
-void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, const RowIndex& at, const T* norms, const T* gradient) {
+void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, const RowIndex& at, const T* norms,
+                        const T* gradient) {
   const Tensor& f = call.features;
   const int64_t panel_stride = layout.cols * kPanel<T>;
   with_storage_type(f.dtype, [&](auto tag) {
@@ -177,11 +179,12 @@ void write_gradient_row(const GramBackwardCall& call, const Layout<T>& layout, c
     if (!gradient) return clear(target, layout.cols * f.channels);
     for_each_group<T>(layout.cols, [&](int64_t x, int64_t count) {
       const T* group = gradient + x * kPanel<T>;
+      Storage* tokens = target + x * f.channels;
       if (norms)
-        normalisation_backward<T>(token_address<Storage>(f, at.b, at.t, at.y, x), f.stride[3], count, f.channels,
-                                  load_some<T>(norms + x, count), group, panel_stride, target + x * f.channels);
-      for (int64_t i = 0; i < count && !norms; ++i)
-        unpack_token<T>(group + i * kPanel<T>, panel_stride, f.channels, target + (x + i) * f.channels);
+        return normalisation_backward<T>(token_address<Storage>(f, at.b, at.t, at.y, x), f.stride[3], count, f.channels,
+                                         load_some<T>(norms + x, count), group, panel_stride, tokens);
+      for (int64_t i = 0; i < count; ++i)
+        unpack_token<T>(group + i * kPanel<T>, panel_stride, f.channels, tokens + i * f.channels);
     });
   });
 }
@@ -202,9 +205,9 @@ void gram_backward(const GramBackwardCall& call) {
       clear(buffers.gradient, layout.query_row_size());
       const bool by_next = buffers.next.add_row(call, buffers.norms, next, at.y, buffers.gradient);
       const bool by_previous = buffers.previous.add_row(call, buffers.norms, previous, at.y, buffers.gradient);
-      const bool any = by_next || by_previous;
-      write_gradient_row<T>(call, layout, at, any ? buffers.norms.row(call.features, 0, at.b, at.t, at.y) : nullptr,
-                            any ? buffers.gradient : nullptr);
+      const T* gradient = by_next || by_previous ? buffers.gradient : nullptr;
+      const T* norms = gradient ? buffers.norms.row(call.features, 0, at.b, at.t, at.y) : nullptr;
+      write_gradient_row<T>(call, layout, at, norms, gradient);
     }
   };
   const auto cost = [&](int64_t row) {

@@ -199,7 +199,8 @@ void lgf_kl_forward(const LgfKlCall& call) {
           clear_row<T>(call, layout, row * layout.cols);
           continue;
         }
-        gram.row(call.student, buffers.norms, student, call.window, first.b, first.t, first.y + i, T(1), false, buffers.student_planes);
+        gram.row(call.student, buffers.norms, student, call.window, first.b, first.t, first.y + i, T(1), false,
+                 buffers.student_planes);
         T* teacher_planes = buffers.teacher_planes + i * layout.planes_size();
         clear_outside<T>(layout, first.y + i, teacher_planes);
         clear_outside<T>(layout, first.y + i, buffers.student_planes);

@@ -74,7 +74,7 @@ GatherTile<T> gather_tile_for(int offsets, std::integer_sequence<int, I...>) {
 
 // Adds to some panels of a row, from number p on.
 template <class T, int Panels>
-void gather_panels(const Layout<T>& layout, const WindowRows<T>& rows, int64_t p, T* out, RowAhead& one, RowAhead& two) {
+void gather_panels(const Layout<T>& layout, const WindowRows<T>& rows, int64_t p, T* out, RowAhead (&ahead)[2]) {
   for_each_offset_group(layout.K, kMaxGatherOffsets, [&](int first, int offsets) {
     constexpr std::make_integer_sequence<int, kMaxGatherOffsets> sizes;
     const GatherTile<T> tile = gather_tile_for<T, kTileTokens, Panels>(offsets, sizes);
@@ -83,7 +83,7 @@ void gather_panels(const Layout<T>& layout, const WindowRows<T>& rows, int64_t p
     for (int64_t x = 0; x < layout.cols; x += x < whole ? kTileTokens : 1) {
       (x < whole ? tile : single)(layout, rows, (p * layout.key_tokens() + x + first) * kPanel<T>,
                                   x * layout.positions() + first, out + (p * layout.cols + x) * kPanel<T>);
-      one.step(), two.step();
+      ahead[0].step(), ahead[1].step();
     }
   });
 }
@@ -97,11 +97,11 @@ int64_t gather_steps(const Layout<T>& layout) {
 
 // `out` is a packed row without halo; every panel of it is added to.
 template <class T>
-void gather_row(const Layout<T>& layout, const WindowRows<T>& rows, T* out, RowAhead& one, RowAhead& two) {
+void gather_row(const Layout<T>& layout, const WindowRows<T>& rows, T* out, RowAhead (&ahead)[2]) {
   int64_t p = 0;
   for (; p + kGatherPanels <= layout.panels; p += kGatherPanels)
-    gather_panels<T, kGatherPanels>(layout, rows, p, out, one, two);
-  for (; p < layout.panels; ++p) gather_panels<T, 1>(layout, rows, p, out, one, two);
+    gather_panels<T, kGatherPanels>(layout, rows, p, out, ahead);
+  for (; p < layout.panels; ++p) gather_panels<T, 1>(layout, rows, p, out, ahead);
 }
 
 }  // namespace

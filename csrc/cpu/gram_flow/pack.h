@@ -27,7 +27,8 @@ void pack_row(const Tensor& f, const Layout<T>& layout, const T* norms, int64_t 
   });
 }
 
-// A row of queries as the products read it. Channel c of token x is data[x * token_stride + c / kPanel * panel_stride + c % kPanel].
+// A row of queries as the products read it. Channel c of token x is
+//     data[x * token_stride + c / kPanel * panel_stride + c % kPanel]
 // In place, its products are to be multiplied by factors[x]; packed, `factors` is null.
 template <class T>
 struct QueryRow {
@@ -58,8 +59,8 @@ class Queries {
   }
 
  private:
-  // Returns whether no conversion and no channels of 0 are needed. At a distance of pages all tokens of a tile would share a few lines
-  // of the first cache.
+  // Returns whether no conversion and no channels of 0 are needed. At a distance of pages all tokens of a tile would share a few
+  // lines of the first cache.
   static bool whole_panels(const Tensor& f) {
     constexpr DType kOwn = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
     return f.dtype == kOwn && f.channels % kPanel<T> == 0 && f.stride[3] * static_cast<int64_t>(sizeof(T)) % 4096 != 0;

@@ -91,7 +91,8 @@ struct AnyBackward {
     }
   }
 
-  // sum += the products of this token's coefficients with the halos of the sides that count, for this thread's channels of the chunk.
+  // sum += the products of this token's coefficients with the halos of the sides that count, for this thread's channels of the
+  // chunk.
   static LGF_DEVICE void multiply_chunk(const Params& p, const Tile& tile, int counted, int c0, const T* coefficients,
                                         T* halo, int token, int sharer, T (&sum)[kShare]) {
     const int K = p.window;

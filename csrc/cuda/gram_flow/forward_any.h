@@ -17,6 +17,8 @@ struct AnyTile {
   static constexpr int kChunk = 64 / static_cast<int>(sizeof(T));
   static constexpr int kPitch = kChunk + 16 / static_cast<int>(sizeof(T));  // of a token: neighbours in other banks
 
+  static_assert(kCols + kMaxWindow - 1 <= 32, "a warp reads a row of the weights that a tile's windows reach");
+
   static LGF_HOST_DEVICE int halo_cols(int K) { return kCols + K - 1; }
   static LGF_HOST_DEVICE int halo(int K) { return (kRows + K - 1) * halo_cols(K); }
 
