@@ -123,7 +123,11 @@ def run(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
         torch.set_num_threads(arguments.threads)
     if arguments.device.startswith("cuda:"):
         torch.cuda.set_device(arguments.device)  # events, streams and torch's sleep are those of the current device
-    timing.use_clock(arguments.clock)
+    with timing.use_clock(arguments.clock):
+        return _job(arguments, broken)
+
+
+def _job(arguments: argparse.Namespace, broken: dict[str, str]) -> int:
     job = next((what for what in arguments.what if what in JOBS), None)
     if job is None:
         return runner.run_cases(arguments, chosen_cases(arguments), broken)

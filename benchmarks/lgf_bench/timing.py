@@ -8,7 +8,8 @@ takes no time.
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -26,10 +27,15 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _clock = "wall"
 
 
-def use_clock(name: str) -> None:
-    """Set the clock of this whole process, as `torch.set_num_threads` sets its threads."""
+@contextmanager
+def use_clock(name: str) -> Iterator[None]:
+    """Measure by a clock of a CPU until the block ends; whoever measures next in this process has the one from before."""
     global _clock
-    _clock = name
+    before, _clock = _clock, name
+    try:
+        yield
+    finally:
+        _clock = before
 
 
 def clock_in_use(device: str) -> str:

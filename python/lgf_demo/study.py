@@ -87,7 +87,6 @@ def _of(rows: list[dict], key: dict) -> list[dict]:
 
 def run(folder: Path, settings: Settings, losses: list[str], backend: str | None) -> Iterator[str]:
     """Make what is missing; yield the name of each run and cost when its row is on disk."""
-    use_clock("cpu")  # one thread, on machines that may be busy with other things
     runs, costs = missing(folder, settings, losses)
     world = None
     for name, seed in runs:
@@ -108,7 +107,8 @@ def cost_of(name: str, settings: Settings, backend: str | None) -> dict:
     """Return time and peak memory of a loss and its gradient, as `lgf bench` measures them, on the backend that is taken here."""
     case = LOSSES[name].case(settings.cost_shape)
     chosen = backend or next(one for one in runnable(case) if one in BACKENDS)
-    seconds = interleaved({name: provider(chosen, case)}, case, range(settings.rounds))[name]["both"]
+    with use_clock("cpu"):  # one thread, on machines that may be busy with other things
+        seconds = interleaved({name: provider(chosen, case)}, case, range(settings.rounds))[name]["both"]
     return {"provider": chosen, "clock": "cpu"} | spread(seconds) | {"peak_bytes": peak_memory(case, chosen)}
 
 

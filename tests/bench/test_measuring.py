@@ -231,14 +231,17 @@ def test_the_cpu_clock_does_not_count_waiting(wall):
         time.sleep(0.05)
         return student.sum()
 
-    timing.use_clock("cpu")
-    try:
+    with timing.use_clock("cpu"):
         assert timing.clock_in_use("cpu") == "cpu" and timing.clock_in_use("cuda:0") == "events"
         seconds = timing.interleaved({"a": function}, SMALL["small-lgf"], range(3))
         assert timing.first_call(lambda: wall.move(3.0), "cpu")[1] == 3.0, "compilers work in other processes"
-    finally:
-        timing.use_clock("wall")
     assert 0 < min(seconds["a"]["both"]) < 0.05
+
+
+def test_a_clock_is_that_of_a_block_even_if_it_fails(wall):
+    with pytest.raises(ValueError), timing.use_clock("cpu"):
+        raise ValueError
+    assert timing.clock_in_use("cpu") == "wall"
 
 
 def test_the_first_call_is_timed_without_making_its_inputs(monkeypatch, ceiling, wall):
