@@ -71,15 +71,12 @@ def relative_weight(
 
 
 def power_of_2_below(number: Tensor) -> Tensor:
-    """Return the largest power of 2 <= a number >= 0 of float32 or float64; at least the smallest normal one, inf for inf, NaN.
+    """Return the largest power of 2 <= a number >= 0; at least the smallest normal one, NaN for inf and NaN.
 
-    It is the number without its mantissa: exact on every device.
+    By functions that torch.vmap and torch.compile know in every version of torch that we promise, and exact where quotients are.
     """
-    integer, exponent = {
-        torch.float32: (torch.int32, 0x7F80_0000),
-        torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
-    }[number.dtype]
-    return (number.view(integer) & exponent).view(number.dtype).clamp_min(torch.finfo(number.dtype).tiny)
+    number = number.clamp_min(torch.finfo(number.dtype).tiny)
+    return number / (2 * torch.frexp(number).mantissa)
 
 
 def reduce_videos(losses: Tensor, reduction: str) -> Tensor:

@@ -55,7 +55,10 @@ def with_exact_ties(features: Tensor, window: int | None) -> Tensor:
 def used_weight(queries: Tensor, weight: Tensor | None, frames: int, dtype: torch.dtype, reduction: str) -> Tensor:
     """w, (B, N, T), 1 if None; 0 in a query's own frame. Contiguous, so that strides decide no order of a sum."""
     elsewhere = queries[..., :1] != torch.arange(frames, device=queries.device)
-    weight = elsewhere if weight is None else torch.where(elsewhere, weight, 0)
+    if weight is None:
+        weight = elsewhere
+    else:  # torch.where of torch 2.11 takes no uint16, uint32 or uint64
+        weight = torch.where(elsewhere, weight if weight.is_floating_point() else weight.to(dtype), 0)
     return relative_weight(weight, dtype, reduction).contiguous()
 
 
