@@ -87,7 +87,7 @@ def halo_exchange(
     for number, (lo, hi) in enumerate(need):
         if sum(max(0, min(hi, b) - max(lo, a)) for a, b in have) != max(hi - lo, 0):
             raise ValueError(f"{here}: need[{number}] = {(lo, hi)} is not all in what the processes have: {have}.")
-    if tensor.device.type != "cpu" and _anyone_idle(have, need):
+    if tensor.device.type != "cpu" and anyone_idle(have, need):
         # NCCL connects a group at its first call, which all of its processes must make.
         summed(torch.zeros(1, device=tensor.device), group)
     return _Exchange.apply(tensor, dim, have, need, rank, group)
@@ -103,7 +103,7 @@ def _ranges(function: str, name: str, ranges: Sequence[Range]) -> list[Range]:
     return found
 
 
-def _anyone_idle(have: list[Range], need: list[Range]) -> bool:
+def anyone_idle(have: list[Range], need: list[Range]) -> bool:
     """Return whether a process has nothing to send or receive."""
     busy = set()
     for one, (lo, hi) in enumerate(need):

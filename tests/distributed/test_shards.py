@@ -14,6 +14,7 @@ import torch.distributed as dist
 from support.messages import check
 
 from lgf_kernels import distributed
+from lgf_kernels.distributed.exchange import anyone_idle
 from lgf_kernels.distributed.losses import pair_owners
 
 from .cases import GRID, KINDS, OPTIONS, WORLD
@@ -112,6 +113,13 @@ def test_every_pair_of_parts_has_one_owner_and_all_have_as_many():
         assert torch.equal(owners, owners.T)
         counts = owners.flatten().bincount(minlength=ranks)
         assert counts.max() - counts.min() <= 8 and counts.sum() == 4 * ranks**2
+
+
+def test_a_process_without_anything_to_exchange_is_seen():
+    """NCCL connects a group at its first call, which such a process would not make."""
+    held = [(0, 2), (2, 4), (4, 4)]
+    assert anyone_idle(held, [(0, 3), (2, 4), (4, 4)]) and anyone_idle(held, held)
+    assert not anyone_idle(held, [(0, 3), (2, 4), (3, 4)])
 
 
 @pytest.fixture
