@@ -5,14 +5,17 @@ back and are added in the order of the processes, in the accumulation type: two 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..core import checks
 from ..core.numerics import accumulate_dtype, largest_of
+from .shards import integers
 
 Range = tuple[int, int]
 
@@ -23,6 +26,11 @@ def ranks_of(function: str, group) -> tuple[int, int]:
         raise RuntimeError(
             f"{function}: there is no process group. Start the program with torchrun and call "
             "torch.distributed.init_process_group() first."
+        )
+    if not (group is None or isinstance(group, dist.ProcessGroup) or group == dist.GroupMember.NON_GROUP_MEMBER):
+        raise TypeError(
+            f"{function}: `group` must be a process group or None, got {type(group).__name__}. Make it with "
+            "torch.distributed.new_group(ranks); a DeviceMesh has get_group(name)."
         )
     rank = dist.get_rank(group)
     if rank < 0:
@@ -43,7 +51,8 @@ def halo_exchange(
         have: for each process of the group, the range [lo, hi) of places it holds; the same list everywhere.
         need: for each process, the range that it gets; inside of what all together hold. It may be wider than neighbours
             have, or empty.
-        group: of processes; the default group if None. All of its processes must make the call, and its backward.
+        group: of processes; the default group if None. All of its processes must make the call, and its backward, in the
+            same order as other calls.
 
     Returns:
         The places `need[rank]`. Its gradient goes back to the processes that hold them, added in the order of ranks.
@@ -58,7 +67,10 @@ def halo_exchange(
     """
     here = "halo_exchange"
     rank, ranks = ranks_of(here, group)
-    have, need = [tuple(each) for each in have], [tuple(each) for each in need]
+    checks.tensor(here, "tensor", tensor)
+    if not -tensor.ndim <= checks.integer(here, "dim", dim) < tensor.ndim:
+        raise ValueError(f"{here}: `dim` must be a dimension of `tensor`, which has {tensor.ndim}, got {dim}.")
+    have, need = _ranges(here, "have", have), _ranges(here, "need", need)
     if not len(have) == len(need) == ranks:
         raise ValueError(
             f"{here}: `have` and `need` must have a range for each of the group's {ranks} processes, got {len(have)} and "
@@ -75,7 +87,33 @@ def halo_exchange(
     for number, (lo, hi) in enumerate(need):
         if sum(max(0, min(hi, b) - max(lo, a)) for a, b in have) != max(hi - lo, 0):
             raise ValueError(f"{here}: need[{number}] = {(lo, hi)} is not all in what the processes have: {have}.")
+    if tensor.device.type != "cpu" and anyone_idle(have, need):
+        # NCCL connects a group at its first call, which all of its processes must make.
+        summed(torch.zeros(1, device=tensor.device), group)
     return _Exchange.apply(tensor, dim, have, need, rank, group)
+
+
+def _ranges(function: str, name: str, ranges: Sequence[Range]) -> list[Range]:
+    found = [integers(function, name, each) for each in ranges] if isinstance(ranges, Iterable) else [()]
+    if any(len(each) != 2 for each in found):
+        raise ValueError(
+            f"{function}: `{name}` must be pairs (lo, hi), one for each process, got {ranges!r}. For two processes with three "
+            "places each: [(0, 3), (3, 6)]."
+        )
+    return found
+
+
+def anyone_idle(have: list[Range], need: list[Range]) -> bool:
+    """Return whether a process has nothing to send or receive."""
+    busy = set()
+    for one, (lo, hi) in enumerate(need):
+        busy |= {
+            rank
+            for other, (a, b) in enumerate(have)
+            if one != other and max(a, lo) < min(b, hi)
+            for rank in (one, other)
+        }
+    return len(busy) < len(have)
 
 
 def gather(tensor: Tensor, dim: int, bounds: Sequence[int], group: dist.ProcessGroup | None = None) -> Tensor:
@@ -86,6 +124,13 @@ def gather(tensor: Tensor, dim: int, bounds: Sequence[int], group: dist.ProcessG
         dim, group: as in `halo_exchange`.
         bounds: one more than there are processes, from 0 to the size of the whole.
     """
+    ranks = ranks_of("gather", group)[1]
+    bounds = integers("gather", "bounds", bounds)
+    if len(bounds) != ranks + 1:
+        raise ValueError(
+            f"gather: `bounds` must be {ranks + 1} places for the group's {ranks} processes, got {bounds}. Give where each part "
+            "begins, and the size of the whole."
+        )
     have = list(itertools.pairwise(bounds))
     return halo_exchange(tensor, dim, have, [(bounds[0], bounds[-1])] * len(have), group)
 
@@ -132,15 +177,23 @@ def transfers(part: Tensor, have: list[Range], want: list[Range], rank: int, gro
         if first < last and other != rank:
             values = part[first - mine_lo : last - mine_lo].contiguous()
             work.append(dist.P2POp(dist.isend, values, _peer(group, other), group))
-    try:
+    with explained():
         for request in dist.batch_isend_irecv(work) if work else ():
             request.wait()
+    yield from received
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what it means that the processes did not come together."""
+    try:
+        yield
     except RuntimeError as error:
         raise RuntimeError(
             "lgf_kernels.distributed: an exchange with the other processes failed. One of them has ended, or has not made the "
-            f"same call within the timeout that init_process_group was given; its own message says why. ({error})"
+            "same call within the timeout of the group, that of init_process_group or new_group; its own message says why. "
+            f"({error})"
         ) from error
-    yield from received
 
 
 def _peer(group, rank: int) -> int:
@@ -164,11 +217,13 @@ class AllReduce(torch.autograd.Function):
 def largest_of_all(weight: Tensor, group) -> Tensor:
     """Return the largest of the weights of all processes."""
     largest = largest_of(weight.detach()).clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    with explained():
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     return largest
 
 
 def summed(tensor: Tensor, group) -> Tensor:
     total = tensor.detach().clone()
-    dist.all_reduce(total, group=group)
+    with explained():
+        dist.all_reduce(total, group=group)
     return total

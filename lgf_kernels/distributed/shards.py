@@ -11,7 +11,7 @@ The loss runs on a canvas of whole frames, or rows, that holds part and halo. Wh
 weight 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.checks import integer
+from ..core.checks import size as checked_size
 
 Range = tuple[int, int]
 
@@ -39,14 +40,10 @@ class Shards:
 
     def __post_init__(self):
         name = type(self).__name__
-        grid = tuple(integer(name, "grid", size) for size in self.grid)
-        bounds = tuple(integer(name, "bounds", place) for place in self.bounds)
+        grid = _checked_grid(name, self.grid)
+        bounds = integers(name, "bounds", self.bounds)
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "bounds", bounds)
-        if len(grid) != 3 or min(grid) < 1:
-            raise ValueError(
-                f"{name}: `grid` must be three sizes of at least 1, frames, rows and columns; got {self.grid}."
-            )
         if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != self.size or list(bounds) != sorted(bounds):
             raise ValueError(
                 f"{name}: `bounds` must ascend from 0 to {self.size}, the {name.lower()} of the whole, with one more than there "
@@ -56,8 +53,9 @@ class Shards:
     @classmethod
     def even(cls, grid: Sequence[int], ranks: int) -> "Shards":
         """Cut a video into parts as equal as possible, the larger ones first."""
-        size = cls.size_of(tuple(grid))
-        return cls(tuple(grid), tuple(size // ranks * k + min(k, size % ranks) for k in range(ranks + 1)))
+        grid, ranks = _checked_grid(cls.__name__, grid), checked_size(cls.__name__, "ranks", ranks)
+        size = cls.size_of(grid)
+        return cls(grid, tuple(size // ranks * k + min(k, size % ranks) for k in range(ranks + 1)))
 
     @property
     def ranks(self) -> int:
@@ -97,6 +95,21 @@ class Shards:
     def on_canvas(self, values: Tensor, rank: int, radius: int, direction: str) -> Tensor:
         """Bring values of the queries (B, ..., K) to the queries of the canvas (B, T - 1, H, W, K), 0 elsewhere."""
         raise NotImplementedError
+
+
+def _checked_grid(function: str, grid: Sequence[int]) -> tuple[int, int, int]:
+    sizes = integers(function, "grid", grid)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(
+            f"{function}: `grid` must be three sizes of at least 1, frames, rows and columns; got {sizes}."
+        )
+    return sizes
+
+
+def integers(function: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{function}: `{name}` must be a sequence of integers, got {type(values).__name__} {values!r}.")
+    return tuple(integer(function, name, value) for value in values)
 
 
 class Frames(Shards):

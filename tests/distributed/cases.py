@@ -36,13 +36,14 @@ OPTIONS = {
 
 
 def bounds_of(kind, ranks: int) -> dict[str, distributed.Shards]:
-    """Even parts; nearly all in the first one, with empty ones behind it; and the reverse."""
+    """Even parts; nearly all in the first one, with empty ones behind it; the reverse; and all in the first one."""
     size = kind.size_of(GRID)
     places = (0, *[size - 1] * (ranks - 1), size)
     return {
         "even": kind.even(GRID, ranks),
         "uneven": kind(GRID, places),
         "reversed": kind(GRID, tuple(size - place for place in reversed(places))),
+        "alone": kind(GRID, (0, *[size] * ranks)),
     }
 
 
@@ -127,6 +128,33 @@ def points(shards, rank, group, count: int, weighted: bool, reduction: str, **op
     return share, part, loss.detach(), whole.grad
 
 
+def rounded(ranks: int, rank, group) -> float:
+    """How many times the error of one process, against float64, the points' loss has in bfloat16, of queries between tokens."""
+    shards = distributed.Frames.even(GRID, ranks)
+    torch.manual_seed(0)
+    features, targets = torch.randn(2, *GRID, 16).bfloat16(), torch.rand(2, 9, T, 2) * 6
+    places = torch.rand(2, 9, 3) * torch.tensor([T, H - 1, W - 1])
+    places[..., 0].floor_()
+    truth, alone = (lgf.point_correspondence_loss(each, places, targets) for each in (features.double(), features))
+    part = cut(shards, features, rank)
+    share = distributed.sharded_point_correspondence_loss(part, places, targets, None, shards, group=group)
+    error, least = (distributed.exchange.summed(share, group) - truth).abs(), 1e-7 * truth
+    return (error / (alone - truth).abs().clamp(min=least)).item()
+
+
+def far(ranks: int, rank, group) -> float:
+    """The relative error of the points' loss where float32 holds the mean of the distances and not their sum."""
+    shards = distributed.Frames.even(GRID, ranks)
+    torch.manual_seed(0)
+    features, targets = torch.randn(1, *GRID, 4), torch.full((1, 99, T, 2), 1e37)
+    places = torch.zeros(1, 99, 3)
+    share = distributed.sharded_point_correspondence_loss(
+        cut(shards, features, rank), places, targets, None, shards, group=group
+    )
+    loss = lgf.point_correspondence_loss(features, places, targets)
+    return (distributed.exchange.summed(share, group) / loss - 1).abs().item()
+
+
 def cosine(shards, rank, group, weighted: bool, frames: bool):
     torch.manual_seed(0)
     student = torch.randn(2, *GRID, 5, dtype=torch.float64)
@@ -179,6 +207,7 @@ def run(rank: int) -> dict[str, float]:
             ):
                 results = points(shards, rank, group, count, weighted, reduction, **more)
                 found[f"{ranks} points {how} {count}"] = difference(*results, rank, group, shards)
+        found[f"rounded {ranks}"], found[f"far {ranks}"] = rounded(ranks, rank, group), far(ranks, rank, group)
     again = [flow(distributed.Rows.even(GRID, WORLD), rank, None, "forward", dtype=torch.float32) for _ in range(2)]
     for share, *_ in again:
         share.backward()

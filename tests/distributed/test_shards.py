@@ -14,6 +14,7 @@ import torch.distributed as dist
 from support.messages import check
 
 from lgf_kernels import distributed
+from lgf_kernels.distributed.exchange import anyone_idle
 from lgf_kernels.distributed.losses import pair_owners
 
 from .cases import GRID, KINDS, OPTIONS, WORLD
@@ -42,9 +43,19 @@ def errors(tmp_path_factory) -> dict[str, float]:
 @pytest.mark.parametrize("ranks", range(1, WORLD + 1))
 def test_the_sum_of_shares_and_every_gradient_are_those_of_one_process(errors, ranks, kind):
     found = {name: error for name, error in errors.items() if name.startswith(f"{ranks} {kind} ")}
-    assert len(found) == 3 * {"relation": 2, "points": 3, "cosine": 4}.get(kind, 2 * len(OPTIONS))
+    assert len(found) == 4 * {"relation": 2, "points": 3, "cosine": 4}.get(kind, 2 * len(OPTIONS))
     # The losses that are summed are some hundreds.
     assert all(error < 1e-12 * 500 for error in found.values()), found  # NaN is an error, too
+
+
+@pytest.mark.parametrize("ranks", range(1, WORLD + 1))
+def test_points_between_tokens_are_as_exact_in_half_precision_as_in_one_process(errors, ranks):
+    assert errors[f"rounded {ranks}"] <= 2, errors
+
+
+@pytest.mark.parametrize("ranks", range(1, WORLD + 1))
+def test_the_mean_of_far_targets_is_finite_where_their_sum_is_not(errors, ranks):
+    assert errors[f"far {ranks}"] < 1e-5, errors
 
 
 def test_two_runs_are_equal_to_the_bit(errors):
@@ -53,20 +64,24 @@ def test_two_runs_are_equal_to_the_bit(errors):
 
 DIES = """
 import datetime, os, sys, torch, torch.distributed as dist
-from lgf_kernels.distributed import Frames, halo_exchange
+from lgf_kernels.distributed import halo_exchange, sharded_patch_cosine_loss
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2,
                         timeout=datetime.timedelta(seconds=30))
 dist.barrier()
 if rank == 1:
     os._exit(1)
-halo_exchange(torch.zeros(1, 3), 0, [(0, 1), (1, 2)], [(0, 2), (0, 2)])
+if sys.argv[3] == "halo":
+    halo_exchange(torch.zeros(1, 3), 0, [(0, 1), (1, 2)], [(0, 2), (0, 2)])
+else:
+    sharded_patch_cosine_loss(torch.ones(1, 3), torch.ones(1, 3), token_weight=torch.ones(1))
 """
 
 
-def test_a_process_that_dies_ends_the_others(tmp_path):
+@pytest.mark.parametrize("call", ["halo", "sum"])
+def test_a_process_that_dies_ends_the_others(tmp_path, call):
     begun = time.monotonic()
-    lives, dies = (started("-c", DIES, tmp_path / "store", rank) for rank in range(2))
+    lives, dies = (started("-c", DIES, tmp_path / "store", rank, call) for rank in range(2))
     _, said = lives.communicate(timeout=120)
     dies.communicate()
     assert lives.returncode != 0 and "an exchange with the other processes failed. One of them has ended" in said, said
@@ -98,6 +113,13 @@ def test_every_pair_of_parts_has_one_owner_and_all_have_as_many():
         assert torch.equal(owners, owners.T)
         counts = owners.flatten().bincount(minlength=ranks)
         assert counts.max() - counts.min() <= 8 and counts.sum() == 4 * ranks**2
+
+
+def test_a_process_without_anything_to_exchange_is_seen():
+    """NCCL connects a group at its first call, which such a process would not make."""
+    held = [(0, 2), (2, 4), (4, 4)]
+    assert anyone_idle(held, [(0, 3), (2, 4), (4, 4)]) and anyone_idle(held, held)
+    assert not anyone_idle(held, [(0, 3), (2, 4), (3, 4)])
 
 
 @pytest.fixture
@@ -146,6 +168,29 @@ POINTS = torch.zeros(1, 3, 3), torch.zeros(1, 3, GRID[0], 2), None
         (lambda: distributed.Rows(GRID, (0, 5)), "`bounds` must ascend from 0 to 7, the rows of the whole"),
         (lambda: distributed.Frames(GRID, (0, 3, 2, 5)), "`bounds` must ascend from 0 to 5"),
         (lambda: distributed.Tokens((5, 0, 3), (0, 0)), "`grid` must be three sizes of at least 1"),
+        (lambda: distributed.Tokens.even((5, 3), 2), "`grid` must be three sizes of at least 1"),
+        (lambda: distributed.Tokens.even(GRID, 0), "`ranks` must be at least 1"),
+        (lambda: distributed.Frames(GRID, 5), "`bounds` must be a sequence of integers"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, logits_direction="backward"),
+         "there is no option `logits_direction` of parts"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, temperature=-1.0), "sharded_lgf_kl_loss: `temperature`"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, teacher_weights=[1.0, 2.0]), "1 expected, got 2"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, group="world"), "`group` must be a process group"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT[:, :1], LOGITS[:, :0], distributed.Frames.even((1, *GRID[1:]), 1)),
+         "`shards` must have at least 2 frames"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT[:0], LOGITS[:0], FRAMES), "at least one video and one channel"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT.long(), LOGITS, FRAMES), "sharded_lgf_kl_loss: `student` must be float32"),
+        (lambda: distributed.sharded_token_relation_loss(STUDENT, STUDENT, FRAMES, pair_weight=None),
+         "`pair_weight` must be a torch.Tensor, got NoneType"),
+        (lambda: distributed.sharded_token_relation_loss(STUDENT, STUDENT, FRAMES, pair_weight=torch.ones(1, GRID[0])),
+         "`pair_weight` must have shape (F, F) = (5, 5), got (1, 5)"),
+        (lambda: distributed.sharded_point_correspondence_loss(STUDENT, None, *POINTS[1:], FRAMES), "`queries` must be a torch"),
+        (lambda: distributed.sharded_point_correspondence_loss(STUDENT, POINTS[0][0], *POINTS[1:], FRAMES), "`queries` must have"),
+        (lambda: distributed.sharded_point_correspondence_loss(STUDENT, *POINTS, FRAMES, delta=0.0), "dence_loss: `delta`"),
+        (lambda: distributed.sharded_patch_cosine_loss(STUDENT, STUDENT, window=3), "there is no option `window`"),
+        (lambda: distributed.gather(STUDENT, 1, (0, 3, 5)), "gather: `bounds` must be 2 places for the group's 1 processes"),
+        (lambda: distributed.halo_exchange(STUDENT, 5, [(0, 5)], [(0, 5)]), "`dim` must be a dimension of `tensor`, which has 5"),
+        (lambda: distributed.halo_exchange(STUDENT, 1, [(0, 5, 1)], [(0, 5)]), "`have` must be pairs (lo, hi)"),
     ],
 )  # fmt: skip
 def test_messages(alone, call, message):
