@@ -11,13 +11,11 @@ needed, with gloo on CPUs and NCCL on GPUs.
 """
 
 from .exchange import gather, halo_exchange
-from .losses import (
-    sharded_lgf_kl_loss,
-    sharded_patch_cosine_loss,
-    sharded_point_correspondence_loss,
-    sharded_token_relation_loss,
-)
+from .gram_flow import sharded_lgf_kl_loss
+from .patch_cosine import sharded_patch_cosine_loss
+from .point_correspondence import sharded_point_correspondence_loss
 from .shards import Frames, Rows, Shards, Tokens
+from .token_relation import sharded_token_relation_loss
 
 __all__ = [
     "Frames",

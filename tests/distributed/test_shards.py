@@ -15,7 +15,7 @@ from support.messages import check
 
 from lgf_kernels import distributed
 from lgf_kernels.distributed.exchange import anyone_idle
-from lgf_kernels.distributed.losses import pair_owners
+from lgf_kernels.distributed.token_relation import pair_owners
 
 from .cases import GRID, KINDS, OPTIONS, WORLD
 
