@@ -219,7 +219,7 @@ def run(rank: int) -> dict[str, float]:
 def main(store: str, rank: int, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=600)
     )
     found = run(rank)
     if rank == 0:
