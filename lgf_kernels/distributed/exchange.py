@@ -105,14 +105,13 @@ def _ranges(function: str, name: str, ranges: Sequence[Range]) -> list[Range]:
 
 def anyone_idle(have: list[Range], need: list[Range]) -> bool:
     """Return whether a process has nothing to send or receive."""
-    busy = set()
-    for one, (lo, hi) in enumerate(need):
-        busy |= {
-            rank
-            for other, (a, b) in enumerate(have)
-            if one != other and max(a, lo) < min(b, hi)
-            for rank in (one, other)
-        }
+    busy = {
+        rank
+        for one, (lo, hi) in enumerate(need)
+        for other, (a, b) in enumerate(have)
+        if one != other and max(a, lo) < min(b, hi)
+        for rank in (one, other)
+    }
     return len(busy) < len(have)
 
 
