@@ -84,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="leave out cases that --out has already, of this commit")
     add("--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes")
     add("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
-    add("--config", default="tiny", choices=("tiny", "5b"), help=f"of `step`: the size of the model {default}")
+    add(
+        "--model", default="CogVideoX-tiny", metavar="NAME",
+        help=f"of `step`: this small one, or a released one on a GPU, such as CogVideoX-5B, Wan2.1-T2V-1.3B {default}",
+    )  # fmt: skip
     return parser
 
 

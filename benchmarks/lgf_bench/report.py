@@ -59,7 +59,7 @@ def _of_device(device: Path) -> Iterator[str]:
     yield f"## {rows[0]['device']}\n"
     if ceiling := results.read_ceilings(device):
         yield f"Measured ceilings: {ceilings.as_text(ceiling)}.\n"
-    if steps := {row["config"]: row for row in results.read(device / results.STEP)}:
+    if steps := {row["model"]: row for row in results.read(device / results.STEP)}:
         yield "### How much of a training step that is\n"
         for row in steps.values():
             yield f"{of_step(row, PAGE)} `{row['command']}`, commit {row['commit']}.\n"

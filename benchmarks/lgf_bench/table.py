@@ -68,10 +68,10 @@ def of_step(row: dict, form: str) -> str:
     model = f"{row['parameters'] / 1e6:.0f} M parameters, {row['tokens']} video tokens"
     share = 100 * row["counted_loss_flop"] / row["counted_step_flop"]
     return (
-        f"A training step of the {row['config']} configuration: {model}, {milliseconds(row['plain']['step_ms'])} without "
+        f"A training step of {row['model']}: {model}, {milliseconds(row['plain']['step_ms'])} without "
         "alignment. With LGF-KL from cached teacher logits it takes, and needs beyond model, optimiser and inputs:\n\n"
         f"{tabulated([_step_cells(name, it) for name, it in (('none', row['plain']), *row['losses'].items())], form)}\n\n"
-        f"Counted, a step of the 5B model is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
+        f"Counted, a step of {row['counted']} is {row['counted_step_flop'] / 1e12:.0f} TFLOP and the loss "
         f"{row['counted_loss_flop'] / 1e9:.1f} GFLOP, {share:.4f} %."
     )
 

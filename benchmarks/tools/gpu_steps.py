@@ -75,6 +75,11 @@ def bench(*arguments: str) -> Command:
     return lambda seconds, folder: [*LGF, "bench", *arguments, *_resumed(seconds, folder)]
 
 
+def step_of(model: str) -> Command:
+    """Return the share of the loss in a training step of a released model."""
+    return bench("step", "--model", model, "--rounds", "3")
+
+
 def tune(seconds: float, folder: Path) -> list[str]:
     return [sys.executable, str(TOOLS / "tune.py"), "--rounds", "15", *_resumed(seconds, folder)]
 
@@ -144,6 +149,7 @@ HEADLINE = ("cogvideox-latent", "cogvideox-latent-cached", "moalign-24x150", "vi
 QUICK = ("eager", "eager-unfold", "bmm", "chunked", "native", "triton", "portable")
 VERIFY = fixed(*LGF, "verify", "--device", "cuda", "--jobs", WORKERS)
 BENCH, PYTEST, TRITON = ("tqdm", "tabulate"), ("pytest",), ("triton",)
+TRAINER = (*BENCH, "diffusers", "peft", "accelerate", "tyro", "pydantic", "yaml", "safetensors")
 BUILD = fixed(sys.executable, TOOLS / "build_cuda.py")
 SANITIZER = {"packages": PYTEST, "programs": ("compute-sanitizer",)}
 #: First the tests of what is seen on a GPU alone, then answers and times of the kernels, then everything else.
@@ -161,7 +167,7 @@ STEPS = (
     Step("tune", tune, 0.3, 300, (*BENCH, *TRITON)),
     Step("peers", bench(*HEADLINE), 0.4, 240, BENCH),
     Step("sweeps", bench("sweeps", "--rounds", "5"), 0.3, 240, BENCH),
-    Step("step", bench("step", "--config", "5b", "--rounds", "3"), 0.3, 120, (*BENCH, "diffusers", "peft")),
-    Step("step-tiny", bench("step", "--rounds", "5"), 0.1, 40, (*BENCH, "diffusers", "peft")),
+    Step("step-cogvideox", step_of("CogVideoX-5B"), 0.3, 120, TRAINER),
+    Step("step-wan", step_of("Wan2.1-T2V-1.3B"), 0.3, 120, TRAINER),
     Step("report", report, 0.1, 15, (*BENCH, "matplotlib")),
 )

@@ -3,7 +3,7 @@
     python benchmarks/tools/recipe_memory.py            with each family's own recipe of the paper
     python benchmarks/tools/recipe_memory.py RECIPE     with one for all
 
-A family adds itself by its `own_recipe` and `released` (lgf_trainer/generators). Counted for one window of the model's own size
+Counted for one window of the model's own size
 in a forward pass, in bfloat16, with gradient checkpointing and an attention that keeps no matrix: the weights; float32
 weights, gradients and both moments of AdamW of what is trained; the input of every block; and what the backward pass of one
 block, or of the projector, keeps for its gradient. Not counted: what the blocks share, casts, temporary buffers of kernels,
@@ -19,13 +19,12 @@ if __name__ == "__main__":  # before the imports, so that an error of one line n
 
     sys.exit(lgf_cli.run("recipe_memory.py", "recipe_memory", sys.argv[1:], '"lgf-kernels[bench,train]"'))
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import diffusers
 import torch
 import tyro
+from lgf_bench.released import models, window
 from lgf_bench.table import PAGE, tabulated
 from lgf_trainer.generators.base import Generator
 from lgf_trainer.generators.lora import add_lora
@@ -68,27 +67,9 @@ class Memory:
         return (self.weights + self.training) // shards + self.inputs + self.working
 
 
-def models() -> Iterator[tuple[str, Generator]]:
-    """Yield the models of all families, by name, without files."""
-    for _, family in sorted(Generator.all().items()):
-        for name, changes in family.released.items():
-            pipeline = inspect.signature(getattr(diffusers, family.pipelines[0]).__init__)
-            vae = _defaults(pipeline.parameters["vae"].annotation)
-            config = _defaults(getattr(diffusers, family.transformer)) | changes
-            generator = family(name, None, {"_class_name": family.pipelines[0]}, config, vae)
-            if family.scheduler:
-                generator.schedule = getattr(diffusers, family.scheduler)()
-            yield name, generator
-
-
-def _defaults(kind: type) -> dict[str, object]:
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
 def count(recipe: Recipe, generator: Generator) -> Memory:
     """Return the memory of a recipe for a model."""
-    hidden, conditions = _inputs(generator)
+    hidden, _, conditions, *_ = window(generator, torch.bfloat16, "meta")
     grid = generator.token_grid(generator.frames, generator.height, generator.width)
     with torch.device("meta"):
         transformer = generator.empty_transformer().bfloat16().requires_grad_(False)
@@ -97,7 +78,7 @@ def count(recipe: Recipe, generator: Generator) -> Memory:
         transformer.bfloat16()  # as autocast computes
         projector = _projector(recipe, generator, grid)
         trained = sum(p.numel() for m in (transformer, projector) for p in m.parameters() if p.requires_grad)
-        calls = _calls(generator, transformer, hidden, conditions)
+        calls = _calls(generator, transformer, hidden.bfloat16(), conditions)
         kinds = {type(call.block): call for call in calls}.values()
         features = torch.empty(1, *grid, generator.channels, dtype=torch.bfloat16, requires_grad=True)
         working = max(_kept(call.run) for call in kinds) + _kept(lambda: projector(features))
@@ -108,26 +89,6 @@ def count(recipe: Recipe, generator: Generator) -> Memory:
         inputs=sum(_bytes(call.own) for call in calls),
         working=working,
     )
-
-
-def _inputs(generator: Generator) -> tuple[Tensor, dict[str, object]]:
-    """Return the transformer's input and conditions for a window of the model's own size, without their content."""
-    stride, pixels = generator.temporal // generator.patch[0], generator.spatial // generator.patch[1]
-    size = 1 + (generator.frames - 1) // stride, generator.height // pixels, generator.width // pixels
-    moments, rng = torch.zeros(2 * generator.config["out_channels"], *size), torch.Generator().manual_seed(0)
-    latents = generator.latents(moments, rng)
-    sample = {"latents": latents, "noise": latents, "timestep": generator.timestep(rng)}
-    sample |= {name: torch.zeros(shape) for name, shape in generator.captions.items()}
-    if generator.image_to_video:
-        sample |= generator.image({"image": moments[:, :1]}, rng, latents)
-    hidden, _, conditions, *_ = generator.inputs({k: v[None] for k, v in sample.items()}, torch.bfloat16)
-    return hidden.to("meta", torch.bfloat16), {name: _meta(value) for name, value in conditions.items()}
-
-
-def _meta(value: object) -> object:
-    if isinstance(value, tuple):
-        return tuple(map(_meta, value))
-    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)

@@ -216,9 +216,10 @@ def folder(tmp_path):
     ]
     results.append(device / "sweeps.jsonl", sweep)
     step = {
-        "config": "tiny", "parameters": 10e6, "tokens": 100, "plain": {"step_ms": 190.0, "peak_bytes": 2**30},
+        "model": "CogVideoX-tiny", "parameters": 10e6, "tokens": 100, "plain": {"step_ms": 190.0, "peak_bytes": 2**30},
         "losses": {"native": {"step_ms": 200.0, "loss_ms": 3.0, "peak_bytes": 2**31}},
-        "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9, "command": "lgf bench step", "commit": "abc",
+        "counted": "CogVideoX-5B", "counted_step_flop": 10**15, "counted_loss_flop": 4 * 10**9,
+        "command": "lgf bench step", "commit": "abc",
     }  # fmt: skip
     results.append(device / results.STEP, [step | {"tokens": 99}, step])
     machine = {

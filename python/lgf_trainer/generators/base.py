@@ -174,12 +174,16 @@ class Generator(ByName, ABC, kind="generators"):
     # --- weights ----------------------------------------------------------------------------------------------
 
     def load_transformer(self, model: recipe.Model) -> nn.Module:
-        """Return the transformer, frozen with a new LoRA or to be trained as a whole. What is trained is in float32."""
-        full = model.train == "full"
+        """Return the transformer with its weights, ready to be trained."""
         transformer = pretrained(
             diffusers(self.transformer), self.path, subfolder="transformer", revision=self.revision,
-            dtype=torch.float32 if full else getattr(torch, model.dtype),
+            dtype=torch.float32 if model.train == "full" else getattr(torch, model.dtype),
         )  # fmt: skip
+        return self.to_train(transformer, model)
+
+    def to_train(self, transformer: nn.Module, model: recipe.Model) -> nn.Module:
+        """Freeze a transformer and give it a new LoRA, or train it as a whole. What is trained is in float32."""
+        full = model.train == "full"
         transformer.requires_grad_(full)
         if not full:
             add_lora(transformer, model)

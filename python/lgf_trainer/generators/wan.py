@@ -1,5 +1,6 @@
 """Wan2.1: text-to-video of 1.3B and 14B, image-to-video of 14B."""
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
@@ -62,14 +63,15 @@ class Wan(Generator):
     def blocks(self, transformer) -> nn.ModuleList:
         return transformer.blocks
 
-    def load_transformer(self, model):
+    def to_train(self, transformer, model):
         """Keep the time embedding in float32, as diffusers does, under autocast too."""
-        transformer = super().load_transformer(model)
+        transformer = super().to_train(transformer, model)
         embedder = transformer.condition_embedder.time_embedder
         forward = embedder.forward
 
         def in_float32(sample: Tensor) -> Tensor:
-            with torch.autocast(sample.device.type, enabled=False):
+            # On "meta", where only shapes are wanted, torch has no autocast.
+            with nullcontext() if sample.is_meta else torch.autocast(sample.device.type, enabled=False):
                 return forward(sample)
 
         embedder.forward = in_float32
