@@ -4,8 +4,9 @@
   python3 benchmarks/tools/gpu_session.py --dry-run       the plan, and what of it this machine lacks
 
 Builds the CUDA module, runs the tests of what only a GPU can tell, verifies every backend, measures ceilings, checks and times
-the headline cases, runs the other tests, a part of them under compute-sanitizer, then all other cases, the tuner, peers and
-`torch.compile`, sweeps and the share of a training step: the most informative first, each within its part of the time.
+the headline cases, runs the other tests, a part of them under compute-sanitizer, then the cases that have targets, the kernels'
+counters, all other cases, the tuner, peers and `torch.compile`, sweeps and the share of a training step of CogVideoX and of Wan:
+the most informative first, each within its part of the time.
 
 It installs nothing and needs neither git nor a network: of Python packages torch and pytest, and nvcc with pybind11. Whatever is
 finished is in DIR and in DIR.tar.gz, from which the same command goes on, on another machine as well. --minutes counts from the
@@ -149,7 +150,7 @@ def plan(steps: tuple[Step, ...], seconds: float) -> tuple[str, bool]:
         at_most = min(step.share * seconds, max(seconds - before, 0))
         begins = f"begins after {before:4.0f} s" if before < seconds else "needs another session"
         lines.append(
-            f"{step.name:<14}{begins:<23}takes about {step.estimate:4.0f} s, at most {at_most:4.0f} s"
+            f"{step.name:<16}{begins:<23}takes about {step.estimate:4.0f} s, at most {at_most:4.0f} s"
             + (f"; LACKS {', '.join(lacking)}" if lacking else "")
         )
         before += 0 if lacking else min(step.estimate, step.share * seconds)

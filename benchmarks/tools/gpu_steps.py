@@ -84,6 +84,10 @@ def tune(seconds: float, folder: Path) -> list[str]:
     return [sys.executable, str(TOOLS / "tune.py"), "--rounds", "15", *_resumed(seconds, folder)]
 
 
+def profile(seconds: float, folder: Path) -> list[str]:
+    return [sys.executable, str(TOOLS / "kernel_profile.py"), "--out", str(folder / "profile")]
+
+
 def report(seconds: float, folder: Path) -> list[str]:
     return [*LGF, "bench", "report", "--out", str(folder)]
 
@@ -146,6 +150,15 @@ def under(tool: str) -> list[str]:
 
 
 HEADLINE = ("cogvideox-latent", "cogvideox-latent-cached", "moalign-24x150", "videorepa-24x150", "points-512-13x30x45")
+#: The shapes that the kernels have targets for.
+TARGETS = (
+    "sam2",
+    "sam2-cached",
+    "cogvideox-latent",
+    "cogvideox-latent-cached",
+    "videorepa-24x1350-256",
+    "points-1024-49x30x45",
+)
 QUICK = ("eager", "eager-unfold", "bmm", "chunked", "native", "triton", "portable")
 VERIFY = fixed(*LGF, "verify", "--device", "cuda", "--jobs", WORKERS)
 BENCH, PYTEST, TRITON = ("tqdm", "tabulate"), ("pytest",), ("triton",)
@@ -163,6 +176,8 @@ STEPS = (
     Step("tests", tests("tests", *OTHER_TESTS), 0.35, 120, PYTEST),
     Step("memcheck", sanitizer("memcheck"), 0.15, 60, **SANITIZER),
     Step("racecheck", sanitizer("racecheck"), 0.15, 60, **SANITIZER),
+    Step("targets", bench(*TARGETS, "--measure", "memory", "--providers", *QUICK), 0.2, 60, BENCH),
+    Step("profile", profile, 0.25, 90, BENCH, ("ncu",)),
     Step("cases", bench("--measure", "memory", "--rounds", "7", "--providers", *QUICK), 0.3, 240, BENCH),
     Step("tune", tune, 0.3, 300, (*BENCH, *TRITON)),
     Step("peers", bench(*HEADLINE), 0.4, 240, BENCH),

@@ -208,7 +208,7 @@ def test_every_tool_of_a_step_starts_in_a_bare_checkout(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     commands = {step.name: step.command(60, tmp_path) for step in steps.STEPS}
     tools = {name: words for name, words in commands.items() if any(word.endswith(".py") for word in words[:3])}
-    assert set(tools) == {"build", "tune"}
+    assert set(tools) == {"build", "tune", "profile"}
     for words in tools.values():
         script = next(index for index, word in enumerate(words) if word.endswith(".py"))
         command = [*words[: script + 1], "--help"]

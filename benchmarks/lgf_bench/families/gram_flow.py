@@ -127,6 +127,7 @@ CASES = {
     "cogvideox-latent-logits": LocalGramFlow(LATENT, about="the logits of one feature map and their gradient"),
     "cogvideox-latent-batch4": LgfKl((4, *LATENT[1:]), about="LGF-KL, CogVideoX's latent grid, 4 videos", large=True),
     "sam2": LgfKl((1, 49, 64, 64, 256), about="LGF-KL, every frame on the teacher's own grid", large=True),
+    "sam2-cached": LgfKl((1, 49, 64, 64, 256), cached=True, about="LGF-KL, the same from cached logits", large=True),
     "latent-to-frame": LgfKl((1, 49, 30, 45, 256), about="LGF-KL, latents interpolated to every frame", large=True),
     "cogvideox1.5": LgfKl((1, 21, 48, 85, 256), about="LGF-KL, CogVideoX 1.5's grid", large=True),
     **{

@@ -109,6 +109,7 @@ CASES = {
     "gram-clamped-24x1350": _videos("gram-clamped", 1350, 64, "the same with negative similarities clamped"),
     "moalign-24x150": _videos("moalign", 150, 64, "MoAlign on 24 frames of 10 x 15 tokens"),
     "videorepa-24x1350": _videos("videorepa", 1350, 768, "VideoREPA at full resolution, 30 x 45 tokens", large=True),
+    "videorepa-24x1350-256": _videos("videorepa", 1350, 256, "the same of 256 channels", large=True),
     "moalign-24x1350": _videos("moalign", 1350, 64, "MoAlign at full resolution, 30 x 45 tokens", large=True),
 }
 
