@@ -8,9 +8,9 @@ the headline cases, runs the other tests, a part of them under compute-sanitizer
 counters, all other cases, the tuner, peers and `torch.compile`, sweeps and the share of a training step of CogVideoX and of Wan:
 the most informative first, each within its part of the time.
 
-It installs nothing and needs neither git nor a network: of Python packages torch and pytest, and nvcc with pybind11. Whatever is
-finished is in DIR and in DIR.tar.gz, from which the same command goes on, on another machine as well. --minutes counts from the
-start of Python to the archive. DIR is ready to be committed under benchmarks/results.
+It installs nothing and needs neither git nor a network: of Python packages torch and pytest, tqdm and tabulate to measure, and
+nvcc with pybind11. Whatever is finished is in DIR and in DIR.tar.gz, from which the same command goes on, on another machine as
+well. --minutes counts from the start of Python to the archive. DIR is ready to be committed under benchmarks/results.
 """
 
 import here  # isort: skip
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +31,6 @@ import torch
 from gpu_steps import STEPS, Step, variables
 from lgf_bench import ceilings, results
 from lgf_bench.checkout import ROOT, commit
-from lgf_bench.table import TERMINAL, baseline, milliseconds, number, of_floor, ratio, tabulated
 from lgf_cli.errors import UserError
 
 from lgf_kernels.core.files import whole_file
@@ -185,7 +184,8 @@ def summary(folder: Path, state: dict) -> str:
     for row in ceilings.with_floors(results.latest(results.read(folder / results.LOSSES)), folder):
         by_case.setdefault((row["case"], row["dtype"]), []).append(row)
     if by_case:
-        lines.append(tabulated([_fastest(rows) for rows in by_case.values()], TERMINAL, left=3))
+        with suppress(ModuleNotFoundError):  # of tables, without which nothing is measured on this machine either
+            lines.append(_table(by_case.values()))
     lines += [
         f"{case}, {dtype}: {row['provider']} is WRONG or failed, see {folder.name}"
         for (case, dtype), rows in by_case.items()
@@ -197,7 +197,16 @@ def summary(folder: Path, state: dict) -> str:
     return "\n".join(lines)
 
 
+def _table(cases: Iterable[list[dict]]) -> str:
+    """Return the fastest of each case."""
+    from lgf_bench.table import TERMINAL, tabulated  # here, so that a session begins without the packages of the bench
+
+    return tabulated([_fastest(rows) for rows in cases], TERMINAL, left=3)
+
+
 def _fastest(rows: list[dict]) -> dict[str, str]:
+    from lgf_bench.table import baseline, milliseconds, number, of_floor, ratio
+
     cells = {"case": rows[0]["case"], "type": rows[0]["dtype"], "fastest": "no provider gives the right answer"}
     best = min((row for row in rows if "both" in row), key=lambda row: row["both"]["median_ms"], default=None)
     if best is None:

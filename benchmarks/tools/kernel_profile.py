@@ -12,6 +12,13 @@ are small it waits, and "stalls" are the waits that cost most, in warps for each
 
 import here  # isort: skip
 
+if __name__ == "__main__":  # before the imports, so that an error of one line names a missing package
+    import sys
+
+    from lgf_cli.main import imported
+
+    sys.exit(imported("kernel_profile.py", "kernel_profile", "tabulate").main())
+
 import argparse
 import csv
 import re
@@ -23,7 +30,7 @@ from pathlib import Path
 
 import torch
 from gpu_steps import TARGETS, variables
-from lgf_bench.correctness import step
+from lgf_bench.correctness import TOLERANCE, step
 from lgf_bench.families import CASES
 from lgf_bench.providers import offered, provider
 from lgf_bench.table import TERMINAL, tabulated
@@ -52,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of `lgf bench` (default: {' '.join(TARGETS)})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for reports and counters")
-    parser.add_argument("--dtype", default="bfloat16", help="(default: %(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=TOLERANCE, help="(default: %(default)s)")
     parser.add_argument("--run", action="store_true", help="run the cases as ncu is to see them, without it")
     given = parser.parse_args(argv)
     cases = given.cases or TARGETS
@@ -75,7 +82,7 @@ def run(name: str, dtype: str, device: str = "cuda") -> None:
     reasons = offered(case)
     for backend in BACKENDS:
         if reason := reasons[backend]:
-            print(f"{name}: {backend} is left out: {reason}", flush=True)
+            print(f"{name}: {backend} is left out: {reason}", file=sys.stderr)  # ncu's words go to standard output
             continue
         loss, inputs = provider(backend, case), case.inputs()
         step(loss, inputs)
@@ -90,11 +97,16 @@ def profile(name: str, given: argparse.Namespace) -> None:
     """Run a case under ncu, keep its report and its counters, and print the table."""
     if given.out is None:
         raise UserError("name a folder for the reports: --out DIR.")
+    if given.out.is_file():
+        raise UserError(f"--out {given.out} is a file. Name a folder.")
     if not shutil.which("ncu", path=variables()["PATH"]):
         raise UserError("ncu is not on PATH; it comes with Nsight Compute, in CUDA's toolkit.")
     given.out.mkdir(parents=True, exist_ok=True)
-    report = given.out / f"{name}.ncu-rep"
-    called(under_ncu(report, [sys.executable, __file__, name, "--run", "--dtype", given.dtype]))
+    report = given.out.resolve() / f"{name}.ncu-rep"  # ncu runs in the checkout
+    report.unlink(missing_ok=True)  # ncu leaves it as it is if there is nothing to profile
+    said = called(under_ncu(report, [sys.executable, __file__, name, "--run", "--dtype", given.dtype]))
+    if not report.exists():
+        raise UserError(f"ncu has profiled no kernel of {name}:\n{said}")
     text = called(["ncu", "--import", str(report), "--page", "raw", "--csv", "--print-units", "base"])
     report.with_suffix(".csv").write_text(text)
     print(f"{name}, {given.dtype}\n{tabulated([cells(row) for row in kernels(text)], TERMINAL)}\n", flush=True)
@@ -149,7 +161,3 @@ def number(text: str) -> float | None:
         return float(text.replace(",", ""))
     except ValueError:
         return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,13 @@ tune.jsonl.
 
 import here  # noqa: F401  # isort: skip
 
+if __name__ == "__main__":  # before the imports, so that an error of one line names a missing package
+    import sys
+
+    from lgf_cli.main import imported
+
+    sys.exit(imported("tune.py", "tune", "tqdm").main(sys.argv[1:]))
+
 import argparse
 import importlib
 import itertools
@@ -181,7 +188,3 @@ def as_text(tuned: Tuned, dtype: str, rows: list[dict]) -> str:
     ]
     lines += [f"  # {row['candidate']}: {row.get('why', 'WRONG ANSWER')}" for row in rows if "median_ms" not in row]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -26,7 +26,9 @@ def test_the_table_has_what_a_kernel_waits_for():
     assert band["L2 %"] == "", "this page does not have it"
 
 
-def test_a_case_is_profiled_and_kept(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A program in ncu's place that notes its calls, leaves a report and reads PAGE from any."""
     program = tmp_path / "bin" / "ncu"
     program.parent.mkdir()
     (tmp_path / "page").write_text(PAGE)
@@ -36,8 +38,13 @@ def test_a_case_is_profiled_and_kept(tmp_path, monkeypatch, capsys):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return program
+
+
+def test_a_case_is_profiled_and_kept(program, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    assert kernel_profile.main(["--out", str(out), "sam2"]) == 0
+    monkeypatch.chdir(tmp_path)  # ncu runs in the checkout
+    assert kernel_profile.main(["--out", "out", "sam2"]) == 0
     assert (out / "sam2.csv").read_text() == PAGE and (out / "sam2.ncu-rep").exists()
     assert "BandForward<8" in capsys.readouterr().out
     run, read = (tmp_path / "calls").read_text().splitlines()
@@ -52,6 +59,14 @@ def test_a_case_is_profiled_and_kept(tmp_path, monkeypatch, capsys):
     assert "ncu ended with 1" in capsys.readouterr().err
 
 
+def test_a_report_of_before_is_not_read_where_nothing_was_profiled(program, tmp_path, capsys):
+    (tmp_path / "sam2.ncu-rep").write_text("of yesterday")
+    program.write_text("#!/bin/sh\necho ==WARNING== No kernels were profiled.\n")
+    assert kernel_profile.main(["--out", str(tmp_path), "sam2"]) == 2
+    printed = capsys.readouterr()
+    assert "no kernel of sam2" in printed.err and "No kernels were profiled" in printed.err and not printed.out
+
+
 def test_the_second_step_alone_is_between_the_marks(monkeypatch, capsys):
     seen = []
     monkeypatch.setitem(CASES, "small", SMALL["small-lgf"])
@@ -61,7 +76,7 @@ def test_the_second_step_alone_is_between_the_marks(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: seen.append("stop"))
     kernel_profile.run("small", "float32", "cpu")
     assert seen == ["step", "start", "step", "stop"]
-    assert "small: triton is left out: " in capsys.readouterr().out
+    assert "small: triton is left out: " in capsys.readouterr().err, "what is printed goes to ncu's words"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +86,7 @@ def test_the_second_step_alone_is_between_the_marks(monkeypatch, capsys):
         (["sam2", "--out", "x"], False, "no CUDA device"),
         (["sam2"], True, "--out DIR"),
         (["sam2", "--out", "x"], True, "ncu is not on PATH"),
+        (["sam2", "--out", __file__], True, "is a file"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(words, gpu, said, monkeypatch, capsys):

@@ -20,6 +20,9 @@ RUNS = {
     "python -m lgf_demo.playground": ("tyro", "-m lgf_demo.playground tiny"),
     "recipe_memory.py": ("diffusers", "benchmarks/tools/recipe_memory.py"),
     "kernel_report.py": ("triton", "benchmarks/tools/kernel_report.py"),
+    "kernel_profile.py": ("tabulate", "benchmarks/tools/kernel_profile.py"),
+    "tune.py": ("tqdm", "benchmarks/tools/tune.py"),
+    "gpu_session.py": ("tabulate", "benchmarks/tools/gpu_session.py --dry-run"),
     "kernel_counts.py": ("triton", "benchmarks/tools/kernel_counts.py gram_flow 1 2 8 8 64 2 --json"),
 }
 
@@ -45,12 +48,20 @@ def ended(tmp_path_factory):
         ("python -m lgf_demo.playground", '"lgf-kernels[train]"'),
         ("recipe_memory.py", '"lgf-kernels[bench,train]"'),
         ("kernel_report.py", "triton tqdm"),
+        ("kernel_profile.py", "tabulate"),
+        ("tune.py", "tqdm"),
     ],
 )
 def test_one_line_names_what_is_missing_and_how_to_get_it(ended, name, needed):
     code, _, error = ended[name]
     assert code == 1
     assert error == f"{name}: {RUNS[name][0]} is not installed. Get it with: pip install {needed}\n"
+
+
+def test_a_gpu_session_begins_without_the_packages_of_the_bench(ended):
+    """Each step names what it needs itself."""
+    code, printed, error = ended["gpu_session.py"]
+    assert code == 1 and "\ntargets " in printed and not error
 
 
 def test_work_is_counted_without_triton(ended):
