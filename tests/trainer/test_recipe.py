@@ -177,6 +177,17 @@ def test_a_file_that_says_nothing_is_the_default(tmp_path):
     assert read_recipe(write(tmp_path / "r.yaml", "# nothing yet\n")) == Recipe()
 
 
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    """The first `training` would be dropped without a word, and 3000 steps be made."""
+    path = write(tmp_path / "r.yaml", "training: {steps: 7}\nmodel: {rank: 4}\ntraining: {batch: 4}\n")
+    with pytest.raises(TrainerError, match=r"r\.yaml is no YAML \(training is there twice.*line 3, column 1"):
+        read_recipe(path)
+    anchors = (
+        "training: &all {steps: 7, batch: 2}\noptimisers: {lora: &one {<<: {rate: 1}, rate: 2}, projector: {<<: *one}}"
+    )
+    assert read_recipe(write(tmp_path / "r.yaml", anchors)).optimisers.projector.rate == 2
+
+
 def test_a_file_in_another_encoding(tmp_path):
     (tmp_path / "r.yaml").write_bytes("model: {path: Größe}".encode("latin-1"))
     with pytest.raises(TrainerError, match="is no YAML"):

@@ -32,7 +32,16 @@ class NoOptions:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader for YAML 1.1 in which 1e-4 is a number, not text."""
+    """Loader for YAML 1.1 in which 1e-4 is a number, not text, and a key may be there once, which PyYAML does not look at."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"{name} is there twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return node
 
 
 def _number(loader: yaml.Loader, node: yaml.Node) -> float:
