@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         **{f"providers of {name}": {one: it.about for one, it in providers(name).items()} for name in OPERATORS},
     }
     parser = argparse.ArgumentParser(
-        prog="lgf bench", description=__doc__ + HOW_TO_READ, formatter_class=argparse.RawTextHelpFormatter,
+        prog="lgf bench", description=(__doc__ or "") + HOW_TO_READ, formatter_class=argparse.RawTextHelpFormatter,
         epilog="\n".join(listed(f"{title}:", entries) for title, entries in lists.items()),
     )  # fmt: skip
     add, default = parser.add_argument, "(default: %(default)s)"

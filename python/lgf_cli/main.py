@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -68,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def run(command: str, module: str, arguments: list[str], needs: str) -> int:
     """Run a MODULE:FUNCTION, or `main` of a MODULE.
 
-    A user error, a missing package and Ctrl-C end with a message of one line.
+    A user error, a missing package, Ctrl-C and a reader that leaves end with a message of one line.
     """
     module, _, function = module.partition(":")
     main = getattr(imported(command, module, needs), function or "main")
@@ -81,6 +82,9 @@ def run(command: str, module: str, arguments: list[str], needs: str) -> int:
     except KeyboardInterrupt:
         print(f"\n{command}: stopped. What is there is kept: the same command goes on from there", file=sys.stderr)
         return 130
+    except BrokenPipeError as error:  # as `lgf train --help | head` ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where the rest goes that Python writes at its end
+        raise SystemExit(f"{command}: what it prints is no longer read") from error
 
 
 def imported(command: str, module: str, needs: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -380,3 +381,9 @@ def test_help_names_everything(capsys):
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert all(name in text for name in ("natten", "flexattention", "liger", "correlation", "small-lgf", "sweeps"))
+
+
+def test_without_docstrings_too():
+    code = "import sys; from lgf_cli import main; sys.exit(main(['bench', '--help']))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--providers" in done.stdout, done.stderr

@@ -1,5 +1,6 @@
 """The command `lgf` without its subcommands: no import of torch, and completion by a real shell."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def test_does_not_import_torch(words):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True)
     assert done.returncode == (2 if words == ["docter"] else 0), done.stderr
     assert done.stdout or words == ["docter"]
+
+
+def test_a_reader_that_leaves_is_one_line():
+    """As `head` does; the help is longer than Python's buffer."""
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "import sys; from lgf_cli import main; sys.exit(main())", "train", "--help"]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True)
+    os.close(written)
+    assert done.returncode == 1 and done.stderr == "lgf train: what it prints is no longer read\n"
 
 
 def completed(*words):
