@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -82,9 +83,18 @@ def run(command: str, module: str, arguments: list[str], needs: str) -> int:
     except KeyboardInterrupt:
         print(f"\n{command}: stopped. What is there is kept: the same command goes on from there", file=sys.stderr)
         return 130
-    except BrokenPipeError as error:  # as `lgf train --help | head` ends
+    except BrokenPipeError as error:
+        if not _reader_left():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where the rest goes that Python writes at its end
         raise SystemExit(f"{command}: what it prints is no longer read") from error
+
+
+def _reader_left() -> bool:
+    """Return whether nobody reads standard output any more, as after `lgf train --help | head`."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def imported(command: str, module: str, needs: str) -> ModuleType:

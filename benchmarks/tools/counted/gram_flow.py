@@ -12,12 +12,12 @@ WINDOW, RADIUS = 7, 3
 #: Numbers of a token in the gradient by the logits, rows padded to 8.
 SLOTS = WINDOW * 8
 #: Instructions of a warp of the kernels for sm_90a in bfloat16, counted in SASS by part of a kernel. CUDA C++ is from nvcc 13.0,
-#: Triton's are from 3.8, on 256 channels. The forward's are rows of `cuda_instructions.py "BandForward 8"`: a chunk is copied from
-#: (outside of the loops) and multiplied; of a source, the places of the halo, squares and norms, and slots are written; the
+#: Triton's are from 3.8, on 256 channels. The forward's are rows of `cuda_instructions.py "BandForward 8"`: a chunk is copied
+#: (the copies themselves aside) and multiplied; of a source, the places of the halo, squares and norms, and slots are written; the
 #: rest is of the tile: its halo, the divergence (kl), and 3.5 rounds of rows stored.
 ISSUED = {
-    "band forward": {"copy": 19, "chunk": 143 + 154, "source": 820, "tile": 1800},  # copy: of 16 bytes for each thread
-    "band backward": {"chunk": 670, "tile": 1100},
+    "band forward": {"copy": 7, "chunk": 83 + 152, "source": 830, "tile": 1800},  # copy: of 16 bytes for each thread
+    "band backward": {"chunk": 560, "tile": 1100},
     "triton norms": {"chunk": 60, "tile": 100},
     "triton forward": {"chunk": 80, "source": 0, "tile": 3480},
     "triton backward": {"tile": 40300 // 4},

@@ -35,7 +35,7 @@ struct BandBackward {
   static constexpr int kStageBytes = Extent::kHalo * band::kRowBytes;
   // The first chunk, and the windows at the end of what all chunks share; then scales, norms and places of the halo.
   static constexpr int kFeatureBytes = kStageBytes + kMostWindowBytes;
-  static constexpr int kSharedBytes = kFeatureBytes + 3 * Extent::kHalo * 4;
+  static constexpr int kSharedBytes = kFeatureBytes + 3 * Extent::kHalo * 4 + sizeof(band::Origin);
   static_assert(kStages * kStageBytes <= kFeatureBytes, "the features lie where the windows were");
 
   // The first operand of the band's products with one side: 16 tokens x 16 of row j, in units of powers of two.
@@ -60,20 +60,27 @@ struct BandBackward {
   };
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
-    const Tile tile(p.grid, p.grid.frames, Extent::kRows, band::kCols);
+    const Tile here(p.grid, p.grid.frames, Extent::kRows, band::kCols);
     float* scales = reinterpret_cast<float*>(shared + kFeatureBytes);
     const Halo halo{scales, scales + Extent::kHalo, reinterpret_cast<int*>(scales + 2 * Extent::kHalo)};
+    band::Origin& origin = *reinterpret_cast<band::Origin*>(halo.offsets + Extent::kHalo);
+    const Tile& tile = origin.tile;
     const int chunks = (p.features.channels + band::kChunk - 1) / band::kChunk;
 
-    const int counted = counted_sides<float>(p, tile, Extent::kRows, band::kCols);
+    const int counted = counted_sides<float>(p, here, Extent::kRows, band::kCols);
     if (!counted)
-      return write_zeros<kThreads, 8>(p, tile, Extent::kRows, band::kCols, [&](int64_t at) {
+      return write_zeros<kThreads, 8>(p, here, Extent::kRows, band::kCols, [&](int64_t at) {
         store_piece(static_cast<Half*>(p.gradient) + at, {0, 0, 0, 0});
       });
-    band::locate_halo<Extent>(p.features, p.grid, tile, halo.offsets);
+    band::locate_halo<Extent>(p.features, p.grid, here, halo.offsets);
+    if (thread_index() == 0) {
+      origin.tile = here;
+      const int frames[3] = {here.t + 1, here.t - 1, here.t};  // towards the sides 0 and 1, and its own
+      for (int i = 0; i < 3; ++i) origin.frames[i] = band::start_of_frame<Half>(p.features, here.b, frames[i]);
+    }
     sync_block();
     int started = 1;  // copies of the chunks held next, that fits beside the windows
-    copy_step(p, tile, counted, {0, chunks < kHeldChunks ? chunks : kHeldChunks}, 0, halo.offsets, shared);
+    copy_step(p, origin, counted, {0, chunks < kHeldChunks ? chunks : kHeldChunks}, 0, halo.offsets, shared);
     Coefficients coefficients[2];
     LGF_NO_UNROLL  // half as much code
     for (int side = 0; side < 2; ++side) {
@@ -93,7 +100,7 @@ struct BandBackward {
       LGF_NO_UNROLL
       for (int first = 0; first < chunks; first += kHeldChunks) {
         const Held held{first, chunks - first < kHeldChunks ? chunks - first : kHeldChunks};
-        for (; started < kStages - 1; ++started) copy_step(p, tile, counted, held, started, halo.offsets, shared);
+        for (; started < kStages - 1; ++started) copy_step(p, origin, counted, held, started, halo.offsets, shared);
         Sums sums[kHeldChunks] = {};
         LGF_UNROLL
         for (int n = 0; n < kHeldChunks; ++n) {
@@ -103,13 +110,13 @@ struct BandBackward {
             const int step = n * 2 + side;
             copy_wait<kStages - 2>();
             sync_block();  // this step's chunk is there, and that of the step before has been read by all
-            copy_step(p, tile, counted, held, step + kStages - 1, halo.offsets, shared);
+            copy_step(p, origin, counted, held, step + kStages - 1, halo.offsets, shared);
             if (counted >> side & 1) multiply_chunk(coefficients[side].a, shared + step % kStages * kStageBytes, sums[n]);
             if (kScaled) rescale(sums[n], factors[side]);
           }
         }
         sync_block();  // the last chunk has been read by all
-        copy_step(p, tile, counted, held, held.count * 2 + kStages - 1, halo.offsets, shared);
+        copy_step(p, origin, counted, held, held.count * 2 + kStages - 1, halo.offsets, shared);
         copy_wait<0>();
         sync_block();  // the tile's own features are there
         if (p.norms && (pass == 0 || !twice)) owners.project(held, sums, shared);
@@ -127,19 +134,19 @@ struct BandBackward {
  private:
   // Begins to copy the features of a step; towards a side that does not count there are none. The steps after the last copy the
   // tile's own features, two chunks each.
-  static LGF_DEVICE void copy_step(const Params& p, const Tile& tile, int counted, const Held& held, int step,
+  static LGF_DEVICE void copy_step(const Params& p, const band::Origin& origin, int counted, const Held& held, int step,
                                    const int* offsets, char* shared) {
     char* stage = shared + step % kStages * kStageBytes;
     const int n = step / 2, own = (step - held.count * 2) * 2;
     if (n < held.count) {
       if (counted >> step % 2 & 1)
-        band::copy_chunk<Half, Extent, false>(p.features, p.grid, tile.b, tile.t + 1 - step % 2 * 2,
-                                              (held.first + n) * band::kChunk, offsets, stage);
+        band::copy_chunk<Extent, false>(origin.frames[step % 2], p.features.channels, (held.first + n) * band::kChunk, offsets,
+                                        stage);
     } else if (p.norms) {
       LGF_NO_UNROLL
       for (int i = own; i < own + 2 && i < held.count; ++i)
-        band::copy_chunk<Half, Extent, true>(p.features, p.grid, tile.b, tile.t, (held.first + i) * band::kChunk,
-                                             offsets, own_chunk(held, i, shared));
+        band::copy_chunk<Extent, true>(origin.frames[2], p.features.channels, (held.first + i) * band::kChunk, offsets,
+                                       own_chunk(held, i, shared));
     }
     copy_commit();  // an empty group at the end, so that the number of groups shows how far the copies are
   }

@@ -13,6 +13,8 @@
 // in its frame of each token of the halo is computed once, so that copying a chunk costs a few instructions a piece.
 #pragma once
 
+#include <climits>
+
 #include "forward.h"
 
 namespace lgf {
@@ -55,27 +57,39 @@ LGF_DEVICE void locate_halo(const Tensor& f, const Grid& grid, const Tile& tile,
   }
 }
 
-// Begins to copy the chunk at channel c0 of the halo, or of the tile itself if `kTileOnly`, from a frame. Outside the frame,
-// past the last channel, and everywhere in a frame that does not exist, there are zeros.
-template <class Half, class E, bool kTileOnly>
-LGF_DEVICE void copy_chunk(const Tensor& f, const Grid& grid, int b, int t, int c0, const int* offsets, char* chunk) {
-  const bool exists = t >= 0 && t < grid.frames;
-  const int piece = thread_index() % kPieces, c = c0 + piece * 8;
-  const Half* channels = static_cast<const Half*>(f.data) + (exists ? offset(f, b, t, 0, 0) + c : 0);
+// The tile of a block, and where the frames that it copies from begin. They lie in shared memory, because the products leave no
+// registers for what is needed from time to time.
+struct Origin {
+  Tile tile;
+  const char* frames[3];
+};
+
+// Returns where the tokens of a frame begin, if there is such a frame.
+template <class Half>
+LGF_DEVICE const char* start_of_frame(const Tensor& f, int b, int t) {
+  return reinterpret_cast<const char*>(static_cast<const Half*>(f.data) + offset(f, b, t, 0, 0));
+}
+
+// Begins to copy the chunk at channel c0 of the halo, or of the tile itself if `kTileOnly`, from a frame. Outside the frame and
+// past the last channel there are zeros.
+template <class E, bool kTileOnly>
+LGF_DEVICE void copy_chunk(const char* frame, int channels, int c0, const int* offsets, char* chunk) {
   // Round after round, places and what they are copied from advance by constants: kStep tokens are whole groups of eight
   // (place), and whole rows of the tile.
   constexpr int kTokens = kTileOnly ? E::kTokens : E::kHalo, kStep = E::kThreads / kPieces;
   constexpr int kAhead = kTileOnly ? kStep / kCols * kHaloCols : kStep;
   static_assert(kStep % 8 == 0 && kStep % kCols == 0, "");
-  const int first = thread_index() / kPieces;
-  const bool whole = exists && c < f.channels;
+  const int piece = thread_index() % kPieces, first = thread_index() / kPieces, c = c0 + piece * 8;
+  const char* from = added_up(frame + int64_t(c) * 2);
   const int* source = offsets + (kTileOnly ? opposite(first) : first);
   char* to = chunk + place(first, piece);
-  LGF_NO_UNROLL  // the addresses of several rounds at once would take registers that the products need
-  for (int left = kTokens - first; left > 0; left -= kStep, source += kAhead, to += kStep * kRowBytes) {
-    const int pieces = *source;
-    const bool wanted = whole && pieces >= 0;
-    copy_async(to, wanted ? channels + int64_t(pieces) * 8 : channels, wanted);
+  const int least = c < channels ? 0 : INT_MAX;  // of the places that are copied
+  LGF_UNROLL
+  for (int round = 0; round * kStep < kTokens; ++round) {
+    if (kTokens - round * kStep < kStep && first >= kTokens - round * kStep) break;  // only the last round is not whole
+    const int pieces = source[round * kAhead];
+    // Of what is not wanted nothing is read, so that its address may be any.
+    copy_async(to + round * kStep * kRowBytes, from + int64_t(pieces) * 16, pieces >= least);
   }
 }
 

@@ -29,10 +29,10 @@ struct BandForward {
   static constexpr int kStageBytes = (Extent::kHalo + Extent::kTokens) * band::kRowBytes;
   static constexpr int kSlotBytes = Extent::kTokens * kPitch * 4;
   static constexpr int kNorms = Extent::kHalo + Extent::kTokens;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kSlotBytes + (kNorms + Extent::kHalo) * 4;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kSlotBytes + (kNorms + Extent::kHalo) * 4 + sizeof(band::Origin);
   static_assert(kSlotBytes <= kStages * kStageBytes, "the student's slots lie where the features were");
 
-  // The chunk of a source that is multiplied next.
+  // A chunk of a source.
   struct Position {
     int m, c0;
 
@@ -52,46 +52,49 @@ struct BandForward {
   static constexpr LGF_HOST_DEVICE int summed(int j) { return j == 1 ? 0 : j == 6 ? 1 : j - 2; }
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
-    const Tile tile(p.grid, p.grid.frames - 1, Extent::kRows, band::kCols);
+    const Tile here(p.grid, p.grid.frames - 1, Extent::kRows, band::kCols);
     float* zT = reinterpret_cast<float*>(shared + kStages * kStageBytes);
     float* zS = reinterpret_cast<float*>(shared);
     float* norms = zT + Extent::kTokens * kPitch;  // of the halo, where 0 is a token outside the frame, and of the tile
     int* offsets = reinterpret_cast<int*>(norms + kNorms);
+    band::Origin& origin = *reinterpret_cast<band::Origin*>(offsets + Extent::kHalo);
 
-    if (is_skipped<float>(p, tile, Extent::kRows, band::kCols)) return skip(p, tile, norms, zS);
-    if (p.cached) fuse_cached<kThreads>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT);
+    if (is_skipped<float>(p, here, Extent::kRows, band::kCols)) return skip(p, here, norms, zS);
+    if (thread_index() == 0) origin.tile = here;
+    if (p.cached) fuse_cached<kThreads>(p, here, Extent::kRows, band::kCols, band::kWindow, kPitch, zT);
     band::Band z;
     band::clear(z);
     Squares squares = {};
-    Position at{p.cached ? p.count - 1 : 0, 0};
-    begin(p, tile, at.m, offsets);
-    copy(p, tile, at, offsets, shared);
-    for (int step = 0; at.m < p.count; ++step) {
-      const Position next = at.next(p);
-      if (next.m < p.count) {
-        if (next.m != at.m) begin(p, tile, next.m, offsets);
-        copy(p, tile, next, offsets, shared + (step + 1) % kStages * kStageBytes);
+    Position ahead{p.cached ? p.count - 1 : 0, 0};  // the chunk that is copied last
+    begin(p, ahead.m, offsets, origin);
+    copy(p, ahead, offsets, origin, shared);
+    for (int step = 0; ahead.m < p.count; ++step) {
+      ahead = ahead.next(p);
+      const bool last = ahead.c0 == 0;  // the chunk that is multiplied now is the last of its source
+      if (ahead.m < p.count) {
+        if (last) begin(p, ahead.m, offsets, origin);
+        copy(p, ahead, offsets, origin, shared + (step + 1) % kStages * kStageBytes);
         copy_wait<1>();
       } else {
         copy_wait<0>();
       }
       sync_block();  // the chunk is there
       multiply_chunk(shared + step % kStages * kStageBytes, z, squares);
-      if (next.m != at.m) write_squares(z, squares, norms);
+      if (last) write_squares(z, squares, norms);
       sync_block();  // the chunk has been read by all, and the squares are there
-      if (next.m != at.m) {
+      if (last) {
         finish_norms(p, offsets, norms);
         sync_block();  // the norms are there
-        const bool student = next.m == p.count;
-        const float weight = static_cast<float>(p.sources[at.m].weight);
-        move_to_slots(z, norms, weight, !student && at.m > 0, student ? zS : zT);
+        const int m = ahead.m - 1;
+        const bool student = m == p.count - 1;
+        const float weight = static_cast<float>(p.sources[m].weight);
+        move_to_slots(z, norms, weight, !student && m > 0, student ? zS : zT);
         squares = {};
-        if (student && p.kept_norms) keep_norms(p, tile, norms);
+        if (student && p.kept_norms) keep_norms(p, origin.tile, norms);
       }
-      at = next;
     }
     sync_block();
-    finish<kThreads, band::kWindow>(p, tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
+    finish<kThreads, band::kWindow>(p, origin.tile, Extent::kRows, band::kCols, band::kWindow, kPitch, zT, zS);
   }
 
  private:
@@ -106,17 +109,22 @@ struct BandForward {
     finish_skipped<kThreads, band::kWindow>(p, tile, Extent::kRows, band::kCols, band::kWindow, zeros);
   }
 
-  static LGF_DEVICE void begin(const Params& p, const Tile& tile, int m, int* offsets) {
+  static LGF_DEVICE void begin(const Params& p, int m, int* offsets, band::Origin& origin) {
+    const Tensor& f = p.sources[m].tensor;
     sync_block();  // all have copied the first chunk of a source of one chunk
-    band::locate_halo<Extent>(p.sources[m].tensor, p.grid, tile, offsets);
+    band::locate_halo<Extent>(f, p.grid, origin.tile, offsets);
+    if (thread_index() == 0) {
+      // Those of the keys and of the queries.
+      origin.frames[0] = band::start_of_frame<Half>(f, origin.tile.b, key_frame(p, origin.tile));
+      origin.frames[1] = band::start_of_frame<Half>(f, origin.tile.b, query_frame(p, origin.tile));
+    }
     sync_block();
   }
 
-  static LGF_DEVICE void copy(const Params& p, const Tile& tile, Position at, const int* offsets, char* stage) {
-    const Tensor& f = p.sources[at.m].tensor;
-    band::copy_chunk<Half, Extent, false>(f, p.grid, tile.b, key_frame(p, tile), at.c0, offsets, stage);
-    band::copy_chunk<Half, Extent, true>(f, p.grid, tile.b, query_frame(p, tile), at.c0, offsets,
-                                         stage + Extent::kHalo * band::kRowBytes);
+  static LGF_DEVICE void copy(const Params& p, Position at, const int* offsets, const band::Origin& origin, char* stage) {
+    const int channels = p.sources[at.m].tensor.channels;
+    band::copy_chunk<Extent, false>(origin.frames[0], channels, at.c0, offsets, stage);
+    band::copy_chunk<Extent, true>(origin.frames[1], channels, at.c0, offsets, stage + Extent::kHalo * band::kRowBytes);
     copy_commit();
   }
 

@@ -46,10 +46,15 @@ struct Distances {
       for (int c = 0; c < p.call.teacher.channels; c += Products::kChunk) multiply(loader, shared, step++, teacher);
       for (int c = 0; c < p.call.student.channels; c += Products::kChunk) multiply(loader, shared, step++, student);
       if (rows.frames() <= 2 && columns.frames() <= 2) {
-        finish(p, at, CornerWeights<T>(p.call.video, rows, columns), norms, student, teacher);
+        const CornerWeights<T> weights(p.call.video, rows, columns, static_cast<T>(p.call.scale));
+        if (is_plain(p))
+          finish<true>(p, at, weights, norms, student, teacher);
+        else
+          finish<false>(p, at, weights, norms, student, teacher);
       } else {
         const T* c = static_cast<const T*>(p.call.video.weight);
-        finish(p, at, TableWeights<T>{c, p.call.video.frames, frames, frames + kTile}, norms, student, teacher);
+        const TableWeights<T> weights{c, static_cast<T>(p.call.scale), p.call.video.frames, frames, frames + kTile};
+        finish<false>(p, at, weights, norms, student, teacher);
       }
     }
   }
@@ -163,12 +168,20 @@ struct Distances {
     }
   }
 
-  template <class Weights>
+  // Returns whether differences count as they are, and no similarity is clamped: a third fewer instructions a number.
+  static LGF_DEVICE bool is_plain(const Params& p) {
+    return !p.call.squared && p.call.student_floor == -INFINITY && p.call.teacher_floor == -INFINITY;
+  }
+
+  // Returns a similarity of at least the floor. Times 0, so that -inf becomes NaN.
+  static LGF_DEVICE T clamped(T similarity, T floor) { return similarity < floor ? similarity * 0 : similarity; }
+
+  template <bool kPlain, class Weights>
   static LGF_DEVICE void finish(const Params& p, const Place& at, const Weights& weights, T* norms,
                                 const T (&student)[Products::kNumbers], const T (&teacher)[Products::kNumbers]) {
-    const T margin = static_cast<T>(p.call.margin), scale = static_cast<T>(p.call.scale);
+    const T margin = static_cast<T>(p.call.margin);
     const T student_floor = static_cast<T>(p.call.student_floor), teacher_floor = static_cast<T>(p.call.teacher_floor);
-    const bool squared = p.call.squared;
+    const bool squared = !kPlain && p.call.squared;
     const T *r = norms, *q = norms + kTokens, *s = norms + 2 * kTokens;
     T total = 0;
     LGF_UNROLL
@@ -180,15 +193,15 @@ struct Distances {
         // Rounded before the subtraction: fused, a product would differ from an equal one.
         const T s_z = rounded_product(student[e] * r[i], r[kTile + j]);
         const T s_m = rounded_product(teacher[e] * q[i], q[kTile + j]);
-        // Times 0, so that -inf becomes NaN.
-        const bool kept = !(s_z < student_floor);
-        const T d = (kept ? s_z : s_z * 0) - (s_m < teacher_floor ? s_m * 0 : s_m);
-        const T w = scale * weights.at(i, j);
+        const T d = kPlain ? s_z - s_m : clamped(s_z, student_floor) - clamped(s_m, teacher_floor);
+        const T w = weights.at(i, j), own = 2 * s[i], other = s[kTile + j];
         const bool counts = w != T(0) && !(fabs(d) <= margin);  // true for NaN
         const T excess = fabs(d) - margin, slope = squared ? 2 * excess : T(1);
-        total += counts ? w * (squared ? excess * excess : excess) : T(0);
+        if (counts) total += w * (squared ? excess * excess : excess);
+        const bool kept = kPlain || !(s_z < student_floor);
         // NaN where d is not finite.
-        g[k] = counts && kept ? (2 * (d > 0 ? w : -w) * slope + (d - d)) * s[i] * s[kTile + j] : T(0);
+        const T by_similarity = (times_sign(w * slope, d) + d * 0) * own * other;
+        g[k] = counts && kept ? by_similarity : T(0);
       }
       if (p.call.coefficients) Products::store(block(p, at), first, g);
     }

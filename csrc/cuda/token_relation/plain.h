@@ -16,6 +16,8 @@
 //     store          stores kTogether of these coefficients, from the e-th on
 #pragma once
 
+#include <cstring>
+
 #include "../common/tensor.h"
 
 namespace lgf {
@@ -23,6 +25,17 @@ namespace cuda {
 
 // The dimension of a product's sum: an operand lies row by row in memory, and is summed along rows or down columns.
 enum class Summed { along_rows, down_columns };
+
+// Returns a value with its sign changed where the other is negative.
+LGF_DEVICE float times_sign(float value, float other) {
+  std::uint32_t bits, sign;
+  std::memcpy(&bits, &value, 4);
+  std::memcpy(&sign, &other, 4);
+  bits ^= sign & 0x80000000u;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+LGF_DEVICE double times_sign(double value, double other) { return other < 0 ? -value : value; }
 
 // A part of a matrix in memory: element (i, j) at `at + i stride + j`. Past `rows` and `columns` there are zeros.
 struct Matrix {

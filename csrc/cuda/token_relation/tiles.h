@@ -55,26 +55,27 @@ struct TileSpan {
   LGF_DEVICE int frames() const { return last_frame - frame + 1; }
 };
 
-// Weights of the i-th token of a tile and the j-th of another. For tiles in at most two frames, as all tiles no larger than
-// a frame are, they are four numbers.
+// Weights, times a scale, of the i-th token of a tile and the j-th of another. For tiles in at most two frames, as all tiles no
+// larger than a frame are, they are four numbers.
 template <class T>
 struct CornerWeights {
   int row_end, column_end;  // of the first frame of either
   T near_near, near_far, far_near, far_far;
 
-  LGF_DEVICE CornerWeights(const Video& video, const TileSpan& rows, const TileSpan& columns)
+  LGF_DEVICE CornerWeights(const Video& video, const TileSpan& rows, const TileSpan& columns, T scale)
       : row_end((rows.frame + 1) * video.frame_tokens - rows.begin),
         column_end((columns.frame + 1) * video.frame_tokens - columns.begin) {
     const T* c = static_cast<const T*>(video.weight);
     const T *near = c + int64_t(rows.frame) * video.frames, *far = c + int64_t(rows.last_frame) * video.frames;
-    near_near = near[columns.frame];
-    near_far = near[columns.last_frame];
-    far_near = far[columns.frame];
-    far_far = far[columns.last_frame];
+    near_near = scale * near[columns.frame];
+    near_far = scale * near[columns.last_frame];
+    far_near = scale * far[columns.frame];
+    far_far = scale * far[columns.last_frame];
   }
 
   LGF_DEVICE T at(int i, int j) const {
-    return i < row_end ? (j < column_end ? near_near : near_far) : (j < column_end ? far_near : far_far);
+    const T near = i < row_end ? near_near : far_near, far = i < row_end ? near_far : far_far;  // once a row, for all columns
+    return j < column_end ? near : far;
   }
 };
 
@@ -82,10 +83,11 @@ struct CornerWeights {
 template <class T>
 struct TableWeights {
   const T* c;
+  T scale;
   int frames;
   const int *row_frames, *column_frames;
 
-  LGF_DEVICE T at(int i, int j) const { return c[int64_t(row_frames[i]) * frames + column_frames[j]]; }
+  LGF_DEVICE T at(int i, int j) const { return scale * c[int64_t(row_frames[i]) * frames + column_frames[j]]; }
 };
 
 // Returns whether any weight between two tiles is not 0.

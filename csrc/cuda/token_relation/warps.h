@@ -22,17 +22,19 @@ constexpr int kBytes = 2 * kHalfBytes;
 
 LGF_HOST_DEVICE int place(int row, int piece) { return row * kRowBytes + ((piece ^ row) & 7) * 16; }
 
+// Round after round, places are constants apart: kStep rows are whole groups of eight. Of rows and columns that do not exist
+// nothing is read, so that their addresses may be any.
 template <class Half, Summed kSummed>
 LGF_DEVICE void load(const Matrix& m, char* operand) {
-  constexpr int kPieces = kSummed == Summed::along_rows ? 8 : 16;  // of a row
-  const Half* from = static_cast<const Half*>(m.data) + m.at;
+  constexpr int kPieces = kSummed == Summed::along_rows ? 8 : 16, kStep = kThreads / kPieces;  // pieces of a row, rows of a round
+  const int piece = thread_index() % kPieces, first = thread_index() / kPieces;
+  const char* from = reinterpret_cast<const char*>(static_cast<const Half*>(m.data) + m.at + first * m.stride + piece * 8);
+  char* to = operand + piece / 8 * kHalfBytes + place(first, piece % 8);
+  const int rows = piece * 8 < m.columns ? m.rows - first : 0;
+  from = added_up(from);
   LGF_UNROLL
-  for (int n = 0; n < kBytes / 16 / kThreads; ++n) {
-    const int row = (thread_index() + n * kThreads) / kPieces, piece = thread_index() % kPieces;
-    const bool wanted = row < m.rows && piece * 8 < m.columns;
-    copy_async(operand + piece / 8 * kHalfBytes + place(row, piece % 8), from + (wanted ? row * m.stride + piece * 8 : 0),
-               wanted);
-  }
+  for (int n = 0; n < kBytes / 16 / kThreads; ++n, from += kStep * m.stride * 2)
+    copy_async(to + n * kStep * kRowBytes, from, n * kStep < rows);
 }
 
 }  // namespace slab
