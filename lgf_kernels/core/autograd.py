@@ -112,7 +112,7 @@ class Operation:
         self.eager = self.autograd_function(name, save, differentiate)
 
     def __call__(self, *arguments):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.operator(*arguments)
         if not torch.is_grad_enabled() and memory_is_readable(arguments):
             return self.compute(*arguments)
