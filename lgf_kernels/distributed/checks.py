@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from ..core import checks
 from ..core.registry import checked_backend
 from .exchange import ranks_of
@@ -62,3 +64,22 @@ def must_have_shape(function: str, name: str, value, shape: tuple, layout: str) 
     if value.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, value.shape, strict=True)):
         expected = ", ".join("any" if want is None else str(want) for want in shape)
         raise ValueError(f"{function}: `{name}` must have the shape {layout} = ({expected}), got {tuple(value.shape)}.")
+
+
+def must_be_constant(function: str, name: str, value, shape: tuple, layout: str, student_name: str, student) -> None:
+    """Check a real tensor without gradient next to the student, of which a process may hold nothing."""
+    must_have_shape(function, name, value, shape, layout)
+    checks.real(function, name, value)
+    checks.same_device(function, name, value, student_name, student)
+    checks.detached(function, name, value)
+
+
+def with_tokens(tensor: Tensor) -> Tensor:
+    """Return the tensor, or for an empty one a tensor like it, without values, with one place where it has none.
+
+    With it a process that holds nothing makes the checks of the others, which would refuse and leave it waiting.
+    """
+    if tensor.numel():
+        return tensor
+    sizes = [max(size, 1) for size in tensor.shape]
+    return tensor.new_empty(()).expand(sizes).requires_grad_(tensor.requires_grad)

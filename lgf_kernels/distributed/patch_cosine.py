@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..patch_cosine.api import patch_cosine_loss
-from .checks import REDUCTIONS, check_options
+from ..patch_cosine.api import checked_arguments, patch_cosine_loss
+from .checks import REDUCTIONS, check_options, with_tokens
 from .exchange import ranks_of, summed
 from .weights import shared_weight
 
@@ -41,8 +42,10 @@ def sharded_patch_cosine_loss(
     here = "sharded_patch_cosine_loss"
     ranks_of(here, group)
     checks.choice(here, "reduction", reduction, REDUCTIONS)
-    checks.floating(here, "student", checks.tensor(here, "student", student))
     check_options(here, options, (), ("teacher_weights", "frame_weight", "backend"))
+    arguments = {"student": student, "teachers": teachers, "token_weight": token_weight} | options
+    arguments.pop("backend", None)
+    checked_arguments(here, **tree_map_only(Tensor, with_tokens, arguments))
     dtype = accumulate_dtype(student)
     token_weight = shared_weight(here, token_weight, dtype, reduction, group)
     if student.numel():
