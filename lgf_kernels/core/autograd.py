@@ -202,6 +202,11 @@ def needs_gradient(student: Tensor) -> bool:
     return torch.is_grad_enabled() and student.requires_grad
 
 
+def kept(constant: Tensor | None) -> Tensor | None:
+    """Return a constant as autograd can keep it: a copy of one made in inference mode, such as a tracker's points."""
+    return constant.clone() if constant is not None and constant.is_inference() else constant
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Return a context that disables autocast on the tensor's device.
 
