@@ -1,6 +1,6 @@
 """Checks of the losses over shards, made before anything travels, so that all processes refuse alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -74,12 +74,14 @@ def must_be_constant(function: str, name: str, value, shape: tuple, layout: str,
     checks.detached(function, name, value)
 
 
-def with_tokens(tensor: Tensor) -> Tensor:
-    """Return the tensor, or for an empty one a tensor like it, without values, with one place where it has none.
+def with_tokens(argument):
+    """Return an argument in which every empty tensor has one place where it had none, and no values.
 
     With it a process that holds nothing makes the checks of the others, which would refuse and leave it waiting.
     """
-    if tensor.numel():
-        return tensor
-    sizes = [max(size, 1) for size in tensor.shape]
-    return tensor.new_empty(()).expand(sizes).requires_grad_(tensor.requires_grad)
+    if isinstance(argument, Sequence) and not isinstance(argument, str):
+        return [with_tokens(each) for each in argument]
+    if not isinstance(argument, Tensor) or argument.numel():
+        return argument
+    sizes = [max(size, 1) for size in argument.shape]
+    return argument.new_empty(()).expand(sizes).requires_grad_(argument.requires_grad)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
@@ -44,8 +43,7 @@ def sharded_patch_cosine_loss(
     checks.choice(here, "reduction", reduction, REDUCTIONS)
     check_options(here, options, (), ("teacher_weights", "frame_weight", "backend"))
     arguments = {"student": student, "teachers": teachers, "token_weight": token_weight} | options
-    arguments.pop("backend", None)
-    checked_arguments(here, **tree_map_only(Tensor, with_tokens, arguments))
+    checked_arguments(here, **{name: with_tokens(it) for name, it in arguments.items() if name != "backend"})
     dtype = accumulate_dtype(student)
     token_weight = shared_weight(here, token_weight, dtype, reduction, group)
     if student.numel():
