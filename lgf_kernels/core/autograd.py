@@ -112,7 +112,7 @@ class Operation:
         self.eager = self.autograd_function(name, save, differentiate)
 
     def __call__(self, *arguments):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.operator(*arguments)
         if not torch.is_grad_enabled() and memory_is_readable(arguments):
             return self.compute(*arguments)
@@ -200,6 +200,11 @@ def has_plain_memory(tensor: Tensor) -> bool:
 def needs_gradient(student: Tensor) -> bool:
     """Return whether a backward may follow. Under `torch.vmap`, `Differentiable` checks each element."""
     return torch.is_grad_enabled() and student.requires_grad
+
+
+def kept(constant: Tensor | None) -> Tensor | None:
+    """Return a constant as autograd can keep it: a copy of one made in inference mode, such as a tracker's points."""
+    return constant.clone() if constant is not None and constant.is_inference() else constant
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:

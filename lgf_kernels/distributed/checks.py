@@ -1,7 +1,9 @@
 """Checks of the losses over shards, made before anything travels, so that all processes refuse alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ..core import checks
 from ..core.registry import checked_backend
@@ -62,3 +64,24 @@ def must_have_shape(function: str, name: str, value, shape: tuple, layout: str) 
     if value.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, value.shape, strict=True)):
         expected = ", ".join("any" if want is None else str(want) for want in shape)
         raise ValueError(f"{function}: `{name}` must have the shape {layout} = ({expected}), got {tuple(value.shape)}.")
+
+
+def must_be_constant(function: str, name: str, value, shape: tuple, layout: str, student_name: str, student) -> None:
+    """Check a real tensor without gradient next to the student, of which a process may hold nothing."""
+    must_have_shape(function, name, value, shape, layout)
+    checks.real(function, name, value)
+    checks.same_device(function, name, value, student_name, student)
+    checks.detached(function, name, value)
+
+
+def with_tokens(argument):
+    """Return an argument in which every empty tensor has one place where it had none, and no values.
+
+    With it a process that holds nothing makes the checks of the others, which would refuse and leave it waiting.
+    """
+    if isinstance(argument, Sequence) and not isinstance(argument, str):
+        return [with_tokens(each) for each in argument]
+    if not isinstance(argument, Tensor) or argument.numel():
+        return argument
+    sizes = [max(size, 1) for size in argument.shape]
+    return argument.new_empty(()).expand(sizes).requires_grad_(argument.requires_grad)

@@ -9,7 +9,7 @@ from ..core import checks
 from ..core.numerics import accumulate_dtype
 from ..gram_flow.api import lgf_kl_loss_from_logits
 from ..gram_flow.options import checked_options
-from .checks import REDUCTIONS, check_options, checked_rank, must_be_part, must_have_pairs, must_have_shape
+from .checks import REDUCTIONS, check_options, checked_rank, must_be_constant, must_be_part, must_have_pairs
 from .exchange import halo_exchange, summed
 from .shards import Shards
 from .weights import shared_weight
@@ -78,11 +78,12 @@ def sharded_lgf_kl_loss(
     teachers, names = checks.teacher_list(here, "teacher_logits", teacher_logits)
     checks.teacher_weights(here, options.get("teacher_weights"), len(teachers))
     for name, logits in zip(names, teachers, strict=True):
-        must_have_shape(
-            here, name, logits, (*queries, window**2), "(B, *shards.queries(rank, direction), window * window)"
-        )
+        layout = "(B, *shards.queries(rank, direction), window * window)"
+        must_be_constant(here, name, logits, (*queries, window**2), layout, "student", student)
+        checks.floating(here, name, logits)
     if token_weight is not None:
-        must_have_shape(here, "token_weight", token_weight, queries, "(B, *shards.queries(rank, direction))")
+        layout = "(B, *shards.queries(rank, direction))"
+        must_be_constant(here, "token_weight", token_weight, queries, layout, "student", student)
 
     dtype = accumulate_dtype(student)
     token_weight = shared_weight(here, token_weight, dtype, reduction, group)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.numerics import accumulate_dtype
-from ..patch_cosine.api import patch_cosine_loss
-from .checks import REDUCTIONS, check_options
+from ..patch_cosine.api import checked_arguments, patch_cosine_loss
+from .checks import REDUCTIONS, check_options, with_tokens
 from .exchange import ranks_of, summed
 from .weights import shared_weight
 
@@ -41,8 +41,9 @@ def sharded_patch_cosine_loss(
     here = "sharded_patch_cosine_loss"
     ranks_of(here, group)
     checks.choice(here, "reduction", reduction, REDUCTIONS)
-    checks.floating(here, "student", checks.tensor(here, "student", student))
     check_options(here, options, (), ("teacher_weights", "frame_weight", "backend"))
+    arguments = {"student": student, "teachers": teachers, "token_weight": token_weight} | options
+    checked_arguments(here, **{name: with_tokens(it) for name, it in arguments.items() if name != "backend"})
     dtype = accumulate_dtype(student)
     token_weight = shared_weight(here, token_weight, dtype, reduction, group)
     if student.numel():

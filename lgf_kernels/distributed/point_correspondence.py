@@ -13,7 +13,7 @@ from ..point_correspondence.api import point_correspondence_loss
 from ..point_correspondence.distance import used_weight
 from ..point_correspondence.options import checked_options, queries_inside
 from ..point_correspondence.sampling import add_at_corners, corners_of, sampled
-from .checks import REDUCTIONS, check_options, checked_rank, must_be_part, must_have_pairs, must_have_shape
+from .checks import REDUCTIONS, check_options, checked_rank, must_be_constant, must_be_part, must_have_pairs
 from .exchange import AllReduce
 from .shards import Frames
 
@@ -52,15 +52,13 @@ def sharded_point_correspondence_loss(
     must_have_pairs(here, shards)
     must_be_part(here, "features", features, shards.part(rank), "(B, frames, H, W, C)")
     B, T = len(features), shards.size
-    must_have_shape(here, "queries", queries, (B, None, 3), "(B, N, 3)")
+    beside = ("features", features)
+    must_be_constant(here, "queries", queries, (B, None, 3), "(B, N, 3)", *beside)
     N = queries.shape[1]
-    must_have_shape(here, "targets", targets, (B, N, T, 2), "(B, N, T, 2)")
-    for name, value in {"queries": queries, "targets": targets}.items():
-        checks.real(here, name, value)
+    must_be_constant(here, "targets", targets, (B, N, T, 2), "(B, N, T, 2)", *beside)
     dtype = accumulate_dtype(features)
     if weight is not None:
-        must_have_shape(here, "weight", weight, (B, N, T), "(B, N, T)")
-        checks.real(here, "weight", weight)
+        must_be_constant(here, "weight", weight, (B, N, T), "(B, N, T)", *beside)
         check_where_readable(checks.nonnegative, here, "weight", weight)
     queries_inside(here, queries, features.new_empty((1, *shards.grid, 1), device="meta"))
     weight = used_weight(queries, weight, T, dtype, reduction)

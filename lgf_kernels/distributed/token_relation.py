@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core import checks
+from ..core.autograd import check_where_readable
 from ..token_relation.api import token_relation_loss
 from ..token_relation.options import checked_options
 from .checks import check_options, checked_rank
@@ -57,6 +58,7 @@ def sharded_token_relation_loss(
     checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
     checks.relation_features(here, student.new_empty((len(student), max(part, 1), *student.shape[2:]), device="meta"))
     checks.weight_tensor(here, "pair_weight", pair_weight, student, (frames, frames), "(F, F)")
+    check_where_readable(checks.nonnegative, here, "pair_weight", pair_weight)
     whole = gather(student, 1, shards.bounds, group)
     if teacher.shape[1] != frames:
         teacher = _whole_teacher(teacher, shards, group)

@@ -14,5 +14,6 @@ def shared_weight(function: str, token_weight, dtype: torch.dtype, reduction: st
     if token_weight is None:
         return None
     checks.real(function, "token_weight", checks.tensor(function, "token_weight", token_weight))
+    checks.detached(function, "token_weight", token_weight)
     check_where_readable(checks.nonnegative, function, "token_weight", token_weight)
     return relative_weight(token_weight, dtype, reduction, lambda weight: largest_of_all(weight, group))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks, native
-from ..core.autograd import Differentiable, Pass, check_where_readable, needs_gradient, without_autocast
+from ..core.autograd import Differentiable, Pass, check_where_readable, kept, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype, relative_weight
 from ..core.registry import PORTABLE, REFERENCE, Backend, Call, Proof, implementation, register
@@ -176,7 +176,7 @@ def _loss_save(ctx, inputs, output):
     student, teachers, _, token_weight, _, _, *ctx.options = inputs
     ctx.no_teacher_gradients = [None] * len(teachers)
     _, residual = output
-    ctx.save_for_backward(student, residual, token_weight)
+    ctx.save_for_backward(student, residual, kept(token_weight))
     ctx.set_materialize_grads(False)
 
 

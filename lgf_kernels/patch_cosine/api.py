@@ -77,26 +77,46 @@ def patch_cosine_loss(
         >>> lgf.patch_cosine_loss(student, [dino, sam2], frame_weight=lgf.crepa_frame_weight(13)).backward()
     """
     here = "patch_cosine_loss"
-    checks.choice(here, "reduction", reduction, checks.REDUCTIONS)
-    frames = frame_weight is not None
-    teachers = _checked_features(here, student, teachers, frames)
-    shares = shares_of(_checked_weights(here, teacher_weights, len(teachers)))
-    lead = tuple(student.shape[:-1])
+    teachers, shares = checked_arguments(
+        here, student, teachers, teacher_weights, frame_weight, token_weight, reduction
+    )
+    lead, frames = student.shape[:-1], frame_weight is not None
     if frames:
-        shape = (student.shape[1], teachers[0].shape[1])
-        checks.weight_tensor(
-            here, "frame_weight", frame_weight, student, shape, "(F, K)",
-            "Its rows are the student's frames, its columns the teachers': make it with crepa_frame_weight(student.shape[1]) "
-            "where both have as many.",
-        )  # fmt: skip
         frame_weight = frame_weight.to(accumulate_dtype(student))
     if token_weight is not None:
-        checks.weight_tensor(here, "token_weight", token_weight, student, lead, "(...), that of the student's tokens,")
         token_weight = as_grid(token_weight.unsqueeze(-1), frames).squeeze(-1)
     student, *teachers = (as_grid(tensor, frames) for tensor in (student, *teachers))
     name = resolve(call_of("patch_cosine", student, teachers=len(teachers), frames=frames), backend, here)
     loss = operators.patch_cosine(student, teachers, shares, frame_weight, token_weight, reduction, name)
     return loss.reshape(lead) if reduction == "none" else loss
+
+
+def checked_arguments(
+    function: str,
+    student: Tensor,
+    teachers: Tensor | Sequence[Tensor],
+    teacher_weights: Sequence[float] | None = None,
+    frame_weight: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> tuple[list[Tensor], list[float]]:
+    """Check the arguments of the loss but its backend. Return the teachers and their shares."""
+    checks.choice(function, "reduction", reduction, checks.REDUCTIONS)
+    teachers = _checked_features(function, student, teachers, frame_weight is not None)
+    shares = shares_of(_checked_weights(function, teacher_weights, len(teachers)))
+    if frame_weight is not None:
+        shape = (student.shape[1], teachers[0].shape[1])
+        checks.weight_tensor(
+            function, "frame_weight", frame_weight, student, shape, "(F, K)",
+            "Its rows are the student's frames, its columns the teachers': make it with crepa_frame_weight(student.shape[1]) "
+            "where both have as many.",
+        )  # fmt: skip
+    if token_weight is not None:
+        shape = tuple(student.shape[:-1])
+        checks.weight_tensor(
+            function, "token_weight", token_weight, student, shape, "(...), that of the student's tokens,"
+        )
+    return teachers, shares
 
 
 def _checked_features(function: str, student, teachers, frames: bool) -> list[Tensor]:

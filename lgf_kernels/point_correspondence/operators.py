@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks, native
-from ..core.autograd import Differentiable, Pass, check_where_readable, needs_gradient, without_autocast
+from ..core.autograd import Differentiable, Pass, check_where_readable, kept, needs_gradient, without_autocast
 from ..core.gpu import triton_backend
 from ..core.numerics import accumulate_dtype
 from ..core.registry import PORTABLE, REFERENCE, Backend, Proof, implementation, register
@@ -82,7 +82,7 @@ def _places_backward_fake(grad_places, features, *rest):
 
 def _places_save(ctx, inputs, output):
     features, queries, _, *ctx.options = inputs
-    ctx.save_for_backward(features, queries, *output)
+    ctx.save_for_backward(features, kept(queries), *output)
     ctx.set_materialize_grads(False)
 
 
@@ -169,7 +169,7 @@ def _loss_backward(
 def _loss_save(ctx, inputs, output):
     features, queries, targets, weight, _, *ctx.options = inputs
     _, places, state = output
-    ctx.save_for_backward(features, queries, targets, weight, places, state)
+    ctx.save_for_backward(features, *map(kept, (queries, targets, weight)), places, state)
     ctx.set_materialize_grads(False)
 
 

@@ -45,6 +45,30 @@ def test_no_gradient_is_asked_for(loss):
     assert torch.equal(frozen, loss(student, teacher).detach())
 
 
+def test_constants_may_come_from_inference_mode():
+    """As a tracker's points and their visibility do, or a mask."""
+    student, teacher = student_and_teacher()
+    constants = {
+        "weight": torch.rand(2, 2, 4, 5), "frames": torch.rand(3, 3), "queries": torch.tensor([[[0, 1.5, 2.0]]] * 2),
+        "targets": torch.rand(2, 1, 3, 2), "visible": torch.rand(2, 1, 3),
+    }  # fmt: skip
+
+    def gradient(teacher, weight, frames, queries, targets, visible):
+        leaf = student.clone().requires_grad_()
+        values = (
+            lgf.lgf_kl_loss(leaf, teacher, token_weight=weight),
+            lgf.token_relation_loss(leaf, teacher, pair_weight=frames),
+            lgf.patch_cosine_loss(leaf, teacher[..., :6], frame_weight=frames, token_weight=leaf.new_ones(2, 3, 4, 5)),
+            lgf.point_correspondence(leaf, queries).sum(),
+            lgf.point_correspondence_loss(leaf, queries, targets, visible),
+        )
+        return torch.autograd.grad(sum(values), leaf)[0]
+
+    with torch.inference_mode():
+        made = {name: constant.clone() for name, constant in (constants | {"teacher": teacher}).items()}
+    assert torch.equal(gradient(**made), gradient(teacher, **constants))
+
+
 @losses
 def test_a_backward_makes_no_gradient_of_what_was_kept_for_it(loss):
     """It would be zeros, as large as what a forward keeps."""

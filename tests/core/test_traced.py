@@ -51,6 +51,17 @@ def test_a_program_exported_with_gradient_trains(loss):
     assert torch.equal(ours, theirs)
 
 
+@losses
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and the tracer warns of every size that a check reads
+def test_what_torch_jit_traces_is_the_operator(loss):
+    student, teacher = student_and_teacher()
+    traced = torch.jit.trace(lambda x: loss(x, teacher), student.clone().requires_grad_(), check_trace=False)
+    other = student.flip(2).requires_grad_()
+    ours, theirs = traced(other), loss(other, teacher)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(*(torch.autograd.grad(value, other)[0] for value in (ours, theirs)))
+
+
 @pytest.fixture
 def mesh():
     """A mesh of one process."""

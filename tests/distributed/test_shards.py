@@ -133,6 +133,7 @@ def test_without_a_group_the_way_out_is_said():
 
 FRAMES = distributed.Frames.even(GRID, 1)
 STUDENT, LOGITS = torch.randn(1, *GRID, 4), torch.randn(1, GRID[0] - 1, *GRID[1:], 49)
+NONE, NEEDS_GRAD = STUDENT[:, :0], LOGITS.clone().requires_grad_()
 POINTS = torch.zeros(1, 3, 3), torch.zeros(1, 3, GRID[0], 2), None
 
 
@@ -185,6 +186,19 @@ POINTS = torch.zeros(1, 3, 3), torch.zeros(1, 3, GRID[0], 2), None
         (lambda: distributed.sharded_point_correspondence_loss(STUDENT, POINTS[0][0], *POINTS[1:], FRAMES), "`queries` must have"),
         (lambda: distributed.sharded_point_correspondence_loss(STUDENT, *POINTS, FRAMES, delta=0.0), "dence_loss: `delta`"),
         (lambda: distributed.sharded_patch_cosine_loss(STUDENT, STUDENT, window=3), "there is no option `window`"),
+        # What a process without tokens would not notice, and would wait for the others, which do: said before anything travels.
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS.int(), FRAMES), "sharded_lgf_kl_loss: `teacher_logits` must be"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, NEEDS_GRAD, FRAMES), "lgf_kl_loss: `teacher_logits` requires grad"),
+        (lambda: distributed.sharded_lgf_kl_loss(STUDENT, LOGITS, FRAMES, token_weight=NEEDS_GRAD[..., 0]),
+         "sharded_lgf_kl_loss: `token_weight` requires grad"),
+        (lambda: distributed.sharded_token_relation_loss(STUDENT, STUDENT, FRAMES, pair_weight=-torch.ones(5, 5)),
+         "sharded_token_relation_loss: `pair_weight` must be >= 0"),
+        (lambda: distributed.sharded_point_correspondence_loss(STUDENT, NEEDS_GRAD[0, :1, 0, :3, :3], *POINTS[1:], FRAMES),
+         "sharded_point_correspondence_loss: `queries` requires grad"),
+        (lambda: distributed.sharded_patch_cosine_loss(NONE, NONE, teacher_weights=[-1.0]), "`teacher_weights[0]` must be"),
+        (lambda: distributed.sharded_patch_cosine_loss(NONE, [NONE, NONE]), "the student's channels must be those of all teachers"),
+        (lambda: distributed.sharded_patch_cosine_loss(NONE, NONE.int()), "sharded_patch_cosine_loss: `teachers` must be float32"),
+        (lambda: distributed.sharded_patch_cosine_loss(NONE, STUDENT, frame_weight=torch.ones(0, 4)), "`frame_weight` must have"),
         (lambda: distributed.gather(STUDENT, 1, (0, 3, 5)), "gather: `bounds` must be 2 places for the group's 1 processes"),
         (lambda: distributed.halo_exchange(STUDENT, 5, [(0, 5)], [(0, 5)]), "`dim` must be a dimension of `tensor`, which has 5"),
         (lambda: distributed.halo_exchange(STUDENT, 1, [(0, 5, 1)], [(0, 5)]), "`have` must be pairs (lo, hi)"),
