@@ -10,7 +10,10 @@ READ = "  // this chunk is there, and the one before has been multiplied by all"
 MISTAKES = {
     "no barrier around a chunk, distances": ("distances.h", f"sync_block();{READ}", ""),
     "no barrier around a chunk, products": ("products.h", f"sync_block();{READ}", ""),
-    "a chunk is not waited for, distances": ("distances.h", "copy_wait<kStages - 2>()", "copy_wait<kStages - 1>()"),
+    "a chunk is not waited for, distances": ("distances.h", "kColumnStages : kStages) - 2>()", "kColumnStages : kStages) - 1>()"),
+    "a row is kept too long": ("distances.h", "at.pair.row != row || at.b != b;", "row < 0 || b < 0;"),
+    "a row's chunk is replaced before it has been multiplied": (
+        "distances.h", "|| chunks < kColumnStages) return 0;", ") return 0;"),
     "loaded into the chunk that is multiplied": (
         "products.h", "load(p, task, step + kStages - 1,", "load(p, task, step + kStages,"),
     "a block is not transposed": ("products.h", "load<Summed::down_columns>(moved(g, part, 0), operands)",
@@ -45,6 +48,7 @@ MORE_OF_WARPS = {
 
 def notice_mistakes():
     against_reference(*inputs((1, 3, TILE + 5, 136), 72, torch.bfloat16))
+    against_reference(*inputs((2, 3, TILE + 5, 16), 8, torch.bfloat16))
 
 
 def test_kernels_without_a_mistake_pass(tensor_cores):

@@ -50,6 +50,21 @@ def test_published_forms(tensor_cores, form, N):
     against_reference(student, teacher, loss.pair_weight(frames, "cpu"), margin=loss.margin)
 
 
+@every_pair(
+    form=("moalign", "videorepa-spatial", "videorepa-temporal"),
+    channels=((128, 128), (136, 72), (256, 256), (24, 264)),
+    processors=(1, 3),
+    blocks=(1000, 7),
+)
+def test_stretches_of_pairs_of_one_row(model, monkeypatch, form, channels, processors, blocks):
+    """From 4 chunks on up to as many as fit, Hopper's kernel keeps a row's; pairs without weight interrupt the stretches."""
+    model.lgf_model_hopper(1)
+    model.lgf_model_multiprocessors(processors, 228)
+    monkeypatch.setattr(panels, "scratch_bytes", lambda: blocks * TILE**2 * 2)
+    student, teacher = inputs((2, 5, TILE - 10, channels[0]), channels[1], torch.bfloat16)
+    against_reference(student, teacher, lgf.TokenRelationLoss(form).pair_weight(5, "cpu"))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("N", [1, 31, 33, 70])
 def test_published_forms_on_plain_kernels(model, form, N):

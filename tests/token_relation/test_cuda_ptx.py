@@ -19,6 +19,7 @@ HALF = torch.bfloat16
 CASES = {
     "a tile and more": ((1, 1, TILE + 5, 72), 24, {"margin": 0.1, "c": torch.ones(1, 1)}),
     "small frames": ((1, 3, 30, 16), 8, {}),
+    "stretches of pairs of a row": ((1, 2, TILE + 5, 136), 72, {"c": torch.ones(2, 2)}),
     "two products wide": ((1, 2, 20, 136), 8, {}),
     "many channels of the teacher": ((1, 2, 20, 8), 264, {}),
     "many channels of both": ((1, 2, 20, 264), 136, {}),

@@ -36,6 +36,38 @@ def wgmma_operands(rows: int, columns: int, depth: int) -> int:
     return rows // 64 * (columns + -(-columns // 128) * 64) * depth * HALF
 
 
+#: Hopper's kernel of distances keeps so many chunks of a row, and has so many of columns on their way.
+KEPT, COLUMN_STAGES = 8, 4
+#: Rows of tiles side by side where no row is kept.
+GROUP = 4
+
+
+def rows_copied(tiles: int, videos: int, chunks: int, sms: int) -> list[int]:
+    """Return the rows of tiles that the CUDA kernel of distances copies, in the order of csrc/cuda/token_relation/distances.h."""
+    couples, width = (tiles + 1) // 2, tiles + 1
+    of_a_video = -(-couples // GROUP) * GROUP * width
+    blocks = min(of_a_video * videos, sms)
+    of_a_block, stretch = of_a_video * videos // blocks, 0
+    while COLUMN_STAGES <= chunks <= KEPT and stretch < 4 and of_a_block >> stretch >= 8:
+        stretch += 1
+    if not stretch:
+        return [row for _ in range(videos) for row in range(tiles) for _ in range(row, tiles)]
+    copied = []
+    for block in range(blocks):
+        kept, stretches = None, range(block, (of_a_video * videos >> stretch) + 1, blocks)
+        for place in (place for first in stretches for place in range(first << stretch, (first + 1) << stretch)):
+            video, (couple, step) = place // of_a_video, divmod(place % of_a_video, width)
+            top, bottom = couple, tiles - 1 - couple
+            upper = step < tiles - top
+            if video >= videos or not (top < bottom or (top == bottom and upper)):
+                continue
+            row = video, top if upper else bottom
+            if row != kept:
+                copied.append(row[1])
+            kept = row
+    return copied
+
+
 def kernels(name: str, shape: Shape, gpu: Ceilings, tile: int, chunk: int, depth: int, width: int) -> list[Work]:
     """Count the kernels: `chunk` channels of distances at a time, `depth` tokens and `width` channels of products."""
     B, _, _, C, D = shape
@@ -44,13 +76,21 @@ def kernels(name: str, shape: Shape, gpu: Ceilings, tile: int, chunk: int, depth
     counted = name == "CUDA"  # instructions, of Triton's kernels not
     pairs, steps = B * tiles * (tiles + 1) // 2, -(-C // chunk) + -(-D // chunk)
     coefficients = pairs * tile * tile * HALF
+    rows, last = pairs, shape.tokens - (tiles - 1) * tile  # copied with their columns; tokens of the last tile
+    read = (tiles + 1) * both
+    if counted:
+        copied = rows_copied(tiles, B, steps, gpu.sms)
+        rows = len(copied)
+        by_rows = sum(last if row == tiles - 1 else tile for row in copied)
+        by_columns = B * sum((column + 1) * (last if column == tiles - 1 else tile) for column in range(tiles))
+        read = (by_rows + by_columns) * (C + D) * HALF
     distances = Work(
         f"{name} distances",  # counted as one block for each pair of tiles
         pairs,
         1,
         wgmma=pairs * steps * tile * tile * chunk,
-        l2=(tiles + 1) * both,
-        shared=pairs * steps * (2 * tile * chunk * HALF + wgmma_operands(tile, tile, chunk)),
+        l2=read,
+        shared=steps * ((pairs + rows) * tile * chunk * HALF + pairs * wgmma_operands(tile, tile, chunk)),
         memory=both + coefficients,
         instructions=counted * pairs * 8 * (steps * ISSUED["distances"]["chunk"] + ISSUED["distances"]["tile"]),
         waits=0 if name == "CUDA" else 2,  # with the features of the next pair on their way there are none

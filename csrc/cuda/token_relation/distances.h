@@ -4,6 +4,9 @@
 // each other through shared memory, so that those of the next pair are copied while this one is finished and the tensor
 // cores are idle for less time. Student and teacher have separate sums in the same order: equal features differ by exactly
 // 0, whose sign is 0. Pairs all of whose weights are 0 are skipped: their sums and coefficients are not written.
+//
+// L2 would limit Hopper's kernels. Where all chunks of a row's features fit, a block takes stretches of pairs of one row, keeps
+// the row's features in shared memory and copies only the columns': half of the bytes.
 #pragma once
 
 #include "plain.h"
@@ -16,6 +19,7 @@ struct DistancesParams {
   DistancesCall call;
   int tiles;
   int64_t places, blocks;  // of a video
+  int stretch;             // a block takes 2^stretch places in a row; 0: one, and copies rows and columns of every pair
 };
 
 template <class Products>
@@ -26,6 +30,8 @@ struct Distances {
   static constexpr int kThreads = Products::kThreads, kBlocksPerSm = Products::kBlocksPerSm, kTile = Products::kTile;
   static constexpr int kStages = Products::stages(2), kStageBytes = 2 * Products::kOperandBytes;
   static constexpr int kPipelineBytes = (kStages * kStageBytes + 15) / 16 * 16;
+  // Of this memory, in stretches: chunks of the row's features, and stages of the columns'.
+  static constexpr int kKept = Products::kKept, kColumnStages = 2 * kStages - kKept;
   // Facts of the tokens of the row and then of the column: norms of student, teacher and coefficients, and frames.
   static constexpr int kTokens = 2 * kTile, kNorms = 3 * kTokens;
   static constexpr int kSharedBytes =
@@ -33,9 +39,9 @@ struct Distances {
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
     Loader loader(p, shared);
-    for (int stage = 0; stage < kStages - 1; ++stage) loader.next();
+    for (int stage = 0; stage < (p.stretch ? kColumnStages : kStages) - 1; ++stage) loader.next();
     int step = 0;
-    for (Place at(p, block_index()); at.exists(p); at.move(p)) {
+    for (Place at(p); at.exists(p); at.move(p)) {
       const TileSpan rows(p.call.video, at.pair.row, kTile), columns(p.call.video, at.pair.column, kTile);
       T* norms = reinterpret_cast<T*>(shared + kPipelineBytes);
       int* frames = reinterpret_cast<int*>(norms + kNorms + kThreads / 32);
@@ -43,8 +49,11 @@ struct Distances {
       T student[Products::kNumbers], teacher[Products::kNumbers];
       clear(student);
       clear(teacher);
-      for (int c = 0; c < p.call.teacher.channels; c += Products::kChunk) multiply(loader, shared, step++, teacher);
-      for (int c = 0; c < p.call.student.channels; c += Products::kChunk) multiply(loader, shared, step++, student);
+      int chunk = 0;  // of the pair
+      for (int c = 0; c < p.call.teacher.channels; c += Products::kChunk)
+        multiply(p, loader, shared, chunk++, step++, teacher);
+      for (int c = 0; c < p.call.student.channels; c += Products::kChunk)
+        multiply(p, loader, shared, chunk++, step++, student);
       if (rows.frames() <= 2 && columns.frames() <= 2) {
         const CornerWeights<T> weights(p.call.video, rows, columns, static_cast<T>(p.call.scale));
         if (is_plain(p))
@@ -59,60 +68,81 @@ struct Distances {
     }
   }
 
+  // Returns the logarithm of the places that a block takes in a row. Stretches must be many enough to keep all blocks busy alike, and
+  // the chunks of a pair as many as are on their way, so that a row's chunk is not replaced before it has been multiplied.
+  static int stretch_of(const DistancesCall& call, int64_t places_of_a_block) {
+    const auto chunks_of = [](const Tensor& f) { return (f.channels + Products::kChunk - 1) / Products::kChunk; };
+    const int chunks = chunks_of(call.student) + chunks_of(call.teacher);
+    if (chunks > kKept || chunks < kColumnStages) return 0;
+    int stretch = 0;
+    while (stretch < 4 && places_of_a_block >> stretch >= 8) ++stretch;
+    return stretch;
+  }
+
  private:
   // A pair of tiles of a video with any weight, in the order in which the blocks of the launch take them.
   struct Place {
-    int64_t number;
+    int64_t number;  // among those of this block
     int b;
     Pair pair;
 
-    LGF_DEVICE Place(const Params& p, int64_t first) : number(first) { find(p); }
+    LGF_DEVICE explicit Place(const Params& p) : number(0) { find(p); }
     LGF_DEVICE bool exists(const Params& p) const { return b < p.call.video.batch; }
     LGF_DEVICE void move(const Params& p) {
-      number += block_count();
+      ++number;
       find(p);
     }
 
    private:
     LGF_DEVICE void look(const Params& p) {
-      b = static_cast<int>(number / p.places);
-      pair = pair_at(number % p.places, p.call.rows, p.tiles);
+      const int64_t stretch = (number >> p.stretch) * block_count() + block_index();
+      const int64_t place = (stretch << p.stretch) + (number & ((1 << p.stretch) - 1));
+      b = static_cast<int>(place / p.places);
+      pair = pair_at(place % p.places, p.call.rows, p.tiles, p.stretch ? 1 : kGroup);
     }
 
     // Each lane of a warp checks a place, so that pairs without weight cost little time.
     LGF_DEVICE void find(const Params& p) {
-      const int64_t lane = thread_index() % 32;
-      for (number += lane * block_count();; number += int64_t(32) * block_count()) {
+      const int lane = thread_index() % 32;
+      for (number += lane;; number += 32) {
         look(p);
         const bool stop = !exists(p) || (pair.column < p.tiles && any_weight<T>(p.call.video, pair, kTile));
-        int first = stop ? static_cast<int>(lane) : 32;
+        int first = stop ? lane : 32;
         for (int mask = 16; mask > 0; mask /= 2) first = lesser(first, shuffle_xor(first, mask));
         if (first == 32) continue;
-        number += (first - lane) * block_count();
+        number += first - lane;
         return look(p);
       }
     }
   };
+
+  // Where the operands of a chunk lie: number `chunk` of its pair and `stage` of all, modulo the stages.
+  static LGF_DEVICE char* rows_at(const Params& p, char* shared, int chunk, int stage) {
+    return p.stretch ? shared + chunk * Products::kOperandBytes : shared + stage * kStageBytes;
+  }
+  static LGF_DEVICE char* columns_at(const Params& p, char* shared, int stage) {
+    return p.stretch ? shared + (kKept + stage) * Products::kOperandBytes
+                 : shared + stage * kStageBytes + Products::kOperandBytes;
+  }
 
   // Loads chunks ahead of the products.
   struct Loader {
     const Params& p;
     char* shared;
     Place at;
-    bool student;
-    int c0, stage;
+    bool student, new_row;
+    int c0, chunk, stage;
 
     LGF_DEVICE Loader(const Params& params, char* memory)
-        : p(params), shared(memory), at(params, block_index()), student(false), c0(0), stage(0) {}
+        : p(params), shared(memory), at(params), student(false), new_row(true), c0(0), chunk(0), stage(0) {}
 
     // Begins to load the next chunk, if there is one.
     LGF_DEVICE void next() {
       if (at.exists(p)) {
         const Tensor& f = student ? p.call.student : p.call.teacher;
-        char* operands = shared + stage * kStageBytes;
-        load(f, at.pair.row, operands);
-        load(f, at.pair.column, operands + Products::kOperandBytes);
-        stage = stage + 1 < kStages ? stage + 1 : 0;
+        if (new_row || !p.stretch) load(f, at.pair.row, rows_at(p, shared, chunk, stage));
+        load(f, at.pair.column, columns_at(p, shared, stage));
+        stage = stage + 1 < (p.stretch ? kColumnStages : kStages) ? stage + 1 : 0;
         advance(f.channels);
       }
       copy_commit();
@@ -128,11 +158,16 @@ struct Distances {
     }
 
     LGF_DEVICE void advance(int channels) {
+      ++chunk;
       c0 += Products::kChunk;
       if (c0 < channels) return;
       c0 = 0;
       student = !student;
-      if (!student) at.move(p);
+      if (student) return;
+      const int row = at.pair.row, b = at.b;
+      at.move(p);
+      chunk = 0;
+      new_row = at.pair.row != row || at.b != b;
     }
   };
 
@@ -141,12 +176,16 @@ struct Distances {
     for (int e = 0; e < Products::kNumbers; ++e) sums[e] = 0;
   }
 
-  static LGF_DEVICE void multiply(Loader& loader, char* shared, int step, T (&sums)[Products::kNumbers]) {
-    copy_wait<kStages - 2>();
+  static LGF_DEVICE void multiply(const Params& p, Loader& loader, char* shared, int chunk, int step,
+                                  T (&sums)[Products::kNumbers]) {
+    if (p.stretch)
+      copy_wait<(kKept ? kColumnStages : kStages) - 2>();
+    else
+      copy_wait<kStages - 2>();
     Products::publish();
     sync_block();  // this chunk is there, and the one before has been multiplied by all
-    const char* rows = shared + step % kStages * kStageBytes;
-    const char* columns = rows + Products::kOperandBytes;
+    const int stage = step % (p.stretch ? kColumnStages : kStages);
+    const char *rows = rows_at(p, shared, chunk, stage), *columns = columns_at(p, shared, stage);
     Products::template begin<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
     loader.next();
     Products::template end<Summed::along_rows, Summed::along_rows>(rows, columns, sums);

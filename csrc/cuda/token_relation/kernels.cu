@@ -55,8 +55,9 @@ void relation_distances(const DistancesCall& call) {
     const int tiles = tiles_of(call.video, Kernel::kTile);
     const int64_t of_a_video = places(call.rows, tiles), wanted = of_a_video * call.video.batch;
     const int64_t room = Kernel::kBlocksPerSm * multiprocessors(call.stream.device).count;
-    launch<Kernel>(wanted < room ? wanted : room, Kernel::kSharedBytes, call.stream.handle,
-                   {call, tiles, of_a_video, blocks_of(call.rows, tiles)});
+    const int64_t launched = wanted < room ? wanted : room;
+    launch<Kernel>(launched, Kernel::kSharedBytes, call.stream.handle,
+                   {call, tiles, of_a_video, blocks_of(call.rows, tiles), Kernel::stretch_of(call, wanted / launched)});
   });
 }
 

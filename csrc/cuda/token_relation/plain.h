@@ -8,6 +8,7 @@
 //     kChunk         of the dimension that is summed over, loaded and multiplied at a time
 //     kOperandBytes  of such a chunk of one operand in shared memory
 //     stages(n)      chunks of n operands that are being copied or multiplied
+//     kKept          chunks of a row's operands that `distances` keeps for several pairs; 0: none
 //     Number         type of the sums; Coefficient, type of what is stored and multiplied with features
 //     load           begins to load a chunk of an operand
 //     publish        makes what this thread has loaded, and has arrived, usable by others after a barrier
@@ -57,6 +58,7 @@ struct Plain {
   static constexpr int kPitch = kChunk + 1;  // of a row: neighbours in other banks
   static constexpr int kOperandBytes = kTile * kPitch * static_cast<int>(sizeof(T));
   static constexpr int stages(int) { return 2; }
+  static constexpr int kKept = 0;
 
   template <Summed kSummed>
   static LGF_DEVICE void load(const Matrix& m, char* operand) {

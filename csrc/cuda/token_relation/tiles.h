@@ -31,11 +31,11 @@ LGF_HOST_DEVICE int64_t places(Rows rows, int tiles) {
   return int64_t((couples + kGroup - 1) / kGroup) * kGroup * width;
 }
 
-// Returns the pair at a place; column = tiles where there is none.
-LGF_DEVICE Pair pair_at(int64_t place, Rows rows, int tiles) {
+// Returns the pair at a place, with `group` rows of places side by side; column = tiles where there is none.
+LGF_DEVICE Pair pair_at(int64_t place, Rows rows, int tiles, int group) {
   const int width = 2 * tiles - rows.first - rows.end + 1;
-  const int a = static_cast<int>(place / (kGroup * width)) * kGroup + static_cast<int>(place % kGroup);
-  const int step = static_cast<int>(place % (kGroup * width)) / kGroup;
+  const int a = static_cast<int>(place / (group * width)) * group + static_cast<int>(place % group);
+  const int step = static_cast<int>(place % (group * width)) / group;
   const int top = rows.first + a, bottom = rows.end - 1 - a;
   const bool upper = step < tiles - top, exists = top < bottom || (top == bottom && upper);
   const Pair pair = upper ? Pair{top, top + step} : Pair{bottom, bottom + step - (tiles - top)};

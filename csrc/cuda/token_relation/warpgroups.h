@@ -16,6 +16,7 @@ struct Warpgroups : HalfProducts<Half> {
   using Base::kChunk;
   using Base::kNumbers;
   static constexpr int stages(int operands) { return 12 / operands; }  // 192 KiB
+  static constexpr int kKept = 8;
 
   static LGF_DEVICE void publish() { fence_async_proxy(); }
 

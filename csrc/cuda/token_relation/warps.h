@@ -99,6 +99,7 @@ struct Warps : HalfProducts<Half> {
   using Base::kNumbers;
   // At most 96 KiB, which GPUs of sm_86 and sm_89 have too: one chunk is copied while one is multiplied.
   static constexpr int stages(int) { return 2; }
+  static constexpr int kKept = 0;
 
   static LGF_DEVICE void publish() {}
 
