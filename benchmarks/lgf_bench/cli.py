@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=float("inf"), metavar="M", help="begin no case after so many minutes")
     add("--compare", nargs=2, metavar=("A", "B"), help="B against A: folders or files of results")
     add(
-        "--model", default="CogVideoX-tiny", metavar="NAME",
-        help=f"of `step`: this small one, or a released one on a GPU, such as CogVideoX-5B, Wan2.1-T2V-1.3B {default}",
+        "--model", metavar="NAME",
+        help="of `step`: a released one on a GPU, such as CogVideoX-5B, Wan2.1-T2V-1.3B (default: the small CogVideoX-tiny)",
     )  # fmt: skip
     return parser
 
@@ -175,6 +175,12 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--compare is of operators and cases, not of the job {jobs[0]!r}.")
         if len(arguments.what) > 1:
             raise UserError(f"{jobs[0]!r} is a job of its own; name nothing else with it.")
+    if arguments.model and jobs != ["step"]:
+        raise UserError("--model is of the job 'step'; cases have sizes of their own, or those of --shapes.")
+    if arguments.providers and jobs == ["step"]:
+        raise UserError(
+            "'step' takes no --providers: it measures eager, compile and what the library chooses (LGF_BACKEND)."
+        )
     chosen_cases(arguments)
 
 

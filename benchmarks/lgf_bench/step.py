@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from diffusers.utils import logging
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lgf_kernels.core.registry import resolve
 
 from . import memory, released, results, timing
+from .checkout import commit
 from .families.base import Loss
 from .families.gram_flow import LgfKl
 from .measure import progress
@@ -75,17 +77,25 @@ def configs() -> dict[str, Config]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print, and keep the row in the folder that --out names."""
-    name, known = arguments.model, configs()
+    name, known = arguments.model or TINY, configs()
     if name not in known:
         raise UserError(f"--model is {name!r}; choose from {', '.join(known)}.")
     if name != TINY and arguments.device == "cpu":
         raise UserError(f"step --model {name} needs a GPU: add --device cuda. On a CPU, leave --model out.")
+    if arguments.resume and _is_kept(name, arguments.out / results.STEP):
+        print(f"{name}: measured before, at this commit")
+        return
     row = measured(name, known[name], arguments.device, arguments.rounds)
     row |= counted(*((PAPER, known[PAPER]) if name == TINY else (name, known[name])))
     row |= results.provenance(arguments.device) | {"clock": arguments.clock}
     print(of_step(row, TERMINAL))
     if arguments.out:
         results.append(arguments.out / results.STEP, [row])
+
+
+def _is_kept(name: str, file: Path) -> bool:
+    here = commit()
+    return any((row.get("model"), row["commit"]) == (name, here) for row in results.read(file))
 
 
 class Training:

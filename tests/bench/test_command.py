@@ -326,6 +326,8 @@ def test_first_calls_compile_into_an_empty_folder(monkeypatch):
         (["sweeps", "step"], "job"),
         (["step", "--model", "CogVideoX-5B"], "GPU"),
         (["step", "--model", "CogVideoX-6B"], "CogVideoX-5B"),
+        (["small-lgf", "--model", "CogVideoX-5B"], "'step'"),
+        (["step", "--providers", "eager"], "--providers"),
         (["--device", "gpu"], "cpu, cuda"),
         (["--device", "cuda:x"], "cpu, cuda"),
         (["--device", "cuda:"], "cpu, cuda"),

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from lgf_bench import memory, released, step, table
+from lgf_bench import checkout, cli, memory, released, results, step, table
 from lgf_bench.providers import provider
 from lgf_trainer.generators.base import Generator
 from lgf_trainer.runtime.recipe import build
@@ -120,6 +120,20 @@ def test_models_of_the_command():
     config = step.configs()["Wan2.1-T2V-1.3B"]
     assert config.grid == (21, 30, 52) and config.recipe.model.rank == 256 and config.recipe.alignment.block == 17
     assert config.loss_case("cpu").shape == (1, 81, 30, 52, 256)
+
+
+def test_a_model_measured_at_this_commit_is_not_measured_again(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(step, "measured", refuse)
+    words = ["step", "--out", str(tmp_path), "--resume"]
+    results.append(tmp_path / results.STEP, [{"model": step.TINY, "commit": "another"}])
+    with pytest.raises(AssertionError, match="measured"):
+        cli.main(words)
+    results.append(tmp_path / results.STEP, [{"model": step.TINY, "commit": checkout.commit()}])
+    assert cli.main(words) == 0
+    assert f"{step.TINY}: measured before" in capsys.readouterr().out
 
 
 def test_what_is_said():
