@@ -36,8 +36,9 @@ from .table import TERMINAL, of_step
 
 #: The model for CPUs, and the one whose step is counted beside it.
 TINY, PAPER = "CogVideoX-tiny", "CogVideoX-5B"
-TINY_CONFIG = {"num_attention_heads": 4, "num_layers": 4, "sample_height": 32, "sample_width": 48, "sample_frames": 17} | {
-    "text_embed_dim": 64, "max_text_seq_length": 16
+TINY_CONFIG = {
+    "num_attention_heads": 4, "num_layers": 4, "sample_height": 32, "sample_width": 48, "sample_frames": 17,
+    "text_embed_dim": 64, "max_text_seq_length": 16,
 }  # fmt: skip
 TINY_RECIPE = {
     "model": {"dtype": "float32", "rank": 16, "gradient_checkpointing": False},

@@ -106,6 +106,11 @@ def test_counted_products_of_a_step():
     assert two["counted_loss_flop"] == small("cogvideox").loss_case("cpu").work()["both"].flop
 
 
+@pytest.mark.parametrize("family", SMALL)
+def test_a_step_of_every_family_is_counted_without_memory(family):
+    assert step.counted("small", small(family))["counted_step_flop"] > 0
+
+
 def test_random_weights_have_the_types_of_loaded_ones():
     training = step.Training(step.Config(small("wan").generator, build(RECIPE | {"model": {"rank": 4}})), "cpu")
     kept = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "lora")

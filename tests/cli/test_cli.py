@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from lgf_cli import completion
-from lgf_cli.main import COMMANDS
+from lgf_cli.main import COMMANDS, run
 
 WITHOUT_TORCH = """
 import sys
@@ -45,6 +45,17 @@ def test_a_reader_that_leaves_is_one_line():
     done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True)
     os.close(written)
     assert done.returncode == 1 and done.stderr == "lgf train: what it prints is no longer read\n"
+
+
+def test_another_broken_pipe_is_not_taken_for_that(monkeypatch):
+    """Such as that of a worker which died."""
+
+    def broken(_arguments):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(completion, "main", broken, raising=False)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        run("lgf", "lgf_cli.completion", [], "")
 
 
 def completed(*words):

@@ -10,7 +10,7 @@ READ = "  // this chunk is there, and the one before has been multiplied by all"
 MISTAKES = {
     "no barrier around a chunk, distances": ("distances.h", f"sync_block();{READ}", ""),
     "no barrier around a chunk, products": ("products.h", f"sync_block();{READ}", ""),
-    "a chunk is not waited for, distances": ("distances.h", "kColumnStages : kStages) - 2>()", "kColumnStages : kStages) - 1>()"),
+    "a chunk is not waited for, distances": ("distances.h", "copy_wait<kColumnStages - 2>()", "copy_wait<kColumnStages - 1>()"),
     "a row is kept too long": ("distances.h", "at.pair.row != row || at.b != b;", "row < 0 || b < 0;"),
     "a row's chunk is replaced before it has been multiplied": (
         "distances.h", "|| chunks < kColumnStages) return 0;", ") return 0;"),

@@ -14,6 +14,10 @@ ISSUED = {
     "products": {"chunk": 435, "tile": 900},
     "norms": {"chunk": 60, "tile": 100},
 }
+#: Hopper's kernel of distances keeps so many chunks of a row, and has so many of columns on their way.
+KEPT, COLUMN_STAGES = 8, 4
+#: Rows of tiles side by side where no row is kept.
+GROUP = 4
 
 
 class Shape(NamedTuple):
@@ -34,12 +38,6 @@ class Shape(NamedTuple):
 def wgmma_operands(rows: int, columns: int, depth: int) -> int:
     """Return the bytes of shared memory that rows x columns products read: 64 x 128 at a time."""
     return rows // 64 * (columns + -(-columns // 128) * 64) * depth * HALF
-
-
-#: Hopper's kernel of distances keeps so many chunks of a row, and has so many of columns on their way.
-KEPT, COLUMN_STAGES = 8, 4
-#: Rows of tiles side by side where no row is kept.
-GROUP = 4
 
 
 def rows_copied(tiles: int, videos: int, chunks: int, sms: int) -> list[int]:
@@ -76,21 +74,17 @@ def kernels(name: str, shape: Shape, gpu: Ceilings, tile: int, chunk: int, depth
     counted = name == "CUDA"  # instructions, of Triton's kernels not
     pairs, steps = B * tiles * (tiles + 1) // 2, -(-C // chunk) + -(-D // chunk)
     coefficients = pairs * tile * tile * HALF
-    rows, last = pairs, shape.tokens - (tiles - 1) * tile  # copied with their columns; tokens of the last tile
-    read = (tiles + 1) * both
-    if counted:
-        copied = rows_copied(tiles, B, steps, gpu.sms)
-        rows = len(copied)
-        by_rows = sum(last if row == tiles - 1 else tile for row in copied)
-        by_columns = B * sum((column + 1) * (last if column == tiles - 1 else tile) for column in range(tiles))
-        read = (by_rows + by_columns) * (C + D) * HALF
+    copied = rows_copied(tiles, B, counted * steps, gpu.sms)  # Triton keeps none
+    tokens_of = [tile] * (tiles - 1) + [shape.tokens - (tiles - 1) * tile]
+    by_columns = B * sum((column + 1) * tokens for column, tokens in enumerate(tokens_of))
+    read = (sum(tokens_of[row] for row in copied) + by_columns) * (C + D) * HALF
     distances = Work(
         f"{name} distances",  # counted as one block for each pair of tiles
         pairs,
         1,
         wgmma=pairs * steps * tile * tile * chunk,
         l2=read,
-        shared=steps * ((pairs + rows) * tile * chunk * HALF + pairs * wgmma_operands(tile, tile, chunk)),
+        shared=steps * ((pairs + len(copied)) * tile * chunk * HALF + pairs * wgmma_operands(tile, tile, chunk)),
         memory=both + coefficients,
         instructions=counted * pairs * 8 * (steps * ISSUED["distances"]["chunk"] + ISSUED["distances"]["tile"]),
         waits=0 if name == "CUDA" else 2,  # with the features of the next pair on their way there are none

@@ -31,7 +31,7 @@ struct Distances {
   static constexpr int kStages = Products::stages(2), kStageBytes = 2 * Products::kOperandBytes;
   static constexpr int kPipelineBytes = (kStages * kStageBytes + 15) / 16 * 16;
   // Of this memory, in stretches: chunks of the row's features, and stages of the columns'.
-  static constexpr int kKept = Products::kKept, kColumnStages = 2 * kStages - kKept;
+  static constexpr int kKept = Products::kKept, kColumnStages = kKept ? 2 * kStages - kKept : kStages;
   // Facts of the tokens of the row and then of the column: norms of student, teacher and coefficients, and frames.
   static constexpr int kTokens = 2 * kTile, kNorms = 3 * kTokens;
   static constexpr int kSharedBytes =
@@ -39,7 +39,7 @@ struct Distances {
 
   static LGF_DEVICE void run(const Params& p, char* shared) {
     Loader loader(p, shared);
-    for (int stage = 0; stage < (p.stretch ? kColumnStages : kStages) - 1; ++stage) loader.next();
+    for (int stage = 0; stage < stages(p) - 1; ++stage) loader.next();
     int step = 0;
     for (Place at(p); at.exists(p); at.move(p)) {
       const TileSpan rows(p.call.video, at.pair.row, kTile), columns(p.call.video, at.pair.column, kTile);
@@ -68,8 +68,8 @@ struct Distances {
     }
   }
 
-  // Returns the logarithm of the places that a block takes in a row. Stretches must be many enough to keep all blocks busy alike, and
-  // the chunks of a pair as many as are on their way, so that a row's chunk is not replaced before it has been multiplied.
+  // Returns the logarithm of the places that a block takes in a row. Stretches must be many enough to keep all blocks busy alike,
+  // and the chunks of a pair as many as are on their way, so that a row's chunk is not replaced before it has been multiplied.
   static int stretch_of(const DistancesCall& call, int64_t places_of_a_block) {
     const auto chunks_of = [](const Tensor& f) { return (f.channels + Products::kChunk - 1) / Products::kChunk; };
     const int chunks = chunks_of(call.student) + chunks_of(call.teacher);
@@ -116,6 +116,8 @@ struct Distances {
     }
   };
 
+  static LGF_DEVICE int stages(const Params& p) { return p.stretch ? kColumnStages : kStages; }
+
   // Where the operands of a chunk lie: number `chunk` of its pair and `stage` of all, modulo the stages.
   static LGF_DEVICE char* rows_at(const Params& p, char* shared, int chunk, int stage) {
     return p.stretch ? shared + chunk * Products::kOperandBytes : shared + stage * kStageBytes;
@@ -142,7 +144,7 @@ struct Distances {
         const Tensor& f = student ? p.call.student : p.call.teacher;
         if (new_row || !p.stretch) load(f, at.pair.row, rows_at(p, shared, chunk, stage));
         load(f, at.pair.column, columns_at(p, shared, stage));
-        stage = stage + 1 < (p.stretch ? kColumnStages : kStages) ? stage + 1 : 0;
+        stage = stage + 1 < stages(p) ? stage + 1 : 0;
         advance(f.channels);
       }
       copy_commit();
@@ -179,12 +181,12 @@ struct Distances {
   static LGF_DEVICE void multiply(const Params& p, Loader& loader, char* shared, int chunk, int step,
                                   T (&sums)[Products::kNumbers]) {
     if (p.stretch)
-      copy_wait<(kKept ? kColumnStages : kStages) - 2>();
+      copy_wait<kColumnStages - 2>();
     else
       copy_wait<kStages - 2>();
     Products::publish();
     sync_block();  // this chunk is there, and the one before has been multiplied by all
-    const int stage = step % (p.stretch ? kColumnStages : kStages);
+    const int stage = step % stages(p);
     const char *rows = rows_at(p, shared, chunk, stage), *columns = columns_at(p, shared, stage);
     Products::template begin<Summed::along_rows, Summed::along_rows>(rows, columns, sums);
     loader.next();
